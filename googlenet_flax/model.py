@@ -1,0 +1,313 @@
+"""Table 1 of the paper, the originals that refine it, and the loop that builds them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from googlenet_flax import ops
+from googlenet_flax.layers import (
+    AuxClassifier,
+    BatchNorm,
+    ConvBlock,
+    Dropout,
+    Inception,
+    InceptionWidths,
+)
+
+# Szegedy et al. 2015, "Going deeper with convolutions", arXiv 1409.4842, Table 1.
+# #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
+INCEPTIONS: Mapping[str, InceptionWidths] = {
+    "inception_3a": InceptionWidths(64, 96, 128, 16, 32, 32),
+    "inception_3b": InceptionWidths(128, 128, 192, 32, 96, 64),
+    "inception_4a": InceptionWidths(192, 96, 208, 16, 48, 64),
+    "inception_4b": InceptionWidths(160, 112, 224, 24, 64, 64),
+    "inception_4c": InceptionWidths(128, 128, 256, 24, 64, 64),
+    "inception_4d": InceptionWidths(112, 144, 288, 32, 64, 64),
+    "inception_4e": InceptionWidths(256, 160, 320, 32, 128, 128),
+    "inception_5a": InceptionWidths(256, 160, 320, 32, 128, 128),
+    "inception_5b": InceptionWidths(384, 192, 384, 48, 128, 128),
+}
+CONV1_FEATURES = 64
+CONV2_REDUCE_FEATURES = 64
+CONV2_FEATURES = 192
+AUX_PROJ_FEATURES = 128  # Section 5, like the three below.
+AUX_FC_FEATURES = 1024
+AUX_DROPOUT_RATE = 0.7
+AUX_POOL_BINS = 4
+AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
+
+MIN_IMAGE_SIZE = 80  # Below this the maps of 4a and 4d are smaller than 5x5.
+
+
+def _pool_5x5(x: jax.Array, *, round_up: bool) -> jax.Array:
+    windows = partial(ops.sliding_windows, window=5, stride=3, round_up=round_up)
+    return ops.average_windows(x, windows(x.shape[1]), windows(x.shape[2]))
+
+
+def _pool_to_4x4(x: jax.Array) -> jax.Array:
+    rows, columns = (ops.adaptive_windows(n, AUX_POOL_BINS) for n in x.shape[1:3])
+    return ops.average_windows(x, rows, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What one original adds to Table 1, which leaves padding, norm and start open."""
+
+    conv1_padding: str | ops.Padding2D
+    pool_padding: ops.PoolPadding
+    pool_5a_window: int  # Side of the max pool in front of inception_5a, in pixels.
+    kernel_5x5: int
+    local_response_norm: bool
+    batch_norm: bool
+    aux_pool: Callable[[jax.Array], jax.Array]
+    kernel_init: nn.initializers.Initializer
+    bias: float  # Start value of the biases of conv1 and of the inception blocks.
+    conv2_bias: float
+    aux_bias: tuple[float, float]  # Of `proj` and `fc`.
+    dropout_rate: float  # In front of the main classifier.
+
+
+VARIANTS: Mapping[str, Variant] = {
+    # The Keras tutorial this project started from; it has no norm.
+    "seed": Variant(
+        conv1_padding="SAME",
+        pool_padding="SAME",
+        pool_5a_window=3,
+        kernel_5x5=5,
+        local_response_norm=False,
+        batch_norm=False,
+        aux_pool=partial(_pool_5x5, round_up=False),
+        kernel_init=nn.initializers.glorot_uniform(),
+        bias=0.2,
+        conv2_bias=0.0,
+        aux_bias=(0.0, 0.0),
+        dropout_rate=0.4,
+    ),
+    # BVLC/caffe models/bvlc_googlenet/train_val.prototxt. Caffe's "xavier" is uniform with
+    # variance 1 / fan_in, not Glorot's 2 / (fan_in + fan_out).
+    "paper": Variant(
+        conv1_padding=((3, 3), (3, 3)),
+        pool_padding="CEIL",
+        pool_5a_window=3,
+        kernel_5x5=5,
+        local_response_norm=True,
+        batch_norm=False,
+        aux_pool=partial(_pool_5x5, round_up=True),
+        kernel_init=nn.initializers.lecun_uniform(),
+        bias=0.2,
+        conv2_bias=0.2,
+        aux_bias=(0.2, 0.2),
+        dropout_rate=0.4,
+    ),
+    # Ours, for accuracy: the seed with batch norm on every convolution.
+    "bn": Variant(
+        conv1_padding="SAME",
+        pool_padding="SAME",
+        pool_5a_window=3,
+        kernel_5x5=5,
+        local_response_norm=False,
+        batch_norm=True,
+        aux_pool=_pool_to_4x4,
+        kernel_init=nn.initializers.he_normal(),
+        bias=0.0,
+        conv2_bias=0.0,
+        aux_bias=(0.0, 0.0),
+        dropout_rate=0.4,
+    ),
+    # pytorch/vision torchvision/models/googlenet.py, with its 3x3 for 5x5.
+    "torchvision": Variant(
+        conv1_padding=((3, 3), (3, 3)),
+        pool_padding="CEIL",
+        pool_5a_window=2,
+        kernel_5x5=3,
+        local_response_norm=False,
+        batch_norm=True,
+        aux_pool=_pool_to_4x4,
+        kernel_init=nn.initializers.truncated_normal(stddev=0.01),
+        bias=0.0,
+        conv2_bias=0.0,
+        aux_bias=(0.0, 0.0),
+        dropout_rate=0.2,
+    ),
+}
+
+
+@flax.struct.dataclass
+class GoogLeNetOutput:
+    """Logits before softmax, float32 `[B, num_classes]`; None for a head not built."""
+
+    logits: jax.Array
+    aux_4a: jax.Array | None
+    aux_4d: jax.Array | None
+
+
+class GoogLeNet(nn.Module):
+    """Szegedy et al. 2015, Table 1 and section 5, with two auxiliary classifiers.
+
+    Use `create_model` to build one by the name of its variant.
+    """
+
+    num_classes: int
+    variant: Variant
+    aux_heads: bool = True
+    dtype: jnp.dtype = jnp.dtype("float32")  # Of activations; parameters are float32.
+    axis_name: str | None = None  # Batch norm averages over this mapped axis too.
+    width_multiplier: float = 1.0  # Scales every channel count; 1 is the paper.
+    inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
+        default_factory=lambda: INCEPTIONS
+    )
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        example_ids: jax.Array | None = None,
+    ) -> GoogLeNetOutput:
+        """Classifies a batch.
+
+        Args:
+          images: float `[B, H, W, 3]`, preprocessed as the variant's original expects;
+            `H` and `W` at least `MIN_IMAGE_SIZE`.
+          train: Drop units and normalise with the batch's own statistics. Needs the
+            `"dropout"` rng and, with batch norm, `mutable=["batch_stats"]`.
+          example_ids: int `[B]`; an example's dropout mask depends on the rng and its id
+            alone. Default: the position in the batch.
+
+        Raises:
+          ValueError: The images are not `[B, H, W, 3]` or too small.
+        """
+        _check_images(images)
+        if example_ids is None:
+            example_ids = jnp.arange(images.shape[0])
+        variant = self.variant
+        conv, dense = self._bind_layers(train=train)
+        pool = partial(ops.max_pool, stride=2, padding=variant.pool_padding)
+        normalise = ops.local_response_norm if variant.local_response_norm else lambda x: x
+        bias = nn.initializers.constant(variant.bias)
+        conv2_bias = nn.initializers.constant(variant.conv2_bias)
+
+        x = images.astype(self.dtype)
+        x = conv(
+            self._width(CONV1_FEATURES),
+            7,
+            stride=2,
+            padding=variant.conv1_padding,
+            bias_init=bias,
+            name="conv1",
+        )(x)  # [B, H/2, W/2, 64]
+        x = normalise(pool(x, window=3))  # [B, H/4, W/4, 64]
+        conv2 = partial(conv, bias_init=conv2_bias)
+        x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
+        x = conv2(self._width(CONV2_FEATURES), 3, name="conv2")(x)
+        x = pool(normalise(x), window=3)  # [B, H/8, W/8, 192]
+
+        aux = {}
+        pool_windows = {"inception_4a": 3, "inception_5a": variant.pool_5a_window}
+        for name, widths in self.inceptions.items():
+            if name in pool_windows:
+                x = pool(x, window=pool_windows[name])
+            x = Inception(
+                InceptionWidths(*map(self._width, widths)),
+                conv=partial(conv, bias_init=bias),
+                kernel_5x5=variant.kernel_5x5,
+                name=name,
+            )(x)
+            if self.aux_heads and name in AUX_TAPS:
+                head = self._aux_classifier(AUX_TAPS[name], conv, dense)
+                aux[AUX_TAPS[name]] = head(x, example_ids, train=train)
+
+        x = jnp.mean(x, axis=(1, 2))  # [B, 1024]
+        x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        logits = dense(self.num_classes, dtype=x.dtype, name="classifier")(x)
+        return GoogLeNetOutput(logits, aux.get("aux_4a"), aux.get("aux_4d"))
+
+    def _width(self, features: int) -> int:
+        return max(1, round(features * self.width_multiplier))
+
+    def _bind_layers(self, *, train: bool) -> tuple[partial, partial]:
+        """ConvBlock and Dense with all that this variant's layers share."""
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,  # torch counts the other way round: its 0.1.
+            epsilon=1e-3,
+            axis_name=self.axis_name,
+        )
+        conv = partial(
+            ConvBlock,
+            norm=norm if self.variant.batch_norm else None,
+            kernel_init=self.variant.kernel_init,
+            dtype=self.dtype,
+        )
+        dense = partial(nn.Dense, kernel_init=self.variant.kernel_init, dtype=self.dtype)
+        return conv, dense
+
+    def _aux_classifier(self, name: str, conv: partial, dense: partial) -> nn.Module:
+        proj_bias, fc_bias = self.variant.aux_bias
+        return AuxClassifier(
+            num_classes=self.num_classes,
+            proj_features=self._width(AUX_PROJ_FEATURES),
+            fc_features=self._width(AUX_FC_FEATURES),
+            dropout_rate=AUX_DROPOUT_RATE,
+            pool=self.variant.aux_pool,
+            conv=partial(conv, bias_init=nn.initializers.constant(proj_bias)),
+            dense=dense,
+            fc_bias_init=nn.initializers.constant(fc_bias),
+            name=name,
+        )
+
+
+def _check_images(images: jax.Array) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [B, H, W, 3], got {list(images.shape)}")
+    if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"images are {images.shape[1]}x{images.shape[2]} pixels; the auxiliary heads "
+            f"need at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}: resize them first"
+        )
+
+
+def create_model(
+    variant: str,
+    *,
+    num_classes: int,
+    aux_heads: bool = True,
+    dtype: str | jnp.dtype = "float32",
+    axis_name: str | None = None,
+    width_multiplier: float = 1.0,
+) -> GoogLeNet:
+    """Builds GoogLeNet as one of its originals computes it.
+
+    Args:
+      variant: `"seed"` (the Keras tutorial), `"paper"` (Caffe's bvlc_googlenet), `"bn"`
+        (the seed with batch norm) or `"torchvision"`.
+      num_classes: Classes of the main and auxiliary classifiers.
+      aux_heads: Build the heads on 4a and 4d (section 5).
+      dtype: Of activations, `"float32"` or `"bfloat16"`; parameters, statistics and
+        logits are float32.
+      axis_name: Mapped axis whose devices share batch norm statistics in training.
+      width_multiplier: Scales every channel count but the classes; 1 is the paper.
+
+    Raises:
+      ValueError: No variant has that name.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}"
+        )
+    return GoogLeNet(
+        num_classes=num_classes,
+        variant=VARIANTS[variant],
+        aux_heads=aux_heads,
+        dtype=jnp.dtype(dtype),
+        axis_name=axis_name,
+        width_multiplier=width_multiplier,
+    )

@@ -1,0 +1,265 @@
+"""Pooling and normalisation arithmetic, with gradients of our own where they pay.
+
+Every function works on images `[B, H, W, C]` and knows nothing of Flax.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PoolPadding = Literal["SAME", "CEIL"]
+Padding2D = tuple[tuple[int, int], tuple[int, int]]
+Windows = Sequence[tuple[int, int]]
+
+
+def max_pool(x: jax.Array, *, window: int, stride: int, padding: PoolPadding) -> jax.Array:
+    """Maximum over square windows.
+
+    Args:
+      x: `[B, H, W, C]`.
+      window: Side of the window in pixels.
+      stride: Step between windows in pixels.
+      padding: `"SAME"` as in TensorFlow and Keras (output `ceil(H / stride)`, padding on
+        both sides); `"CEIL"` as in Caffe and torch's `ceil_mode` (no padding before,
+        the last window may reach over the edge).
+
+    Returns:
+      `[B, H', W', C]` in the dtype of `x`.
+    """
+    _, height, width, _ = x.shape
+    pads = (
+        _pool_padding(height, window, stride, padding),
+        _pool_padding(width, window, stride, padding),
+    )
+    return _max_pool(x, window, stride, pads)
+
+
+def _pool_padding(
+    size: int, window: int, stride: int, padding: PoolPadding
+) -> tuple[int, int]:
+    if padding == "SAME":
+        total = max((-(-size // stride) - 1) * stride + window - size, 0)
+        return total // 2, total - total // 2
+    last_start = -(-max(size - window, 0) // stride) * stride
+    return 0, max(last_start + window - size, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: jax.Array, window: int, stride: int, pads: Padding2D) -> jax.Array:
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1, window, window, 1),
+        window_strides=(1, stride, stride, 1),
+        padding=((0, 0), *pads, (0, 0)),
+    )
+
+
+def _max_pool_forward(x, window, stride, pads):
+    """Also returns which cell of each window won, one byte per output.
+
+    Stock XLA finds the winner again in the backward pass with four index planes and a
+    scatter; this byte turns the gradient into a gather. Ties go to the first cell in
+    row-major order, as in XLA's `select_and_scatter`.
+    """
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
+
+    def cell(index):
+        row, column = divmod(index, window)
+        return padded[
+            :,
+            row : row + (height - 1) * stride + 1 : stride,
+            column : column + (width - 1) * stride + 1 : stride,
+        ]
+
+    best = cell(0)
+    winner = jnp.zeros(best.shape, jnp.uint8)
+    for index in range(1, window * window):
+        candidate = cell(index)
+        winner = jnp.where(candidate > best, jnp.uint8(index), winner)
+        best = jnp.maximum(best, candidate)  # Unlike `where`, lets a NaN through.
+    return best, (winner, x.shape)
+
+
+def _max_pool_backward(window, stride, pads, residuals, grad):
+    winner, (_, height, width, _) = residuals
+    no_winner = np.uint8(window * window)
+    low_high = [
+        # Cell `k` of the window at `i` is input row `i * stride + k - low`; reading that
+        # backwards, each input row gathers from `window` rows of the dilated gradient.
+        (window - 1 - low, size + low - 1 - (out - 1) * stride)
+        for (low, _), size, out in zip(pads, (height, width), grad.shape[1:3], strict=True)
+    ]
+    spread = ((0, 0, 0), *((lo, hi, stride - 1) for lo, hi in low_high), (0, 0, 0))
+    grad = jax.lax.pad(grad, jnp.zeros((), grad.dtype), spread)
+    winner = jax.lax.pad(winner, no_winner, spread)
+
+    total = None
+    for index in range(window * window):
+        row, column = divmod(index, window)
+        rows = slice(window - 1 - row, window - 1 - row + height)
+        columns = slice(window - 1 - column, window - 1 - column + width)
+        share = jnp.where(winner[:, rows, columns] == index, grad[:, rows, columns], 0)
+        total = share if total is None else total + share
+    return (total,)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
+    """Mean over a grid of windows, as one small matrix product per axis.
+
+    Args:
+      x: `[B, H, W, C]`.
+      rows: The `(start, stop)` rows of each output row.
+      columns: The `(start, stop)` columns of each output column.
+
+    Returns:
+      `[B, len(rows), len(columns), C]` in the dtype of `x`.
+    """
+    return jnp.einsum(
+        "rh,sw,bhwc->brsc",
+        _averaging_matrix(rows, x.shape[1]),
+        _averaging_matrix(columns, x.shape[2]),
+        _at_least_float32(x),
+        precision=jax.lax.Precision.HIGHEST,
+    ).astype(x.dtype)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _averaging_matrix(windows: Windows, size: int) -> np.ndarray:
+    matrix = np.zeros((len(windows), size), np.float32)
+    for row, (start, stop) in zip(matrix, windows, strict=True):
+        row[start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def sliding_windows(
+    size: int, *, window: int, stride: int, round_up: bool
+) -> list[tuple[int, int]]:
+    """Windows of a strided pool without padding, as `(start, stop)` pairs.
+
+    `round_up` adds the last, clipped window that Caffe makes when `stride` does not
+    divide; its mean is over the pixels that exist, as in Caffe.
+    """
+    span = size - window
+    count = (-(-span // stride) if round_up else span // stride) + 1
+    return [(i * stride, min(i * stride + window, size)) for i in range(count)]
+
+
+def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
+    """Windows of torch's adaptive average pool: `bins` of them, overlapping if need be."""
+    return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+
+
+def local_response_norm(
+    x: jax.Array,
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+) -> jax.Array:
+    """Divides each channel by the energy of its neighbours.
+
+    `x / (k + alpha / size * sum of squares over size channels) ** beta`, computed in
+    float32. Defaults: Caffe's `bvlc_googlenet` (alpha is divided by the size there too);
+    the operation is from Krizhevsky et al. 2012, section 3.3.
+
+    Args:
+      x: `[B, H, W, C]`.
+      size: Channels in a window, centred on the channel normalised; odd.
+      alpha: Weight of the mean square.
+      beta: Exponent.
+      k: Constant added to the energy.
+
+    Returns:
+      `[B, H, W, C]` in the dtype of `x`.
+    """
+    channels = x.shape[-1]
+    half = size // 2
+    wide = _at_least_float32(x)
+    squares = jnp.pad(jnp.square(wide), ((0, 0), (0, 0), (0, 0), (half, half)))
+    energy = sum(squares[..., i : i + channels] for i in range(size))
+    return (wide * (k + alpha / size * energy) ** -beta).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises each channel over the batch and all its pixels.
+
+    Over the *global* batch where `axis_name` is a mapped axis: every sum is taken per
+    example, gathered, and added up in the order of the examples. So statistics and
+    gradients do not depend on how many devices share the batch, not even in their last
+    bit; a deep network with batch norm would magnify that bit to a visible difference.
+
+    Args:
+      x: `[b, H, W, C]`.
+      scale: `[C]`.
+      bias: `[C]`.
+      epsilon: Added to the variance.
+      axis_name: Mapped axis over which the batch is spread, or None.
+
+    Returns:
+      The normalised `x` in its own dtype, and the mean and the (biased) variance of the
+      global batch, `[C]`, through which no gradient flows. The gradients of `scale` and
+      `bias` are meant to be averaged (or summed) over `axis_name`, as every step does.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _batch_norm_forward(x, scale, bias, epsilon, axis_name):
+    wide = _at_least_float32(x)
+    mean = _global_mean(wide, axis_name)
+    var = _global_mean(jnp.square(wide - mean), axis_name)
+    inverse_std = jax.lax.rsqrt(var + epsilon)
+    y = (wide - mean) * (inverse_std * scale) + bias
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse_std, scale)
+
+
+def _batch_norm_backward(epsilon, axis_name, residuals, grads):
+    x, mean, inverse_std, scale = residuals
+    grad = _at_least_float32(grads[0])
+    normalised = (_at_least_float32(x) - mean) * inverse_std
+    grad_mean = _global_mean(grad, axis_name)
+    slope_mean = _global_mean(grad * normalised, axis_name)
+    x_grad = (grad - grad_mean - normalised * slope_mean) * (inverse_std * scale)
+    # Each device's even share of the global sums: what a mean over the devices needs.
+    share = x.size // x.shape[-1]
+    return x_grad.astype(x.dtype), slope_mean * share, grad_mean * share
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _global_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Mean `[C]` of `[b, H, W, C]` over all devices, added up example by example."""
+    batch, height, width, channels = x.shape
+    pixels = x.reshape(batch, height * width, channels)
+    # NOTE: a matrix product and not a sum: XLA orders the terms of a sum by the size of
+    # the whole array, and merges it with the next one.
+    examples = jnp.einsum(
+        "p,bpc->bc",
+        jnp.ones(height * width, x.dtype),
+        pixels,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    if axis_name is not None:
+        examples = jax.lax.all_gather(examples, axis_name, tiled=True)
+    return jnp.sum(examples, axis=0) / (examples.shape[0] * height * width)

@@ -1,0 +1,106 @@
+"""Four CPU devices, so that collectives are tested on a laptop, and small stand-ins."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from googlenet_flax.data import cifar
+from googlenet_flax.layers import InceptionWidths
+from googlenet_flax.model import VARIANTS, GoogLeNet
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+# Only the blocks that the heads and the last pool hang on.
+SMALL_INCEPTIONS = {
+    "inception_4a": InceptionWidths(16, 12, 16, 8, 16, 16),
+    "inception_4d": InceptionWidths(16, 12, 16, 8, 16, 16),
+    "inception_5a": InceptionWidths(16, 12, 16, 8, 16, 16),
+}
+
+
+def small_googlenet(variant: str, **fields) -> GoogLeNet:
+    """A GoogLeNet of three narrow blocks that compiles in seconds."""
+    fields = {"num_classes": 10, "width_multiplier": 0.25, **fields}
+    return GoogLeNet(variant=VARIANTS[variant], inceptions=SMALL_INCEPTIONS, **fields)
+
+
+def numpy_variables(model: GoogLeNet, size: int = 80):
+    """Variables in the ranges of a real start, without compiling sixty generators."""
+    shapes = jax.eval_shape(
+        lambda rng: model.init(rng, jnp.zeros((1, size, size, 3)), train=False),
+        jax.random.key(0),
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return rng.normal(scale=deviation, size=leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, {"bias": 0.1, "mean": 0.0}.get(name, 1.0), np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def cifar_archive_bytes(archive: cifar.Archive, examples_per_file: int) -> bytes:
+    """A tar.gz in the official layout with random images and labels."""
+    rng = np.random.default_rng(0)
+    num_labels = len(archive.label_files)
+    files = {
+        name: rng.integers(0, 256, (examples_per_file, num_labels + 3072), dtype=np.uint8)
+        for names in archive.files.values()
+        for name in names
+    }
+    for records in files.values():
+        records[:, :num_labels] = np.arange(examples_per_file)[:, None] % 10
+    contents = {name: records.tobytes() for name, records in files.items()}
+    for feature, name in archive.label_files.items():
+        number = {"coarse_label": 20, "label": 10}[feature]
+        if archive is cifar.CIFAR100 and feature == "label":
+            number = 100
+        names = "".join(f"{feature}_{i}\n" for i in range(number))
+        contents[name] = (names + "\n").encode()  # The official file ends so.
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(f"{archive.folder}/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def small_cifar10(monkeypatch, tmp_path):
+    """A data_dir that holds a hand-placed archive of 100 + 20 images."""
+    data = cifar_archive_bytes(cifar.CIFAR10, examples_per_file=20)
+    _use_archive(monkeypatch, cifar.Cifar10, cifar.CIFAR10, data)
+    (tmp_path / cifar.CIFAR10.file_name).write_bytes(data)
+    return tmp_path
+
+
+@pytest.fixture
+def small_cifar100(monkeypatch, tmp_path):
+    """The same for CIFAR-100, 50 + 50 images."""
+    data = cifar_archive_bytes(cifar.CIFAR100, examples_per_file=50)
+    _use_archive(monkeypatch, cifar.Cifar100, cifar.CIFAR100, data)
+    (tmp_path / cifar.CIFAR100.file_name).write_bytes(data)
+    return tmp_path
+
+
+def _use_archive(monkeypatch, builder_class, archive, data: bytes) -> None:
+    small = dataclasses.replace(
+        archive, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+    monkeypatch.setattr(builder_class, "ARCHIVE", small)

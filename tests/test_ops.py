@@ -1,0 +1,164 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_flax import ops
+
+
+def stock_max_pool(x, window, stride, pads):
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(3, 9),
+    width=st.integers(3, 9),
+    window=st.integers(2, 3),
+    stride=st.integers(1, 3),
+    padding=st.sampled_from(["SAME", "CEIL"]),
+    seed=st.integers(0, 1000),
+)
+def test_max_pool_equals_xla_ties_included(height, width, window, stride, padding, seed):
+    rng = np.random.default_rng(seed)
+    # Small integers: nearly every window holds a tie.
+    x = jnp.asarray(rng.integers(-2, 2, (2, height, width, 3)), jnp.float32)
+    pads = tuple(
+        ops._pool_padding(size, window, stride, padding) for size in (height, width)
+    )
+    ours, our_vjp = jax.vjp(
+        lambda x: ops.max_pool(x, window=window, stride=stride, padding=padding), x
+    )
+    stock, stock_vjp = jax.vjp(lambda x: stock_max_pool(x, window, stride, pads), x)
+    np.testing.assert_array_equal(ours, stock)
+    np.testing.assert_array_equal(
+        ops.max_pool(x, window=window, stride=stride, padding=padding), stock
+    )
+    # Integer cotangents: sums are exact, so the order of addition cannot matter.
+    grad = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
+    np.testing.assert_array_equal(our_vjp(grad)[0], stock_vjp(grad)[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "padding", "expected"),
+    [
+        # Caffe's bvlc_googlenet at 224: 112 -> 56 -> 28 -> 14 -> 7.
+        (112, 3, "CEIL", 56),
+        (56, 3, "CEIL", 28),
+        (28, 3, "CEIL", 14),
+        (14, 3, "CEIL", 7),
+        # Caffe's pooling_layer.cpp: ceil((13 - 3) / 2) + 1.
+        (13, 3, "CEIL", 6),
+        # torchvision's pool before 5a, torch.nn.MaxPool2d(2, 2, ceil_mode=True).
+        (15, 2, "CEIL", 8),
+        # Keras padding="same".
+        (13, 3, "SAME", 7),
+    ],
+)
+def test_max_pool_output_size(size, window, padding, expected):
+    x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    out = jax.eval_shape(
+        lambda x: ops.max_pool(x, window=window, stride=2, padding=padding), x
+    )
+    assert out.shape == (1, expected, expected, 1)
+
+
+def test_max_pool_lets_nan_through_in_training():
+    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    out, _ = jax.vjp(lambda x: ops.max_pool(x, window=3, stride=1, padding="SAME"), x)
+    assert bool(jnp.isnan(out[0, 0, 0, 0]))
+
+
+def test_windows_of_the_auxiliary_pools():
+    # Section 5 of the paper: 5x5/3 on 14x14 gives 4x4.
+    windows = ops.sliding_windows(14, window=5, stride=3, round_up=False)
+    assert windows == [(0, 5), (3, 8), (6, 11), (9, 14)]
+    # Caffe rounds up and clips: pooling_layer.cpp.
+    clipped = ops.sliding_windows(12, window=5, stride=3, round_up=True)
+    assert clipped == [(0, 5), (3, 8), (6, 11), (9, 12)]
+    # torch.nn.AdaptiveAvgPool2d(4) on 14: floor(i * 14 / 4), ceil((i + 1) * 14 / 4).
+    assert ops.adaptive_windows(14, 4) == [(0, 4), (3, 7), (7, 11), (10, 14)]
+
+
+def test_average_windows_is_the_mean():
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    rows, columns = [(0, 5), (2, 7)], [(0, 3), (1, 6), (5, 6)]
+    expected = np.stack(
+        [
+            np.stack([x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in columns], axis=1)
+            for a, b in rows
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(
+        ops.average_windows(x, rows, columns), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_local_response_norm_is_caffes():
+    # Caffe, lrn_layer.cpp: scale = k + alpha / size * sum of squares over the window,
+    # out = in * scale ** -beta.
+    x = np.random.default_rng(0).normal(scale=100, size=(2, 3, 3, 9))
+    expected = np.empty_like(x)
+    for channel in range(9):
+        window = x[..., max(0, channel - 2) : channel + 3]
+        scale = 1 + 1e-4 / 5 * np.sum(window**2, axis=-1)
+        expected[..., channel] = x[..., channel] * scale**-0.75
+    ours = ops.local_response_norm(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    assert not np.allclose(ours, x, rtol=1e-2)
+
+
+def test_batch_norm_and_its_gradient_equal_the_plain_formula():
+    rng = np.random.default_rng(0)
+    x, scale, bias = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((4, 3, 5, 6), (6,), (6,))
+    )
+
+    def plain(x, scale, bias):
+        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+
+    def ours(x, scale, bias):
+        return ops.batch_norm(x, scale, bias, 1e-3, None)[0]
+
+    expected, plain_vjp = jax.vjp(plain, x, scale, bias)
+    actual, our_vjp = jax.vjp(ours, x, scale, bias)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    grad = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    for ours_grad, plain_grad in zip(our_vjp(grad), plain_vjp(grad), strict=True):
+        np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-4, atol=1e-5)
+    _, mean, var = ops.batch_norm(x, scale, bias, 1e-3, None)
+    np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(var, np.var(x, (0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_batch_norm_does_not_see_the_number_of_devices(num_devices):
+    x = jax.random.normal(jax.random.key(0), (8, 10, 10, 32)) * 3 + 1
+    scale, bias = jnp.full(32, 1.5), jnp.full(32, 0.5)
+
+    def run(devices):
+        def step(x):
+            out, vjp = jax.vjp(lambda x: ops.batch_norm(x, scale, bias, 1e-3, "batch"), x)
+            grads = vjp((jnp.sin(out[0]), *map(jnp.zeros_like, out[1:])))
+            return *out, *grads
+
+        shards = x.reshape(len(devices), -1, *x.shape[1:])
+        out = jax.pmap(step, axis_name="batch", devices=devices)(shards)
+        y, mean, var, x_grad = map(np.asarray, out)
+        return y.reshape(x.shape), mean[0], var[0], x_grad.reshape(x.shape)
+
+    devices = jax.devices()
+    for one, many in zip(run(devices[:1]), run(devices[:num_devices]), strict=True):
+        np.testing.assert_array_equal(one, many)
