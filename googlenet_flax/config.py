@@ -1,0 +1,149 @@
+"""Every field a config file may set: its type, its range and what it means."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from googlenet_flax.errors import UserError
+from googlenet_flax.model import MIN_IMAGE_SIZE, VARIANTS
+
+NUM_CHANNELS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the config."""
+
+    type: type  # An int is also good for a float, as in Python.
+    allowed: str  # Said to the user when `check` fails.
+    check: Callable[[Any], bool]
+    help: str
+
+
+def _one_of(*names: str, help: str) -> Field:
+    return Field(str, f"one of {', '.join(names)}", lambda value: value in names, help)
+
+
+def _text(allowed: str, help: str) -> Field:
+    return Field(str, allowed, bool, help)
+
+
+def _at_least(low: float, of: type, help: str) -> Field:
+    return Field(of, f"{low} or more", lambda value: low <= value < math.inf, help)
+
+
+def _between(
+    low: float, high: float, help: str, *, of: type = float, open_low: bool = False
+) -> Field:
+    allowed = f"{'above' if open_low else 'from'} {low} up to {high}"
+
+    def check(value: float) -> bool:
+        return value <= high and (value > low if open_low else value >= low)
+
+    return Field(of, allowed, check, help)
+
+
+def _per_channel(allowed: str, check: Callable[[float], bool], help: str) -> Field:
+    def check_all(values: tuple) -> bool:
+        return len(values) == NUM_CHANNELS and all(
+            _is_a(value, float) and math.isfinite(value) and check(value)
+            for value in values
+        )
+
+    return Field(tuple, f"{NUM_CHANNELS} {allowed}, as (0.5, 0.5, 0.5)", check_all, help)
+
+
+FIELDS: Mapping[str, Field] = {
+    # The network
+    "variant": _one_of(*VARIANTS, help="Which original the network equals."),
+    "width_multiplier": _between(
+        0, 8, "Scales every channel count; 1 is the paper.", open_low=True
+    ),
+    "dtype": _one_of(
+        "float32", "bfloat16", help="Of activations; parameters and loss are float32."
+    ),
+    # The data
+    "dataset": _text(
+        "digits, cifar10, cifar100 or the name of a TFDS set",
+        "Image classification set to learn.",
+    ),
+    "data_dir": Field(
+        str, "a folder", lambda value: True, 'TFDS data folder; "" is TFDS\'s default.'
+    ),
+    "train_split": _text("a TFDS split such as train[:3000]", "Trained on."),
+    "eval_split": _text("a TFDS split such as test", "Evaluated on, whole."),
+    "image_size": Field(
+        int,
+        f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5)",
+        lambda value: value >= MIN_IMAGE_SIZE,
+        "Side of the network's input in pixels; images are resized to it.",
+    ),
+    "input_scale": _between(
+        0, 255, "Multiplies pixels (0-255) first; 1/255 gives 0-1.", open_low=True
+    ),
+    "input_mean": _per_channel(
+        "numbers", lambda value: True, "Subtracted after scaling, per channel."
+    ),
+    "input_std": _per_channel(
+        "numbers above 0", lambda value: value > 0, "Divides at the end, per channel."
+    ),
+    "channel_order": _one_of("RGB", "BGR", help="Of the network's input."),
+    "crop_padding_pixels": _at_least(
+        0,
+        int,
+        "Random crops of the image padded by this, at its stored size; 0 is off.",
+    ),
+    "flip": Field(bool, "True or False", lambda value: True, "Mirror half the images."),
+    # The recipe
+    "batch_size": _at_least(1, int, "Examples per update, over all devices."),
+    "num_epochs": _at_least(1, int, "Passes over train_split."),
+    "max_steps": _at_least(0, int, "Updates of the whole run; 0 lets num_epochs decide."),
+    "learning_rate": _at_least(0, float, "At the top of the stairs."),
+    "momentum": _between(0, 1, "Of SGD, not Nesterov."),
+    "decay_rate": _between(0, 1, "Factor of the learning rate per stair.", open_low=True),
+    "decay_every_epochs": _at_least(1, int, "Length of a stair."),
+    "decay_offset_epochs": _at_least(
+        0, int, "Epochs already counted at step 0: 1 in the tutorial, 0 in the paper."
+    ),
+    "weight_decay": _at_least(0, float, "L2 on kernels, not on biases or batch norm."),
+    "aux_weight": _at_least(0, float, "Weight of each auxiliary loss."),
+    "seed": _between(0, 2**31 - 1, "Of weights, order, dropout and augmentation.", of=int),
+    # The run
+    "log_every_steps": _at_least(1, int, "Training rows in metrics.jsonl."),
+    "eval_every_epochs": _at_least(1, int, "Evaluations, each of which saves."),
+    "checkpoint_every_steps": _at_least(
+        0, int, "Saves between evaluations; 0 saves at evaluations only."
+    ),
+}
+
+
+def validate(config: Mapping[str, Any]) -> None:
+    """Checks that every field is there, known, of its type and in its range.
+
+    Raises:
+      UserError: Names the first field that is not, its value and what is allowed.
+    """
+    for name in config:
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"config has an unknown field {name!r}{hint}")
+    for name, field in FIELDS.items():
+        if name not in config:
+            raise UserError(f"config lacks the field {name!r} ({field.help})")
+        value = config[name]
+        if not _is_a(value, field.type):
+            raise UserError(
+                f"config.{name} is {value!r}, a {type(value).__name__}, but must be a "
+                f"{field.type.__name__}: {field.allowed}"
+            )
+        if not field.check(value):
+            raise UserError(f"config.{name} is {value!r} but must be {field.allowed}")
+
+
+def _is_a(value: Any, expected: type) -> bool:
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)

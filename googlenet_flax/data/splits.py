@@ -1,0 +1,50 @@
+"""TFDS split notation (`train[:3000]`, `train+test`, `test[50%:]`) for arrays in memory."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from googlenet_flax.errors import UserError
+
+
+def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slice]]:
+    """Resolves `spec` to slices of the named splits, in order.
+
+    Raises:
+      UserError: No such split, or not the notation.
+    """
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
+        for name, size in sizes.items()
+    }
+    try:
+        parts = tfds.core.splits.AbstractSplit.from_spec(spec).to_absolute(infos)
+    except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        raise UserError(unknown_split(spec, sizes)) from error
+    positions = [
+        (
+            part.splitname,
+            slice(*slice(part.from_, part.to).indices(sizes[part.splitname])),
+        )
+        for part in parts
+    ]
+    if not any(rows.start < rows.stop for _, rows in positions):
+        raise UserError(f"split {spec!r} holds no examples: choose a larger slice")
+    return positions
+
+
+def unknown_split(spec: str, sizes: Mapping[str, int]) -> str:
+    """The line for a split that does not exist."""
+    splits = ", ".join(f"{name} ({size} examples)" for name, size in sizes.items())
+    return (
+        f"unknown split {spec!r}: the data set has {splits}; slices are written as in "
+        "TFDS, for example train[:3000] or test[50%:]"
+    )
+
+
+def take(arrays: Mapping[str, np.ndarray], spec: str) -> np.ndarray:
+    """The rows of `arrays` (one array per split) that `spec` names, concatenated."""
+    sizes = {name: len(array) for name, array in arrays.items()}
+    parts = split_positions(spec, sizes)
+    return np.concatenate([arrays[name][rows] for name, rows in parts])

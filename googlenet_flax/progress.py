@@ -1,0 +1,72 @@
+"""What a person at the terminal sees while a run goes on."""
+
+import datetime
+import sys
+import time
+from typing import Self
+
+import tqdm
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, and plain lines where it is not.
+
+    Args:
+      total_steps: Of the whole run.
+      start_step: Updates done before this start.
+      batch_size: Images per step, for the rate.
+    """
+
+    def __init__(self, *, total_steps: int, start_step: int, batch_size: int):
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            disable=None,  # Off where stderr is no terminal.
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+        self._restart_clock(start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One more step has been handed to the devices."""
+        self._bar.update()
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves what came before (compilation, an evaluation) out of the rate."""
+        self._restart_clock(step)
+
+    def _restart_clock(self, step: int) -> None:
+        self._clock_step, self._clock_seconds = step, time.monotonic()
+
+    def images_per_second(self, step: int) -> float | None:
+        """Since the last report; None right after the clock was restarted."""
+        steps = step - self._clock_step
+        seconds = time.monotonic() - self._clock_seconds
+        return steps * self._batch_size / seconds if steps else None
+
+    def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
+        """Shows the state of the run at a logged step and restarts the rate."""
+        rate = "" if images_per_second is None else f"{images_per_second:.1f} images/s"
+        if self._bar.disable:
+            parts = [f"step {step}/{self._total_steps}", f"loss {loss:.4f}", rate]
+            if images_per_second:
+                seconds = (self._total_steps - step) * self._batch_size / images_per_second
+                parts.append(f"ETA {datetime.timedelta(seconds=round(seconds))}")
+            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
+        self._restart_clock(step)
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays, above the bar, on stdout."""
+        with self._bar.external_write_mode(file=sys.stdout):
+            print(line, flush=True)

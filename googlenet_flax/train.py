@@ -1,0 +1,379 @@
+"""Training from a config: builds everything, and owns the only loop."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import optax
+
+from googlenet_flax import schedule as schedules
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.config import validate
+from googlenet_flax.data import ImageSet, load_split
+from googlenet_flax.data.preprocess import Augment, Preprocess
+from googlenet_flax.data.sampler import batch_indices
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.errors import NotFiniteError, StoppedBySignal
+from googlenet_flax.evaluate import (
+    EvalStep,
+    create_eval_step,
+    evaluate_split,
+    format_metrics,
+)
+from googlenet_flax.metrics_writer import MetricsWriter, read_rows
+from googlenet_flax.progress import Progress
+from googlenet_flax.train_step import (
+    AXIS_NAME,
+    Batch,
+    Metrics,
+    TrainState,
+    check_batch_divides,
+    create_optimizer,
+    create_state,
+    parallel_train_step,
+    replicate,
+    split_over_devices,
+    train_step,
+)
+from googlenet_flax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that a run needs and that no step changes."""
+
+    config: Mapping[str, Any]
+    devices: list[jax.Device]
+    train_set: ImageSet
+    eval_set: ImageSet
+    description: ModelDescription
+    epoch_steps: int
+    total_steps: int
+    schedule: optax.Schedule
+    create_state: Callable[[], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    eval_step: EvalStep
+
+    def batch(self, step: int) -> Batch:
+        """What the update after `step` updates learns from, `[D, B/D, ...]`."""
+        indices = batch_indices(
+            seed=self.config["seed"],
+            step=step,
+            num_examples=len(self.train_set),
+            batch_size=self.config["batch_size"],
+        )
+        return split_over_devices(self.train_set.batch(indices), len(self.devices))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics of the whole `eval_split`."""
+        return evaluate_split(
+            self.eval_step,
+            state.variables,
+            self.eval_set,
+            batch_size=self.config["batch_size"],
+            num_devices=len(self.devices),
+        )
+
+    def is_due(self, every_steps: int, step: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, is due."""
+        return step == self.total_steps or (every_steps > 0 and step % every_steps == 0)
+
+    def is_eval_due(self, step: int) -> bool:
+        """Whether `step` ends an epoch that is evaluated, or the run."""
+        return self.is_due(self.config["eval_every_epochs"] * self.epoch_steps, step)
+
+
+def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> Experiment:
+    """Loads the data and builds the network and its steps; nothing is compiled yet.
+
+    Raises:
+      UserError: The data cannot be read or do not fit the config.
+    """
+    check_batch_divides(config["batch_size"], len(devices))
+    train_set, eval_set = (
+        load_split(config["dataset"], config[split], data_dir=config["data_dir"])
+        for split in ("train_split", "eval_split")
+    )
+    epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
+    schedule = schedules.staircase_decay(
+        learning_rate=config["learning_rate"],
+        decay_rate=config["decay_rate"],
+        decay_every_epochs=config["decay_every_epochs"],
+        decay_offset_epochs=config["decay_offset_epochs"],
+        epoch_steps=epoch_steps,
+    )
+    tx = create_optimizer(
+        schedule, momentum=config["momentum"], weight_decay=config["weight_decay"]
+    )
+    description = ModelDescription(
+        variant=config["variant"],
+        width_multiplier=config["width_multiplier"],
+        dtype=config["dtype"],
+        class_names=train_set.class_names,
+        preprocess=Preprocess(
+            image_size=config["image_size"],
+            input_scale=config["input_scale"],
+            input_mean=config["input_mean"],
+            input_std=config["input_std"],
+            channel_order=config["channel_order"],
+        ),
+    )
+    step = partial(
+        train_step,
+        model=description.create_model(axis_name=AXIS_NAME),
+        tx=tx,
+        preprocess=description.preprocess,
+        augment=Augment(config["crop_padding_pixels"], config["flip"]),
+        seed=config["seed"],
+        aux_weight=config["aux_weight"],
+        axis_name=AXIS_NAME,
+    )
+    return Experiment(
+        config=config,
+        devices=devices,
+        train_set=train_set,
+        eval_set=eval_set,
+        description=description,
+        epoch_steps=epoch_steps,
+        total_steps=schedules.total_steps(
+            num_epochs=config["num_epochs"],
+            max_steps=config["max_steps"],
+            epoch_steps=epoch_steps,
+        ),
+        schedule=schedule,
+        create_state=partial(
+            create_state,
+            description.create_model(),
+            tx,
+            jax.random.key(config["seed"], impl="threefry2x32"),
+            image_size=config["image_size"],
+        ),
+        train_step=parallel_train_step(step, devices),
+        eval_step=create_eval_step(
+            description, aux_weight=config["aux_weight"], devices=devices
+        ),
+    )
+
+
+class _StopRequest:
+    """Which signal, if any, has asked the run to stop."""
+
+    signal_number: int | None = None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_StopRequest]:
+    """Turns the first SIGTERM or SIGINT into a request; a second one kills as usual."""
+    request = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # Python delivers signals to the main thread only.
+        return
+
+    def ask_to_stop(signal_number: int, _: object) -> None:
+        request.signal_number = signal_number
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous = {
+        number: signal.signal(number, ask_to_stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One start of an experiment: where its numbers, states and words go."""
+
+    experiment: Experiment
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    progress: Progress
+    stop: _StopRequest
+
+    def train(self, state: TrainState, start_step: int) -> None:
+        """The loop: step, log, evaluate, save."""
+        experiment, config = self.experiment, self.experiment.config
+        if experiment.is_eval_due(start_step) and start_step:
+            if not self.checkpoints.was_evaluated(start_step):
+                self.evaluate_and_save(state, start_step)  # It stopped just before.
+        for step in range(start_step + 1, experiment.total_steps + 1):
+            state, device_metrics = experiment.train_step(state, experiment.batch(step - 1))
+            self.progress.advance()
+            is_log_due = experiment.is_due(config["log_every_steps"], step)
+            is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
+            is_eval_due = experiment.is_eval_due(step)
+            stopping = self.stop.signal_number is not None
+            if is_log_due or is_save_due or is_eval_due or stopping:
+                metrics = _to_floats(device_metrics)
+                _check_finite(metrics, step)
+            if is_log_due:
+                self.log(metrics, step)
+            if stopping:
+                self.save_and_stop(state, step)
+            if is_eval_due:
+                self.evaluate_and_save(state, step)
+            elif is_save_due:
+                self.save(state)
+            if step == start_step + 1:
+                jax.block_until_ready(state)
+                self.progress.restart_clock(step)  # It included the compilation.
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Writes and shows one training row."""
+        rate = self.progress.images_per_second(step)
+        row = {**metrics, "learning_rate": float(self.experiment.schedule(step - 1))}
+        if rate is not None:
+            row["images_per_second"] = rate
+        self.write(row, step, "train")
+        self.progress.report(step, loss=metrics["loss"], images_per_second=rate)
+
+    def evaluate_and_save(self, state: TrainState, step: int) -> None:
+        """Evaluates, writes and shows one row, and saves the state with it."""
+        started = time.monotonic()
+        metrics = self.experiment.evaluate(state)
+        seconds = time.monotonic() - started
+        self.write({**metrics, "eval_seconds": seconds}, step, "eval")
+        epoch = step // self.experiment.epoch_steps
+        self.progress.say(f"epoch {epoch}, step {step}: eval {format_metrics(metrics)}")
+        self.save(state, metrics)
+        self.progress.restart_clock(step)
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts writing a checkpoint."""
+        description = self.experiment.description
+        self.checkpoints.save(state, description=description, metrics=metrics)
+
+    def save_and_stop(self, state: TrainState, step: int) -> None:
+        """Saves, waits for the write, and ends the run."""
+        self.save(state)
+        self.checkpoints.wait()
+        number = self.stop.signal_number
+        assert number is not None
+        raise StoppedBySignal(
+            f"stopped by {signal.Signals(number).name} after step {step}; the state is "
+            "saved: run the same command to go on",
+            signal_number=number,
+        )
+
+    def write(
+        self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
+    ) -> None:
+        """Writes one row to disk."""
+        epoch = step // self.experiment.epoch_steps
+        self.writer.write(metrics, step=step, epoch=epoch, split=split)
+
+
+def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, float]:
+    """Trains to the end, from scratch or from where the run in `workdir` stopped.
+
+    Args:
+      config: The fields of `googlenet_flax.config.FIELDS`.
+      workdir: Directory of the run; made if it is missing.
+
+    Returns:
+      The row of the last evaluation in `metrics.jsonl`.
+
+    Raises:
+      UserError: Config, data or workdir that the user can mend.
+      WorkdirInUseError: Another process trains there.
+      NotFiniteError: A loss became NaN or infinite.
+      StoppedBySignal: After SIGTERM or SIGINT; the state is saved.
+    """
+    config = dict(config)
+    validate(config)
+    with ExitStack() as stack:
+        run_dir = stack.enter_context(Workdir(workdir))
+        checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
+        start_step = checkpoints.latest_step or 0
+        if start_step:
+            run_dir.check_resumable(config)
+        stop = stack.enter_context(_stop_on_signal())
+        experiment = create_experiment(config, jax.local_devices())
+        run_dir.write_config(config)
+        writer = MetricsWriter(
+            run_dir.metrics_file, run_dir.tensorboard, resume_step=start_step
+        )
+        progress = Progress(
+            total_steps=experiment.total_steps,
+            start_step=start_step,
+            batch_size=config["batch_size"],
+        )
+        run = _Run(
+            experiment,
+            checkpoints,
+            stack.enter_context(writer),
+            stack.enter_context(progress),
+            stop,
+        )
+        state = _first_state(experiment, checkpoints)
+        progress.say(_summary(experiment, state, start_step))
+        run.train(state, start_step)
+        checkpoints.wait()
+        progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
+    rows = read_rows(run_dir.metrics_file)
+    return next(row for row in reversed(rows) if row["split"] == "eval")
+
+
+def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+    """The newest saved state or a fresh one, in the same place either way."""
+    step = checkpoints.latest_step
+    if step is not None:
+        state_like = jax.eval_shape(experiment.create_state)
+        return checkpoints.restore(step, state_like, experiment.devices)
+    # Most of a start would go into optimising the random generators of some sixty
+    # kernels, which run once.
+    create = jax.jit(
+        experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
+    )
+    return replicate(create(), experiment.devices)
+
+
+def _summary(experiment: Experiment, state: TrainState, start_step: int) -> str:
+    """What runs, for the person who started it."""
+    config, devices = experiment.config, experiment.devices
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    classes = len(experiment.description.class_names)
+    at_start = f"resuming after step {start_step}" if start_step else "from scratch"
+    if start_step >= experiment.total_steps:
+        at_start = "finished before; nothing left to do"
+    return (
+        f"GoogLeNet {config['variant']!r}: {parameters:,} parameters, {classes} classes, "
+        f"{config['image_size']} px, {config['dtype']}\n"
+        f"{config['dataset']}: {len(experiment.train_set):,} images to train on "
+        f"({config['train_split']}), {len(experiment.eval_set):,} to evaluate on "
+        f"({config['eval_split']})\n"
+        f"{experiment.total_steps:,} steps of {config['batch_size']} images, "
+        f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
+        f"{devices[0].device_kind}: {at_start}"
+    )
+
+
+def _to_floats(metrics: Metrics) -> dict[str, float]:
+    """The metrics of a sharded step, which are the same on every device."""
+    first = {name: values.addressable_data(0) for name, values in metrics.items()}
+    return {name: float(value.item()) for name, value in jax.device_get(first).items()}
+
+
+def _check_finite(metrics: Mapping[str, float], step: int) -> None:
+    bad = [
+        f"{name} is {value}"
+        for name, value in metrics.items()
+        if name.endswith("loss") and not math.isfinite(value)
+    ]
+    if bad:
+        raise NotFiniteError(
+            f"{', '.join(bad)} at step {step}: lower --config.learning_rate; the last "
+            "checkpoint was saved before this step"
+        )

@@ -1,0 +1,118 @@
+"""The directory of a run: who owns it, what it was configured with, where things lie."""
+
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Mapping
+from typing import IO, Any, Self
+
+from googlenet_flax.errors import UserError, WorkdirInUseError
+
+# A resumed run may change these; any other change makes it a different run.
+RESUMABLE_FIELDS = frozenset(
+    {
+        "data_dir",
+        "num_epochs",
+        "max_steps",
+        "log_every_steps",
+        "eval_every_epochs",
+        "checkpoint_every_steps",
+    }
+)
+
+
+class Workdir:
+    """Paths of a run, and the lock that keeps a second run out while this one lives.
+
+    Raises:
+      UserError: The directory cannot be made, read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path).expanduser().absolute()
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self._lock_file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Creates the directory and takes the lock.
+
+        Raises:
+          UserError: The directory cannot be made, read or written.
+          WorkdirInUseError: Another process holds the lock.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock_file = (self.path / ".lock").open("a+")
+            os.listdir(self.path)
+        except OSError as error:
+            raise UserError(
+                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): choose "
+                "another with --workdir=DIR"
+            ) from error
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock_file.seek(0)
+            owner = lock_file.read().strip() or "another process"
+            lock_file.close()
+            raise WorkdirInUseError(
+                f"workdir {str(self.path)!r} is in use by {owner}: wait for it or choose "
+                "another with --workdir=DIR"
+            ) from error
+        lock_file.truncate(0)
+        lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock_file.flush()
+        self._lock_file = lock_file  # The kernel frees the lock when the process dies.
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def read_config(self) -> dict[str, Any]:
+        """The config of the run, with tuples where JSON has lists.
+
+        Raises:
+          UserError: There is no run here.
+        """
+        try:
+            config = json.loads(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no run in {str(self.path)!r} ({self.config_file.name} is missing or "
+                "unreadable): name the workdir of a run with --workdir=DIR"
+            ) from error
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config.items()
+        }
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Records the config, whole or not at all."""
+        temporary = self.config_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.config_file)
+
+    def check_resumable(self, config: Mapping[str, Any]) -> None:
+        """Refuses to continue a run under a config that would make it another run.
+
+        Raises:
+          UserError: Names each such field with both values.
+        """
+        before = self.read_config()
+        changed = [
+            f"{name} was {before.get(name)!r} and is now {config[name]!r}"
+            for name in config
+            if name not in RESUMABLE_FIELDS and before.get(name) != config[name]
+        ]
+        if changed:
+            raise UserError(
+                f"workdir {str(self.path)!r} holds a run of another config: "
+                f"{'; '.join(changed)}. Restore these values or choose another --workdir"
+            )
