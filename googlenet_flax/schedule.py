@@ -1,5 +1,7 @@
 """The learning rate, and the one place where epochs become steps."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from googlenet_flax.errors import UserError
@@ -38,11 +40,13 @@ def staircase_decay(
     `epoch = s // epoch_steps`. Section 6 of the paper: 4 % every 8 epochs, offset 0. The
     Keras tutorial counts epochs from 1: offset 1.
     """
-    decay = optax.exponential_decay(
-        learning_rate,
-        transition_steps=decay_every_epochs * epoch_steps,
-        decay_rate=decay_rate,
-        staircase=True,
-    )
+    stair_steps = decay_every_epochs * epoch_steps
     offset_steps = decay_offset_epochs * epoch_steps
-    return lambda step: decay(step + offset_steps)
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
+        # and a compiled quotient just below a whole number is a stair one step late.
+        stairs = (step + offset_steps) // stair_steps
+        return learning_rate * jnp.power(decay_rate, stairs)
+
+    return schedule
