@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from googlenet_flax.errors import UserError
 from googlenet_flax.model import MIN_IMAGE_SIZE, VARIANTS
 
 NUM_CHANNELS = 3
+MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ def _text(allowed: str, help: str) -> Field:
 
 
 def _at_least(low: float, of: type, help: str) -> Field:
-    return Field(of, f"{low} or more", lambda value: low <= value < math.inf, help)
+    allowed = f"from {low} up to {MAX_NUMBER}"
+    return Field(of, allowed, lambda value: low <= value <= MAX_NUMBER, help)
 
 
 def _between(
@@ -48,7 +49,7 @@ def _between(
 def _per_channel(allowed: str, check: Callable[[float], bool], help: str) -> Field:
     def check_all(values: tuple) -> bool:
         return len(values) == NUM_CHANNELS and all(
-            _is_a(value, float) and math.isfinite(value) and check(value)
+            _is_a(value, float) and abs(value) <= MAX_NUMBER and check(value)
             for value in values
         )
 
@@ -77,7 +78,7 @@ FIELDS: Mapping[str, Field] = {
     "image_size": Field(
         int,
         f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5)",
-        lambda value: value >= MIN_IMAGE_SIZE,
+        lambda value: MIN_IMAGE_SIZE <= value <= MAX_NUMBER,
         "Side of the network's input in pixels; images are resized to it.",
     ),
     "input_scale": _between(

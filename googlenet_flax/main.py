@@ -20,15 +20,24 @@ def _parse_flags(argv: list[str]) -> list[str]:
     with exit_on_run_error():
         try:
             rest = flags.FLAGS(argv)
+            if CONFIG.present:
+                dict(CONFIG.value)  # A file that cannot be loaded fails at its first use.
         except Exception as error:  # A config file is code: anything can go wrong in it.
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(reason[0]) from error
+            raise UserError(f"{_in_one_line(error)}; see --help") from error
         for flag in (CONFIG, WORKDIR):
             if not flag.present:
                 raise UserError(f"--{flag.name} is missing; see --help")
         if rest[1:]:
             raise UserError(f"unknown argument {rest[1]!r}; see --help")
     return rest
+
+
+def _in_one_line(error: Exception) -> str:
+    message = str(error.args[0] if len(error.args) == 1 else error)
+    if isinstance(error, OSError):  # The last line of ml_collections' report is the cause.
+        message = message.strip().splitlines()[-1]
+    message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError's own repr.
+    return " ".join(message.split()).removeprefix("'").removesuffix("'")
 
 
 def _main(_: list[str]) -> None:

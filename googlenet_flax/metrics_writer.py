@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -28,7 +29,10 @@ class MetricsWriter:
         _cut_after(jsonl_file, resume_step)
         self._jsonl = jsonl_file.open("a", encoding="utf-8")
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(tensorboard_dir), purge_step=resume_step + 1, write_to_disk=True
+            str(tensorboard_dir),
+            purge_step=resume_step + 1,
+            # The name holds whole seconds only; a quick restart must not overwrite.
+            filename_suffix=f".{time.time_ns()}",
         )
 
     def __enter__(self) -> Self:

@@ -27,11 +27,19 @@ class Workdir:
     """Paths of a run, and the lock that keeps a second run out while this one lives.
 
     Raises:
-      UserError: The directory cannot be made, read or written.
+      UserError: The path names no directory.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path).expanduser().absolute()
+        if not os.fspath(path):
+            raise UserError("workdir is empty: name a directory with --workdir=DIR")
+        try:
+            self.path = pathlib.Path(path).expanduser().absolute()
+        except RuntimeError as error:
+            raise UserError(
+                f"workdir {os.fspath(path)!r} names no directory ({error}): choose another "
+                "with --workdir=DIR"
+            ) from error
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
