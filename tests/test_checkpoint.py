@@ -1,0 +1,161 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import small_googlenet
+from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
+
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.data.preprocess import Preprocess
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.errors import UserError
+from googlenet_flax.train_step import (
+    AXIS_NAME,
+    TrainState,
+    create_optimizer,
+    parallel_train_step,
+    replicate,
+    split_over_devices,
+    train_step,
+)
+
+DESCRIPTION = ModelDescription(
+    variant="bn",
+    width_multiplier=1.0,
+    dtype="float32",
+    class_names=("cat", "dog"),
+    preprocess=Preprocess(80, 1 / 255, (0.0, 0.5, 1.0), (1.0, 1.0, 2.0), "BGR"),
+)
+
+
+def tiny_state(step, value=0.0):
+    return replicate(
+        TrainState(
+            step=jnp.asarray(step, jnp.int32),
+            params={"kernel": jnp.full((2, 3), value)},
+            batch_stats={},
+            opt_state=({"trace": jnp.zeros(3)},),
+        ),
+        jax.devices()[:2],
+    )
+
+
+def save_all(directory, accuracies):
+    with Checkpoints(directory) as checkpoints:
+        for step, accuracy in enumerate(accuracies, start=1):
+            metrics = None if accuracy is None else {"accuracy": accuracy}
+            checkpoints.save(
+                tiny_state(step, float(step)), description=DESCRIPTION, metrics=metrics
+            )
+    return Checkpoints(directory)
+
+
+def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
+    model, batch = small_googlenet("bn"), random_batch(4)
+    tx = create_optimizer(lambda step: 0.05 / (1 + step), momentum=0.9, weight_decay=1e-4)
+    devices = jax.devices()[:2]
+    step = parallel_train_step(
+        lambda state, batch: train_step(
+            state,
+            batch,
+            model=model.clone(axis_name=AXIS_NAME),
+            tx=tx,
+            preprocess=PREPROCESS,
+            augment=AUGMENT,
+            seed=0,
+            aux_weight=0.3,
+            axis_name=AXIS_NAME,
+        ),
+        devices,
+    )
+    shards = split_over_devices(batch, 2)
+    state, _ = step(replicate(start_state(model, tx), devices), shards)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, description=DESCRIPTION)
+        # The buffers are donated while the save may still be writing them.
+        straight, straight_metrics = step(state, shards)
+        straight = jax.device_get(straight)
+    state_like = jax.eval_shape(lambda: start_state(model, tx))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(1, state_like, devices)
+    resumed, resumed_metrics = step(restored, shards)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), straight)
+    for name, values in straight_metrics.items():
+        np.testing.assert_array_equal(resumed_metrics[name], values)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept", "best"),
+    [
+        ([0.9, 0.5, 0.4, 0.3, 0.2], {1, 3, 4, 5}, 1),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], {3, 4, 5}, 5),
+        ([None, 0.5, None, None, None, None], {2, 4, 5, 6}, 2),
+        ([None, None, None, None], {2, 3, 4}, None),
+        ([0.5, 0.5, 0.1], {1, 2, 3}, 2),
+    ],
+)
+def test_keeps_the_three_latest_and_the_best(tmp_path, accuracies, kept, best):
+    with save_all(tmp_path, accuracies) as checkpoints:
+        assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
+        assert checkpoints.best_step == best
+        assert checkpoints.latest_step == len(accuracies)
+
+
+def test_names_of_checkpoints(tmp_path):
+    with save_all(tmp_path, [0.9, 0.5, None]) as checkpoints:
+        assert [checkpoints.resolve(name) for name in ("best", "latest", "2")] == [1, 3, 2]
+        for name in ("7", "newest", "-1"):
+            with pytest.raises(UserError, match="use best, latest or one of 1, 2, 3"):
+                checkpoints.resolve(name)
+        assert checkpoints.was_evaluated(2) and not checkpoints.was_evaluated(3)
+
+
+def test_without_checkpoints(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None and checkpoints.best_step is None
+        with pytest.raises(UserError, match="train first"):
+            checkpoints.resolve("latest")
+
+
+def test_the_description_travels_along(tmp_path):
+    with save_all(tmp_path, [0.5]) as checkpoints:
+        assert checkpoints.describe(1) == DESCRIPTION
+
+
+def test_a_save_replaces_the_same_step(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tiny_state(1, 1.0), description=DESCRIPTION)
+        checkpoints.save(
+            tiny_state(1, 2.0), description=DESCRIPTION, metrics={"accuracy": 0.5}
+        )
+        checkpoints.wait()
+        assert checkpoints.was_evaluated(1)
+        restored = checkpoints.restore(1, tiny_state(0), jax.devices()[:1])
+    assert float(restored.params["kernel"][0, 0]) == 2.0
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_restores_on_another_number_of_devices(tmp_path, num_devices):
+    devices = jax.devices()[:num_devices]
+    with save_all(tmp_path, [0.5]) as checkpoints:
+        restored = checkpoints.restore(1, tiny_state(0), devices)
+    assert restored.params["kernel"].devices() == set(devices)
+    np.testing.assert_array_equal(restored.params["kernel"], np.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"kernel": jnp.zeros((2, 4))},
+            r"kernel is float32\[2, 3\] there and float32\[2, 4\]",
+        ),
+        ({"kernel": jnp.zeros((2, 3), jnp.bfloat16)}, r"and bfloat16\[2, 3\] here"),
+        ({"filter": jnp.zeros((2, 3))}, r"filter is absent there"),
+    ],
+)
+def test_refuses_leaves_that_do_not_fit(tmp_path, params, message):
+    with save_all(tmp_path, [0.5]) as checkpoints:
+        state_like = tiny_state(0).replace(params=params)
+        with pytest.raises(UserError, match=message):
+            checkpoints.restore(1, state_like, jax.devices()[:1])

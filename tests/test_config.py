@@ -1,0 +1,196 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_configs import CONFIG_FILES, load_config, named_config
+
+from googlenet_flax.config import FIELDS, validate
+from googlenet_flax.errors import UserError
+
+GOOD = named_config("digits")
+
+WRONG_TYPE = {
+    str: [7, True, ("a",), b"train"],
+    int: ["7", 7.0, True, (7,)],
+    float: ["0.5", True, (0.5,), 1j],
+    tuple: [0.5, "0.5", [0.5, 0.5, 0.5], {0: 0.5}],
+    bool: [0, 1, 0.0, "False"],
+}
+
+# 80 pixels: variant bn gives its auxiliary heads maps of 5x5 there.
+OUT_OF_RANGE = {
+    "variant": ["sead", "", "BN", "b\nn"],
+    "width_multiplier": [0, 0.0, -1.0, 8.01, math.nan, math.inf],
+    "dtype": ["float16", "", "float64"],
+    "dataset": [""],
+    "train_split": [""],
+    "eval_split": [""],
+    "image_size": [79, 0, -224],
+    "input_scale": [0.0, -1.0, 255.5, math.nan, math.inf],
+    "input_mean": [
+        (),
+        (0.5,),
+        (0.5, 0.5),
+        (0.5,) * 4,
+        (0.5, 0.5, math.nan),
+        (0.5, 0.5, -math.inf),
+        (0.5, 0.5, "0.5"),
+        (0.5, 0.5, None),
+        (0.5, 0.5, True),
+        ((0.5, 0.5, 0.5),) * 3,
+    ],
+    "input_std": [
+        (1.0,),
+        (1.0, 1.0),
+        (1.0, 0.0, 1.0),
+        (1, 0, 1),
+        (1.0, -1.0, 1.0),
+        (1.0, math.nan, 1.0),
+        (1.0, math.inf, 1.0),
+        (1.0, False, 1.0),
+    ],
+    "channel_order": ["rgb", "", "GRB"],
+    "crop_padding_pixels": [-1],
+    "batch_size": [0, -1],
+    "num_epochs": [0, -1],
+    "max_steps": [-1],
+    "learning_rate": [-1, -1e-9, math.nan, math.inf, -math.inf],
+    "momentum": [-0.1, 1.1, math.nan],
+    "decay_rate": [0, 0.0, -0.96, 1.01, math.nan],
+    "decay_every_epochs": [0, -8],
+    "decay_offset_epochs": [-1],
+    "weight_decay": [-1e-4, math.nan, math.inf],
+    "aux_weight": [-0.3, math.nan, math.inf],
+    "seed": [-1, 2**31],
+    "log_every_steps": [0, -1],
+    "eval_every_epochs": [0, -1],
+    "checkpoint_every_steps": [-1],
+}
+
+BAD_VALUES = [
+    (name, value)
+    for name, field in FIELDS.items()
+    for value in [None, *WRONG_TYPE[field.type], *OUT_OF_RANGE.get(name, [])]
+]
+
+
+def error_of(config) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert caught.value.exit_code == 2
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+def test_every_config_is_valid(path):
+    config = load_config(path)
+    validate(config)
+    validate(dict(config))
+
+
+def test_every_range_is_tested():
+    # Any text is a data_dir, and a bool has no range.
+    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "flip"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_missing_field_is_named(name):
+    config = {other: value for other, value in GOOD.items() if other != name}
+    assert f"lacks the field {name!r}" in error_of(config)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
+    message = error_of({**GOOD, name: value})
+    assert f"config.{name} is {value!r}" in message
+    assert FIELDS[name].allowed in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("width_multiplier", 8),
+        ("input_scale", 255),
+        ("image_size", 80),
+        ("data_dir", ""),
+        ("data_dir", "/a folder/ä"),
+        ("input_mean", (0, -3, 1e3)),
+        ("input_std", (1, 1e-6, 300)),
+        ("batch_size", 1),
+        ("learning_rate", 0),
+        ("momentum", 0),
+        ("momentum", 1),
+        ("decay_rate", 1),
+        ("decay_offset_epochs", 0),
+        ("weight_decay", 0),
+        ("aux_weight", 0),
+        ("seed", 0),
+        ("seed", 2**31 - 1),
+        ("channel_order", "BGR"),
+        ("dtype", "bfloat16"),
+    ],
+)
+def test_edges_of_the_ranges_are_allowed(name, value):
+    validate({**GOOD, name: value})
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is float])
+def test_an_int_is_good_for_a_float(name):
+    validate({**GOOD, name: 1})
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is not bool])
+def test_a_bool_is_no_number(name, value):
+    assert "a bool" in error_of({**GOOD, name: value})
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("learning_rat", "learning_rate"),
+        ("batchsize", "batch_size"),
+        ("epochs", "num_epochs"),
+    ],
+)
+def test_unknown_field_is_named_with_the_nearest_one(typed, meant):
+    message = error_of({**GOOD, typed: 1})
+    assert repr(typed) in message
+    assert f"did you mean {meant!r}?" in message
+
+
+def test_unknown_field_that_is_like_no_other():
+    message = error_of({**GOOD, "zzz": 1})
+    assert repr("zzz") in message
+    assert "did you mean" not in message
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=4),
+    st.lists(SCALARS, max_size=4).map(tuple),
+    st.tuples(st.floats(), st.floats(), st.floats()),
+    st.dictionaries(st.text(), SCALARS, max_size=2),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(sorted(FIELDS)), value=VALUES)
+def test_any_value_passes_or_is_a_user_error(name, value):
+    try:
+        validate({**GOOD, name: value})
+    except UserError as error:
+        assert f"config.{name} is {value!r}" in str(error)
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.text().filter(lambda name: name not in FIELDS))
+def test_any_unknown_field_is_a_user_error(name):
+    assert repr(name) in error_of({**GOOD, name: 1})

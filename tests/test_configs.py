@@ -1,0 +1,161 @@
+import ast
+import pathlib
+import sys
+from unittest import mock
+
+import ml_collections
+import pytest
+from absl import flags
+from conftest import REPOSITORY
+from ml_collections import config_flags
+
+from googlenet_flax.config import FIELDS
+
+CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
+PACKAGE_FILES = sorted((REPOSITORY / "googlenet_flax").rglob("*.py"))
+
+each_config = pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+
+
+def load_config(path: pathlib.Path, *overrides: str) -> ml_collections.ConfigDict:
+    """As `googlenet_flax.main` does."""
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values, lock_config=True)
+    argv = ["main", f"--config={path}", *overrides]
+    with mock.patch.object(sys, "argv", argv):  # config_flags finds the overrides there.
+        flag_values(argv)
+    return flag_values.config
+
+
+def named_config(name: str) -> dict:
+    return dict(load_config(REPOSITORY / "configs" / f"{name}.py"))
+
+
+def test_there_are_configs():
+    names = {path.stem for path in CONFIG_FILES}
+    assert {"cifar10", "cifar10_blog", "digits"} <= names
+
+
+@each_config
+def test_config_is_flat_and_has_exactly_the_fields(path):
+    config = load_config(path)
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert sorted(config) == sorted(FIELDS)
+    for name, value in config.items():
+        assert type(value) is FIELDS[name].type, name
+
+
+@each_config
+def test_config_sets_its_fields_in_the_order_of_fields(path):
+    assigned = [
+        node.targets[0].attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute)
+    ]
+    assert assigned == list(FIELDS)
+
+
+@each_config
+def test_docstring_says_how_to_run_it_and_what_to_expect(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring is not None
+    command = f"python -m googlenet_flax.main --config=configs/{path.name} --workdir="
+    assert docstring.count(command) == 1
+    for word in ("Hardware:", "Time:", "Accuracy:"):
+        assert word in docstring
+
+
+def test_every_field_can_be_overridden_on_the_command_line():
+    config = load_config(
+        REPOSITORY / "configs" / "digits.py",
+        "--config.batch_size=7",
+        "--config.flip=True",
+        "--config.learning_rate=1e-3",
+        "--config.input_mean=(0.1,0.2,0.3)",
+        "--config.train_split=train[:100]",
+    )
+    assert config.batch_size == 7
+    assert config.flip is True
+    assert config.learning_rate == 1e-3
+    assert config.input_mean == (0.1, 0.2, 0.3)
+    assert config.train_split == "train[:100]"
+
+
+def is_config(node: ast.expr) -> bool:
+    """Whether it reads `config` or `<anything>.config`."""
+    return "config" in (getattr(node, "id", None), getattr(node, "attr", None))
+
+
+def fields_read(tree: ast.AST) -> set[str]:
+    """Every `"x"` in `config["x"]` or in `for y in ("x", ...)` around `config[y]`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and is_config(node.value):
+            if isinstance(node.slice, ast.Constant):
+                names.add(node.slice.value)
+        loops = getattr(node, "generators", [node] if isinstance(node, ast.For) else [])
+        for loop in loops:
+            reads = any(
+                isinstance(inner, ast.Subscript)
+                and is_config(inner.value)
+                and ast.dump(inner.slice) == ast.dump(ast.Name(loop.target.id, ast.Load()))
+                for inner in ast.walk(node)
+                if isinstance(loop.target, ast.Name)
+            )
+            if reads:
+                constants = (n for n in ast.walk(loop.iter) if isinstance(n, ast.Constant))
+                names.update(constant.value for constant in constants)
+    return names
+
+
+def test_every_field_is_read_and_every_read_is_a_field():
+    read = set()
+    for path in PACKAGE_FILES:
+        if path.name != "config.py":
+            read |= fields_read(ast.parse(path.read_text()))
+    assert read == set(FIELDS)
+
+
+def test_cifar10_is_the_recipe_of_the_seed():
+    # The Keras tutorial's numbers, on the whole of CIFAR-10.
+    expected = {
+        "variant": "seed",
+        "width_multiplier": 1.0,
+        "dtype": "float32",
+        "dataset": "cifar10",
+        "train_split": "train",
+        "eval_split": "test",
+        "image_size": 224,
+        "input_scale": 1 / 255,
+        "input_mean": (0.0, 0.0, 0.0),
+        "input_std": (1.0, 1.0, 1.0),
+        "channel_order": "RGB",
+        "crop_padding_pixels": 0,
+        "flip": False,
+        "batch_size": 256,
+        "num_epochs": 15,
+        "max_steps": 0,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "decay_rate": 0.96,
+        "decay_every_epochs": 8,
+        "decay_offset_epochs": 1,
+        "weight_decay": 0.0,
+        "aux_weight": 0.3,
+    }
+    config = named_config("cifar10")
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_cifar10_blog_differs_in_the_splits_alone():
+    whole, blog = named_config("cifar10"), named_config("cifar10_blog")
+    changed = {name for name in FIELDS if whole[name] != blog[name]}
+    run_fields = {"log_every_steps", "eval_every_epochs", "checkpoint_every_steps"}
+    assert changed - run_fields == {"train_split", "eval_split"}
+    assert (blog["train_split"], blog["eval_split"]) == ("train[:3000]", "test[:3000]")
+
+
+def test_digits_runs_on_a_laptop():
+    config = named_config("digits")
+    chosen = (config["variant"], config["image_size"], config["dataset"])
+    assert chosen == ("bn", 80, "digits")

@@ -1,0 +1,83 @@
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from googlenet_flax.data import load_split
+from googlenet_flax.errors import UserError
+
+
+def load(split):
+    return load_split("digits", split, data_dir="")
+
+
+def contents(images, labels):
+    return Counter(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
+
+
+def test_types_and_sizes():
+    train, test = load("train"), load("test")
+    assert train.images.shape == (1437, 8, 8, 1)
+    assert test.images.shape == (360, 8, 8, 1)
+    for image_set in (train, test):
+        assert image_set.images.dtype == np.uint8
+        assert image_set.images.min() == 0
+        assert image_set.images.max() == 255
+        assert image_set.labels.dtype == np.int32
+        assert image_set.class_names == tuple("0123456789")
+
+
+def test_the_split_is_stratified():
+    counts = np.bincount(load("test").labels, minlength=10)
+    # scikit-learn has 174 to 183 images of each digit; a fifth of them is 34.9 to 36.7.
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+
+
+def test_train_and_test_are_all_of_scikit_learns_images():
+    digits = sklearn.datasets.load_digits()
+    # The intensities are whole numbers from 0 to 16.
+    expected = np.array([round(x * 255 / 16) for x in range(17)], np.uint8)
+    images = expected[digits.images.astype(int)]
+    everything = contents(images, digits.target)
+    assert max(everything.values()) == 1  # No two images are the same, hence disjoint.
+    train, test = load("train"), load("test")
+    parts = contents(train.images, train.labels) + contents(test.images, test.labels)
+    assert parts == everything
+
+
+def test_the_split_is_fixed():
+    test = load("test")
+    np.testing.assert_array_equal(test.images, load("test").images)
+    # Written down from scikit-learn 1.9: another split would make accuracies incomparable.
+    digest = hashlib.sha256(test.images.tobytes() + test.labels.astype("<i4").tobytes())
+    assert digest.hexdigest() == (
+        "eb33daa4a6fa9662340916fc06c6496d7fcc2d666ea677c26e4ccd0a62cbdc8c"
+    )
+
+
+def test_slices():
+    train, test = load("train"), load("test")
+    for spec, whole, rows in [
+        ("train[:100]", train, slice(100)),
+        ("train[-3:]", train, slice(-3, None)),
+        ("test[90%:]", test, slice(324, None)),
+        ("test[7:9]", test, slice(7, 9)),
+    ]:
+        part = load(spec)
+        np.testing.assert_array_equal(part.images, whole.images[rows])
+        np.testing.assert_array_equal(part.labels, whole.labels[rows])
+    both = load("test[:2]+train")
+    np.testing.assert_array_equal(
+        both.labels, np.concatenate([test.labels[:2], train.labels])
+    )
+
+
+@pytest.mark.parametrize("spec", ["validation", "train[", "train[:x]", "", "train[5:5]"])
+def test_a_split_that_does_not_exist_is_the_users_error(spec):
+    with pytest.raises(UserError, match="split"):
+        load(spec)

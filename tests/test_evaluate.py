@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from googlenet_flax.data import ImageSet
+from googlenet_flax.evaluate import evaluate_split
+from googlenet_flax.model import GoogLeNetOutput
+from googlenet_flax.train_step import eval_step, parallel_eval_step, replicate
+
+
+class PixelClassifier:
+    """Stands in for the network: the first pixels of an image are its logits."""
+
+    def apply(self, variables, images, *, train):
+        assert not train
+        logits = images[:, 0, :10, 0] * variables["slope"]
+        return GoogLeNetOutput(logits, -logits, logits / 2)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 100])
+def test_every_example_counts_once(num_devices, batch_size):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (37, 12, 12, 1), dtype=np.uint8)
+    labels = rng.integers(0, 10, 37).astype(np.int32)
+    devices = jax.devices()[:num_devices]
+    step = parallel_eval_step(
+        lambda variables, batch: eval_step(
+            variables,
+            batch,
+            model=PixelClassifier(),
+            preprocess=lambda images: images.astype(jnp.float32),
+            aux_weight=0.3,
+        ),
+        devices,
+    )
+    metrics = evaluate_split(
+        step,
+        replicate({"slope": jnp.asarray(0.01)}, devices),
+        ImageSet(images, labels, tuple("0123456789")),
+        batch_size=batch_size,
+        num_devices=num_devices,
+    )
+    logits = images[:, 0, :10, 0] * 0.01
+    own = logits[np.arange(37), labels]
+    main_loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
+    rank = (logits >= own[:, None]).sum(axis=1) - 1
+    np.testing.assert_allclose(metrics["main_loss"], main_loss, rtol=1e-5)
+    assert metrics["accuracy"] == pytest.approx(np.mean(rank < 1))
+    assert metrics["top5"] == pytest.approx(np.mean(rank < 5))
+    heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
+    assert metrics["loss"] == pytest.approx(main_loss + 0.3 * heads, rel=1e-5)
+    assert "count" not in metrics

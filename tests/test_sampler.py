@@ -1,0 +1,78 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_flax.data.sampler import batch_indices
+
+SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)).map(sorted)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, epoch=st.integers(0, 1000), sizes=SIZES)
+def test_an_epoch_repeats_no_example(seed, epoch, sizes):
+    batch_size, num_examples = sizes
+    steps = num_examples // batch_size
+    batches = [
+        batch_indices(
+            seed=seed, step=step, num_examples=num_examples, batch_size=batch_size
+        )
+        for step in range(epoch * steps, (epoch + 1) * steps)
+    ]
+    assert all(batch.shape == (batch_size,) for batch in batches)
+    indices = np.concatenate(batches)
+    assert indices.dtype == np.int64
+    assert len(set(indices.tolist())) == steps * batch_size
+    assert 0 <= indices.min() <= indices.max() < num_examples
+    # Whatever the batch size, the epoch runs through the same permutation.
+    whole = batch_indices(
+        seed=seed, step=epoch, num_examples=num_examples, batch_size=num_examples
+    )
+    np.testing.assert_array_equal(indices, whole[: steps * batch_size])
+
+
+@settings(deadline=None)
+@given(
+    seed=SEEDS, epoch=st.integers(0, 1000), batch=st.integers(1, 9), steps=st.integers(1, 9)
+)
+def test_an_epoch_shows_every_example_when_batches_fit(seed, epoch, batch, steps):
+    num_examples = batch * steps
+    seen = [
+        index
+        for step in range(epoch * steps, (epoch + 1) * steps)
+        for index in batch_indices(
+            seed=seed, step=step, num_examples=num_examples, batch_size=batch
+        )
+    ]
+    assert sorted(seen) == list(range(num_examples))
+
+
+@settings(deadline=None)
+@given(data=st.data(), seed=SEEDS)
+def test_a_batch_does_not_depend_on_what_was_asked_before(data, seed):
+    def batch(step):
+        return batch_indices(seed=seed, step=step, num_examples=23, batch_size=5).tolist()
+
+    in_order = [batch(step) for step in range(20)]
+    for step in data.draw(st.permutations(range(20))):
+        assert batch(step) == in_order[step]
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, epoch=st.integers(0, 1000))
+def test_epochs_and_seeds_differ(seed, epoch):
+    def order(seed, epoch):
+        # Of 60! orders, two are not the same by chance.
+        return batch_indices(seed=seed, step=epoch, num_examples=60, batch_size=60).tolist()
+
+    orders = [order(seed, epoch), order(seed, epoch + 1), order(seed + 1, epoch)]
+    assert len(set(map(tuple, orders))) == 3
+
+
+def test_the_order_is_frozen():
+    # Written down from numpy 2: a resumed run must see the same order under any numpy.
+    # NEP 19 freezes the stream of RandomState.
+    first = batch_indices(seed=0, step=0, num_examples=10, batch_size=10)
+    assert first.tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
+    later = batch_indices(seed=7, step=5, num_examples=10, batch_size=4)
+    assert later.tolist() == [1, 4, 7, 5]

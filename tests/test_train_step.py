@@ -1,0 +1,208 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import numpy_variables, small_googlenet
+
+from googlenet_flax.data.preprocess import Augment, Preprocess
+from googlenet_flax.errors import UserError
+from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
+from googlenet_flax.train_step import (
+    AXIS_NAME,
+    TrainState,
+    check_batch_divides,
+    create_optimizer,
+    create_state,
+    example_metrics,
+    parallel_train_step,
+    replicate,
+    split_over_devices,
+    train_step,
+)
+
+PREPROCESS = Preprocess(80, 1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "RGB")
+AUGMENT = Augment(crop_padding_pixels=4, flip=True)
+
+
+def random_batch(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "index": np.arange(size, dtype=np.int32) + 17,
+    }
+
+
+def start_state(model, tx):
+    dtype = jnp.promote_types(model.dtype, jnp.float32)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), numpy_variables(model))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(variables["params"]),
+    )
+
+
+def run_steps(model, batch, *, devices, num_steps, tx=None, **step_fields):
+    tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
+    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3, "aux_weight": 0.3}
+    step = partial(
+        train_step,
+        model=model.clone(axis_name=AXIS_NAME),
+        tx=tx,
+        axis_name=AXIS_NAME,
+        **{**fields, **step_fields},
+    )
+    parallel_step = parallel_train_step(step, devices)
+    state = replicate(start_state(model, tx), devices)
+    for _ in range(num_steps):
+        state, metrics = parallel_step(state, split_over_devices(batch, len(devices)))
+    metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
+    return jax.device_get((state, metrics))
+
+
+def assert_same_tree(actual, expected, *, rtol):
+    """Compares each leaf on the scale of its largest element."""
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, one), many in zip(paths, jax.tree.leaves(actual), strict=True):
+        error = np.abs(one - many).max()
+        name = jax.tree_util.keystr(path)
+        assert error <= rtol * np.abs(one).max(), f"{name} differs by {error:.2e}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_results_do_not_depend_on_the_number_of_devices(variant):
+    """Gradients (the momentum buffer), statistics, updates; with dropout and augmentation.
+
+    In float64: a network this small has gradients that nearly cancel.
+    """
+    with jax.enable_x64(True):
+        model = small_googlenet(variant, dtype=jnp.dtype("float64"))
+        check_device_counts(model, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
+    check_device_counts(create_model(variant, num_classes=10), rtol=1e-5)
+
+
+def check_device_counts(model, *, rtol):
+    batch = random_batch(8)
+    one = run_steps(model, batch, devices=jax.devices()[:1], num_steps=1)
+    for count in (2, 4):
+        many = run_steps(model, batch, devices=jax.devices()[:count], num_steps=1)
+        assert_same_tree(many, one, rtol=rtol)
+
+
+def test_randomness_is_a_function_of_the_step():
+    model, tx = (
+        small_googlenet("seed"),
+        create_optimizer(lambda step: 0.0, momentum=0.9, weight_decay=0.0),
+    )
+    step = jax.jit(
+        partial(
+            train_step,
+            model=model,
+            tx=tx,
+            preprocess=PREPROCESS,
+            augment=AUGMENT,
+            seed=0,
+            aux_weight=0.3,
+        )
+    )
+    state, batch = start_state(model, tx), random_batch(4)
+    after, first = step(state, batch)
+    _, again = step(state, batch)
+    _, second = step(after, batch)  # The rate is 0: only the step has changed.
+    assert first["loss"] == again["loss"] != second["loss"]
+
+
+def test_one_batch_is_learnt_by_heart():
+    rng = np.random.default_rng(0)
+    batch = random_batch(8)
+    batch["image"] = rng.integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)  # Coarse: easy.
+    tx = create_optimizer(lambda step: 0.02, momentum=0.9, weight_decay=0.0)
+    model = small_googlenet("bn", width_multiplier=0.5)
+    _, metrics = run_steps(
+        model,
+        batch,
+        devices=jax.devices()[:1],
+        num_steps=60,
+        tx=tx,
+        augment=Augment(0, flip=False),
+    )
+    assert metrics["main_loss"] < 0.2
+    assert metrics["accuracy"] == 1
+
+
+def test_update_is_sgd_with_momentum_and_decay_of_kernels():
+    tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.5)
+    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}
+    grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    # By hand: v1 = 1, v2 = 0.9 + 1; with decay g = 1 + 0.5 * w, w: 2, 1.8.
+    np.testing.assert_allclose(params["bias"], 2 - 0.1 - 0.19, rtol=1e-6)
+    second = 0.9 * 2 + (1 + 0.5 * 1.8)
+    np.testing.assert_allclose(params["kernel"], 1.8 - 0.1 * second, rtol=1e-6)
+
+
+def test_loss_and_hits_against_numpy():
+    rng = np.random.default_rng(0)
+    logits = {head: rng.normal(size=(6, 12)) for head in ("main", "aux_4a", "aux_4d")}
+    labels = np.array([0, 3, 11, 5, 5, 2])
+    arrays = {name: jnp.asarray(value, jnp.float32) for name, value in logits.items()}
+    metrics = example_metrics(
+        GoogLeNetOutput(arrays["main"], arrays["aux_4a"], arrays["aux_4d"]),
+        jnp.asarray(labels),
+        aux_weight=0.3,
+    )
+    losses = {}
+    for head, values in logits.items():
+        log_sum = np.log(np.exp(values).sum(axis=1))
+        losses[head] = log_sum - values[np.arange(6), labels]
+        hits = values.argmax(axis=1) == labels
+        name = "accuracy" if head == "main" else f"{head}_accuracy"
+        np.testing.assert_allclose(metrics[f"{head}_loss"], losses[head], rtol=1e-4)
+        np.testing.assert_array_equal(metrics[name], hits)
+    # Section 5 of the paper: both auxiliary losses weigh 0.3.
+    total = losses["main"] + 0.3 * losses["aux_4a"] + 0.3 * losses["aux_4d"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-4)
+    top5 = [
+        label in np.argsort(-row)[:5]
+        for row, label in zip(logits["main"], labels, strict=True)
+    ]
+    np.testing.assert_array_equal(metrics["top5"], top5)
+
+
+def test_nan_logits_are_never_a_hit():
+    output = GoogLeNetOutput(jnp.full((1, 10), jnp.nan), None, None)
+    metrics = example_metrics(output, jnp.array([0]), aux_weight=0.3)
+    assert metrics["accuracy"][0] == 0 and metrics["top5"][0] == 0
+
+
+def test_fresh_state_counts_from_zero():
+    model = small_googlenet("bn")
+    tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
+    state = jax.eval_shape(
+        partial(create_state, model, tx, image_size=80), jax.random.key(0)
+    )
+    assert state.step.dtype == jnp.int32 and state.step.shape == ()
+    assert state.variables.keys() == {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "hint"),
+    [(10, 4, "batch_size=8 or 12"), (3, 4, "batch_size=4$")],
+)
+def test_refuses_a_batch_the_devices_cannot_share(batch_size, num_devices, hint):
+    with pytest.raises(UserError, match=hint):
+        check_batch_divides(batch_size, num_devices)
+    check_batch_divides(2 * num_devices, num_devices)
