@@ -27,16 +27,17 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path):
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
+        save_policies: Any = ocp.training.save_decision_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics[BEST_METRIC],
             n=KEEP_BEST,
             keep_checkpoints_without_metrics=False,
         )
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),  # Orbax refuses a relative path.
+            str(directory.absolute()),  # Orbax refuses a relative path.
             # When to save is the training loop's business: every call saves.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            save_decision_policy=save_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(KEEP_LATEST), best]
             ),
@@ -64,7 +65,7 @@ class Checkpoints:
         scored = [
             (checkpoint.metrics[BEST_METRIC], checkpoint.step)
             for checkpoint in self._checkpointer.checkpoints
-            if checkpoint.metrics
+            if isinstance(checkpoint.metrics, dict)
         ]
         return max(scored)[1] if scored else None
 
@@ -122,7 +123,7 @@ class Checkpoints:
         self._pending_save = self._checkpointer.save_checkpointables_async(
             int(state.step),
             _to_items(state),
-            metrics=metrics,
+            metrics=None if metrics is None else dict(metrics),
             custom_metadata=description.to_json(),
             overwrite=True,
         )
@@ -163,6 +164,8 @@ class Checkpoints:
     def describe(self, step: int) -> ModelDescription:
         """The description saved with the checkpoint at `step`."""
         metadata = self._checkpointer.checkpointables_metadata(step)
+        if not isinstance(metadata.custom_metadata, dict):
+            raise UserError(f"checkpoint {step} says nothing of its network: use another")
         return ModelDescription.from_json(metadata.custom_metadata)
 
     def _load(

@@ -34,7 +34,7 @@ class ModelDescription:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelDescription":
         """From what `to_json` made, also after it has been through a JSON file."""
-        preprocess = {
+        preprocess: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocess"].items()
         }

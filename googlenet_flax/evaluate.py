@@ -16,10 +16,10 @@ import tqdm
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import ImageSet, load_split
+from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import exit_on_run_error
 from googlenet_flax.train_step import (
-    Batch,
     Metrics,
     eval_step,
     parallel_eval_step,
@@ -61,7 +61,7 @@ def evaluate_split(
       num_devices: Of the step.
     """
     batch_size = -(-batch_size // num_devices) * num_devices
-    sums: collections.Counter[str] = collections.Counter()
+    sums: collections.defaultdict[str, float] = collections.defaultdict(float)
     starts = range(0, len(image_set), batch_size)
     for start in tqdm.tqdm(starts, desc="evaluating", leave=False, disable=None):
         batch = _padded_batch(image_set, start, batch_size)

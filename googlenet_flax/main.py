@@ -43,7 +43,7 @@ def _in_one_line(error: Exception) -> str:
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     with exit_on_run_error():
-        train_and_evaluate(CONFIG.value, WORKDIR.value)
+        train_and_evaluate(CONFIG.value, str(WORKDIR.value))
 
 
 def main() -> None:

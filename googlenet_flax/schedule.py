@@ -1,5 +1,7 @@
 """The learning rate, and the one place where epochs become steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -43,7 +45,7 @@ def staircase_decay(
     stair_steps = decay_every_epochs * epoch_steps
     offset_steps = decay_offset_epochs * epoch_steps
 
-    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
         # and a compiled quotient just below a whole number is a stair one step late.
         stairs = (step + offset_steps) // stair_steps

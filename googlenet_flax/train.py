@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 
 from googlenet_flax import schedule as schedules
@@ -29,6 +29,7 @@ from googlenet_flax.evaluate import (
 )
 from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.progress import Progress
+from googlenet_flax.stop_request import StopRequest, stop_on_signal
 from googlenet_flax.train_step import (
     AXIS_NAME,
     Batch,
@@ -80,6 +81,10 @@ class Experiment:
             batch_size=self.config["batch_size"],
             num_devices=len(self.devices),
         )
+
+    def learning_rate(self, step: int) -> float:
+        """Of the update after `step` updates."""
+        return float(np.asarray(self.schedule(step)))
 
     def is_due(self, every_steps: int, step: int) -> bool:
         """Whether something that happens every so many steps, and at the end, is due."""
@@ -162,36 +167,6 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     )
 
 
-class _StopRequest:
-    """Which signal, if any, has asked the run to stop."""
-
-    signal_number: int | None = None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_StopRequest]:
-    """Turns the first SIGTERM or SIGINT into a request; a second one kills as usual."""
-    request = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # Python delivers signals to the main thread only.
-        return
-
-    def ask_to_stop(signal_number: int, _: object) -> None:
-        request.signal_number = signal_number
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    previous = {
-        number: signal.signal(number, ask_to_stop)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """One start of an experiment: where its numbers, states and words go."""
@@ -200,7 +175,7 @@ class _Run:
     checkpoints: Checkpoints
     writer: MetricsWriter
     progress: Progress
-    stop: _StopRequest
+    stop: StopRequest
 
     def train(self, state: TrainState, start_step: int) -> None:
         """The loop: step, log, evaluate, save."""
@@ -218,8 +193,8 @@ class _Run:
             if is_log_due or is_save_due or is_eval_due or stopping:
                 metrics = _to_floats(device_metrics)
                 _check_finite(metrics, step)
-            if is_log_due:
-                self.log(metrics, step)
+                if is_log_due:
+                    self.log(metrics, step)
             if stopping:
                 self.save_and_stop(state, step)
             if is_eval_due:
@@ -233,7 +208,7 @@ class _Run:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows one training row."""
         rate = self.progress.images_per_second(step)
-        row = {**metrics, "learning_rate": float(self.experiment.schedule(step - 1))}
+        row = {**metrics, "learning_rate": self.experiment.learning_rate(step - 1)}
         if rate is not None:
             row["images_per_second"] = rate
         self.write(row, step, "train")
@@ -299,7 +274,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         start_step = checkpoints.latest_step or 0
         if start_step:
             run_dir.check_resumable(config)
-        stop = stack.enter_context(_stop_on_signal())
+        stop = stack.enter_context(stop_on_signal())
         experiment = create_experiment(config, jax.local_devices())
         run_dir.write_config(config)
         writer = MetricsWriter(

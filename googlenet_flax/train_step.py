@@ -1,6 +1,7 @@
 """The training and evaluation steps: pure functions, and what shards them."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from googlenet_flax.model import GoogLeNet, GoogLeNetOutput
 AXIS_NAME = "batch"
 TOP_K = 5
 
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, Any]  # `data.image_set.Batch`, on the host or on a device.
 Metrics = dict[str, jax.Array]
 Params = Any
 
@@ -148,7 +149,7 @@ def train_step(
 
     def loss_fn(params: Params) -> tuple[jax.Array, tuple[Metrics, Params]]:
         output, updates = model.apply(
-            state.replace(params=params).variables,
+            dataclasses.replace(state, params=params).variables,
             images,
             train=True,
             example_ids=batch["index"],
@@ -184,7 +185,7 @@ def eval_step(
 
     `variables` is what `model.apply` takes; the batch is that of `train_step` with `mask`.
     """
-    output = model.apply(variables, preprocess(batch["image"]), train=False)
+    output: Any = model.apply(variables, preprocess(batch["image"]), train=False)
     per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
     per_example["count"] = jnp.ones_like(per_example["loss"])
     return {
@@ -218,7 +219,7 @@ def parallel_eval_step(
     return jax.pmap(step, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
-def split_over_devices(batch: dict[str, Any], num_devices: int) -> dict[str, Any]:
+def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
     """Reshapes every `[B, ...]` to `[D, B/D, ...]`."""
     return {
         name: values.reshape(num_devices, -1, *values.shape[1:])

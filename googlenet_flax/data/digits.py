@@ -1,5 +1,7 @@
 """scikit-learn's 1,797 handwritten digits: real data that needs no download."""
 
+from typing import Any
+
 import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
@@ -14,7 +16,7 @@ MAX_INTENSITY = 16  # The 8x8 images count the ink in 4x4 blocks of the scanned 
 
 def load_digits(split: str) -> ImageSet:
     """Grey images uint8 `[N, 8, 8, 1]`; `train` has 1,437 and `test` 360, stratified."""
-    digits = sklearn.datasets.load_digits()
+    digits: Any = sklearn.datasets.load_digits()
     images = np.round(digits.images * (255 / MAX_INTENSITY)).astype(np.uint8)
     train, test = sklearn.model_selection.train_test_split(
         np.arange(len(images)),
