@@ -185,6 +185,9 @@ class _Run:
                 self.evaluate_and_save(state, start_step)  # It stopped just before.
         for step in range(start_step + 1, experiment.total_steps + 1):
             state, device_metrics = experiment.train_step(state, experiment.batch(step - 1))
+            if step == start_step + 1:
+                jax.block_until_ready(state)
+                self.progress.restart_clock(step)  # Leaves the compilation out.
             self.progress.advance()
             is_log_due = experiment.is_due(config["log_every_steps"], step)
             is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
@@ -201,9 +204,6 @@ class _Run:
                 self.evaluate_and_save(state, step)
             elif is_save_due:
                 self.save(state)
-            if step == start_step + 1:
-                jax.block_until_ready(state)
-                self.progress.restart_clock(step)  # It included the compilation.
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows one training row."""
@@ -258,7 +258,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
       workdir: Directory of the run; made if it is missing.
 
     Returns:
-      The row of the last evaluation in `metrics.jsonl`.
+      The row of the last evaluation in `metrics.jsonl`; empty if there was none.
 
     Raises:
       UserError: Config, data or workdir that the user can mend.
@@ -298,7 +298,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         checkpoints.wait()
         progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
     rows = read_rows(run_dir.metrics_file)
-    return next(row for row in reversed(rows) if row["split"] == "eval")
+    return next((row for row in reversed(rows) if row["split"] == "eval"), {})
 
 
 def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
