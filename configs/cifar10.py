@@ -2,7 +2,9 @@
 
     python -m googlenet_flax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-Hardware: any. Time: not measured to the end. Accuracy: not measured to the end.
+Hardware: any. Time: not measured to the end. Accuracy: not measured at 224 px. At 96 px,
+batch 64 and 3 epochs: 54.0 % (n = 1), on a copy of CIFAR-10 re-encoded as JPEG, with
+--config.image_size=96 --config.batch_size=64 --config.num_epochs=3
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
     python -m googlenet_flax.main --config=configs/cifar10_blog.py --workdir=runs/blog
 
-Hardware: any. Time: not measured to the end. Accuracy: not measured to the end.
+Hardware: any. Time: not measured. Accuracy: not measured. The tutorial reports 78 %; its
+recipe is 165 updates, and the loss stays near ln(10) for the first hundreds.
 """
 
 import ml_collections
