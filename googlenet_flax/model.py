@@ -40,6 +40,8 @@ AUX_FC_FEATURES = 1024
 AUX_DROPOUT_RATE = 0.7
 AUX_POOL_BINS = 4
 AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
+BATCH_NORM_MOMENTUM = 0.9  # torchvision has 0.1: torch counts the other way round.
+BATCH_NORM_EPSILON = 1e-3
 
 MIN_IMAGE_SIZE = 80  # Below this the maps of 4a and 4d are smaller than 5x5.
 
@@ -189,25 +191,9 @@ class GoogLeNet(nn.Module):
         variant = self.variant
         conv, dense = self._bind_layers(train=train)
         pool = partial(ops.max_pool, stride=2, padding=variant.pool_padding)
-        normalise = ops.local_response_norm if variant.local_response_norm else lambda x: x
-        bias = nn.initializers.constant(variant.bias)
-        conv2_bias = nn.initializers.constant(variant.conv2_bias)
+        block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
 
-        x = images.astype(self.dtype)
-        x = conv(
-            self._width(CONV1_FEATURES),
-            7,
-            stride=2,
-            padding=variant.conv1_padding,
-            bias_init=bias,
-            name="conv1",
-        )(x)  # [B, H/2, W/2, 64]
-        x = normalise(pool(x, window=3))  # [B, H/4, W/4, 64]
-        conv2 = partial(conv, bias_init=conv2_bias)
-        x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
-        x = conv2(self._width(CONV2_FEATURES), 3, name="conv2")(x)
-        x = pool(normalise(x), window=3)  # [B, H/8, W/8, 192]
-
+        x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
         pool_windows = {"inception_4a": 3, "inception_5a": variant.pool_5a_window}
         for name, widths in self.inceptions.items():
@@ -215,7 +201,7 @@ class GoogLeNet(nn.Module):
                 x = pool(x, window=pool_windows[name])
             x = Inception(
                 InceptionWidths(*map(self._width, widths)),
-                conv=partial(conv, bias_init=bias),
+                conv=block_conv,
                 kernel_5x5=variant.kernel_5x5,
                 name=name,
             )(x)
@@ -229,6 +215,24 @@ class GoogLeNet(nn.Module):
         logits = dense(self.num_classes, dtype=x.dtype, name="classifier")(x)
         return GoogLeNetOutput(logits, aux.get("aux_4a"), aux.get("aux_4d"))
 
+    def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
+        """The rows of Table 1 in front of the first block."""
+        variant = self.variant
+        lrn = ops.local_response_norm if variant.local_response_norm else lambda x: x
+        conv1 = conv(
+            self._width(CONV1_FEATURES),
+            7,
+            stride=2,
+            padding=variant.conv1_padding,
+            bias_init=nn.initializers.constant(variant.bias),
+            name="conv1",
+        )
+        conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
+        x = lrn(pool(conv1(x), window=3))  # [B, H/4, W/4, 64]
+        x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
+        x = conv2(self._width(CONV2_FEATURES), 3, name="conv2")(x)
+        return pool(lrn(x), window=3)
+
     def _width(self, features: int) -> int:
         return max(1, round(features * self.width_multiplier))
 
@@ -237,8 +241,8 @@ class GoogLeNet(nn.Module):
         norm = partial(
             BatchNorm,
             use_running_average=not train,
-            momentum=0.9,  # torch counts the other way round: its 0.1.
-            epsilon=1e-3,
+            momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
             axis_name=self.axis_name,
         )
         conv = partial(

