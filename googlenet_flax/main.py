@@ -41,7 +41,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _main(_: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
     with exit_on_run_error():
         train_and_evaluate(CONFIG.value, str(WORKDIR.value))
 

@@ -74,11 +74,21 @@ def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
         checkpoints.save(state, description=DESCRIPTION)
         # The buffers are donated while the save may still be writing them.
         straight, straight_metrics = step(state, shards)
+        assert state.params["conv2"]["conv"]["kernel"].is_deleted()
         straight = jax.device_get(straight)
     state_like = jax.eval_shape(lambda: start_state(model, tx))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(1, state_like, devices)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "compile" in event else None
+    )
+    jax.jit(lambda x: x + 1)(1.0)
+    assert compiled  # The listener hears.
+    compiled.clear()
     resumed, resumed_metrics = step(restored, shards)
+    jax.monitoring.clear_event_listeners()
+    assert not compiled  # A restored state is placed as a fresh one.
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), straight)
     for name, values in straight_metrics.items():
         np.testing.assert_array_equal(resumed_metrics[name], values)

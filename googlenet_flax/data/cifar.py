@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from googlenet_flax.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
-PROBE_TIMEOUT_SECONDS = 3.0
+PROBE_TIMEOUT_SECONDS = 2.0
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CITATION = """@techreport{Krizhevsky09learningmultiple,
   author = {Alex Krizhevsky},
