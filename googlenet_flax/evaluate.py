@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from absl import logging
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import ImageSet, load_split
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--split", default="", help="TFDS split; default: eval_split")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
     with exit_on_run_error():
         metrics = evaluate_checkpoint(
             Workdir(args.workdir),
