@@ -124,11 +124,12 @@ def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     Returns:
       `[B, len(rows), len(columns), C]` in the dtype of `x`.
     """
+    wide = _at_least_float32(x)
     return jnp.einsum(
         "rh,sw,bhwc->brsc",
-        _averaging_matrix(rows, x.shape[1]),
-        _averaging_matrix(columns, x.shape[2]),
-        _at_least_float32(x),
+        _averaging_matrix(rows, x.shape[1], wide.dtype),
+        _averaging_matrix(columns, x.shape[2], wide.dtype),
+        wide,
         precision=jax.lax.Precision.HIGHEST,
     ).astype(x.dtype)
 
@@ -137,8 +138,8 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _averaging_matrix(windows: Windows, size: int) -> np.ndarray:
-    matrix = np.zeros((len(windows), size), np.float32)
+def _averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarray:
+    matrix = np.zeros((len(windows), size), dtype)
     for row, (start, stop) in zip(matrix, windows, strict=True):
         row[start:stop] = 1 / (stop - start)
     return matrix
