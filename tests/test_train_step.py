@@ -82,17 +82,23 @@ def test_results_do_not_depend_on_the_number_of_devices(variant):
     """
     with jax.enable_x64(True):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
-        check_device_counts(model, rtol=1e-9)
+        check_device_counts(model, batch_size=8, rtol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
-    check_device_counts(create_model(variant, num_classes=10), rtol=1e-5)
+    """In float32, with at least 4 examples a device; conv1 sums 25,600 terms a weight.
+
+    With fewer, a convolution on a 3x3 map has so few rows that XLA:CPU tiles it another
+    way; one last bit then decides a ReLU somewhere, and gradients move by a percent.
+    """
+    model = create_model(variant, num_classes=10)
+    check_device_counts(model, batch_size=16, rtol=5e-5)
 
 
-def check_device_counts(model, *, rtol):
-    batch = random_batch(8)
+def check_device_counts(model, *, batch_size, rtol):
+    batch = random_batch(batch_size)
     one = run_steps(model, batch, devices=jax.devices()[:1], num_steps=1)
     for count in (2, 4):
         many = run_steps(model, batch, devices=jax.devices()[:count], num_steps=1)
