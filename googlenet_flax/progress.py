@@ -28,7 +28,7 @@ class Progress:
             dynamic_ncols=True,
             file=sys.stderr,
         )
-        self._restart_clock(start_step)
+        self.restart_clock(start_step)
 
     def __enter__(self) -> Self:
         return self
@@ -42,9 +42,6 @@ class Progress:
 
     def restart_clock(self, step: int) -> None:
         """Leaves what came before (compilation, an evaluation) out of the rate."""
-        self._restart_clock(step)
-
-    def _restart_clock(self, step: int) -> None:
         self._clock_step, self._clock_seconds = step, time.monotonic()
 
     def images_per_second(self, step: int) -> float | None:
@@ -64,7 +61,7 @@ class Progress:
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
         else:
             self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
-        self._restart_clock(step)
+        self.restart_clock(step)
 
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar, on stdout."""

@@ -134,12 +134,11 @@ def train_step(
       augment: Random changes; each example's are a function of (seed, step, index), like
         its dropout masks.
       seed: Of augmentation and dropout.
-      aux_weight: Weight of each auxiliary loss; 0.3 in section 5.
+      aux_weight: Of each auxiliary loss; 0.3 in section 5.
       axis_name: Mapped axis to average over, or None on one device.
 
     Returns:
-      The state after the update, and the means over the global batch, float32 `[]`, of
-      what `example_metrics` names.
+      The state after the update, and global means, `[]`, of the `example_metrics`.
     """
     root_rng = jax.random.key(seed, impl="threefry2x32")
     step_rng = jax.random.fold_in(root_rng, state.step)
