@@ -21,13 +21,25 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_dir = ""
     config.train_split = "train[:3000]"
     config.eval_split = "test[:3000]"
+    config.eval_fraction = 0.0
+    config.storage_size = 256
+    config.on_bad_image = "stop"
+    config.decode_workers = 0
+
     config.image_size = 224
+    config.crop_fraction = 1.0
     config.input_scale = 1 / 255
     config.input_mean = (0.0, 0.0, 0.0)
     config.input_std = (1.0, 1.0, 1.0)
     config.channel_order = "RGB"
     config.crop_padding_pixels = 0
+    config.crop_min_area = 1.0
+    config.crop_max_aspect = 4 / 3
     config.flip = False
+    config.photometric_strength = 0.0
+
+    config.init_from = ""
+    config.trainable = "all"
 
     config.batch_size = 256
     config.num_epochs = 15

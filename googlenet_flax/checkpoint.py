@@ -89,6 +89,8 @@ class Checkpoints:
         if name == "latest":
             return steps[-1]
         if name == "best":
+            if len(steps) == 1:
+                return steps[0]  # Imported weights were never evaluated.
             if self.best_step is None:
                 raise UserError(
                     f"no checkpoint in {directory} has been evaluated: "
@@ -124,6 +126,17 @@ class Checkpoints:
             int(state.step),
             _to_items(state),
             metrics=None if metrics is None else dict(metrics),
+            custom_metadata=description.to_json(),
+            overwrite=True,
+        )
+
+    def save_variables(
+        self, variables: dict[str, Any], *, description: ModelDescription
+    ) -> None:
+        """Writes parameters and statistics that were not trained here, as step 0."""
+        self._checkpointer.save_checkpointables(
+            0,
+            {VARIABLES: variables},
             custom_metadata=description.to_json(),
             overwrite=True,
         )

@@ -46,6 +46,11 @@ def _between(
     return Field(of, allowed, check, help)
 
 
+def _below_one(help: str) -> Field:
+    allowed = "from 0 up to but not 1"
+    return Field(float, allowed, lambda value: 0 <= value < 1, help)
+
+
 def _per_channel(allowed: str, check: Callable[[float], bool], help: str) -> Field:
     def check_all(values: tuple) -> bool:
         return len(values) == NUM_CHANNELS and all(
@@ -67,19 +72,43 @@ FIELDS: Mapping[str, Field] = {
     ),
     # The data
     "dataset": _text(
-        "digits, cifar10, cifar100 or the name of a TFDS set",
-        "Image classification set to learn.",
+        "digits, cifar10, cifar100, folder or the name of a TFDS set",
+        "Image classification set to learn; folder is your own pictures.",
     ),
     "data_dir": Field(
-        str, "a folder", lambda value: True, 'TFDS data folder; "" is TFDS\'s default.'
+        str,
+        "a folder",
+        lambda value: True,
+        'TFDS data folder, "" is TFDS\'s default; or the folder of pictures.',
     ),
     "train_split": _text("a TFDS split such as train[:3000]", "Trained on."),
     "eval_split": _text("a TFDS split such as test", "Evaluated on, whole."),
+    "eval_fraction": _below_one(
+        "Of each class in a folder without splits, held out as its test split."
+    ),
+    "storage_size": _at_least(
+        1,
+        int,
+        "Longer side in pixels that a folder's pictures are reduced to when read.",
+    ),
+    "on_bad_image": _one_of(
+        "stop", "skip", help="What a picture of a folder that cannot be read does."
+    ),
+    "decode_workers": _at_least(
+        0, int, "Processes that read a folder's pictures; 0 reads in threads."
+    ),
+    # The network's input
     "image_size": Field(
         int,
         f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5)",
         lambda value: MIN_IMAGE_SIZE <= value <= MAX_NUMBER,
         "Side of the network's input in pixels; images are resized to it.",
+    ),
+    "crop_fraction": _between(
+        0,
+        1,
+        "Of the shorter side, that the central square of evaluation takes.",
+        open_low=True,
     ),
     "input_scale": _between(
         0, 255, "Multiplies pixels (0-255) first; 1/255 gives 0-1.", open_low=True
@@ -96,7 +125,29 @@ FIELDS: Mapping[str, Field] = {
         int,
         "Random crops of the image padded by this, at its stored size; 0 is off.",
     ),
+    "crop_min_area": _between(
+        0,
+        1,
+        "Random crops of at least this fraction of the picture; 1 is off, 0.08 the paper.",
+        open_low=True,
+    ),
+    "crop_max_aspect": _between(
+        1, 16, "Width by height of these crops, or the inverse, at most; 4/3 in the paper."
+    ),
     "flip": Field(bool, "True or False", lambda value: True, "Mirror half the images."),
+    "photometric_strength": _between(
+        0, 1, "Brightness, contrast and colour change by up to this factor; 0 is off."
+    ),
+    # The start
+    "init_from": Field(
+        str,
+        "a workdir",
+        lambda value: True,
+        'Workdir of a run or import whose best weights to start from; "" is none.',
+    ),
+    "trainable": _one_of(
+        "all", "head", help="What is trained; head is the classifiers' last layers only."
+    ),
     # The recipe
     "batch_size": _at_least(1, int, "Examples per update, over all devices."),
     "num_epochs": _at_least(1, int, "Passes over train_split."),
@@ -142,6 +193,11 @@ def validate(config: Mapping[str, Any]) -> None:
             )
         if not field.check(value):
             raise UserError(f"config.{name} is {value!r} but must be {field.allowed}")
+    if config["trainable"] == "head" and not config["init_from"]:
+        raise UserError(
+            "config.trainable is 'head' but config.init_from is empty: random weights must "
+            "be trained whole; name a workdir in --config.init_from=DIR"
+        )
 
 
 def _is_a(value: Any, expected: type) -> bool:

@@ -1,7 +1,11 @@
 """What it takes to rebuild the network of a checkpoint and to feed it."""
 
 import dataclasses
+from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.model import GoogLeNet, create_model
@@ -17,15 +21,24 @@ class ModelDescription:
     class_names: tuple[str, ...]
     preprocess: Preprocess
 
-    def create_model(self, *, axis_name: str | None = None) -> GoogLeNet:
-        """The network; `axis_name` as in `googlenet_flax.create_model`."""
+    def create_model(
+        self, *, axis_name: str | None = None, freeze_norm: bool = False
+    ) -> GoogLeNet:
+        """The network; arguments as in `googlenet_flax.create_model`."""
         return create_model(
             self.variant,
             num_classes=len(self.class_names),
             dtype=self.dtype,
             width_multiplier=self.width_multiplier,
             axis_name=axis_name,
+            freeze_norm=freeze_norm,
         )
+
+    def variables_like(self) -> Any:
+        """Shapes and types of the network's parameters and statistics."""
+        size = self.preprocess.image_size
+        init = partial(self.create_model().init, train=False)
+        return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types; `from_json` is its inverse."""

@@ -1,6 +1,8 @@
 """What can end a run, each with the exit code that tells a script why."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +17,13 @@ class UserError(RunError):
     """The user can mend it: configuration, data, arguments or the working directory."""
 
     exit_code = 2
+
+
+def missing_package(package: str, purpose: str) -> UserError:
+    """The error for a package that only some users need."""
+    return UserError(
+        f"{purpose} needs {package}: pip install {package}, or googlenet_flax[import]"
+    )
 
 
 class WorkdirInUseError(RunError):
@@ -39,9 +48,15 @@ class StoppedBySignal(RunError):
 
 @contextlib.contextmanager
 def exit_on_run_error() -> Iterator[None]:
-    """Turns a `RunError` into one line on stderr and the exit code it names."""
+    """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code."""
     try:
         yield
     except RunError as error:
         print(f"googlenet_flax: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print("googlenet_flax: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -1,13 +1,16 @@
 """Evaluation over a whole split, every example once; also a command.
 
-python -m googlenet_flax.evaluate --workdir=DIR [--checkpoint=best|latest|STEP]
+python -m googlenet_flax.evaluate --workdir=DIR [--crops=1|10|144] [--ensemble=DIR1,DIR2]
 """
 
 import argparse
 import collections
+import dataclasses
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +18,23 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data import ImageSet, load_split
+from googlenet_flax.data import FolderOptions, Split, load_split
+from googlenet_flax.data.crops import CROP_NUMBERS, Crop, evaluation_crops
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import exit_on_run_error
+from googlenet_flax.errors import UserError, exit_on_run_error
+from googlenet_flax.model import GoogLeNetOutput
+from googlenet_flax.predictor import Predictor, mean_log_probabilities
 from googlenet_flax.train_step import (
     Metrics,
     eval_step,
+    example_metrics,
     parallel_eval_step,
     split_over_devices,
 )
 from googlenet_flax.workdir import Workdir
+
+DEFAULT_BATCH_SIZE = 32  # Where neither the user nor the run says one.
 
 EvalStep = Callable[[dict, Batch], Metrics]
 
@@ -47,7 +55,7 @@ def create_eval_step(
 def evaluate_split(
     parallel_step: EvalStep,
     variables: dict,
-    image_set: ImageSet,
+    split: Split,
     *,
     batch_size: int,
     num_devices: int,
@@ -57,29 +65,73 @@ def evaluate_split(
     Args:
       parallel_step: Made by `create_eval_step`.
       variables: `{"params", "batch_stats"}`, replicated.
-      image_set: The split.
+      split: Every readable example counts once.
       batch_size: At most this many examples at a time, rounded up to the devices.
       num_devices: Of the step.
     """
+
+    def sums(batch: Batch) -> dict[str, np.ndarray]:
+        device_sums = parallel_step(variables, split_over_devices(batch, num_devices))
+        return jax.device_get(device_sums)
+
+    return _mean_metrics(sums, split, batch_size=batch_size, num_devices=num_devices)
+
+
+def evaluate_averaged(
+    predictors: Sequence[Predictor],
+    crops: Sequence[Crop | None],
+    split: Split,
+    *,
+    aux_weight: float,
+    batch_size: int,
+) -> dict[str, float]:
+    """The same means for softmax averaged over networks and crops (section 7)."""
+
+    def sums(batch: Batch) -> dict[str, np.ndarray]:
+        # Logarithms of probabilities are logits with that very softmax.
+        logits = jax.tree.map(jnp.asarray, mean_log_probabilities(predictors, batch, crops))
+        output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
+        labels = jnp.asarray(batch["label"])
+        metrics = example_metrics(output, labels, aux_weight=aux_weight)
+        sums = {name: np.asarray(v)[batch["mask"]] for name, v in metrics.items()}
+        return {**sums, "count": np.asarray(np.sum(batch["mask"]))}
+
+    num_devices = len(predictors[0].devices)
+    return _mean_metrics(sums, split, batch_size=batch_size, num_devices=num_devices)
+
+
+def _mean_metrics(
+    batch_sums: Callable[[Batch], dict[str, np.ndarray]],
+    split: Split,
+    *,
+    batch_size: int,
+    num_devices: int,
+) -> dict[str, float]:
+    """Adds up what `batch_sums` returns for each batch, and divides by the count."""
     batch_size = -(-batch_size // num_devices) * num_devices
     sums: collections.defaultdict[str, float] = collections.defaultdict(float)
-    starts = range(0, len(image_set), batch_size)
-    for start in tqdm.tqdm(starts, desc="evaluating", leave=False, disable=None):
-        batch = _padded_batch(image_set, start, batch_size)
-        device_sums = parallel_step(variables, split_over_devices(batch, num_devices))
-        for name, values in jax.device_get(device_sums).items():
+    expected = 0
+    for batch in _padded_batches(split, batch_size):
+        expected += int(np.sum(batch["mask"]))
+        for name, values in batch_sums(batch).items():
             sums[name] += float(np.sum(values, dtype=np.float64))
     count = sums.pop("count")
-    if count != len(image_set):
-        raise AssertionError(f"evaluated {count} examples of {len(image_set)}")
+    if count != expected:
+        raise AssertionError(f"evaluated {count} examples of {expected}")
     return {name: value / count for name, value in sums.items()}
 
 
-def _padded_batch(image_set: ImageSet, start: int, batch_size: int) -> Batch:
-    """The batch at `start`, filled up with example 0; `mask` is true where it is real."""
-    positions = np.arange(start, start + batch_size)
-    mask = positions < len(image_set)
-    return {**image_set.batch(np.where(mask, positions, 0)), "mask": mask}
+def _padded_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    """The whole split, filled up with example 0; `mask` is true where one counts."""
+    starts = range(0, len(split), batch_size)
+    positions = [np.arange(start, start + batch_size) for start in starts]
+    masks = [rows < len(split) for rows in positions]
+    indices = [np.where(mask, rows, 0) for mask, rows in zip(masks, positions, strict=True)]
+    batches = zip(split.batches(indices), masks, strict=True)
+    bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=None)
+    for batch, mask in bar:
+        readable = batch.pop("readable", True)
+        yield {**batch, "mask": mask & readable}
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
@@ -95,73 +147,145 @@ def format_metrics(metrics: dict[str, float]) -> str:
     )
 
 
-def evaluate_checkpoint(
-    workdir: Workdir, *, checkpoint: str, data_dir: str, split: str
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """What to evaluate on; an empty or zero field takes what the run was trained with."""
+
+    dataset: str = ""
+    data_dir: str = ""
+    split: str = ""
+    eval_fraction: float = 0.0
+    batch_size: int = 0
+
+    def load(self, config: Mapping[str, Any], description: ModelDescription) -> Split:
+        """The split.
+
+        Raises:
+          UserError: No such data, or of other classes than the network knows.
+        """
+        dataset = self.dataset or config.get("dataset")
+        if not dataset:
+            raise UserError(
+                "these weights were imported and know no data: name --dataset (and "
+                "--data_dir)"
+            )
+        same = dataset == config.get("dataset")
+        split = load_split(
+            dataset,
+            self.split or config.get("eval_split", "test"),
+            data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
+            folder=FolderOptions(
+                storage_size=description.preprocess.storage_size,
+                eval_fraction=self.eval_fraction or config.get("eval_fraction", 0.0),
+                on_bad_image=config.get("on_bad_image", "skip"),
+                decode_workers=config.get("decode_workers", 0),
+                class_names=description.class_names,
+            ),
+        )
+        known = len(description.class_names)
+        if len(split.class_names) != known:
+            raise UserError(
+                f"{dataset} has {len(split.class_names)} classes and the network {known}: "
+                "choose the data set it was trained on"
+            )
+        return split
+
+
+def evaluate_checkpoints(
+    workdirs: Sequence[Workdir],
+    *,
+    checkpoint: str,
+    data: EvaluationData,
+    num_crops: int = 1,
 ) -> dict[str, float]:
-    """Evaluates a checkpoint of a run with the preprocessing saved in it.
+    """Evaluates a run, or the mean of several, with the preprocessing saved in each.
 
     Args:
-      workdir: Of the run.
+      workdirs: Of the runs; the first names data and batch size where `data` does not.
       checkpoint: `"best"`, `"latest"` or a step.
-      data_dir: Where the data lie; "" is where the run found them.
-      split: In TFDS notation; "" is the run's `eval_split`.
+      data: What to evaluate on.
+      num_crops: 1, 10 or 144 crops of each picture.
 
     Returns:
-      The metrics, and `step`.
+      The metrics, and `step` of the first checkpoint.
 
     Raises:
-      UserError: No such run, checkpoint or data.
+      UserError: No such run, checkpoint or data, or runs that know other classes.
     """
-    config = workdir.read_config()
     devices = jax.local_devices()
-    image_set = load_split(
-        config["dataset"],
-        split or config["eval_split"],
-        data_dir=data_dir or config["data_dir"],
-    )
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        step = checkpoints.resolve(checkpoint)
-        description = checkpoints.describe(step)
-        size = description.preprocess.image_size
-        variables_like = jax.eval_shape(
-            partial(description.create_model().init, train=False),
-            jax.random.key(0),
-            jnp.zeros((1, size, size, 3)),
+    predictors = [Predictor.load(workdir, checkpoint, devices) for workdir in workdirs]
+    first, config = predictors[0], workdirs[0].read_config()
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        if predictor.description.class_names != first.description.class_names:
+            raise UserError(
+                f"{workdirs[0].path} and {workdir.path} know other classes: an ensemble "
+                "needs the same ones in the same order"
+            )
+    split = data.load(config, first.description)
+    aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
+    batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    if len(predictors) == num_crops == 1:
+        metrics = evaluate_split(
+            create_eval_step(first.description, aux_weight=aux_weight, devices=devices),
+            first.variables,
+            split,
+            batch_size=batch_size,
+            num_devices=len(devices),
         )
-        variables = checkpoints.restore_variables(step, variables_like, devices)
-    metrics = evaluate_split(
-        create_eval_step(description, aux_weight=config["aux_weight"], devices=devices),
-        variables,
-        image_set,
-        batch_size=config["batch_size"],
-        num_devices=len(devices),
-    )
-    return {"step": step, **metrics}
+    else:
+        metrics = evaluate_averaged(
+            predictors,
+            evaluation_crops(num_crops),
+            split,
+            aux_weight=aux_weight,
+            batch_size=batch_size,
+        )
+    for path, reason in split.unreadable.items():
+        print(f"googlenet_flax: skipped {path}: {reason}", file=sys.stderr)
+    return {"step": first.checkpoint_step, **metrics}
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m googlenet_flax.evaluate", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--workdir", required=True, help="directory of the run")
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    parser.add_argument("--data_dir", default="", help="TFDS folder; default: the run's")
-    parser.add_argument("--split", default="", help="TFDS split; default: eval_split")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args()
+    args = _parse_arguments()
     logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
     with exit_on_run_error():
-        metrics = evaluate_checkpoint(
-            Workdir(args.workdir),
+        paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
+        if not paths:
+            raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
+        workdirs = {workdir.path: workdir for workdir in map(Workdir, paths)}
+        metrics = evaluate_checkpoints(
+            list(workdirs.values()),
             checkpoint=args.checkpoint,
-            data_dir=args.data_dir,
-            split=args.split,
+            data=EvaluationData(
+                args.dataset, args.data_dir, args.split, args.eval_fraction, args.batch_size
+            ),
+            num_crops=args.crops,
         )
         if args.json:
             print(json.dumps(metrics))
         else:
             print(f"checkpoint {metrics['step']}: {format_metrics(metrics)}")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m googlenet_flax.evaluate", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--workdir", default="", help="directory of the run")
+    add("--ensemble", default="", help="more runs, DIR1,DIR2, to average with")
+    add("--checkpoint", default="best", help="best, latest or a step")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops of each picture")
+    add("--dataset", default="", help="default: the run's")
+    add("--data_dir", default="", help="folder of the data; default: the run's")
+    add("--split", default="", help="TFDS split; default: the run's eval_split")
+    add(
+        "--eval_fraction", type=float, default=0.0, help="of one folder; default: the run's"
+    )
+    add("--batch_size", type=int, default=0, help="default: the run's")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

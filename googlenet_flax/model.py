@@ -159,6 +159,7 @@ class GoogLeNet(nn.Module):
     aux_heads: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")  # Of activations; parameters are float32.
     axis_name: str | None = None  # Batch norm averages over this mapped axis too.
+    freeze_norm: bool = False  # Batch norm keeps its running statistics in training.
     width_multiplier: float = 1.0  # Scales every channel count; 1 is the paper.
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
@@ -240,7 +241,7 @@ class GoogLeNet(nn.Module):
         """ConvBlock and Dense with all that this variant's layers share."""
         norm = partial(
             BatchNorm,
-            use_running_average=not train,
+            use_running_average=self.freeze_norm or not train,
             momentum=BATCH_NORM_MOMENTUM,
             epsilon=BATCH_NORM_EPSILON,
             axis_name=self.axis_name,
@@ -286,6 +287,7 @@ def create_model(
     aux_heads: bool = True,
     dtype: str | jnp.dtype = "float32",
     axis_name: str | None = None,
+    freeze_norm: bool = False,
     width_multiplier: float = 1.0,
 ) -> GoogLeNet:
     """Builds GoogLeNet as one of its originals computes it.
@@ -298,6 +300,8 @@ def create_model(
       dtype: Of activations, `"float32"` or `"bfloat16"`; parameters, statistics and
         logits are float32.
       axis_name: Mapped axis whose devices share batch norm statistics in training.
+      freeze_norm: Normalise with the running statistics in training too, for a tower
+        that is not trained.
       width_multiplier: Scales every channel count but the classes; 1 is the paper.
 
     Raises:
@@ -313,5 +317,6 @@ def create_model(
         aux_heads=aux_heads,
         dtype=jnp.dtype(dtype),
         axis_name=axis_name,
+        freeze_norm=freeze_norm,
         width_multiplier=width_multiplier,
     )

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ import optax
 from googlenet_flax import schedule as schedules
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
-from googlenet_flax.data import ImageSet, load_split
-from googlenet_flax.data.preprocess import Augment, Preprocess
-from googlenet_flax.data.sampler import batch_indices
+from googlenet_flax.data import FolderOptions, Split, load_split
+from googlenet_flax.data.augment import Augment
+from googlenet_flax.data.preprocess import Preprocess
+from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import NotFiniteError, StoppedBySignal
 from googlenet_flax.evaluate import (
@@ -43,7 +44,10 @@ from googlenet_flax.train_step import (
     split_over_devices,
     train_step,
 )
+from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir
+
+MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Experiment:
 
     config: Mapping[str, Any]
     devices: list[jax.Device]
-    train_set: ImageSet
-    eval_set: ImageSet
+    train_set: Split
+    eval_set: Split
     description: ModelDescription
     epoch_steps: int
     total_steps: int
@@ -62,15 +66,18 @@ class Experiment:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: EvalStep
 
-    def batch(self, step: int) -> Batch:
-        """What the update after `step` updates learns from, `[D, B/D, ...]`."""
-        indices = batch_indices(
+    def batches(self, start_step: int) -> Generator[Batch, None, None]:
+        """What each update after `start_step` updates learns from, `[D, B/D, ...]`."""
+        order = TrainingOrder(
             seed=self.config["seed"],
-            step=step,
+            start_step=start_step,
+            stop_step=self.total_steps,
             num_examples=len(self.train_set),
             batch_size=self.config["batch_size"],
         )
-        return split_over_devices(self.train_set.batch(indices), len(self.devices))
+        for batch in self.train_set.batches(order):
+            batch.pop("readable", None)  # What stands in for a picture is trained on.
+            yield split_over_devices(batch, len(self.devices))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the whole `eval_split`."""
@@ -103,7 +110,17 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     """
     check_batch_divides(config["batch_size"], len(devices))
     train_set, eval_set = (
-        load_split(config["dataset"], config[split], data_dir=config["data_dir"])
+        load_split(
+            config["dataset"],
+            config[split],
+            data_dir=config["data_dir"],
+            folder=FolderOptions(
+                storage_size=config["storage_size"],
+                eval_fraction=config["eval_fraction"],
+                on_bad_image=config["on_bad_image"],
+                decode_workers=config["decode_workers"],
+            ),
+        )
         for split in ("train_split", "eval_split")
     )
     epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
@@ -114,16 +131,22 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
         decay_offset_epochs=config["decay_offset_epochs"],
         epoch_steps=epoch_steps,
     )
+    head_only = config["trainable"] == "head"
     tx = create_optimizer(
-        schedule, momentum=config["momentum"], weight_decay=config["weight_decay"]
+        schedule,
+        momentum=config["momentum"],
+        weight_decay=config["weight_decay"],
+        head_only=head_only,
     )
-    description = _describe(config, train_set.class_names)
+    description = _describe(config, train_set)
     step = partial(
         train_step,
-        model=description.create_model(axis_name=AXIS_NAME),
+        model=description.create_model(axis_name=AXIS_NAME, freeze_norm=head_only),
         tx=tx,
         preprocess=description.preprocess,
-        augment=Augment(config["crop_padding_pixels"], config["flip"]),
+        augment=Augment(
+            **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
+        ),
         seed=config["seed"],
         aux_weight=config["aux_weight"],
         axis_name=AXIS_NAME,
@@ -155,15 +178,17 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     )
 
 
-def _describe(config: Mapping[str, Any], class_names: tuple[str, ...]) -> ModelDescription:
+def _describe(config: Mapping[str, Any], train_set: Split) -> ModelDescription:
     """What the checkpoints of a run say of its network."""
     return ModelDescription(
         variant=config["variant"],
         width_multiplier=config["width_multiplier"],
         dtype=config["dtype"],
-        class_names=class_names,
+        class_names=train_set.class_names,
         preprocess=Preprocess(
+            storage_size=train_set.storage_size,
             image_size=config["image_size"],
+            crop_fraction=config["crop_fraction"],
             input_scale=config["input_scale"],
             input_mean=config["input_mean"],
             input_std=config["input_std"],
@@ -183,32 +208,38 @@ class _Run:
     stop: StopRequest
 
     def train(self, state: TrainState, start_step: int) -> None:
-        """The loop: step, log, evaluate, save."""
-        experiment, config = self.experiment, self.experiment.config
+        """The loop."""
+        experiment = self.experiment
         if experiment.is_eval_due(start_step) and start_step:
             if not self.checkpoints.was_evaluated(start_step):
                 self.evaluate_and_save(state, start_step)  # It stopped just before.
-        for step in range(start_step + 1, experiment.total_steps + 1):
-            state, device_metrics = experiment.train_step(state, experiment.batch(step - 1))
-            if step == start_step + 1:
-                jax.block_until_ready(state)
-                self.progress.restart_clock(step)  # Leaves the compilation out.
-            self.progress.advance()
-            is_log_due = experiment.is_due(config["log_every_steps"], step)
-            is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
-            is_eval_due = experiment.is_eval_due(step)
-            stopping = self.stop.signal_number is not None
-            if is_log_due or is_save_due or is_eval_due or stopping:
-                metrics = _to_floats(device_metrics)
-                _check_finite(metrics, step)
-                if is_log_due:
-                    self.log(metrics, step)
-            if stopping:
-                self.save_and_stop(state, step)
-            if is_eval_due:
-                self.evaluate_and_save(state, step)
-            elif is_save_due:
-                self.save(state)
+        with closing(experiment.batches(start_step)) as batches:
+            for step, batch in enumerate(batches, start_step + 1):
+                state, device_metrics = experiment.train_step(state, batch)
+                if step == start_step + 1:
+                    jax.block_until_ready(state)
+                    self.progress.restart_clock(step)  # Leaves the compilation out.
+                self.progress.advance()
+                self.after_step(state, device_metrics, step)
+
+    def after_step(self, state: TrainState, device_metrics: Metrics, step: int) -> None:
+        """Logs, evaluates, saves and stops, as is due."""
+        experiment, config = self.experiment, self.experiment.config
+        is_log_due = experiment.is_due(config["log_every_steps"], step)
+        is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
+        is_eval_due = experiment.is_eval_due(step)
+        stopping = self.stop.signal_number is not None
+        if is_log_due or is_save_due or is_eval_due or stopping:
+            metrics = _to_floats(device_metrics)
+            _check_finite(metrics, step)
+            if is_log_due:
+                self.log(metrics, step)
+        if stopping:
+            self.save_and_stop(state, step)
+        if is_eval_due:
+            self.evaluate_and_save(state, step)
+        elif is_save_due:
+            self.save(state)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows one training row."""
@@ -227,8 +258,23 @@ class _Run:
         self.write({**metrics, "eval_seconds": seconds}, step, "eval")
         epoch = step // self.experiment.epoch_steps
         self.progress.say(f"epoch {epoch}, step {step}: eval {format_metrics(metrics)}")
+        self.say_unreadable()
         self.save(state, metrics)
         self.progress.restart_clock(step)
+
+    def say_unreadable(self) -> None:
+        """Names the pictures that were skipped so far, if there are any."""
+        unreadable = {
+            **self.experiment.train_set.unreadable,
+            **self.experiment.eval_set.unreadable,
+        }
+        if unreadable:
+            named = [f"{path} ({reason})" for path, reason in unreadable.items()]
+            more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+            self.progress.say(
+                f"unreadable pictures skipped so far: {len(named)}: "
+                f"{', '.join(named[:MAX_NAMED])}{more}"
+            )
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts writing a checkpoint."""
@@ -277,7 +323,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         run_dir = stack.enter_context(Workdir(workdir))
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
         start_step = checkpoints.latest_step or 0
-        if start_step:
+        if checkpoints.latest_step is not None:
             run_dir.check_resumable(config)
         stop = stack.enter_context(stop_on_signal())
         experiment = create_experiment(config, jax.local_devices())
@@ -297,8 +343,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
             stack.enter_context(progress),
             stop,
         )
-        state = _first_state(experiment, checkpoints)
-        progress.say(_summary(experiment, state, start_step))
+        state, origin = _first_state(experiment, checkpoints)
+        progress.say(_summary(experiment, state, origin))
         run.train(state, start_step)
         checkpoints.wait()
         progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
@@ -306,37 +352,44 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
 
 
-def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    """The newest saved state or a fresh one, in the same place either way."""
+def _first_state(
+    experiment: Experiment, checkpoints: Checkpoints
+) -> tuple[TrainState, str]:
+    """The newest saved state or a fresh one, in the same place; and where it is from."""
     step = checkpoints.latest_step
     if step is not None:
         state_like = jax.eval_shape(experiment.create_state)
-        return checkpoints.restore(step, state_like, experiment.devices)
+        state = checkpoints.restore(step, state_like, experiment.devices)
+        if step >= experiment.total_steps:
+            return state, "finished before; nothing left to do"
+        return state, f"resuming after step {step}"
     # Most of a start would go into optimising the random generators of some sixty
     # kernels, which run once.
     create = jax.jit(
         experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
     )
-    return replicate(create(), experiment.devices)
+    state = replicate(create(), experiment.devices)
+    init_from = experiment.config["init_from"]
+    if not init_from:
+        return state, "from scratch"
+    return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
 
 
-def _summary(experiment: Experiment, state: TrainState, start_step: int) -> str:
+def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
     """What runs, for the person who started it."""
     config, devices = experiment.config, experiment.devices
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     classes = len(experiment.description.class_names)
-    at_start = f"resuming after step {start_step}" if start_step else "from scratch"
-    if start_step >= experiment.total_steps:
-        at_start = "finished before; nothing left to do"
+    trained = "" if config["trainable"] == "all" else ", only the classifiers are trained"
     return (
         f"GoogLeNet {config['variant']!r}: {parameters:,} parameters, {classes} classes, "
-        f"{config['image_size']} px, {config['dtype']}\n"
+        f"{config['image_size']} px, {config['dtype']}{trained}\n"
         f"{config['dataset']}: {len(experiment.train_set):,} images to train on "
         f"({config['train_split']}), {len(experiment.eval_set):,} to evaluate on "
         f"({config['eval_split']})\n"
         f"{experiment.total_steps:,} steps of {config['batch_size']} images, "
         f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
-        f"{devices[0].device_kind}: {at_start}"
+        f"{devices[0].device_kind}: {origin}"
     )
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from googlenet_flax.data.preprocess import Augment, Preprocess
+from googlenet_flax.data.augment import Augment
+from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.errors import UserError
 from googlenet_flax.model import GoogLeNet, GoogLeNetOutput
 
@@ -41,16 +42,34 @@ class TrainState:
 
 
 def create_optimizer(
-    schedule: optax.Schedule, *, momentum: float, weight_decay: float
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    head_only: bool = False,
 ) -> optax.GradientTransformation:
-    """SGD with momentum, not Nesterov; weight decay on kernels, as L2 in the gradient."""
+    """SGD with momentum, not Nesterov; weight decay on kernels, as L2 in the gradient.
+
+    `head_only` trains the last layer of each classifier and leaves the rest as it is.
+    """
 
     def kernels(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    def heads(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_head(path), params)
+
     decay = optax.add_decayed_weights(weight_decay, mask=kernels)
     sgd = optax.sgd(schedule, momentum=momentum)
-    return optax.chain(decay, sgd) if weight_decay else sgd
+    tx = optax.chain(decay, sgd) if weight_decay else sgd
+    if not head_only:
+        return tx
+    return optax.partition({True: tx, False: optax.set_to_zero()}, heads)
+
+
+def is_head(path: tuple[Any, ...]) -> bool:
+    """Whether a path of the parameter tree leads to the last layer of a classifier."""
+    return any(key.key == "classifier" for key in path)
 
 
 def create_state(
@@ -126,11 +145,10 @@ def train_step(
 
     Args:
       state: Before the update.
-      batch: `image` uint8 `[b, h, w, C]`, `label` int `[b]` and `index` int `[b]`, the
-        number of each example in its data set.
+      batch: As `data.image_set.Split` makes it.
       model: Its own `axis_name` equals this function's.
       tx: Made by `create_optimizer`.
-      preprocess: Resize and scaling.
+      preprocess: Size and scaling of the network's input.
       augment: Random changes; each example's are a function of (seed, step, index), like
         its dropout masks.
       seed: Of augmentation and dropout.
@@ -144,7 +162,9 @@ def train_step(
     step_rng = jax.random.fold_in(root_rng, state.step)
     augment_rng, dropout_rng = jax.random.split(step_rng)
     example_rngs = jax.vmap(partial(jax.random.fold_in, augment_rng))(batch["index"])
-    images = preprocess(augment(batch["image"], example_rngs))
+    images = augment(
+        batch["image"], example_rngs, preprocess=preprocess, extents=batch.get("extent")
+    )
 
     def loss_fn(params: Params) -> tuple[jax.Array, tuple[Metrics, Params]]:
         output, updates = model.apply(
@@ -184,7 +204,8 @@ def eval_step(
 
     `variables` is what `model.apply` takes; the batch is that of `train_step` with `mask`.
     """
-    output: Any = model.apply(variables, preprocess(batch["image"]), train=False)
+    images = preprocess(batch["image"], batch.get("extent"))
+    output: Any = model.apply(variables, images, train=False)
     per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
     per_example["count"] = jnp.ones_like(per_example["loss"])
     return {

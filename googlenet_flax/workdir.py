@@ -10,10 +10,14 @@ from typing import IO, Any, Self
 
 from googlenet_flax.errors import UserError, WorkdirInUseError
 
+IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
+
 # A resumed run may change these; any other change makes it a different run.
 RESUMABLE_FIELDS = frozenset(
     {
         "data_dir",
+        "decode_workers",
+        "on_bad_image",
         "num_epochs",
         "max_steps",
         "log_every_steps",
@@ -114,6 +118,11 @@ class Workdir:
           UserError: Names each such field with both values.
         """
         before = self.read_config()
+        if IMPORTED_FROM in before:
+            raise UserError(
+                f"workdir {str(self.path)!r} holds imported weights: train in another "
+                f"--workdir with --config.init_from={self.path}"
+            )
         changed = [
             f"{name} was {before.get(name)!r} and is now {config[name]!r}"
             for name in config

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import pathlib
+import sys
 import tarfile
 
 import jax
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from googlenet_flax.data import cifar
+from googlenet_flax.data.augment import Augment
+from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.layers import InceptionWidths
 from googlenet_flax.model import VARIANTS, GoogLeNet
 
@@ -34,6 +37,37 @@ def small_googlenet(variant: str, **fields) -> GoogLeNet:
     """A GoogLeNet of three narrow blocks that compiles in seconds."""
     fields = {"num_classes": 10, "width_multiplier": 0.25, **fields}
     return GoogLeNet(variant=VARIANTS[variant], inceptions=SMALL_INCEPTIONS, **fields)
+
+
+def preprocess(**fields) -> Preprocess:
+    """One that only cuts out the largest central square; pixels stay 0 to 255."""
+    off = {
+        "storage_size": 256,
+        "image_size": 80,
+        "crop_fraction": 1.0,
+        "input_scale": 1.0,
+        "input_mean": (0.0, 0.0, 0.0),
+        "input_std": (1.0, 1.0, 1.0),
+        "channel_order": "RGB",
+    }
+    return Preprocess(**{**off, **fields})
+
+
+def augment(**fields) -> Augment:
+    """One that changes nothing but what is named."""
+    off = {
+        "crop_padding_pixels": 0,
+        "crop_min_area": 1.0,
+        "crop_max_aspect": 4 / 3,
+        "flip": False,
+        "photometric_strength": 0.0,
+    }
+    return Augment(**{**off, **fields})
+
+
+def random_images(*shape) -> np.ndarray:
+    """Noise of the whole range, uint8."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def numpy_variables(model: GoogLeNet, size: int = 80):
@@ -79,6 +113,23 @@ def cifar_archive_bytes(archive: cifar.Archive, examples_per_file: int) -> bytes
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
+
+
+@pytest.fixture
+def run_command(monkeypatch, capfd):
+    """Runs the `main` of a command here; returns exit code, stdout and stderr."""
+
+    def run_command(command, *args):
+        monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, args)])
+        capfd.readouterr()
+        code = 0
+        try:
+            command.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run_command
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_googlenet
+from conftest import preprocess, small_googlenet
 from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import UserError
 from googlenet_flax.train_step import (
@@ -24,7 +23,13 @@ DESCRIPTION = ModelDescription(
     width_multiplier=1.0,
     dtype="float32",
     class_names=("cat", "dog"),
-    preprocess=Preprocess(80, 1 / 255, (0.0, 0.5, 1.0), (1.0, 1.0, 2.0), "BGR"),
+    preprocess=preprocess(
+        crop_fraction=0.875,
+        input_scale=1 / 255,
+        input_mean=(0.0, 0.5, 1.0),
+        input_std=(1.0, 1.0, 2.0),
+        channel_order="BGR",
+    ),
 )
 
 
@@ -118,6 +123,30 @@ def test_names_of_checkpoints(tmp_path):
             with pytest.raises(UserError, match="use best, latest or one of 1, 2, 3"):
                 checkpoints.resolve(name)
         assert checkpoints.was_evaluated(2) and not checkpoints.was_evaluated(3)
+
+
+def test_the_best_of_what_was_never_evaluated(tmp_path):
+    with save_all(tmp_path / "one", [None]) as checkpoints:
+        assert checkpoints.best_step is None
+        assert checkpoints.resolve("best") == 1  # There is no choice.
+    with save_all(tmp_path / "two", [None, None]) as checkpoints:
+        with pytest.raises(UserError, match="--checkpoint=latest"):
+            checkpoints.resolve("best")
+
+
+def test_weights_that_were_not_trained_here(tmp_path):
+    variables = {
+        "params": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)},
+        "batch_stats": {"mean": np.ones(3, np.float32)},
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_variables(variables, description=DESCRIPTION)
+        assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
+        assert not checkpoints.was_evaluated(0)
+        assert checkpoints.describe(0) == DESCRIPTION
+        like = jax.eval_shape(lambda: variables)
+        restored = checkpoints.restore_variables(0, like, jax.devices()[:2])
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
 
 
 def test_without_checkpoints(tmp_path):

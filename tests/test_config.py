@@ -26,7 +26,12 @@ OUT_OF_RANGE = {
     "dataset": [""],
     "train_split": [""],
     "eval_split": [""],
+    "eval_fraction": [-0.1, 1, 1.0, 1.5, math.nan, math.inf],
+    "storage_size": [0, -256, 2**31],
+    "on_bad_image": ["", "ignore", "Skip"],
+    "decode_workers": [-1, 2**31],
     "image_size": [79, 0, -224],
+    "crop_fraction": [0, 0.0, -0.5, 1.01, 2, math.nan, math.inf],
     "input_scale": [0.0, -1.0, 255.5, math.nan, math.inf],
     "input_mean": [
         (),
@@ -52,6 +57,10 @@ OUT_OF_RANGE = {
     ],
     "channel_order": ["rgb", "", "GRB"],
     "crop_padding_pixels": [-1],
+    "crop_min_area": [0, 0.0, -0.08, 1.01, 8, math.nan, math.inf],
+    "crop_max_aspect": [0, 0.99, 3 / 4, -4 / 3, 16.01, math.nan, math.inf],
+    "photometric_strength": [-0.1, -1, 1.01, 2, math.nan, math.inf],
+    "trainable": ["", "heads", "Head", "none"],
     "batch_size": [0, -1],
     "num_epochs": [0, -1],
     "max_steps": [-1],
@@ -92,8 +101,8 @@ def test_every_config_is_valid(path):
 
 
 def test_every_range_is_tested():
-    # Any text is a data_dir, and a bool has no range.
-    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "flip"}
+    # Any text is a folder, and a bool has no range.
+    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "init_from", "flip"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -117,6 +126,21 @@ def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
         ("image_size", 80),
         ("data_dir", ""),
         ("data_dir", "/a folder/ä"),
+        ("eval_fraction", 0),
+        ("eval_fraction", math.nextafter(1, 0)),
+        ("storage_size", 1),
+        ("on_bad_image", "skip"),
+        ("decode_workers", 0),
+        ("crop_fraction", 1),
+        ("crop_fraction", 1e-6),
+        ("crop_min_area", 1),
+        ("crop_min_area", 0.08),
+        ("crop_max_aspect", 1),
+        ("crop_max_aspect", 16),
+        ("photometric_strength", 0),
+        ("photometric_strength", 1),
+        ("init_from", ""),
+        ("init_from", "/a run/ä"),
         ("input_mean", (0, -3, 1e3)),
         ("input_std", (1, 1e-6, 300)),
         ("batch_size", 1),
@@ -139,7 +163,16 @@ def test_edges_of_the_ranges_are_allowed(name, value):
 
 @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is float])
 def test_an_int_is_good_for_a_float(name):
-    validate({**GOOD, name: 1})
+    # 1 is in range of all but this one, which is below it.
+    validate({**GOOD, name: 0 if name == "eval_fraction" else 1})
+
+
+def test_random_weights_are_trained_whole():
+    message = error_of({**GOOD, "trainable": "head", "init_from": ""})
+    assert "config.trainable is 'head'" in message
+    assert "config.init_from is empty" in message and "--config.init_from=DIR" in message
+    validate({**GOOD, "trainable": "head", "init_from": "/a run"})
+    validate({**GOOD, "trainable": "all", "init_from": "/a run"})
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -1,5 +1,7 @@
 import ast
+import dataclasses
 import pathlib
+import re
 import sys
 from unittest import mock
 
@@ -10,6 +12,7 @@ from conftest import REPOSITORY
 from ml_collections import config_flags
 
 from googlenet_flax.config import FIELDS
+from googlenet_flax.data.augment import Augment
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 PACKAGE_FILES = sorted((REPOSITORY / "googlenet_flax").rglob("*.py"))
@@ -33,7 +36,7 @@ def named_config(name: str) -> dict:
 
 def test_there_are_configs():
     names = {path.stem for path in CONFIG_FILES}
-    assert {"cifar10", "cifar10_blog", "digits"} <= names
+    assert {"cifar10", "cifar10_blog", "digits", "finetune", "folder"} <= names
 
 
 @each_config
@@ -59,8 +62,14 @@ def test_config_sets_its_fields_in_the_order_of_fields(path):
 def test_docstring_says_how_to_run_it_and_what_to_expect(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring is not None
-    command = f"python -m googlenet_flax.main --config=configs/{path.name} --workdir="
-    assert docstring.count(command) == 1
+    # Between the two, what only the user knows, perhaps on a second line.
+    commands = re.findall(
+        rf"python -m googlenet_flax.main --config=configs/{re.escape(path.name)}"
+        r"((?: +(?:\\\n +)?--config\.\w+=\S+)*) +--workdir=\w",
+        docstring,
+    )
+    assert len(commands) == docstring.count("python -m googlenet_flax.main") == 1
+    assert set(re.findall(r"--config\.(\w+)", commands[0])) <= set(FIELDS)
     for word in ("Hardware:", "Time:", "Accuracy:"):
         assert word in docstring
 
@@ -86,13 +95,24 @@ def is_config(node: ast.expr) -> bool:
     return "config" in (getattr(node, "id", None), getattr(node, "attr", None))
 
 
+def reads_fields_of(node: ast.AST, class_name: str) -> bool:
+    """Whether it is `config[x.name] for x in dataclasses.fields(<class_name>)`."""
+    pattern = rf"config\[(\w+)\.name\] for \1 in dataclasses\.fields\({class_name}\)"
+    return hasattr(node, "generators") and bool(re.search(pattern, ast.unparse(node)))
+
+
 def fields_read(tree: ast.AST) -> set[str]:
-    """Every `"x"` in `config["x"]` or in `for y in ("x", ...)` around `config[y]`."""
+    """Every `"x"` in `config["x"]` or in `for y in ("x", ...)` around `config[y]`.
+
+    And all of an `Augment`, where it is read field by field.
+    """
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and is_config(node.value):
             if isinstance(node.slice, ast.Constant):
                 names.add(node.slice.value)
+        if reads_fields_of(node, "Augment"):
+            names.update(field.name for field in dataclasses.fields(Augment))
         loops = getattr(node, "generators", [node] if isinstance(node, ast.For) else [])
         for loop in loops:
             reads = any(
@@ -116,6 +136,19 @@ def test_every_field_is_read_and_every_read_is_a_field():
     assert read == set(FIELDS)
 
 
+def test_what_is_read_with_a_default_is_a_field():
+    names = [
+        ast.literal_eval(node.args[0])
+        for path in PACKAGE_FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get"
+        and is_config(node.func.value)
+    ]
+    assert set(names) <= set(FIELDS)
+
+
 def test_cifar10_is_the_recipe_of_the_seed():
     # The Keras tutorial's numbers, on the whole of CIFAR-10.
     expected = {
@@ -126,12 +159,17 @@ def test_cifar10_is_the_recipe_of_the_seed():
         "train_split": "train",
         "eval_split": "test",
         "image_size": 224,
+        "crop_fraction": 1.0,
         "input_scale": 1 / 255,
         "input_mean": (0.0, 0.0, 0.0),
         "input_std": (1.0, 1.0, 1.0),
         "channel_order": "RGB",
         "crop_padding_pixels": 0,
+        "crop_min_area": 1.0,
         "flip": False,
+        "photometric_strength": 0.0,
+        "init_from": "",
+        "trainable": "all",
         "batch_size": 256,
         "num_epochs": 15,
         "max_steps": 0,

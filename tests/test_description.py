@@ -21,7 +21,9 @@ descriptions = st.builds(
     class_names=st.lists(st.text(), min_size=1, max_size=5).map(tuple),
     preprocess=st.builds(
         Preprocess,
+        storage_size=st.integers(1, 1024),
         image_size=st.integers(80, 512),
+        crop_fraction=finite,
         input_scale=finite,
         input_mean=st.tuples(finite, finite, finite),
         input_std=st.tuples(finite, finite, finite),
@@ -36,7 +38,15 @@ def description(variant="bn", num_classes=7, dtype="float32"):
         width_multiplier=0.25,
         dtype=dtype,
         class_names=tuple(f"class {i}" for i in range(num_classes)),
-        preprocess=Preprocess(80, 1 / 255, (0.0, 0.5, 1.0), (1.0, 1.0, 2.0), "BGR"),
+        preprocess=Preprocess(
+            storage_size=256,
+            image_size=80,
+            crop_fraction=0.875,
+            input_scale=1 / 255,
+            input_mean=(0.0, 0.5, 1.0),
+            input_std=(1.0, 1.0, 2.0),
+            channel_order="BGR",
+        ),
     )
 
 

@@ -18,9 +18,18 @@ class PixelClassifier:
         return GoogLeNetOutput(logits, -logits, logits / 2)
 
 
+class PartlyReadable(ImageSet):
+    """Every third picture is one that stands in for a file that cannot be read."""
+
+    def batches(self, index_batches):
+        for batch in super().batches(index_batches):
+            yield {**batch, "readable": batch["index"] % 3 != 0}
+
+
+@pytest.mark.parametrize("image_set", [ImageSet, PartlyReadable])
 @pytest.mark.parametrize("num_devices", [1, 4])
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 100])
-def test_every_example_counts_once(num_devices, batch_size):
+def test_every_example_counts_once(num_devices, batch_size, image_set):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (37, 12, 12, 1), dtype=np.uint8)
     labels = rng.integers(0, 10, 37).astype(np.int32)
@@ -30,7 +39,7 @@ def test_every_example_counts_once(num_devices, batch_size):
             variables,
             batch,
             model=PixelClassifier(),
-            preprocess=lambda images: images.astype(jnp.float32),
+            preprocess=lambda images, extents=None: images.astype(jnp.float32),
             aux_weight=0.3,
         ),
         devices,
@@ -38,12 +47,15 @@ def test_every_example_counts_once(num_devices, batch_size):
     metrics = evaluate_split(
         step,
         replicate({"slope": jnp.asarray(0.01)}, devices),
-        ImageSet(images, labels, tuple("0123456789")),
+        image_set(images, labels, tuple("0123456789")),
         batch_size=batch_size,
         num_devices=num_devices,
     )
+    if image_set is PartlyReadable:
+        readable = np.arange(37) % 3 != 0
+        images, labels = images[readable], labels[readable]
     logits = images[:, 0, :10, 0] * 0.01
-    own = logits[np.arange(37), labels]
+    own = logits[np.arange(len(labels)), labels]
     main_loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
     rank = (logits >= own[:, None]).sum(axis=1) - 1
     np.testing.assert_allclose(metrics["main_loss"], main_loss, rtol=1e-5)

@@ -2,6 +2,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import REPOSITORY
@@ -19,10 +20,18 @@ TREES = {
 }
 
 
-def imports(module: str) -> set[str]:
+def at_load(node: ast.AST):
+    """The nodes below that run when the module is loaded: not those in functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from at_load(child)
+
+
+def imports(module: str, walk=ast.walk) -> set[str]:
     """Modules that it imports anywhere, in functions too."""
     names = set()
-    for node in ast.walk(TREES[module]):
+    for node in walk(TREES[module]):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
@@ -39,16 +48,34 @@ def siblings(module: str) -> set[str]:
     return {name.removeprefix("googlenet_flax").removeprefix(".") for name in names}
 
 
-def outsiders(module: str) -> set[str]:
-    return {name.split(".")[0] for name in imports(module)}
+def outsiders(module: str, walk=ast.walk) -> set[str]:
+    return {name.split(".")[0] for name in imports(module, walk)}
 
+
+NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision", "onnxruntime"}
+# What only those need who import an original's weights (the extra `import`).
+ORIGINALS_ONLY = {"torch", "onnx", "google", "h5py", "safetensors"}
+# Run by `python -m`, and so by nobody else.
+COMMANDS = {"main", "predict", "import_weights"}
 
 each_module = pytest.mark.parametrize("module", TREES)
 
 
 def test_the_modules_are_found():
-    expected = {"", ".main", ".train", ".model", ".data", ".data.cifar"}
+    expected = {"", ".main", ".train", ".model", ".data", ".data.cifar", ".evaluate"}
+    expected |= {".predictor", ".predict", ".warm_start", ".import_weights", ".originals"}
+    device = ("augment", "crops", "preprocess")
+    files = ("decode", "folder", "image_set", "imagenet", "picture_set", "read_ahead")
+    expected |= {f".data.{name}" for name in (*device, *files)}
+    originals = ("caffe", "keras", "leaves", "torchvision")
+    expected |= {f".originals.{name}" for name in originals}
     assert {f"googlenet_flax{name}" for name in expected} <= set(TREES)
+
+
+def test_every_package_is_in_the_wheel():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    assert set(settings["tool"]["setuptools"]["packages"]) == packages
 
 
 @each_module
@@ -57,20 +84,43 @@ def test_module_has_a_docstring(module):
 
 
 @each_module
-def test_nobody_imports_main(module):
-    assert "main" not in siblings(module)
+def test_nobody_imports_a_command(module):
+    assert not siblings(module) & COMMANDS
 
 
 @each_module
 def test_outsiders_that_are_not_for_the_package(module):
-    assert not outsiders(module) & {"configs", "tests", "tensorflow", "torch", "keras"}
+    assert not outsiders(module) & NEVER
     assert "ml_collections" not in outsiders(module) or module == "googlenet_flax.main"
+
+
+@each_module
+def test_only_the_originals_need_packages_of_their_own_and_only_when_called(module):
+    if not module.startswith("googlenet_flax.originals."):
+        assert not outsiders(module) & ORIGINALS_ONLY
+    assert not outsiders(module, at_load) & ORIGINALS_ONLY
+
+
+def test_imports_in_functions_are_told_from_those_at_load():
+    # Otherwise the tests around this one could not fail.
+    for name, package in [("caffe", "onnx"), ("keras", "h5py"), ("torchvision", "torch")]:
+        module = f"googlenet_flax.originals.{name}"
+        assert package in outsiders(module)
+        assert "numpy" in outsiders(module, at_load)
+    nested = ast.parse("if x:\n try:\n  import a\n except E:\n  f = lambda: b\n")
+    assert any(isinstance(node, ast.Import) for node in at_load(nested))
+    method = ast.parse("class C:\n def f(self):\n  import a\n")
+    assert not any(isinstance(node, ast.Import) for node in at_load(method))
 
 
 def test_only_the_data_know_tensorflow_datasets():
     users = {module for module in TREES if "tensorflow_datasets" in outsiders(module)}
     assert users
     assert all(module.startswith("googlenet_flax.data.") for module in users)
+
+
+NETWORK = {"errors", "description", "model", "train_step"}
+SAVED = {"checkpoint", "workdir"}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +136,47 @@ def test_only_the_data_know_tensorflow_datasets():
         ("progress", set()),
         ("metrics_writer", set()),
         ("config", {"errors", "model"}),
+        ("stop_request", set()),
+        ("description", {"data.preprocess", "model"}),
+        ("train_step", {"data.augment", "data.preprocess", "errors", "model"}),
+        ("checkpoint", {"description", "errors", "train_step"}),
+        ("predictor", {"data.crops", "data.preprocess", *NETWORK, *SAVED}),
+        ("predict", {"data.crops", "data.decode", "errors", "predictor", "workdir"}),
+        (
+            "evaluate",
+            {"data", "data.crops", "data.image_set", *NETWORK, *SAVED, "predictor"},
+        ),
+        ("warm_start", {"data.preprocess", *NETWORK, *SAVED}),
+        (
+            "import_weights",
+            {
+                "data.imagenet",
+                "data.preprocess",
+                *NETWORK,
+                *SAVED,
+                *(f"originals.{name}" for name in ("caffe", "keras", "torchvision")),
+                "originals.leaves",
+            },
+        ),
+        ("main", {"errors", "train"}),
+        # Inside the data: reading files, and what runs on the device.
+        ("data.crops", set()),
+        ("data.preprocess", {"data.crops"}),
+        ("data.augment", {"data.crops", "data.preprocess"}),
+        ("data.sampler", set()),
+        ("data.splits", {"errors"}),
+        ("data.image_set", {"errors"}),
+        ("data.decode", {"errors"}),
+        ("data.imagenet", set()),
+        ("data.read_ahead", {"errors"}),
+        (
+            "data.picture_set",
+            {"data.decode", "data.image_set", "data.read_ahead", "errors"},
+        ),
+        (
+            "data.folder",
+            {"data.decode", "data.picture_set", "data.splits", "errors"},
+        ),
     ],
 )
 def test_module_imports_only(module, allowed):
@@ -96,6 +187,12 @@ def test_module_imports_only(module, allowed):
 def test_data_import_only_data_and_errors(module):
     for name in siblings(module):
         assert name == "errors" or name.split(".")[0] == "data"
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if ".originals" in name])
+def test_originals_import_only_originals_and_the_network(module):
+    for name in siblings(module):
+        assert name in {"errors", "layers", "model"} or name.split(".")[0] == "originals"
 
 
 def test_imports_have_no_cycle():
@@ -120,4 +217,4 @@ def test_import_is_light():
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert "googlenet_flax" in loaded
     heavy = {"tensorflow", "tensorflow_datasets", "sklearn", "orbax", "ml_collections"}
-    assert not loaded & heavy
+    assert not loaded & (heavy | {"grain", "PIL"} | (ORIGINALS_ONLY - {"google"}))

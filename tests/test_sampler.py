@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.data.sampler import batch_indices
+from googlenet_flax.data.sampler import TrainingOrder, batch_indices
 
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)).map(sorted)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -67,6 +68,36 @@ def test_epochs_and_seeds_differ(seed, epoch):
 
     orders = [order(seed, epoch), order(seed, epoch + 1), order(seed + 1, epoch)]
     assert len(set(map(tuple, orders))) == 3
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, start=st.integers(0, 40), steps=st.integers(0, 20), data=st.data())
+def test_training_order_is_every_batch_from_start_to_stop(seed, start, steps, data):
+    fields = {"seed": seed, "num_examples": 23, "batch_size": 5}
+    order = TrainingOrder(start_step=start, stop_step=start + steps, **fields)
+    expected = [
+        batch_indices(step=step, **fields).tolist() for step in range(start, start + steps)
+    ]
+    assert len(order) == steps
+    # By iteration, and by position in any order: grain asks so, from many threads.
+    assert [batch.tolist() for batch in order] == expected
+    for position in data.draw(st.permutations(range(steps))):
+        assert order[position].tolist() == expected[position]
+    # A resumed run sees the rest of the same order.
+    done = data.draw(st.integers(0, steps))
+    rest = TrainingOrder(start_step=start + done, stop_step=start + steps, **fields)
+    assert [batch.tolist() for batch in rest] == expected[done:]
+
+
+def test_training_order_ends():
+    fields = {"seed": 0, "num_examples": 23, "batch_size": 5}
+    order = TrainingOrder(start_step=3, stop_step=7, **fields)
+    for position in (4, 7, -1):
+        with pytest.raises(IndexError):
+            order[position]
+    for stop_step in (3, 2, 0):  # A finished run.
+        finished = TrainingOrder(start_step=3, stop_step=stop_step, **fields)
+        assert len(finished) == 0 and list(finished) == []
 
 
 def test_the_order_is_frozen():

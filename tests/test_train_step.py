@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import numpy_variables, small_googlenet
+from conftest import augment, numpy_variables, preprocess, small_googlenet
 
-from googlenet_flax.data.preprocess import Augment, Preprocess
 from googlenet_flax.errors import UserError
 from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.train_step import (
@@ -23,8 +22,12 @@ from googlenet_flax.train_step import (
     train_step,
 )
 
-PREPROCESS = Preprocess(80, 1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), "RGB")
-AUGMENT = Augment(crop_padding_pixels=4, flip=True)
+PREPROCESS = preprocess(
+    input_scale=1 / 255, input_mean=(0.4, 0.5, 0.6), input_std=(0.2, 0.3, 0.2)
+)
+AUGMENT = augment(
+    crop_padding_pixels=4, crop_min_area=0.08, flip=True, photometric_strength=0.5
+)
 
 
 def random_batch(size, seed=0):
@@ -33,6 +36,8 @@ def random_batch(size, seed=0):
         "image": rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
         "label": rng.integers(0, 10, size).astype(np.int32),
         "index": np.arange(size, dtype=np.int32) + 17,
+        # Pictures of many sizes, as a folder has them.
+        "extent": rng.integers(16, 33, (size, 2)).astype(np.int32),
     }
 
 
@@ -132,6 +137,7 @@ def test_one_batch_is_learnt_by_heart():
     rng = np.random.default_rng(0)
     batch = random_batch(8)
     batch["image"] = rng.integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)  # Coarse: easy.
+    del batch["extent"]
     tx = create_optimizer(lambda step: 0.02, momentum=0.9, weight_decay=0.0)
     model = small_googlenet("bn", width_multiplier=0.5)
     _, metrics = run_steps(
@@ -140,7 +146,7 @@ def test_one_batch_is_learnt_by_heart():
         devices=jax.devices()[:1],
         num_steps=60,
         tx=tx,
-        augment=Augment(0, flip=False),
+        augment=augment(),
     )
     assert metrics["main_loss"] < 0.2
     assert metrics["accuracy"] == 1
@@ -158,6 +164,92 @@ def test_update_is_sgd_with_momentum_and_decay_of_kernels():
     np.testing.assert_allclose(params["bias"], 2 - 0.1 - 0.19, rtol=1e-6)
     second = 0.9 * 2 + (1 + 0.5 * 1.8)
     np.testing.assert_allclose(params["kernel"], 1.8 - 0.1 * second, rtol=1e-6)
+
+
+HEADS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
+
+
+def leaves_by_path(tree):
+    """Its arrays, by `inception_4a/1x1/conv/kernel` and the like."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def test_head_only_trains_the_last_layers_alone():
+    model = small_googlenet("bn", freeze_norm=True)
+    fields = {"momentum": 0.9, "weight_decay": 0.1}
+    tx = create_optimizer(lambda step: 0.05, head_only=True, **fields)
+    step = partial(
+        train_step,
+        model=model,
+        tx=tx,
+        preprocess=PREPROCESS,
+        augment=augment(),
+        seed=3,
+        aux_weight=0.3,
+    )
+    before = start_state(model, tx)
+    # The running statistics are those of no batch, so that an update would show.
+    assert before.batch_stats
+    after, _ = jax.jit(step)(before, random_batch(4))
+    trained = {f"{head}/{leaf}" for head in HEADS for leaf in ("kernel", "bias")}
+    was, now = leaves_by_path(before.params), leaves_by_path(after.params)
+    changed = {name for name in was if not np.array_equal(was[name], now[name])}
+    assert changed == trained
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    # Momentum takes memory: frozen leaves have none.
+    shapes = sorted(was[name].shape for name in trained)
+    buffers = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
+    assert sorted(buffer.shape for buffer in buffers) == shapes
+    assert all(np.any(buffer) for buffer in buffers)
+
+
+def test_head_only_updates_the_heads_as_they_are_without_it():
+    params = {
+        "conv1": {"conv": {"kernel": jnp.ones((3, 2))}, "bn": {"scale": jnp.ones(2)}},
+        "aux_4a": {"fc": {"kernel": jnp.ones((2, 2))}, "classifier": {"bias": jnp.ones(2)}},
+        "classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)},
+    }
+    grads = jax.tree.map(lambda leaf: 0.5 * leaf + 1, params)
+    fields = {"momentum": 0.9, "weight_decay": 0.1}
+    results = []
+    for head_only in (False, True):
+        tx = create_optimizer(lambda step: 0.1 / (1 + step), head_only=head_only, **fields)
+        state, new = tx.init(params), params
+        for _ in range(3):
+            updates, state = tx.update(grads, state, new)
+            new = optax.apply_updates(new, updates)
+        results.append(leaves_by_path(new))
+    whole, heads = results
+    start = leaves_by_path(params)
+    for name in start:
+        expected = whole if "classifier" in name else start
+        np.testing.assert_array_equal(heads[name], expected[name], name)
+        assert not np.array_equal(whole[name], start[name])
+
+
+def test_frozen_norm_normalises_as_evaluation_does():
+    variables = numpy_variables(small_googlenet("bn"))
+    images = np.random.default_rng(0).normal(size=(2, 80, 80, 3)).astype(np.float32)
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def conv2(freeze_norm, train):
+        """What comes out there: in front of all dropout."""
+        _, kept = small_googlenet("bn", freeze_norm=freeze_norm).apply(
+            variables,
+            images,
+            train=train,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.name == "conv2",
+        )
+        return kept["intermediates"]["conv2"]["__call__"][0]
+
+    expected = conv2(False, False)
+    np.testing.assert_allclose(conv2(True, True), expected, rtol=0, atol=1e-5)
+    assert np.abs(conv2(False, True) - expected).max() > 0.1
 
 
 def test_loss_and_hits_against_numpy():

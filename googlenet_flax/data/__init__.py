@@ -1,22 +1,33 @@
 """Where images come from: sources, sampling, and preprocessing on the device."""
 
 from googlenet_flax.data.digits import load_digits
-from googlenet_flax.data.image_set import ImageSet
+from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.image_set import ImageSet, Split
 from googlenet_flax.data.prepared import load_prepared
 
+__all__ = ["FolderOptions", "ImageSet", "Split", "load_split"]
 
-def load_split(dataset: str, split: str, *, data_dir: str) -> ImageSet:
-    """Reads a split into memory.
+
+def load_split(
+    dataset: str, split: str, *, data_dir: str, folder: FolderOptions | None = None
+) -> Split:
+    """Opens a split; all but `folder` are read into memory.
 
     Args:
-      dataset: `"digits"` (embedded), `"cifar10"` and `"cifar100"` (prepared when missing),
-        or any image-classification set that TFDS has prepared as array_record.
+      dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"` and
+        `"cifar100"` (prepared when missing), or any image-classification set that TFDS has
+        prepared as array_record.
       split: In TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
-      data_dir: Folder of TFDS data sets; "" is TFDS's own default.
+      data_dir: Folder of TFDS data sets, "" is TFDS's own default; or the folder of
+        pictures.
+      folder: How to read pictures; `"folder"` alone needs it.
 
     Raises:
       UserError: The set or split does not exist or cannot be read.
     """
     if dataset == "digits":
         return load_digits(split)
+    if dataset == "folder":
+        assert folder is not None
+        return load_folder(split, data_dir, folder)
     return load_prepared(dataset, split, data_dir)

@@ -1,12 +1,45 @@
-"""A split in memory."""
+"""What a split of a data set offers, and the split in memory."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from googlenet_flax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+
+class Split(Protocol):
+    """Labelled pictures, each with a number from 0 to `len(split) - 1`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
+        ...
+
+    @property
+    def storage_size(self) -> int:
+        """Longer side of the stored pictures in pixels."""
+        ...
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Files that were skipped so far and what is wrong with each."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """One batch for each array of example numbers, in turn.
+
+        A batch holds `image` uint8 `[B, h, w, 1 or 3]`, RGB; `label` and `index` int32
+        `[B]`, the number of each example. Pictures of different sizes lie in the top left
+        corner of their image, and `extent` int32 `[B, 2]` is their height and width. Where
+        pictures can be unreadable, `readable` bool `[B]` is false for one that stands in.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +71,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        """The examples at `indices`: `image`, `label` and the `index` that names each."""
-        return {
-            "image": self.images[indices],
-            "label": self.labels[indices],
-            "index": indices.astype(np.int32),
-        }
+    @property
+    def storage_size(self) -> int:
+        """Longer side of the images in pixels."""
+        return max(self.images.shape[1:3])
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Nothing: all images are here."""
+        return {}
+
+    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """As in `Split`."""
+        for indices in index_batches:
+            yield {
+                "image": self.images[indices],
+                "label": self.labels[indices],
+                "index": indices.astype(np.int32),
+            }

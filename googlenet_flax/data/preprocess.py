@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from googlenet_flax.data.crops import Crop, central_crop, crop_boxes, resample
+
 ChannelOrder = Literal["RGB", "BGR"]
 
 
@@ -14,51 +16,64 @@ class Preprocess:
     """What turns stored pixels into what the network was trained on.
 
     It travels with the checkpoint, so that evaluation and prediction repeat it exactly:
-    resize, order the channels, then `(x * input_scale - input_mean) / input_std` with one
-    mean and std per channel, in `channel_order`.
+    cut out the central square, resize, order the channels, then
+    `(x * input_scale - input_mean) / input_std` with one mean and std per channel, in
+    `channel_order`.
     """
 
+    storage_size: int  # Longer side, in pixels, that pictures are reduced to when read.
     image_size: int  # Side of the network's input in pixels.
+    crop_fraction: float  # Of the shorter side, that the central square takes.
     input_scale: float
     input_mean: tuple[float, float, float]
     input_std: tuple[float, float, float]
     channel_order: ChannelOrder
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    @property
+    def crop(self) -> Crop:
+        """What evaluation looks at."""
+        return central_crop(self.crop_fraction)
+
+    def __call__(
+        self, images: jax.Array, extents: jax.Array | None = None, crop: Crop | None = None
+    ) -> jax.Array:
         """Maps uint8 `[B, h, w, 1 or 3]` in RGB to float32 `[B, H, W, 3]`.
 
-        Bilinear with half-pixel centres; antialiased where it shrinks. The aspect ratio is
-        not kept: both sides become `image_size`. Grey images get three equal channels.
+        Args:
+          images: Grey ones get three equal channels.
+          extents: int `[B, 2]`, height and width of each picture, which lies in the top
+            left corner of its image; default: it fills the image.
+          crop: Another one than evaluation's.
         """
-        batch, _, _, channels = images.shape
-        size = (batch, self.image_size, self.image_size, channels)
-        x = jax.image.resize(images.astype(jnp.float32), size, "bilinear")
-        x = jnp.broadcast_to(x, (*size[:3], 3))
-        if self.channel_order == "BGR":
-            x = x[..., ::-1]
+        return self.normalise(self.cut(images, extents, crop))
+
+    def cut(
+        self, images: jax.Array, extents: jax.Array | None, crop: Crop | None = None
+    ) -> jax.Array:
+        """The crop at the network's size: RGB float32 `[B, H, W, 3]`, still 0 to 255."""
+        height, width = images.shape[1:3]
+        if crop is None and extents is None and self.crop_fraction == 1 and height == width:
+            size = (images.shape[0], self.image_size, self.image_size, images.shape[3])
+            return as_rgb(jax.image.resize(images.astype(jnp.float32), size, "bilinear"))
+        crop = crop or self.crop
+        if extents is None:
+            extents = whole_extents(images)
+        boxes = crop_boxes(extents, crop)
+        pixels = resample(images.astype(jnp.float32), boxes, self.image_size, extents)
+        return as_rgb(jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels))
+
+    def normalise(self, pixels: jax.Array) -> jax.Array:
+        """Maps RGB `[B, H, W, 3]`, 0 to 255, to what the network takes."""
+        x = pixels[..., ::-1] if self.channel_order == "BGR" else pixels
         mean, std = jnp.asarray(self.input_mean), jnp.asarray(self.input_std)
         return (x * self.input_scale - mean) / std
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random crop of the zero-padded image and random mirroring, at the stored size."""
+def as_rgb(images: jax.Array) -> jax.Array:
+    """Maps `[B, H, W, 1 or 3]` to `[B, H, W, 3]`."""
+    return jnp.broadcast_to(images, (*images.shape[:3], 3))
 
-    crop_padding_pixels: int  # Added on each side before cropping; 0 does not crop.
-    flip: bool
 
-    def __call__(self, images: jax.Array, rngs: jax.Array) -> jax.Array:
-        """Maps uint8 `[B, h, w, C]` to the same shape; image `i` uses only `rngs[i]`."""
-        return jax.vmap(self._augment_one)(images, rngs)
-
-    def _augment_one(self, image: jax.Array, rng: jax.Array) -> jax.Array:
-        crop_rng, flip_rng = jax.random.split(rng)
-        if self.crop_padding_pixels:
-            pad = self.crop_padding_pixels
-            padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            row, column = jax.random.randint(crop_rng, (2,), 0, 2 * pad + 1)
-            image = jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
-        if self.flip:
-            mirror = jax.random.bernoulli(flip_rng)
-            image = jnp.where(mirror, image[:, ::-1], image)
-        return image
+def whole_extents(images: jax.Array) -> jax.Array:
+    """Extents int32 `[B, 2]` of pictures that fill their images `[B, h, w, C]`."""
+    return jnp.broadcast_to(jnp.asarray(images.shape[1:3]), (images.shape[0], 2))

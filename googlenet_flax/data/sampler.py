@@ -1,6 +1,8 @@
 """Which examples a batch holds, as a pure function of the seed and the step."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +18,31 @@ def batch_indices(
     epoch, position = divmod(step, num_examples // batch_size)
     order = _permutation(seed, epoch, num_examples)
     return order[position * batch_size : (position + 1) * batch_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOrder(Sequence):
+    """The batches of `start_step` to `stop_step - 1`, each computed when asked for."""
+
+    seed: int
+    start_step: int
+    stop_step: int
+    num_examples: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return max(0, self.stop_step - self.start_step)
+
+    def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
+        """Indices int64 `[batch_size]`, as `batch_indices` draws them."""
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        return batch_indices(
+            seed=self.seed,
+            step=self.start_step + position,
+            num_examples=self.num_examples,
+            batch_size=self.batch_size,
+        )
 
 
 @functools.lru_cache(maxsize=2)

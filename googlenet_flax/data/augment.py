@@ -1,0 +1,105 @@
+"""Random changes to training images, on the device; each example has its own key."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from googlenet_flax.data.crops import resample
+from googlenet_flax.data.preprocess import Preprocess, as_rgb, whole_extents
+
+CROP_ATTEMPTS = 10  # Boxes drawn before the largest central one is taken instead.
+LUMA = (0.299, 0.587, 0.114)  # Rec. ITU-R BT.601: how bright red, green and blue look.
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Crops, mirror images and photometric distortion; every part can be off."""
+
+    crop_padding_pixels: int  # Added on each side before cropping; 0 does not crop.
+    crop_min_area: float  # Smallest fraction of the picture a crop may be; 1 is off.
+    crop_max_aspect: float  # Of a crop; the least is its inverse.
+    flip: bool
+    photometric_strength: float  # Factors are 1 minus to 1 plus this; 0 is off.
+
+    def __call__(
+        self,
+        images: jax.Array,
+        rngs: jax.Array,
+        *,
+        preprocess: Preprocess,
+        extents: jax.Array | None = None,
+    ) -> jax.Array:
+        """Images as the network sees them in training, float32 `[B, H, W, 3]`.
+
+        Args:
+          images: uint8 `[B, h, w, 1 or 3]`, RGB.
+          rngs: keys `[B]`; image `i` uses only `rngs[i]`.
+          preprocess: Of the network.
+          extents: As in `Preprocess`.
+        """
+        shift_rngs, crop_rngs, flip_rngs, colour_rngs = jax.vmap(
+            lambda rng: jax.random.split(rng, 4), out_axes=1
+        )(rngs)
+        if self.crop_padding_pixels:
+            images = jax.vmap(self._shift)(images, shift_rngs)
+        if self.crop_min_area < 1:
+            extents = whole_extents(images) if extents is None else extents
+            boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
+            pixels = images.astype(jnp.float32)
+            pixels = as_rgb(resample(pixels, boxes, preprocess.image_size, extents))
+        else:
+            pixels = preprocess.cut(images, extents)
+        if self.flip:
+            pixels = jax.vmap(_flip)(pixels, flip_rngs)
+        if self.photometric_strength:
+            pixels = jax.vmap(self._distort)(pixels, colour_rngs)
+        return preprocess.normalise(pixels)
+
+    def _shift(self, image: jax.Array, rng: jax.Array) -> jax.Array:
+        """A crop of the zero-padded image, of its own size."""
+        pad = self.crop_padding_pixels
+        padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        row, column = jax.random.randint(rng, (2,), 0, 2 * pad + 1)
+        return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+
+    def _draw_box(self, extent: jax.Array, rng: jax.Array) -> jax.Array:
+        """A box `[4]` in a picture of `extent`: top, left, height, width (section 6).
+
+        Area uniform between `crop_min_area` and the whole picture, aspect ratio (width by
+        height) log-uniform.
+        """
+        area_rng, aspect_rng, place_rng = jax.random.split(rng, 3)
+        attempts = (CROP_ATTEMPTS,)
+        areas = jax.random.uniform(area_rng, attempts, minval=self.crop_min_area, maxval=1)
+        log_aspect = math.log(self.crop_max_aspect)
+        aspects = jnp.exp(
+            jax.random.uniform(aspect_rng, attempts, minval=-log_aspect, maxval=log_aspect)
+        )
+        areas *= jnp.prod(extent)
+        sizes = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
+        fits = jnp.all(sizes <= extent, axis=1)
+        largest = jnp.minimum(extent, extent[::-1] * self.crop_max_aspect)
+        size = jnp.where(jnp.any(fits), sizes[jnp.argmax(fits)], largest)
+        corner = jax.random.uniform(place_rng, (2,)) * (extent - size)
+        return jnp.concatenate([corner, size])
+
+    def _distort(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
+        """Brightness, contrast and colour of one image `[H, W, 3]`, each by its own factor.
+
+        Howard 2013, arXiv 1312.5402, which section 6 cites, applies them in random order;
+        but for rounding in between they commute, so here they come at once.
+        """
+        low, high = 1 - self.photometric_strength, 1 + self.photometric_strength
+        brightness, contrast, colour = jax.random.uniform(
+            rng, (3,), minval=low, maxval=high
+        )
+        grey = jnp.sum(pixels * jnp.asarray(LUMA), axis=-1, keepdims=True)
+        mean = jnp.mean(grey)
+        coloured = grey + colour * (pixels - grey)
+        return jnp.clip(brightness * (mean + contrast * (coloured - mean)), 0, 255)
+
+
+def _flip(pixels: jax.Array, rng: jax.Array) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(rng), pixels[:, ::-1], pixels)

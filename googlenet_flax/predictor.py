@@ -1,0 +1,106 @@
+"""A trained network from a workdir, ready to answer: class probabilities of pictures."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.data.crops import Crop
+from googlenet_flax.data.preprocess import Preprocess
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.model import GoogLeNet
+from googlenet_flax.train_step import Params, outputs_by_name, split_over_devices
+from googlenet_flax.workdir import Workdir
+
+# Logarithms of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Not the
+# probabilities themselves: the small ones would be rounded to 0.
+LogProbabilities = dict[str, np.ndarray]
+
+
+def log_probability_step(
+    variables: Params,
+    batch: Mapping[str, Any],
+    crop: Crop | None,
+    *,
+    model: GoogLeNet,
+    preprocess: Preprocess,
+) -> dict[str, jax.Array]:
+    """Log-softmax of every classifier, float32 `[B, num_classes]`, for one crop."""
+    images = preprocess(batch["image"], batch.get("extent"), crop)
+    output: Any = model.apply(variables, images, train=False)
+    return {
+        name: jax.nn.log_softmax(logits) for name, logits in outputs_by_name(output).items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A network, its weights and the devices it runs on."""
+
+    checkpoint_step: int
+    description: ModelDescription
+    variables: Params  # Replicated.
+    devices: Sequence[jax.Device]
+    step: Callable[..., dict[str, jax.Array]]  # `log_probability_step`, one shard a device.
+
+    @classmethod
+    def load(cls, workdir: Workdir, checkpoint: str, devices: Sequence[jax.Device]) -> Self:
+        """The network of a checkpoint: `best`, `latest` or a step.
+
+        Raises:
+          UserError: No such run or checkpoint.
+        """
+        workdir.read_config()  # So that a directory without a run is refused, not made.
+        with Checkpoints(workdir.checkpoints) as checkpoints:
+            checkpoint_step = checkpoints.resolve(checkpoint)
+            description = checkpoints.describe(checkpoint_step)
+            variables = checkpoints.restore_variables(
+                checkpoint_step, description.variables_like(), devices
+            )
+        step = partial(
+            log_probability_step,
+            model=description.create_model(),
+            preprocess=description.preprocess,
+        )
+        parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
+        return cls(checkpoint_step, description, variables, devices, parallel_step)
+
+    def log_probabilities(
+        self, batch: Mapping[str, np.ndarray], crops: Sequence[Crop | None]
+    ) -> LogProbabilities:
+        """Of the softmax averaged over the crops.
+
+        Args:
+          batch: `image` and, if there is one, `extent`, as a `Split` makes them; as many
+            examples as the devices can share equally.
+          crops: From `data.crops.evaluation_crops`.
+        """
+        inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
+        shards = split_over_devices(inputs, len(self.devices))
+        total = None
+        for crop in crops:
+            one = self.step(self.variables, shards, crop)
+            total = one if total is None else jax.tree.map(jnp.logaddexp, total, one)
+        return {
+            name: np.concatenate(values) - math.log(len(crops))
+            for name, values in jax.device_get(total or {}).items()
+        }
+
+
+def mean_log_probabilities(
+    predictors: Sequence[Predictor],
+    batch: Mapping[str, np.ndarray],
+    crops: Sequence[Crop | None],
+) -> LogProbabilities:
+    """Of the softmax averaged over networks and crops (section 7)."""
+    each = [predictor.log_probabilities(batch, crops) for predictor in predictors]
+    return {
+        name: np.logaddexp.reduce([one[name] for one in each]) - math.log(len(each))
+        for name in each[0]
+    }

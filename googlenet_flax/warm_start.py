@@ -1,0 +1,106 @@
+"""Fine-tuning: a fresh state that takes its weights from another run or an import."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+
+import jax
+
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.data.preprocess import Preprocess
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.errors import UserError
+from googlenet_flax.train_step import TrainState, is_head
+from googlenet_flax.workdir import Workdir
+
+# Pixels scaled in another way would be another world to the weights.
+INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")
+
+
+def warm_start(
+    state: TrainState,
+    source: Workdir,
+    description: ModelDescription,
+    devices: Sequence[jax.Device],
+) -> tuple[TrainState, str]:
+    """Puts the weights of the best checkpoint of another run (or its latest) into a state.
+
+    Where the number of classes differs, the last layer of each classifier stays fresh.
+
+    Args:
+      state: Freshly initialised, replicated over `devices`.
+      source: Of the other run.
+      description: Of the network to be trained.
+      devices: To put the weights on.
+
+    Returns:
+      The state, and a line that says what was taken and what is new.
+
+    Raises:
+      UserError: No such run, or its network does not fit.
+    """
+    source.read_config()
+    with Checkpoints(source.checkpoints) as checkpoints:
+        best = checkpoints.best_step
+        step = checkpoints.resolve("latest" if best is None else str(best))
+        theirs = checkpoints.describe(step)
+        _check_networks(source, theirs, description)
+        weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
+    fresh: list[str] = []
+
+    def take(path, own, other):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if own.shape == other.shape:
+            return other
+        if not is_head(path):
+            raise UserError(
+                f"--config.init_from={source.path} does not fit: {name} is "
+                f"{list(other.shape)} there and {list(own.shape)} here: set "
+                f"--config.image_size={theirs.preprocess.image_size}, which "
+                f"{description.variant!r} is tied to"
+            )
+        module = name.rpartition("/")[0]
+        if module not in fresh:
+            fresh.append(module)
+        return own
+
+    params = jax.tree_util.tree_map_with_path(take, state.params, weights["params"])
+    batch_stats = weights.get("batch_stats", {})
+    origin = f"weights from {source.path}, checkpoint {step}"
+    if fresh:
+        news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
+    elif theirs.class_names != description.class_names:
+        news = "; the classifiers were trained on other classes of the same number"
+    else:
+        news = ""
+    state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+    return state, origin + news
+
+
+def _check_networks(
+    source: Workdir, theirs: ModelDescription, ours: ModelDescription
+) -> None:
+    wanted = {
+        **_different(theirs, ours, ("variant", "width_multiplier")),
+        **_different(theirs.preprocess, ours.preprocess, INPUT_FIELDS),
+    }
+    if wanted:
+        options = " ".join(
+            f"--config.{name}={shlex.quote(str(value))}" for name, value in wanted.items()
+        )
+        raise UserError(
+            f"--config.init_from={source.path} was trained otherwise: set {options}"
+        )
+
+
+def _different(
+    theirs: ModelDescription | Preprocess,
+    ours: ModelDescription | Preprocess,
+    fields: Sequence[str],
+) -> dict[str, object]:
+    """Their values of the fields that differ."""
+    return {
+        name: getattr(theirs, name)
+        for name in fields
+        if getattr(theirs, name) != getattr(ours, name)
+    }

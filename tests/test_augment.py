@@ -1,0 +1,454 @@
+import functools
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import augment, preprocess, random_images
+
+# Of 0 to 255, as in test_crops.
+ATOL = 1e-3
+
+
+# Most of the time would go into optimising what runs once.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+@functools.cache
+def jitted(augmentation, network_input):
+    return quick_jit(
+        lambda images, seeds, extents: augmentation(
+            images,
+            jax.vmap(jax.random.key)(seeds),
+            preprocess=network_input,
+            extents=extents,
+        )
+    )
+
+
+def run(images, seeds, *, extents=None, network_input=None, **fields):
+    """What `augment(**fields)` makes of images, by default at their own size."""
+    network_input = network_input or preprocess(image_size=images.shape[1])
+    return np.asarray(jitted(augment(**fields), network_input)(images, seeds, extents))
+
+
+# Height and width of pictures in images of 6x6 pixels.
+EXTENTS = np.array([[6, 6], [3, 5], [6, 2], [5, 5], [6, 5], [2, 2], [1, 6], [4, 3]])
+NETWORK_INPUT = preprocess(
+    image_size=7,
+    crop_fraction=0.75,
+    input_scale=1 / 255,
+    input_mean=(0.4, 0.5, 0.6),
+    input_std=(0.2, 0.3, 0.4),
+    channel_order="BGR",
+)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop_fraction", [0.75, 1.0])
+@pytest.mark.parametrize("extents", [None, EXTENTS[:4]])
+def test_augmentation_that_is_off_changes_nothing(channels, crop_fraction, extents):
+    images, seeds = random_images(4, 6, 6, channels), np.arange(4)
+    out = run(images, seeds, extents=extents)
+    assert out.dtype == np.float32 and out.shape == (4, 6, 6, 3)
+    if extents is None:
+        np.testing.assert_array_equal(out, np.broadcast_to(images, out.shape))
+    evaluated = preprocess(image_size=7, crop_fraction=crop_fraction, channel_order="BGR")
+    np.testing.assert_array_equal(
+        run(images, seeds, extents=extents, network_input=evaluated),
+        quick_jit(evaluated.__call__)(images, extents),
+    )
+
+
+EVERYTHING = {
+    "crop_padding_pixels": 1,
+    "crop_min_area": 0.08,
+    "flip": True,
+    "photometric_strength": 0.5,
+}
+
+
+def test_the_networks_input_is_scaled_as_in_evaluation():
+    images, fields = random_images(8, 6, 6, 3), {"extents": EXTENTS, **EVERYTHING}
+    plain = run(images, np.arange(8), network_input=preprocess(image_size=7), **fields)
+    out = run(images, np.arange(8), network_input=NETWORK_INPUT, **fields)
+    mean, std = NETWORK_INPUT.input_mean, NETWORK_INPUT.input_std
+    expected = (plain[..., ::-1] / 255 - mean) / std
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+
+
+def padded_windows(image, padding):
+    """The `(2 * padding + 1) ** 2` crops of the zero-padded image."""
+    height, width, channels = image.shape
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, channels), np.uint8)
+    padded[padding : padding + height, padding : padding + width] = image
+    places = range(2 * padding + 1)
+    return [
+        padded[row : row + height, column : column + width]
+        for row in places
+        for column in places
+    ]
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images = random_images(600, 5, 5, 3)
+    seeds = np.arange(len(images))
+    out = run(images, seeds, crop_padding_pixels=1)
+    assert (out.dtype, out.shape) == (np.float32, images.shape)
+    counts = np.zeros(9, int)
+    for image, cropped in zip(images, out, strict=True):
+        equal = [np.array_equal(cropped, window) for window in padded_windows(image, 1)]
+        assert sum(equal) == 1
+        counts += equal
+    # 600 / 9 = 67 of each, standard deviation 7.7; four of them.
+    assert counts.min() > 36
+    assert counts.max() < 98
+
+
+def test_windows_of_a_picture_in_the_corner_of_its_image():
+    # Beyond the picture its image is zero, as if the picture itself had been padded.
+    images, seeds = random_images(6, 8, 8, 3), np.arange(6)
+    images[:, 5:] = 0
+    images[:, :, 7:] = 0
+    fields = {"crop_padding_pixels": 2, "network_input": preprocess(image_size=10)}
+    out = run(images, seeds, extents=np.array([(5, 7)] * 6), **fields)
+    alone = run(images[:, :5, :7], seeds, **fields)
+    np.testing.assert_allclose(out, alone, rtol=0, atol=ATOL)
+
+
+def test_about_half_of_the_images_are_mirrored():
+    images = random_images(1000, 4, 4, 1)
+    seeds = np.arange(len(images))
+    out = run(images, seeds, flip=True)
+    mirrored = 0
+    for image, flipped in zip(np.repeat(images, 3, axis=-1), out, strict=True):
+        as_is = np.array_equal(flipped, image)
+        assert as_is or np.array_equal(flipped, image[:, ::-1])
+        mirrored += not as_is
+    # Standard deviation 15.8; four of them.
+    assert 437 < mirrored < 563
+
+
+def test_each_image_depends_on_its_own_rng_only():
+    images = random_images(16, 6, 6, 3)
+    seeds = np.arange(16)
+    fields = {"crop_padding_pixels": 2, "flip": True}
+    out = run(images, seeds, **fields)
+    assert not np.array_equal(out, images)
+    order = np.random.default_rng(1).permutation(16)
+    np.testing.assert_array_equal(run(images[order], seeds[order], **fields), out[order])
+    halves = [run(images[rows], seeds[rows], **fields) for rows in (slice(8), slice(8, 16))]
+    np.testing.assert_array_equal(np.concatenate(halves), out)
+    # Both at once: a window, perhaps mirrored, and some of each.
+    mirrored = [
+        any(np.array_equal(x[:, ::-1], w) for w in padded_windows(image, 2))
+        for image, x in zip(images, out, strict=True)
+    ]
+    as_is = [
+        any(np.array_equal(x, w) for w in padded_windows(image, 2))
+        for image, x in zip(images, out, strict=True)
+    ]
+    assert [not flipped for flipped in mirrored] == as_is
+    assert 0 < sum(mirrored) < 16
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"crop_min_area": 0.08}, {"photometric_strength": 0.5}, EVERYTHING],
+    ids=["area", "photometric", "everything"],
+)
+def test_so_it_is_whatever_the_change_and_wherever_the_picture_lies(fields):
+    images, seeds = random_images(8, 6, 6, 3), np.arange(8)
+
+    def at(rows, seeds=seeds):
+        return run(
+            images[rows],
+            seeds[rows],
+            extents=EXTENTS[rows],
+            network_input=NETWORK_INPUT,
+            **fields,
+        )
+
+    out = at(np.arange(8))
+    order = np.random.default_rng(1).permutation(8)
+    np.testing.assert_array_equal(at(order), out[order])
+    np.testing.assert_array_equal(
+        np.concatenate([at(order[:4]), at(order[4:])]), out[order]
+    )
+    # And it does depend on it.
+    other = at(np.arange(8), seeds + 8)
+    assert all(not np.array_equal(a, b) for a, b in zip(other, out, strict=True))
+
+
+SIDE = 48  # Of the network's input: no box below is larger, so every one is enlarged.
+
+
+def seen_boxes(picture, number, **fields):
+    """Boxes `[number, 4]` that area crops look at: top, left, height and width in pixels.
+
+    Every pixel tells its place, row in red and column in green, and between the centres of
+    two pixels interpolation is linear; so from the places of two new pixels in the middle
+    follow start and length.
+    """
+    places = np.indices((*picture, 1))[:2, ..., 0]
+    image = np.stack([*places, np.zeros(picture)], axis=-1).astype(np.uint8)
+    out = run(
+        np.broadcast_to(image, (number, *image.shape)),
+        np.arange(number),
+        network_input=preprocess(image_size=SIDE),
+        **fields,
+    )
+    near, far = SIDE // 4, 3 * SIDE // 4
+    boxes = []
+    for line in (out[:, :, SIDE // 2, 0], out[:, SIDE // 2, :, 1]):
+        step = (line[:, far] - line[:, near]) / (far - near)
+        boxes.append((line[:, near] + 0.5 - (near + 0.5) * step, step * SIDE))
+    (top, height), (left, width) = boxes
+    return np.stack([top, left, height, width], axis=1)
+
+
+def assert_inside(boxes, picture):
+    """To a thousandth of a pixel."""
+    assert boxes[:, :2].min() > -1e-3
+    assert np.all(boxes[:, :2] + boxes[:, 2:] < np.array(picture) + 1e-3)
+
+
+def assert_evenly_spread(values, low, high):
+    """A quarter in each quarter of the range, within four standard deviations."""
+    counts, _ = np.histogram(values, 4, (low, high))
+    assert counts.sum() == len(values), "some are out of range"
+    deviation = math.sqrt(len(values) * (1 / 4) * (3 / 4))
+    assert np.abs(counts - len(values) / 4).max() < 4 * deviation, counts
+
+
+NUMBER = 1600
+
+
+@functools.cache
+def square_boxes(max_aspect):
+    fields = {"crop_min_area": 0.08, "crop_max_aspect": max_aspect}
+    return seen_boxes((40, 40), NUMBER, **fields)
+
+
+def test_square_crops_have_every_area_alike():
+    # Nothing but the area is drawn: none is refused for being too long.
+    boxes = square_boxes(1.0)
+    assert_inside(boxes, (40, 40))
+    np.testing.assert_allclose(boxes[:, 2], boxes[:, 3], atol=1e-3)
+    assert_evenly_spread(boxes[:, 2] * boxes[:, 3] / 40**2, 0.08, 1)
+
+
+def test_area_crops_of_section_6():
+    # "whose size is distributed evenly between 8% and 100% of the image area with aspect
+    # ratio constrained to the interval [3/4, 4/3]".
+    boxes = square_boxes(4 / 3)
+    assert_inside(boxes, (40, 40))
+    areas, aspects = boxes[:, 2] * boxes[:, 3] / 40**2, boxes[:, 3] / boxes[:, 2]
+    assert areas.min() > 0.08 - 1e-4 and areas.max() < 1 + 1e-4
+    assert aspects.min() > 3 / 4 - 1e-4 and aspects.max() < 4 / 3 + 1e-4
+    # Up to 3/4 of the area a box of any aspect fits, so there both are even and the aspect
+    # is as often lying as standing.
+    free = areas < 3 / 4
+    assert_evenly_spread(areas[free], 0.08, 3 / 4)
+    log_aspects = np.log(aspects) / math.log(4 / 3)
+    assert_evenly_spread(log_aspects[free], -1, 1)
+    # Of the larger ones, the rest, some are drawn again: an area `a` fits where
+    # |log(aspect)| <= -log(a).
+    grid = np.linspace(0.08, 1, 100_001)
+    fitting = np.minimum(1, -np.log(grid) / math.log(4 / 3))
+    share = fitting[grid < 3 / 4].sum() / fitting.sum()
+    deviation = math.sqrt(NUMBER * share * (1 - share))
+    assert abs(free.sum() - NUMBER * share) < 4 * deviation
+    assert np.all(np.abs(np.log(aspects)) <= -np.log(areas) + 1e-3)
+
+
+@pytest.mark.parametrize("max_aspect", [1.0, 4 / 3])
+def test_area_crops_lie_anywhere(max_aspect):
+    boxes = square_boxes(max_aspect)
+    room = 40 - boxes[:, 2:]
+    movable = np.all(room > 1, axis=1)
+    assert movable.sum() > NUMBER / 2
+    fractions = (boxes[:, :2] / room)[movable]
+    for axis in (0, 1):
+        assert_evenly_spread(fractions[:, axis], -1e-3, 1 + 1e-3)
+    # Row and column, and place and size, have nothing to do with each other.
+    sizes = boxes[movable, 2]
+    correlations = np.corrcoef([*fractions.T, sizes])
+    # Standard deviation 1 / sqrt(n) each.
+    limit = 4 / math.sqrt(movable.sum())
+    assert np.abs(correlations - np.eye(3)).max() < limit
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_area_crops_of_a_panorama(portrait):
+    # 1:3: a crop of aspect `a` (at most 4/3) covers no more than a / 3 of it.
+    picture = (60, 20) if portrait else (20, 60)
+    boxes = seen_boxes(picture, 800, crop_min_area=0.08, crop_max_aspect=4 / 3)
+    assert_inside(boxes, picture)
+    areas, aspects = boxes[:, 2] * boxes[:, 3] / 1200, boxes[:, 3] / boxes[:, 2]
+    assert areas.min() > 0.08 - 1e-4 and areas.max() < 4 / 9 + 1e-4
+    assert aspects.min() > 3 / 4 - 1e-4 and aspects.max() < 4 / 3 + 1e-4
+    # Where all ten are refused, the largest there is: 20 x 26.7 pixels, or 26.7 x 20.
+    largest = (80 / 3, 20) if portrait else (20, 80 / 3)
+    fallback = np.all(np.abs(boxes[:, 2:] - largest) < 1e-3, axis=1)
+    # Lying: the height, sqrt(area * 1200 / aspect), must not exceed 20, whose square is a
+    # third of 1200. Standing it is the same with the inverse aspect.
+    area = np.linspace(0.08, 1, 1001)[:, None]
+    aspect = np.exp(np.linspace(-1, 1, 1001) * math.log(4 / 3))
+    fits = np.mean(area / aspect <= 1 / 3)
+    share = (1 - fits) ** 10
+    deviation = math.sqrt(800 * share * (1 - share))
+    assert abs(fallback.sum() - 800 * share) < 4 * deviation
+
+
+def test_when_nothing_fits_the_largest_crop_is_taken():
+    # At least 0.9 of a panorama has no aspect of 4/3.
+    boxes = seen_boxes((20, 60), 200, crop_min_area=0.9, crop_max_aspect=4 / 3)
+    assert_inside(boxes, (20, 60))
+    expected = np.broadcast_to([20, 80 / 3], (200, 2))
+    np.testing.assert_allclose(boxes[:, 2:], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "extent"), [(1, (12, 5)), (3, (9, 12))])
+def test_area_crops_of_a_picture_in_the_corner_of_its_image(channels, extent):
+    height, width = extent
+    images, seeds = random_images(6, 12, 12, channels), np.arange(6)
+    extents = np.broadcast_to(extent, (6, 2))
+    fields = {
+        "crop_min_area": 0.08,
+        "flip": True,
+        "network_input": preprocess(image_size=9),
+    }
+    out = run(images, seeds, extents=extents, **fields)
+    assert out.shape == (6, 9, 9, 3)
+    alone = run(images[:, :height, :width], seeds, **fields)
+    np.testing.assert_allclose(out, alone, rtol=0, atol=ATOL)
+    # What lies beyond the picture is never seen.
+    images[:, height:] = 99
+    images[:, :, width:] = 99
+    np.testing.assert_array_equal(run(images, seeds, extents=extents, **fields), out)
+    if channels == 1:
+        np.testing.assert_array_equal(out, np.repeat(out[..., :1], 3, axis=-1))
+
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, red, green, blue.
+
+
+def grey(image):
+    return (image @ LUMA)[..., None]
+
+
+def with_contrast(image, factor):
+    """Towards or away from its mean grey."""
+    mean = grey(image).mean()
+    return mean + factor * (image - mean)
+
+
+def with_colour(image, factor):
+    """Towards or away from its own grey."""
+    return grey(image) + factor * (image - grey(image))
+
+
+CHANGES = {
+    "brightness": lambda image, factor: factor * image,
+    "contrast": with_contrast,
+    "colour": with_colour,
+}
+
+
+def changed(image, factors, order=tuple(CHANGES)):
+    """One after the other, not rounded and not clipped; factors as in `factors_of`."""
+    image, factors = image.astype(np.float64), dict(zip(CHANGES, factors, strict=True))
+    for name in order:
+        image = CHANGES[name](image, factors[name])
+    return image
+
+
+def mild_images(number, side=6):
+    """Colours so far from 0 and 255 that no factor up to 1.5 leads there."""
+    return np.random.default_rng(0).integers(80, 121, (number, side, side, 3), np.uint8)
+
+
+def factors_of(images, distorted):
+    """Brightness, contrast and colour factor `[N, 3]` from means and deviations."""
+    before, after = grey(images.astype(np.float64)), grey(distorted.astype(np.float64))
+    axes = (1, 2, 3)
+    brightness = after.mean(axes) / before.mean(axes)
+    contrast = after.std(axes) / before.std(axes) / brightness
+    colours = np.std(distorted - after, axes) / np.std(images - before, axes)
+    return np.stack([brightness, contrast, colours / brightness / contrast], axis=1)
+
+
+def test_strength_0_changes_nothing():
+    images, seeds = random_images(4, 6, 6, 3), np.arange(4)
+    np.testing.assert_array_equal(run(images, seeds, photometric_strength=0.0), images)
+    # Nor, within rounding, does hardly any strength.
+    out = run(images, seeds, photometric_strength=1e-7)
+    np.testing.assert_allclose(out, images, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_photometric_factors_are_even_and_independent(strength):
+    images = mild_images(800)
+    out = run(images, np.arange(800), photometric_strength=strength)
+    factors = factors_of(images, out)
+    for axis in range(3):
+        assert_evenly_spread(factors[:, axis], 1 - strength - 1e-4, 1 + strength + 1e-4)
+    correlations = np.corrcoef(factors.T)
+    assert np.abs(correlations - np.eye(3)).max() < 4 / math.sqrt(800)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(CHANGES)), ids=", ".join)
+def test_photometric_changes_in_any_order(order):
+    images = mild_images(8)
+    out = run(images, np.arange(8), photometric_strength=0.5)
+    factors = factors_of(images, out)
+    for image, distorted, own in zip(images, out, factors, strict=True):
+        expected = changed(image, own, order)
+        np.testing.assert_allclose(distorted, expected, rtol=0, atol=ATOL)
+
+
+def test_the_result_is_clipped_to_what_pixels_can_be():
+    images, seeds = random_images(8, 6, 6, 3), np.arange(8)
+    # The factors are the key's own, whatever the image.
+    mild = mild_images(8)
+    factors = factors_of(mild, run(mild, seeds, photometric_strength=0.5))
+    out = run(images, seeds, photometric_strength=0.5)
+    for image, distorted, own in zip(images, out, factors, strict=True):
+        expected = np.clip(changed(image, own), 0, 255)
+        np.testing.assert_allclose(distorted, expected, rtol=0, atol=5 * ATOL)
+    assert out.min() == 0 and out.max() == 255
+
+
+def test_mean_brightness_is_the_work_of_one_factor():
+    seeds = np.arange(40)
+    images = mild_images(40)
+    plain = np.full_like(images, 100)
+    factors = factors_of(images, run(images, seeds, photometric_strength=0.5))
+    out = run(plain, seeds, photometric_strength=0.5)
+    # Of a plain grey image nothing but brightness can change.
+    expected = np.broadcast_to(100 * factors[:, 0, None, None, None], out.shape)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_stay_grey(channels):
+    images = np.repeat(random_images(8, 6, 6, 1), channels, axis=-1)
+    out = run(images, np.arange(8), photometric_strength=1.0)
+    spread = out.max(axis=-1) - out.min(axis=-1)
+    assert spread.max() < 1e-4
+    assert not np.allclose(out, images, atol=1)
+
+
+def test_only_what_the_network_sees_counts_as_the_image():
+    # Contrast is about the mean of the crop: what is cut off has no say.
+    images = np.repeat(mild_images(8, side=12), 2, axis=2)
+    network_input = preprocess(image_size=6, crop_fraction=0.5)
+    fields = {"photometric_strength": 0.5, "network_input": network_input}
+    out = run(images, np.arange(8), **fields)
+    middle = np.zeros_like(images)
+    middle[:, 3:9, 9:15] = images[:, 3:9, 9:15]
+    np.testing.assert_array_equal(run(middle, np.arange(8), **fields), out)

@@ -1,0 +1,300 @@
+import functools
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import random_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_flax.data.crops import (
+    CROP_NUMBERS,
+    Crop,
+    central_crop,
+    crop_boxes,
+    evaluation_crops,
+    paper_crops,
+    resample,
+    ten_crops,
+)
+
+# Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
+ATOL = 1e-3
+STORED = 12  # Side of the stored images that hypothesis fills, in pixels.
+
+resampled = functools.partial(jax.jit, static_argnums=2)(resample)
+
+
+def cut(images, boxes, size, extents=None):
+    if extents is None:
+        extents = np.broadcast_to(images.shape[1:3], (len(images), 2))
+    images, boxes = np.asarray(images, np.float32), np.asarray(boxes, np.float32)
+    return np.asarray(resampled(images, boxes, size, np.asarray(extents, np.int32)))
+
+
+def whole(images):
+    return np.array([[0, 0, *images.shape[1:3]]] * len(images))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 13), (20, 9), (5, 40)])
+@pytest.mark.parametrize("size", [4, 8, 11])
+def test_of_a_whole_image_it_is_the_resize_of_jax(shape, size):
+    images = random_images(3, *shape, 3).astype(np.float32)
+    expected = jax.image.resize(images, (3, size, size, 3), "bilinear")
+    np.testing.assert_allclose(cut(images, whole(images), size), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("size", [4, 9, 30])
+def test_in_a_corner_of_its_image_it_is_the_resize_of_the_slice(size):
+    extents = np.array([[7, 12], [16, 5], [16, 16], [1, 9]])
+    images = random_images(4, 16, 16, 3).astype(np.float32)
+    boxes = np.concatenate([np.zeros_like(extents), extents], axis=1)
+    out = cut(images, boxes, size, extents)
+    for image, (height, width), result in zip(images, extents, out, strict=True):
+        picture = image[:height, :width]
+        expected = jax.image.resize(picture, (size, size, 3), "bilinear")
+        np.testing.assert_allclose(result, expected, atol=ATOL)
+
+
+def test_where_it_enlarges_it_interpolates_between_the_nearest_pixels():
+    images = random_images(4, 9, 14, 1).astype(np.float32)
+    boxes = np.array([[0, 0, 9, 14], [2.25, 3.5, 4, 6.5], [8, 0, 1, 1], [0.1, 13, 0.5, 1]])
+    out = cut(images, boxes, 16)
+    for image, (top, left, height, width), result in zip(images, boxes, out, strict=True):
+        # numpy's own interpolation, which holds the outermost values beyond the ends.
+        def along(pixels, start, length):
+            places = start + (np.arange(16) + 0.5) * length / 16 - 0.5
+            return np.interp(places, np.arange(len(pixels)), pixels)
+
+        rows = np.apply_along_axis(along, 0, image[..., 0], top, height)
+        expected = np.apply_along_axis(along, 1, rows, left, width)
+        np.testing.assert_allclose(result[..., 0], expected, atol=ATOL)
+
+
+def test_where_it_shrinks_it_averages_under_a_triangle():
+    # By hand: at half of the width a new pixel sees 4 old ones, 1:3:3:1, and at the ends
+    # the 3 of them that there are.
+    image = np.array([8, 16, 0, 24, 40, 8], np.float32).reshape(1, 1, 6, 1)
+    expected = [
+        (3 * 8 + 3 * 16 + 0) / 7,
+        (16 + 3 * 0 + 3 * 24 + 40) / 8,
+        (24 + 3 * 40 + 3 * 8) / 7,
+    ]
+    out = cut(image, [[0, 0, 1, 6]], 3)
+    np.testing.assert_allclose(out[0, :, :, 0], [expected] * 3, atol=1e-5)
+    # In the middle of a picture the neighbours outside of the box are seen.
+    out = cut(image, [[0, 2, 1, 2]], 1)
+    assert out.item() == pytest.approx((16 + 3 * 0 + 3 * 24 + 40) / 8, abs=1e-5)
+
+
+def pillow(picture, box, size):
+    """What pillow makes of a picture `[h, w]`, in its type."""
+    top, left, height, width = box
+    corners = (left, top, left + width, top + height)
+    image = PIL.Image.fromarray(picture)
+    return np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR, corners))
+
+
+@st.composite
+def pictures_and_boxes(draw):
+    """A picture's extent, and a box in it of at least a quarter of a pixel."""
+    extent = draw(st.tuples(*[st.integers(1, STORED)] * 2))
+    # In 64ths of a pixel, which a float32 holds exactly.
+    size = [draw(st.integers(16, 64 * side)) for side in extent]
+    corner = [
+        draw(st.integers(0, 64 * side - length))
+        for side, length in zip(extent, size, strict=True)
+    ]
+    return extent, np.array([*corner, *size]) / 64
+
+
+NOISE = random_images(1, STORED, STORED, 1)
+each_size = pytest.mark.parametrize("size", [1, 5, 16])
+
+
+@each_size
+@settings(deadline=None, max_examples=60)
+@given(drawn=pictures_and_boxes())
+def test_any_box_is_what_pillow_makes_of_it(size, drawn):
+    (height, width), box = drawn
+    out = cut(NOISE, [box], size, [(height, width)])[0, ..., 0]
+    picture = NOISE[0, :height, :width, 0]
+    exact = pillow(picture.astype(np.float32), box, size)
+    np.testing.assert_allclose(out, exact, atol=ATOL)
+    # In bytes it rounds twice, after the columns and after the rows: by 0.5 each.
+    np.testing.assert_allclose(out, pillow(picture, box, size), atol=1.01)
+
+
+@each_size
+@settings(deadline=None, max_examples=60)
+@given(drawn=pictures_and_boxes(), value=st.integers(0, 255))
+def test_a_plain_picture_stays_plain(size, drawn, value):
+    extent, box = drawn
+    image = NOISE.copy()
+    image[0, : extent[0], : extent[1]] = value
+    np.testing.assert_allclose(cut(image, [box], size, [extent]), value, atol=1e-4)
+
+
+@each_size
+@settings(deadline=None, max_examples=60)
+@given(drawn=pictures_and_boxes(), seed=st.integers(0, 2**32 - 1))
+def test_a_result_lies_among_the_pixels_of_the_picture_alone(size, drawn, seed):
+    extent, box = drawn
+    rng = np.random.default_rng(seed)
+    image = rng.integers(100, 150, NOISE.shape)
+    rows, columns = np.arange(STORED)[:, None], np.arange(STORED)
+    outside = ((rows >= extent[0]) | (columns >= extent[1]))[None, :, :, None]
+    out = cut(image, [box], size, [extent])
+    picture = image[~outside]
+    assert picture.min() - 1e-4 <= out.min() <= out.max() <= picture.max() + 1e-4
+    for garbage in (rng.integers(0, 256, NOISE.shape), 1e9):
+        other = cut(np.where(outside, garbage, image), [box], size, [extent])
+        np.testing.assert_array_equal(other, out)
+
+
+def test_boxes_and_extents_are_each_images_own():
+    images = random_images(5, 10, 8, 3)
+    boxes = [[0, 0, 4, 4], [3, 1, 5, 5], [0, 0, 10, 8], [1, 2, 3, 4], [2, 2, 2, 2]]
+    boxes = np.array(boxes)
+    extents = np.array([[4, 4], [9, 8], [10, 8], [5, 6], [10, 5]])
+    out = cut(images, boxes, 6, extents)
+    order = np.array([3, 0, 4, 1, 2])
+    np.testing.assert_array_equal(
+        cut(images[order], boxes[order], 6, extents[order]), out[order]
+    )
+
+
+# Height and width of pictures, in pixels.
+PICTURES = [(480, 640), (500, 375), (320, 320), (256, 1024), (33, 32)]
+each_picture = pytest.mark.parametrize("picture", PICTURES, ids=str)
+
+
+def boxes_of(crops, picture):
+    """What `crop_boxes` makes of each crop: top, left, height, width and mirror."""
+    extents = np.array([picture], np.int32)
+    return [
+        (*np.asarray(crop_boxes(extents, crop))[0].tolist(), crop.mirror) for crop in crops
+    ]
+
+
+def section_7(picture):
+    """The paper's crops in pixels of the picture, as its section 7 tells them.
+
+    "we resize the image to 4 scales where the shorter dimension (height or width) is 256,
+    288, 320 and 352 respectively, take the left, center and right square of these resized
+    images (in the case of portrait images, we take the top, center and bottom squares). For
+    each square, we then take the 4 corners and the center 224x224 crop as well as the
+    square resized to 224x224, and their mirrored versions."
+    """
+    height, width = picture
+    found = []
+    for scale in (256, 288, 320, 352):
+        enlarged = scale / min(height, width)
+        if width >= height:
+            room = width * enlarged - scale
+            squares = [(0, 0), (0, room / 2), (0, room)]
+        else:
+            room = height * enlarged - scale
+            squares = [(0, 0), (room / 2, 0), (room, 0)]
+        for top, left in squares:
+            rest = scale - 224
+            crops = [
+                (top, left, 224),
+                (top, left + rest, 224),
+                (top + rest, left, 224),
+                (top + rest, left + rest, 224),
+                (top + rest / 2, left + rest / 2, 224),
+                (top, left, scale),
+            ]
+            for crop_top, crop_left, side in crops:
+                pixels = np.array([crop_top, crop_left, side, side]) / enlarged
+                found += [(*pixels.tolist(), mirror) for mirror in (False, True)]
+    return found
+
+
+def assert_same_boxes(actual, expected):
+    """The same boxes as often, to a thousandth of a pixel, whatever their order."""
+    assert len(actual) == len(expected)
+
+    def key(box):
+        return tuple(round(value * 100) for value in box)
+
+    actual, expected = sorted(actual, key=key), sorted(expected, key=key)
+    np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=0, atol=1e-3)
+
+
+@each_picture
+def test_the_papers_144_crops(picture):
+    boxes = boxes_of(paper_crops(), picture)
+    assert len(boxes) == 144
+    assert_same_boxes(boxes, section_7(picture))
+    # In a square picture the three squares are one, and the whole square is at each scale.
+    distinct = {tuple(np.round(box, 2)) for box in boxes}
+    squares = 1 if picture[0] == picture[1] else 3
+    assert len(distinct) == squares * (4 * 5 + 1) * 2
+
+
+@each_picture
+def test_ten_crops_are_224_pixels_of_256(picture):
+    # Krizhevsky et al. 2012: of the central 256x256 of the picture resized to 256 pixels on
+    # its shorter side, the four 224x224 corners and the centre, and their mirror images.
+    height, width = picture
+    enlarged = 256 / min(height, width)
+    top, left = (height * enlarged - 256) / 2, (width * enlarged - 256) / 2
+    corners = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
+    expected = [
+        (*(np.array([top + row, left + column, 224, 224]) / enlarged).tolist(), mirror)
+        for row, column in corners
+        for mirror in (False, True)
+    ]
+    assert_same_boxes(boxes_of(ten_crops(), picture), expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "side", "box"),
+    [
+        ((300, 400), 1.0, [0, 50, 300, 300]),
+        ((400, 300), 1.0, [50, 0, 300, 300]),
+        ((256, 256), 0.875, [16, 16, 224, 224]),
+        ((256, 341), 0.875, [16, 58.5, 224, 224]),
+        ((100, 40), 0.5, [40, 10, 20, 20]),
+    ],
+)
+def test_the_central_crop_is_a_fraction_of_the_shorter_side(picture, side, box):
+    crop = central_crop(side)
+    assert crop.mirror is False
+    np.testing.assert_allclose(crop_boxes(np.array([picture]), crop), [box], atol=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(extents=st.lists(st.tuples(*[st.integers(1, 1024)] * 2), min_size=6, max_size=6))
+def test_crops_are_squares_inside_the_picture(extents):
+    extents = np.array(extents)
+    short = extents.min(axis=1)
+    for crop in (*ten_crops(), *paper_crops(), central_crop(1.0), central_crop(0.01)):
+        boxes = np.asarray(crop_boxes(extents, crop), np.float64)
+        # float32 has 1e-7 of a thousand pixels.
+        assert boxes[:, :2].min() >= 0
+        assert np.all(boxes[:, :2] + boxes[:, 2:] <= extents * (1 + 1e-6))
+        np.testing.assert_array_equal(boxes[:, 2], boxes[:, 3])
+        np.testing.assert_allclose(boxes[:, 2], crop.side * short, rtol=1e-6)
+
+
+def test_numbers_of_crops():
+    assert [len(evaluation_crops(number)) for number in CROP_NUMBERS] == [1, 10, 144]
+    assert evaluation_crops(1) == (None,)
+    assert evaluation_crops(10) == ten_crops()
+    assert evaluation_crops(144) == paper_crops()
+    for crops in (ten_crops(), paper_crops()):
+        assert sum(crop.mirror for crop in crops) == len(crops) / 2
+
+
+def test_boxes_of_a_traced_crop():
+    # So that 144 crops need one compilation.
+    extents = np.array(PICTURES, np.int32)
+    traced = jax.jit(crop_boxes)
+    for crop in (Crop(0.25, 0.5, 0.1, 0.9, mirror=True), *paper_crops()[:6]):
+        expected = crop_boxes(extents, crop)
+        np.testing.assert_allclose(traced(extents, crop), expected, rtol=1e-6, atol=1e-4)
+    assert traced._cache_size() == 1

@@ -1,0 +1,426 @@
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_flax.data import decode
+from googlenet_flax.data.decode import BadImageError, decode_image, find_images
+from googlenet_flax.errors import UserError
+
+RED, GREEN, BLUE, YELLOW = (200, 30, 40), (20, 180, 60), (30, 50, 220), (230, 210, 20)
+WHITE = (255, 255, 255)
+
+
+def quarters() -> PIL.Image.Image:
+    """24 wide and 16 high: red and green above, blue and yellow below."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :12], pixels[:8, 12:] = RED, GREEN
+    pixels[8:, :12], pixels[8:, 12:] = BLUE, YELLOW
+    return PIL.Image.fromarray(pixels)
+
+
+def decode_saved(tmp_path, image, suffix, size=32, **options):
+    image.save(tmp_path / f"picture{suffix}", **options)
+    return decode_image(tmp_path / f"picture{suffix}", size)
+
+
+def assert_quarters(picture, extent, atol=0):
+    assert picture.dtype == np.uint8
+    assert extent == (16, 24)
+    middles = picture[[4, 4, 12, 12], [6, 18, 6, 18]].astype(int)
+    np.testing.assert_allclose(middles, [RED, GREEN, BLUE, YELLOW], atol=atol)
+    assert not picture[16:].any()
+    assert not picture[:, 24:].any()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
+def test_exact_formats(tmp_path, suffix):
+    picture, extent = decode_saved(tmp_path, quarters(), suffix)
+    assert picture.shape == (32, 32, 3)
+    assert_quarters(picture, extent)
+    np.testing.assert_array_equal(picture[:16, :24], np.asarray(quarters()))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".jpg", {"quality": 95, "subsampling": 0}),
+        (".jpg", {"quality": 95, "subsampling": 0, "progressive": True}),
+        (".webp", {"lossless": True}),
+        (".gif", {}),
+        (".tif", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_other_formats(tmp_path, suffix, options):
+    assert_quarters(*decode_saved(tmp_path, quarters(), suffix, **options), atol=6)
+
+
+def test_the_suffix_need_not_fit(tmp_path):
+    quarters().save(tmp_path / "picture.jpg", format="PNG")
+    assert_quarters(*decode_image(tmp_path / "picture.jpg", 32))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_orientations(tmp_path, suffix):
+    seen = np.asarray(quarters())
+    turned = seen.transpose(1, 0, 2)
+    stored = {  # EXIF 2.3, 4.6.4 A: where the first row and column are seen.
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: turned,
+        6: turned[::-1],
+        7: turned[::-1, ::-1],
+        8: turned[:, ::-1],
+    }
+    options = {"lossless": True} if suffix == ".webp" else {"quality": 100}
+    for orientation, pixels in stored.items():
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        picture = decode_saved(tmp_path, image, suffix, exif=exif, **options)
+        assert_quarters(*picture, atol=6)
+
+
+# The directory says two entries: the first is orientation 6, the second is missing.
+SHORT_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 2, 0x0112, 3, 1, 6)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    ("exif", "extent"),
+    [(b"Exif\0\0garbage", (16, 24)), (SHORT_EXIF[:14], (16, 24)), (SHORT_EXIF, (24, 16))],
+    ids=["garbage", "empty", "short"],
+)
+def test_what_is_broken_of_the_exif_data_is_ignored(tmp_path, exif, extent):
+    assert decode_saved(tmp_path, quarters(), ".jpg", exif=exif)[1] == extent
+
+
+def grey(value, dtype):
+    return PIL.Image.fromarray(np.full((3, 5), value, dtype))
+
+
+def palette():
+    image = PIL.Image.new("P", (5, 3), 1)
+    image.putpalette([1, 2, 3, *GREEN])
+    return image
+
+
+def solid(mode, colour):
+    return PIL.Image.new(mode, (5, 3), colour)
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "options", "colour"),
+    [
+        (solid("L", 77), ".png", {}, (77, 77, 77)),
+        (solid("L", 77), ".pgm", {}, (77, 77, 77)),
+        (solid("1", 1), ".png", {}, WHITE),
+        (solid("1", 1), ".tif", {"compression": "group4"}, WHITE),
+        (palette(), ".png", {}, GREEN),
+        (palette(), ".gif", {}, GREEN),
+        # 32896 is 128 * 257: 16 bits are scaled and not cut off.
+        (grey(32896, np.uint16), ".png", {}, (128, 128, 128)),
+        (grey(32896, np.uint16), ".tif", {}, (128, 128, 128)),
+        (grey(32896, np.int32), ".pgm", {}, (128, 128, 128)),
+        (grey(32896, np.int32), ".tif", {}, (128, 128, 128)),
+        (grey(65535, np.uint16), ".png", {"transparency": 3}, WHITE),
+        (grey(0.5, np.float32), ".tif", {}, (128, 128, 128)),
+        (grey(100.2, np.float32), ".tif", {}, (100, 100, 100)),
+        (grey(np.nan, np.float32), ".tif", {}, (0, 0, 0)),
+        # Pillow writes JPEG inverted, as Adobe does, and TIFF plainly.
+        (solid("CMYK", (0, 255, 255, 0)), ".jpg", {"quality": 95}, (255, 0, 0)),
+        (solid("CMYK", (0, 255, 255, 0)), ".tif", {}, (255, 0, 0)),
+        (solid("CMYK", (0, 0, 255, 127)), ".tif", {}, (128, 128, 0)),
+    ],
+)
+def test_opaque_modes(tmp_path, image, suffix, options, colour):
+    picture, extent = decode_saved(tmp_path, image, suffix, size=8, **options)
+    assert extent == (3, 5)
+    np.testing.assert_allclose(picture[:3, :5].reshape(-1, 3), [colour] * 15, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "options", "colour"),
+    [
+        # A fifth of the colour and four fifths of white.
+        (solid("RGBA", (100, 0, 0, 51)), ".png", {}, (224, 204, 204)),
+        (solid("RGBA", (100, 0, 0, 51)), ".webp", {"lossless": True}, (224, 204, 204)),
+        (solid("RGBA", (100, 0, 0, 51)), ".tif", {}, (224, 204, 204)),
+        (solid("LA", (100, 51)), ".png", {}, (224, 224, 224)),
+        (solid("RGB", RED), ".png", {"transparency": RED}, WHITE),
+        (solid("L", 9), ".png", {"transparency": 9}, WHITE),
+        (solid("1", 0), ".png", {"transparency": 0}, WHITE),
+        (palette(), ".png", {"transparency": 1}, WHITE),
+        (palette(), ".png", {"transparency": bytes([255, 0])}, WHITE),
+        (palette(), ".png", {"transparency": bytes([0, 255])}, GREEN),
+        (palette(), ".gif", {"transparency": 1}, WHITE),
+    ],
+)
+def test_what_is_transparent_is_white(tmp_path, image, suffix, options, colour):
+    picture, _ = decode_saved(tmp_path, image, suffix, size=8, **options)
+    np.testing.assert_allclose(picture[:3, :5].reshape(-1, 3), [colour] * 15, atol=1)
+
+
+def test_hidden_colours_do_not_bleed(tmp_path):
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:, 1::2] = (*WHITE, 255)  # Between them, black that nobody sees.
+    image = PIL.Image.fromarray(pixels)
+    picture, _ = decode_saved(tmp_path, image, ".png", size=16)
+    assert picture.min() == 255
+
+
+def test_ycck_jpeg(tmp_path):
+    # What Photoshop writes: Y, Cb and Cr of the inks and K, inverted; transform 2.
+    inks = (0, 255, 255)
+    ycc = PIL.Image.new("RGB", (1, 1), inks).convert("YCbCr").getpixel((0, 0))
+    image = PIL.Image.new("CMYK", (16, 8), (*(255 - value for value in ycc), 0))
+    path = tmp_path / "picture.jpg"
+    image.save(path, quality=100, subsampling=0)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Adobe") + 11] = 2
+    path.write_bytes(data)
+    picture, extent = decode_image(path, 16)
+    assert extent == (8, 16)
+    np.testing.assert_allclose(picture[4, 8].astype(int), (255, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".gif", {}), (".webp", {"lossless": True}), (".png", {}), (".mpo", {}), (".tif", {})],
+)
+def test_the_first_frame_is_read(tmp_path, suffix, options):
+    others = [PIL.Image.new("RGB", (24, 16), RED), PIL.Image.new("RGB", (24, 16), BLUE)]
+    options = {"save_all": True, "append_images": others, **options}
+    if suffix == ".mpo":
+        options["quality"] = 95
+        options["subsampling"] = 0
+    assert_quarters(*decode_saved(tmp_path, quarters(), suffix, **options), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("size", "extent"),
+    [
+        ((64, 48), (24, 32)),
+        ((48, 64), (32, 24)),
+        ((32, 32), (32, 32)),
+        ((31, 7), (7, 31)),
+        ((1, 1), (1, 1)),
+        ((1000, 1), (1, 32)),
+        ((1, 1000), (32, 1)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_extents(tmp_path, size, extent, suffix):
+    picture, found = decode_saved(tmp_path, PIL.Image.new("RGB", size, WHITE), suffix)
+    assert found == extent
+    height, width = extent
+    assert (picture[:height, :width] >= 254).all()
+    assert not picture[height:].any()
+    assert not picture[:, width:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 300), height=st.integers(1, 300), storage_size=st.integers(1, 96)
+)
+def test_the_shape_is_kept(tmp_path_factory, width, height, storage_size):
+    tmp_path = tmp_path_factory.mktemp("pictures")
+    image = PIL.Image.new("RGB", (width, height), WHITE)
+    picture, extent = decode_saved(tmp_path, image, ".png", size=storage_size)
+    scale = min(1, storage_size / max(width, height))
+    assert picture.shape == (storage_size, storage_size, 3)
+    assert max(extent) == min(storage_size, max(width, height))
+    np.testing.assert_allclose(extent, [height * scale, width * scale], atol=1)
+    assert min(extent) >= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("side", [40, 120, 256])
+def test_reduced_pictures_are_antialiased(tmp_path, suffix, side):
+    # 1024x768 smooth waves under fine stripes that would alias when pixels were picked.
+    y, x = np.mgrid[:768, :1024]
+    waves = 128 + 80 * np.sin(x / 150) * np.cos(y / 90)
+    stripes = 30 * (-1.0) ** x
+    image = PIL.Image.fromarray((waves + stripes).astype(np.uint8)).convert("RGB")
+    picture, (height, width) = decode_saved(tmp_path, image, suffix, size=side, quality=98)
+    expected = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    difference = picture[:height, :width] - np.asarray(expected, float)
+    assert np.sqrt(np.mean(difference**2)) < 1.5
+
+
+def png_header(width, height) -> bytes:
+    """A PNG that promises far more pixels than it holds."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", pixels)
+
+
+def first_half(suffix, tmp_path, **options) -> bytes:
+    rng = np.random.default_rng(0)
+    noise = PIL.Image.fromarray(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    noise.save(tmp_path / f"whole{suffix}", **options)
+    data = (tmp_path / f"whole{suffix}").read_bytes()
+    return data[: len(data) // 2]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("empty.jpg", b"", "empty file"),
+        ("text.png", b"Not a picture at all.\n" * 9, "not a picture"),
+        ("page.jpg", b"<html><body>404</body></html>", "not a picture"),
+        ("vectors.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a pict"),
+        ("bomb.png", png_header(20000, 20000), "too large: more than 178956970 pixels"),
+        ("large.png", png_header(10000, 9000), "too large: 10000x9000 pixels"),
+        ("short.png", png_header(10, 10)[:-20], "truncated"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_images(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadImageError) as error:
+        decode_image(tmp_path / name, 32)
+    assert str(error.value).startswith(reason)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".bmp", ".ppm"])
+def test_truncated_images(tmp_path, suffix):
+    path = tmp_path / f"half{suffix}"
+    path.write_bytes(first_half(suffix, tmp_path))
+    with pytest.raises(BadImageError, match=r"^truncated$"):
+        decode_image(path, 32)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif"])
+def test_truncated_images_that_pillow_calls_otherwise(tmp_path, suffix):
+    path = tmp_path / f"half{suffix}"
+    path.write_bytes(first_half(suffix, tmp_path))
+    with pytest.raises(BadImageError):
+        decode_image(path, 32)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(BadImageError, match="is a directory"):
+        decode_image(tmp_path / "folder.jpg", 32)
+    with pytest.raises(BadImageError, match="no such file"):
+        decode_image(tmp_path / "missing.jpg", 32)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_file_without_permission(tmp_path):
+    quarters().save(tmp_path / "locked.png")
+    (tmp_path / "locked.png").chmod(0)
+    with pytest.raises(BadImageError, match="permission denied"):
+        decode_image(tmp_path / "locked.png", 32)
+
+
+def test_file_without_permission_as_the_system_tells(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(decode.PIL.Image, "open", refuse)
+    with pytest.raises(BadImageError, match=r"^permission denied$"):
+        decode_image(tmp_path / "locked.png", 32)
+
+
+PROGRAM = """
+import pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from googlenet_flax.data.decode import BadImageError, decode_image
+paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
+def read(path):
+    try:
+        return decode_image(path, 16)[0]
+    except BadImageError as error:
+        return str(error)
+with ThreadPoolExecutor(8) as pool:
+    parallel = list(pool.map(read, paths * 20))
+serial = [read(path) for path in paths] * 20
+for one, other in zip(parallel, serial, strict=True):
+    np.testing.assert_array_equal(one, other)
+print(*sorted({one for one in serial if isinstance(one, str)}), sep="; ")
+"""
+
+
+def test_threads_agree_and_the_terminal_stays_clean(tmp_path):
+    for suffix in (".jpg", ".png", ".webp", ".gif", ".tif", ".bmp", ".ppm"):
+        quarters().save(tmp_path / f"fine{suffix}")
+    quarters().save(tmp_path / "exif.jpg", exif=SHORT_EXIF)
+    palette().save(tmp_path / "palette.png", transparency=bytes([9, 99]))
+    (tmp_path / "bomb.png").write_bytes(png_header(20000, 20000))
+    (tmp_path / "large.png").write_bytes(png_header(10000, 9000))
+    (tmp_path / "half.jpg").write_bytes(first_half(".jpg", tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert result.stdout == (
+        "too large: 10000x9000 pixels; too large: more than 178956970 pixels; truncated\n"
+    )
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def found(folder):
+    return [path.relative_to(folder).as_posix() for path in find_images(folder)]
+
+
+def test_find_images(tmp_path):
+    touch(tmp_path, "b.JPG", "a.jpeg", "deep/er/x.Png", "deep/w.tiff", "a b.gif", "é.webp")
+    touch(tmp_path, "notes.txt", "jpg", ".hidden.jpg", ".thumbs/t.jpg", "._b.JPG")
+    touch(tmp_path, "album.jpg/z.bmp", "c.ppm", "c.pgm", "c.tif", "c.heic")
+    assert found(tmp_path) == [
+        "a b.gif",
+        "a.jpeg",
+        "album.jpg/z.bmp",
+        "b.JPG",
+        "c.pgm",
+        "c.ppm",
+        "c.tif",
+        "deep/er/x.Png",
+        "deep/w.tiff",
+        "é.webp",
+    ]
+
+
+def test_find_images_follows_links_once(tmp_path):
+    touch(tmp_path, "pictures/a.jpg", "elsewhere/b.jpg")
+    folder = tmp_path / "pictures"
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    (folder / "file.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
+    (folder / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert found(folder) == ["a.jpg", "dangling.jpg", "file.jpg", "link/b.jpg"]
+
+
+def test_find_images_in_no_folder(tmp_path):
+    assert find_images(tmp_path) == []
+    with pytest.raises(UserError, match="gone cannot be listed: No such file"):
+        find_images(tmp_path / "gone")

@@ -1,0 +1,427 @@
+import dataclasses
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from googlenet_flax.data import folder, picture_set, read_ahead
+from googlenet_flax.data.decode import decode_image
+from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.errors import UserError
+
+OPTIONS = FolderOptions(storage_size=16)
+HELD_OUT = FolderOptions(storage_size=16, eval_fraction=0.25)
+SKIP = FolderOptions(storage_size=16, on_bad_image="skip")
+
+
+def write_pictures(root, counts):
+    """So many pictures in each folder, no two alike."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            height, width = rng.integers(8, 16, 2)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+
+
+@pytest.fixture(scope="module")
+def splits_dir(tmp_path_factory):
+    """20 + 12 to train on and 6 to evaluate; tests must not change it."""
+    root = tmp_path_factory.mktemp("with splits")
+    write_pictures(root, {"train/Zoë b": 20, "train/ant": 12, "val/ant": 6})
+    return root
+
+
+@pytest.fixture(scope="module")
+def classes_dir(tmp_path_factory):
+    """One folder of classes; tests must not change it."""
+    root = tmp_path_factory.mktemp("classes")
+    write_pictures(root, {"ant": 40, "bee": 9, "cat": 2, "dog": 1})
+    return root
+
+
+def relative_paths(folder_set, root):
+    return [os.path.relpath(path, root) for path in folder_set.paths]
+
+
+def test_folder_with_splits(splits_dir):
+    train = load_folder("train", str(splits_dir), OPTIONS)
+    assert len(train) == 32
+    assert train.class_names == ("Zoë b", "ant")
+    assert train.labels.dtype == np.int32
+    paths = relative_paths(train, splits_dir)
+    classes = [path.split(os.sep)[1] for path in paths]
+    assert [train.class_names[label] for label in train.labels] == classes
+    assert len(set(paths)) == 32
+    val = load_folder("val", str(splits_dir), OPTIONS)
+    assert val.class_names == train.class_names
+    assert val.labels.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("train[:80%]+val", 26 + 6), ("train[:3]", 3), ("val[2:]+train[30:]", 4 + 2)],
+)
+def test_slices(splits_dir, split, count):
+    parts = [load_folder(p, str(splits_dir), OPTIONS).paths for p in split.split("+")]
+    whole = load_folder(split, str(splits_dir), OPTIONS)
+    assert len(whole) == count
+    assert whole.paths == tuple(path for part in parts for path in part)
+
+
+def test_slices_are_fair_samples(tmp_path):
+    write_pictures(tmp_path, {f"train/{name}": 30 for name in "abc"})
+    part = load_folder("train[:50%]", str(tmp_path), OPTIONS)
+    assert (np.bincount(part.labels) >= 10).all()
+
+
+def test_what_is_no_picture_is_ignored(tmp_path):
+    write_pictures(tmp_path, {"train/ant": 2, "train/bee/young": 2, "train/.cache": 1})
+    for name in ("train/ant/.00.png", "train/ant/notes.txt", "train/00.png", "README"):
+        (tmp_path / name).touch()
+    train = load_folder("train", str(tmp_path), OPTIONS)
+    assert train.class_names == ("ant", "bee")
+    assert sorted(train.labels) == [0, 0, 1, 1]
+
+
+def test_data_dir_may_start_at_home(splits_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(splits_dir.parent))
+    assert len(load_folder("val", f"~/{splits_dir.name}", OPTIONS)) == 6
+
+
+def test_class_folders_may_be_links(tmp_path, splits_dir):
+    (tmp_path / "train").mkdir()
+    for name in ("ant", "Zoë b"):
+        (tmp_path / "train" / name).symlink_to(splits_dir / "train" / name)
+    assert len(load_folder("train", str(tmp_path), OPTIONS)) == 32
+
+
+def test_classes_of_a_network(splits_dir):
+    known = ("Zoë b", "wasp", "ant")
+    options = dataclasses.replace(OPTIONS, class_names=known)
+    val = load_folder("val", str(splits_dir), options)
+    assert val.class_names == known
+    assert val.labels.tolist() == [2] * 6
+    options = dataclasses.replace(OPTIONS, class_names=("Zoë b", "wasp"))
+    with pytest.raises(UserError, match=r"'ant' of .*val is not among the 2"):
+        load_folder("val", str(splits_dir), options)
+
+
+def test_classes_of_a_network_need_no_train_split(tmp_path):
+    write_pictures(tmp_path, {"test/ant": 1})
+    options = dataclasses.replace(OPTIONS, class_names=("ant", "bee"))
+    assert len(load_folder("test", str(tmp_path), options)) == 1
+    with pytest.raises(UserError, match="no folder train"):
+        load_folder("train", str(tmp_path), options)
+
+
+def test_one_folder_is_split(classes_dir):
+    train = load_folder("train", str(classes_dir), HELD_OUT)
+    test = load_folder("test", str(classes_dir), HELD_OUT)
+    assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog")
+    assert np.bincount(train.labels).tolist() == [30, 7, 1, 1]
+    assert np.bincount(test.labels).tolist() == [10, 2, 1]
+    assert not set(train.paths) & set(test.paths)
+    both = load_folder("train+test", str(classes_dir), HELD_OUT)
+    assert set(both.paths) == {str(path) for path in classes_dir.rglob("*.png")}
+
+
+@given(
+    st.sets(st.text("abc", min_size=1, max_size=5), min_size=2, max_size=30),
+    st.text("d", min_size=1, max_size=3),
+    st.floats(0.01, 0.99),
+)
+def test_a_new_file_moves_one_at_most(names, new, fraction):
+    def held_out(paths):
+        listings = folder._hold_out({"ant": sorted(paths)}, fraction)
+        train, test = set(listings["train"]["ant"]), set(listings["test"]["ant"])
+        assert train | test == paths
+        assert len(train) + len(test) == len(paths)
+        assert train
+        assert test
+        return test
+
+    before, after = held_out(names), held_out(names | {new})
+    assert len(before ^ after) <= 2
+    assert len(before - after) <= 1
+
+
+def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_dir):
+    (tmp_path / "elsewhere").symlink_to(classes_dir)
+    moved = load_folder("test", str(tmp_path / "elsewhere"), HELD_OUT)
+    test = load_folder("test", str(classes_dir), HELD_OUT)
+    assert relative_paths(moved, tmp_path / "elsewhere") == relative_paths(
+        test, classes_dir
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "split", "options", "words"),
+    [
+        ({}, "train", OPTIONS, ["no folder train", "--config.eval_fraction=0.2"]),
+        ({"ant": 2, "bee": 2}, "train", OPTIONS, ["no folder train", "train/CLASS"]),
+        ({"test/ant": 1}, "test", OPTIONS, ["no folder train"]),
+        (
+            {"train/a": 1, "train/b": 1, "val/a": 1},
+            "test[:5]",
+            OPTIONS,
+            ["unknown split 'test[:5]'", "train, val", "train[:80%]+val"],
+        ),
+        ({"train/a": 1, "train/b": 1}, "train[", OPTIONS, ["unknown split 'train['"]),
+        ({"train/a": 1, "train/b": 1}, "", OPTIONS, ["unknown split ''"]),
+        ({"train/a": 1, "train/b": 1}, "train[:0]", OPTIONS, ["no examples"]),
+        ({"train/a": 1, "train/b": 1}, "train[:9]", OPTIONS, ["train (2 examples)"]),
+        (
+            {"train/a": 1, "train/b": 1, "test/a": 1},
+            "train",
+            HELD_OUT,
+            ["already split into test and train", "--config.eval_fraction=0"],
+        ),
+        (
+            {"train/a": 1, "train/b": 1, "val/a": 1},
+            "val",
+            HELD_OUT,
+            ["already split into train and val"],
+        ),
+        (
+            {"train/a": 1, "train/b": 1, "validation/a": 1},
+            "train",
+            HELD_OUT,
+            ["already split into train and validation"],
+        ),
+        ({"a": 3, "b": 3}, "val", HELD_OUT, ["unknown split 'val'", "train (4 examples)"]),
+        ({}, "train", HELD_OUT, ["holds no classes", "CLASS"]),
+        ({"train": 3}, "train", OPTIONS, ["train holds no classes"]),
+        ({"train/ant": 3}, "train", OPTIONS, ["only one class (ant)", "needs two"]),
+        ({"ant": 3}, "train", HELD_OUT, ["only one class (ant)"]),
+        ({"train/a": 1, "train/b": 0}, "train", OPTIONS, ["train/b holds no pictures"]),
+        ({"a": 2, "b": 0}, "test", HELD_OUT, ["/b holds no pictures", ".jpg"]),
+        (
+            {"train/a": 1, "train/b": 1, "test/zebra": 1},
+            "test",
+            OPTIONS,
+            ["'zebra' of ", "/test is not among the 2", "add it to the train split"],
+        ),
+        ({"a": 2, "b": 2}, "train", FolderOptions(16, 1.0), ["eval_fraction is 1.0"]),
+        ({"a": 2, "b": 2}, "train", FolderOptions(16, -0.1), ["eval_fraction is -0.1"]),
+    ],
+)
+def test_layouts_that_are_refused(tmp_path, counts, split, options, words):
+    write_pictures(tmp_path, counts)
+    with pytest.raises(UserError) as error:
+        load_folder(split, str(tmp_path), options)
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert str(tmp_path) in message or "eval_fraction" in message or "examples" in message
+    assert "\n" not in message
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match=r"data_dir is empty.*--config.data_dir=DIR"):
+        load_folder("train", "", OPTIONS)
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(UserError, match=f"{name} is not a folder"):
+            load_folder("train", str(tmp_path / name), OPTIONS)
+
+
+def assert_batch(batch, folder_set, indices):
+    size = folder_set.storage_size
+    expected = [decode_image(folder_set.paths[index], size) for index in indices]
+    assert set(batch) == {"image", "extent", "label", "index", "readable"}
+    assert {name: (array.dtype, type(array)) for name, array in batch.items()} == {
+        "image": (np.uint8, np.ndarray),
+        "extent": (np.int32, np.ndarray),
+        "label": (np.int32, np.ndarray),
+        "index": (np.int32, np.ndarray),
+        "readable": (np.bool_, np.ndarray),
+    }
+    np.testing.assert_array_equal(batch["image"], [image for image, _ in expected])
+    np.testing.assert_array_equal(batch["extent"], [extent for _, extent in expected])
+    np.testing.assert_array_equal(batch["label"], folder_set.labels[indices])
+    np.testing.assert_array_equal(batch["index"], indices)
+
+
+def order(folder_set, start_step, stop_step=10**9, batch_size=11):
+    return TrainingOrder(
+        seed=0,
+        start_step=start_step,
+        stop_step=stop_step,
+        num_examples=len(folder_set),
+        batch_size=batch_size,
+    )
+
+
+def test_batches_come_in_order_and_resume(splits_dir):
+    train = load_folder("train", str(splits_dir), OPTIONS)
+    batches = train.batches(order(train, 0))
+    first = [next(batches) for _ in range(8)]
+    batches.close()
+    for batch, indices in zip(first, order(train, 0), strict=False):
+        assert_batch(batch, train, indices)
+        assert batch["readable"].all()
+    resumed = train.batches(order(train, 5, stop_step=8))
+    for batch, expected in zip(resumed, first[5:], strict=True):
+        np.testing.assert_equal(batch, expected)
+    assert train.unreadable == {}
+
+
+def test_batches_of_different_sizes(splits_dir):
+    train = load_folder("train", str(splits_dir), OPTIONS)
+    index_batches = [np.arange(20), np.array([7]), np.array([3, 3, 9]), np.arange(30)]
+    batches = list(train.batches(index_batches))
+    for batch, indices in zip(batches, index_batches, strict=True):
+        assert_batch(batch, train, indices)
+    assert list(train.batches([])) == []
+
+
+def test_few_batches_are_asked_for_ahead(splits_dir):
+    train = load_folder("train", str(splits_dir), OPTIONS)
+
+    class Recorded(Sequence):
+        last = 0
+
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, position):
+            self.last = max(self.last, position)
+            return np.zeros(32, np.int64)
+
+    recorded = Recorded()
+    batches = train.batches(recorded)
+    next(batches)
+    batches.close()
+    assert recorded.last <= max(
+        picture_set.PREFETCH_BATCHES, read_ahead.MAX_THREADS * 8 / 32
+    )
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def broken_dir(tmp_path):
+    """30 pictures to train on; 0, 1, 15 and 29 cannot be read."""
+    write_pictures(tmp_path, {"train/ant": 15, "train/bee": 15})
+    paths = load_folder("train", str(tmp_path), OPTIONS).paths
+    for index in (0, 1, 15, 29):
+        with open(paths[index], "wb") as file:
+            file.write(b"" if index % 2 else b"Not a picture.")
+    return tmp_path
+
+
+REPLACED = [2, 2, *range(2, 15), 16, *range(16, 29), 2]
+
+
+def assert_replaced(folder_set, batches):
+    for batch, indices in zip(batches, np.split(np.array(REPLACED), 3), strict=True):
+        assert_batch(batch, folder_set, indices)
+    readable = np.concatenate([batch["readable"] for batch in batches])
+    assert np.flatnonzero(~readable).tolist() == [0, 1, 15, 29]
+    reasons = dict.fromkeys((1, 15, 29), "empty file") | {0: "not a picture"}
+    expected = {folder_set.paths[index]: reason for index, reason in reasons.items()}
+    assert folder_set.unreadable == expected
+
+
+def test_unreadable_pictures_are_skipped(broken_dir):
+    train = load_folder("train", str(broken_dir), SKIP)
+    assert_replaced(train, list(train.batches(np.split(np.arange(30), 3))))
+
+
+def test_unreadable_pictures_stop(broken_dir):
+    train = load_folder("train", str(broken_dir), OPTIONS)
+    batches = train.batches(np.split(np.arange(2, 30), 4))
+    assert_batch(next(batches), train, np.arange(2, 9))  # A bad file comes later.
+    with pytest.raises(UserError) as error:
+        list(batches)
+    assert str(error.value) == (
+        f"{train.paths[15]} cannot be read (empty file): delete or mend it, or set "
+        "--config.on_bad_image=skip"
+    )
+
+
+def test_no_picture_is_readable(tmp_path):
+    for name in ("train/ant/a.png", "train/bee/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    train = load_folder("train", str(tmp_path), SKIP)
+    with pytest.raises(UserError, match=r"none of the 2 pictures.*\.png: empty file"):
+        list(train.batches([np.arange(2)]))
+
+
+def test_processes_read_what_threads_read(broken_dir):
+    options = dataclasses.replace(SKIP, decode_workers=2)
+    train = load_folder("train", str(broken_dir), options)
+    assert_replaced(train, list(train.batches(np.split(np.arange(30), 3))))
+    batches = train.batches(order(train, 4))
+    threads = load_folder("train", str(broken_dir), SKIP).batches(order(train, 4))
+    for _ in range(4):
+        np.testing.assert_equal(next(batches), next(threads))
+    batches.close()
+    threads.close()
+    assert multiprocessing.active_children() == []
+
+
+PROGRAM = """
+import multiprocessing, os, signal, sys, threading
+from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.sampler import TrainingOrder
+
+def main():
+    seen = []
+    signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    options = FolderOptions(16, decode_workers=2)
+    train = load_folder("train", sys.argv[1], options)
+    batches = train.batches(TrainingOrder(0, 0, 10**9, len(train), 16))
+    timer = threading.Timer(0.5, os.killpg, (0, signal.SIGINT))
+    timer.start()  # While the workers start.
+    next(batches)
+    timer.join()
+    os.killpg(0, signal.SIGINT)
+    for _ in range(40):
+        next(batches)  # More than was decoded ahead.
+    batches.close()
+    print(seen, multiprocessing.active_children())
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_ctrl_c_is_for_the_training_loop_alone(splits_dir, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(splits_dir)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert result.stdout == "[2, 2] []\n"
+    assert result.returncode == 0
+
+
+def test_a_worker_that_dies(monkeypatch):
+    def die(*_):
+        yield from ()
+        raise RuntimeError("Worker ended with exit code -9. Search the logs.")
+
+    monkeypatch.setattr(read_ahead, "_start_processes", die)
+    with pytest.raises(UserError, match=r"exit code -9\).*--config.decode_workers=0"):
+        next(read_ahead.read_ahead(range(3), 1, workers=2))
