@@ -1,0 +1,1 @@
+"""The originals' weight files, read by the names and in the layouts of our tree."""

@@ -1,0 +1,68 @@
+"""Caffe's bvlc_googlenet as the ONNX model zoo has it (googlenet, inception-v1)."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from googlenet_flax.errors import UserError, missing_package
+from googlenet_flax.originals.leaves import (
+    HEADS,
+    INCEPTION_CONVS,
+    Layout,
+    OriginalWeights,
+    Source,
+    hwc_rows_from_chw,
+    hwio_from_oihw,
+    io_from_oi,
+    same,
+    translate,
+)
+
+STEM = {
+    "conv1": "conv1/7x7_s2",
+    "conv2_reduce": "conv2/3x3_reduce",
+    "conv2": "conv2/3x3",
+}
+
+
+def read(path: pathlib.Path) -> OriginalWeights:
+    """Reads the initialisers of an ONNX graph, by Caffe's names of the layers.
+
+    Raises:
+      UserError: Not an ONNX file.
+    """
+    try:
+        import google.protobuf.message  # noqa: PLC0415
+        import onnx  # noqa: PLC0415 - needed by nobody else
+    except ImportError as error:
+        raise missing_package("onnx", f"reading {path.name}") from error
+    try:
+        graph = onnx.load(path).graph
+    except (google.protobuf.message.DecodeError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not an ONNX file, or a broken one: {error}") from error
+    arrays = {
+        tensor.name: np.asarray(onnx.numpy_helper.to_array(tensor))
+        for tensor in graph.initializer
+    }
+    # Integers are shapes for Reshape nodes.
+    skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
+    return translate(arrays, dict(_sources()), skipped=skipped)
+
+
+def _sources() -> Iterator[tuple[str, Source]]:
+    convs = {**STEM, **{conv: conv for conv in INCEPTION_CONVS}}
+    for ours, theirs in convs.items():
+        yield from _layer_sources(f"{ours}/conv", theirs, hwio_from_oihw)
+    for number, head in enumerate(HEADS, start=1):
+        yield from _layer_sources(f"{head}/proj/conv", f"loss{number}/conv", hwio_from_oihw)
+        yield from _layer_sources(f"{head}/fc", f"loss{number}/fc", hwc_rows_from_chw)
+        yield from _layer_sources(
+            f"{head}/classifier", f"loss{number}/classifier", io_from_oi
+        )
+    yield from _layer_sources("classifier", "loss3/classifier", io_from_oi)
+
+
+def _layer_sources(ours: str, theirs: str, layout: Layout) -> Iterator[tuple[str, Source]]:
+    yield f"params/{ours}/kernel", Source(f"{theirs}_w_0", layout)
+    yield f"params/{ours}/bias", Source(f"{theirs}_b_0", same)

@@ -1,0 +1,110 @@
+"""torchvision's googlenet: a state dict as `.pth` (torch) or `.safetensors`."""
+
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from googlenet_flax.errors import UserError, missing_package
+from googlenet_flax.model import INCEPTIONS
+from googlenet_flax.originals.leaves import (
+    HEADS,
+    OriginalWeights,
+    Source,
+    hwc_rows_from_chw,
+    hwio_from_oihw,
+    io_from_oi,
+    same,
+    translate,
+)
+
+STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
+BRANCHES = {
+    "1x1": "branch1",
+    "3x3_reduce": "branch2.0",
+    "3x3": "branch2.1",
+    "5x5_reduce": "branch3.0",
+    "5x5": "branch3.1",
+    "pool_proj": "branch4.1",
+}
+STEPS_COUNTED = "num_batches_tracked"  # By torch's batch norm; nothing here needs it.
+
+
+def read(path: pathlib.Path) -> OriginalWeights:
+    """Reads a state dict.
+
+    Raises:
+      UserError: Not a state dict, or one that carries code.
+    """
+    reader = _read_safetensors if path.suffix == ".safetensors" else _read_pth
+    arrays = reader(path)
+    skipped = [name for name in arrays if name.endswith(STEPS_COUNTED)]
+    return translate(arrays, dict(_sources()), skipped=skipped)
+
+
+def _sources() -> Iterator[tuple[str, Source]]:
+    convs = dict(STEM)
+    for block in INCEPTIONS:
+        for branch, theirs in BRANCHES.items():
+            convs[f"{block}/{branch}"] = f"{block.replace('_', '')}.{theirs}"
+    for ours, theirs in convs.items():
+        yield from _conv_sources(ours, theirs)
+    for number, head in enumerate(HEADS, start=1):
+        yield from _conv_sources(f"{head}/proj", f"aux{number}.conv")
+        yield from _dense_sources(f"{head}/fc", f"aux{number}.fc1", hwc_rows_from_chw)
+        yield from _dense_sources(f"{head}/classifier", f"aux{number}.fc2")
+    yield from _dense_sources("classifier", "fc")
+
+
+def _conv_sources(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    yield f"params/{ours}/conv/kernel", Source(f"{theirs}.conv.weight", hwio_from_oihw)
+    yield f"params/{ours}/bn/scale", Source(f"{theirs}.bn.weight", same)
+    yield f"params/{ours}/bn/bias", Source(f"{theirs}.bn.bias", same)
+    yield f"batch_stats/{ours}/bn/mean", Source(f"{theirs}.bn.running_mean", same)
+    yield f"batch_stats/{ours}/bn/var", Source(f"{theirs}.bn.running_var", same)
+
+
+def _dense_sources(ours, theirs, layout=io_from_oi) -> Iterator[tuple[str, Source]]:
+    yield f"params/{ours}/kernel", Source(f"{theirs}.weight", layout)
+    yield f"params/{ours}/bias", Source(f"{theirs}.bias", same)
+
+
+def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch  # noqa: PLC0415 - heavy, and needed by nobody else
+    except ImportError as error:
+        raise missing_package("torch", f"reading {path.name}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is broken, or holds more than weights, which could run code: write it "
+            "with torch.save(model.state_dict(), ...)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).partition(". ")[0]  # torch goes on for a paragraph.
+        raise UserError(f"{path} is not torch's, or broken: {reason}") from error
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise UserError(
+            f"{path} is not a state dict: write it with torch.save(model.state_dict(), ...)"
+        )
+    return {
+        # numpy has no bfloat16.
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in state.items()
+    }
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import safetensors  # noqa: PLC0415
+        import safetensors.flax  # noqa: PLC0415
+    except ImportError as error:
+        raise missing_package("safetensors", f"reading {path.name}") from error
+    try:
+        tensors = safetensors.flax.load_file(path)  # As jax arrays: numpy has no bfloat16.
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from error
+    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}

@@ -1,0 +1,189 @@
+"""Classifies picture files with a trained network; a command.
+
+python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from googlenet_flax.data.crops import CROP_NUMBERS, evaluation_crops
+from googlenet_flax.data.decode import BadImageError, decode_image, find_images
+from googlenet_flax.errors import UserError, exit_on_run_error
+from googlenet_flax.predictor import Predictor
+from googlenet_flax.workdir import Workdir
+
+Decoded = tuple[np.ndarray, tuple[int, int]]
+
+
+class Prediction(NamedTuple):
+    """The likeliest classes of one picture, or why there are none."""
+
+    path: pathlib.Path
+    classes: tuple[tuple[str, float], ...]  # Name and probability, likeliest first.
+    error: str = ""
+
+
+def find_pictures(paths: Sequence[str]) -> list[pathlib.Path]:
+    """The files among `paths`, and the pictures in the folders among them.
+
+    Raises:
+      UserError: A folder without pictures.
+    """
+    pictures: list[pathlib.Path] = []
+    for path in map(pathlib.Path, paths):
+        found = find_images(path) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"there is no picture in {path}: name files or another folder")
+        pictures += found
+    return pictures
+
+
+def predict(
+    predictor: Predictor,
+    pictures: Sequence[pathlib.Path],
+    *,
+    top: int,
+    batch_size: int,
+    num_crops: int = 1,
+) -> Iterator[Prediction]:
+    """Classifies pictures in batches, in order.
+
+    Args:
+      predictor: The network.
+      pictures: Files of any size that `decode_image` reads.
+      top: Classes to name for each.
+      batch_size: Pictures at a time, rounded up to the devices.
+      num_crops: 1, 10 or 144 crops of each, their softmax averaged.
+    """
+    num_devices = len(predictor.devices)
+    batch_size = min(batch_size, len(pictures))
+    batch_size = -(-batch_size // num_devices) * num_devices
+    storage_size = predictor.description.preprocess.storage_size
+    class_names = predictor.description.class_names
+    crops = evaluation_crops(num_crops)
+    for chunk, decoded in _decode(pictures, storage_size, batch_size):
+        batch = {
+            "image": np.zeros((batch_size, storage_size, storage_size, 3), np.uint8),
+            "extent": np.ones((batch_size, 2), np.int32),
+        }
+        for row, result in enumerate(decoded):
+            if not isinstance(result, BadImageError):
+                batch["image"][row], batch["extent"][row] = result
+        probabilities = np.exp(predictor.log_probabilities(batch, crops)["main"])
+        for row, (path, result) in enumerate(zip(chunk, decoded, strict=True)):
+            if isinstance(result, BadImageError):
+                yield Prediction(path, (), str(result))
+                continue
+            best = np.argsort(-probabilities[row], kind="stable")[:top]
+            classes = tuple((class_names[i], float(probabilities[row, i])) for i in best)
+            yield Prediction(path, classes)
+
+
+def _decode(
+    pictures: Sequence[pathlib.Path], storage_size: int, batch_size: int
+) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded | BadImageError]]]:
+    """Batches of pictures; while one is looked at, threads read the next."""
+
+    def decode(path: pathlib.Path) -> Decoded | BadImageError:
+        try:
+            return decode_image(path, storage_size)
+        except BadImageError as error:
+            return error
+
+    starts = range(0, len(pictures), batch_size)
+    chunks = [pictures[start : start + batch_size] for start in starts]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ahead = pool.map(decode, chunks[0])
+        for number, chunk in enumerate(chunks, start=1):
+            decoded = list(ahead)
+            if number < len(chunks):
+                ahead = pool.map(decode, chunks[number])
+            yield chunk, decoded
+
+
+def _print_table(predictions: Iterator[Prediction], width: int) -> int:
+    """Prints one row a class; returns how many pictures could not be read."""
+    failed = 0
+    print(f"{'picture':{width}}  probability  class")
+    for path, classes, error in predictions:
+        label = str(path)
+        if error:
+            failed += 1
+            _complain(path, error)
+        for name, probability in classes:
+            print(f"{label:{width}}  {probability:11.2%}  {name}", flush=True)
+            label = ""
+    return failed
+
+
+def _print_json(predictions: Iterator[Prediction]) -> int:
+    """Prints one JSON object a picture; returns how many could not be read."""
+    failed = 0
+    for path, classes, error in predictions:
+        row: dict[str, object] = {"picture": str(path)}
+        if error:
+            failed += 1
+            row["error"] = error
+            _complain(path, error)
+        else:
+            row["classes"] = [
+                {"name": name, "probability": probability} for name, probability in classes
+            ]
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return failed
+
+
+def _complain(path: pathlib.Path, error: str) -> None:
+    sys.stdout.flush()  # So that a terminal shows both in order.
+    print(f"googlenet_flax: {path} cannot be read: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m googlenet_flax.predict", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
+    add("--workdir", required=True, help="directory of a run or import")
+    add("--checkpoint", default="best", help="best, latest or a step")
+    add("--top", type=int, default=5, help="classes to name for each picture")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops of each picture")
+    add("--batch_size", type=int, default=32, help="pictures at a time")
+    add("--json", action="store_true", help="print one JSON object a picture")
+    args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    with exit_on_run_error():
+        for name in ("top", "batch_size"):
+            if getattr(args, name) < 1:
+                raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
+        pictures = find_pictures(args.paths)
+        predictor = Predictor.load(
+            Workdir(args.workdir), args.checkpoint, jax.local_devices()
+        )
+        predictions = predict(
+            predictor,
+            pictures,
+            top=args.top,
+            batch_size=args.batch_size,
+            num_crops=args.crops,
+        )
+        if args.json:
+            failed = _print_json(predictions)
+        else:
+            failed = _print_table(predictions, max(len(str(path)) for path in pictures))
+        if failed:
+            raise UserError(f"{failed} of {len(pictures)} pictures could not be read")
+
+
+if __name__ == "__main__":
+    main()
