@@ -1,0 +1,1 @@
+"""The networks that ours must equal, written out again without our code."""

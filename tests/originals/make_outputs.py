@@ -1,0 +1,55 @@
+"""Runs the originals and stores what they compute in outputs.json.
+
+In a virtual environment of its own:
+
+    pip install keras tensorflow-cpu torch onnx onnxruntime
+    cd tests && KERAS_BACKEND=tensorflow python -m originals.make_outputs
+"""
+
+import importlib.metadata
+import json
+import pathlib
+
+from originals import caffe_googlenet, keras_googlenet, torchvision_googlenet
+from originals.weights import draw_images, draw_weights
+
+# Also sizes at which rounding up, rounding down and SAME differ in the middle.
+IMAGE_SIZES = {
+    "seed": (96, 100, 224),
+    "paper": (96, 100, 112, 224),
+    "torchvision": (96, 120, 127, 224),
+}
+HEADS = ("logits", "aux_4a", "aux_4d")
+RUN = {
+    "seed": keras_googlenet.run,
+    "paper": caffe_googlenet.run,
+    "torchvision": torchvision_googlenet.run,
+}
+PACKAGES = ("keras", "numpy", "onnxruntime", "tensorflow-cpu", "torch")
+PATH = pathlib.Path(__file__).parent / "outputs.json"
+
+
+def run_original(variant: str, image_size: int) -> dict[str, list[list[float]]]:
+    """What the original makes of its weights and images, rounded to 9 digits."""
+    weights = draw_weights(variant, image_size)
+    outputs = RUN[variant](weights, draw_images(variant, image_size))
+    return {
+        head: [[float(f"{logit:.9g}") for logit in row] for row in output]
+        for head, output in zip(HEADS, outputs, strict=True)
+    }
+
+
+def main() -> None:
+    """Writes outputs.json."""
+    stored = {
+        "made_with": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "outputs": {
+            variant: {str(size): run_original(variant, size) for size in sizes}
+            for variant, sizes in IMAGE_SIZES.items()
+        },
+    }
+    PATH.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Weights and images for the originals, and where each weight goes in our tree.
+
+Numpy alone: the stored outputs are checked on machines without any of the originals.
+Nothing here or beside it uses `googlenet_flax`, so that both sides cannot share a mistake.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+NUM_CLASSES = 10
+BATCH_SIZE = 2
+Weights = dict[str, np.ndarray]  # By the original's own names.
+
+# Table 1: input channels, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+INCEPTIONS = {
+    "inception_3a": (192, 64, 96, 128, 16, 32, 32),
+    "inception_3b": (256, 128, 128, 192, 32, 96, 64),
+    "inception_4a": (480, 192, 96, 208, 16, 48, 64),
+    "inception_4b": (512, 160, 112, 224, 24, 64, 64),
+    "inception_4c": (512, 128, 128, 256, 24, 64, 64),
+    "inception_4d": (512, 112, 144, 288, 32, 64, 64),
+    "inception_4e": (528, 256, 160, 320, 32, 128, 128),
+    "inception_5a": (832, 256, 160, 320, 32, 128, 128),
+    "inception_5b": (832, 384, 192, 384, 48, 128, 128),
+}
+HEADS = {"aux_4a": 512, "aux_4d": 528}  # Input channels.
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution, or a dense layer: a convolution as large as its input."""
+
+    name: str  # As in our tree.
+    side: int  # Of the kernel, in pixels.
+    inputs: int
+    outputs: int
+    dense: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where our tree keeps the kernel and the bias."""
+        return f"params/{self.name}" if self.dense else f"params/{self.name}/conv"
+
+
+def layers(*, kernel_5x5: int, aux_side: int) -> Iterator[Layer]:
+    """All layers, in the order of the paper.
+
+    Args:
+      kernel_5x5: Side of the kernel that the paper calls 5x5, in pixels.
+      aux_side: Side of the map that the heads flatten, in pixels.
+    """
+    yield Layer("conv1", 7, 3, 64)
+    yield Layer("conv2_reduce", 1, 64, 64)
+    yield Layer("conv2", 3, 64, 192)
+    for name, (inputs, *widths) in INCEPTIONS.items():
+        conv_1x1, reduce_3x3, conv_3x3, reduce_5x5, conv_5x5, pool_proj = widths
+        yield Layer(f"{name}/1x1", 1, inputs, conv_1x1)
+        yield Layer(f"{name}/3x3_reduce", 1, inputs, reduce_3x3)
+        yield Layer(f"{name}/3x3", 3, reduce_3x3, conv_3x3)
+        yield Layer(f"{name}/5x5_reduce", 1, inputs, reduce_5x5)
+        yield Layer(f"{name}/5x5", kernel_5x5, reduce_5x5, conv_5x5)
+        yield Layer(f"{name}/pool_proj", 1, inputs, pool_proj)
+    for name, inputs in HEADS.items():
+        yield Layer(f"{name}/proj", 1, inputs, 128)
+        yield Layer(f"{name}/fc", aux_side, 128, 1024, dense=True)
+        yield Layer(f"{name}/classifier", 1, 1024, NUM_CLASSES, dense=True)
+    yield Layer("classifier", 1, 1024, NUM_CLASSES, dense=True)
+
+
+def keras_names(layer: Layer) -> dict[str, str]:
+    """Keras names no arrays, so these are the layers of `keras_googlenet`."""
+    return {
+        f"{layer.path}/kernel": f"{layer.name}/kernel",
+        f"{layer.path}/bias": f"{layer.name}/bias",
+    }
+
+
+CAFFE_NAMES = {
+    "conv1": "conv1/7x7_s2",
+    "conv2_reduce": "conv2/3x3_reduce",
+    "conv2": "conv2/3x3",
+    "aux_4a/proj": "loss1/conv",
+    "aux_4a/fc": "loss1/fc",
+    "aux_4a/classifier": "loss1/classifier",
+    "aux_4d/proj": "loss2/conv",
+    "aux_4d/fc": "loss2/fc",
+    "aux_4d/classifier": "loss2/classifier",
+    "classifier": "loss3/classifier",
+}
+
+
+def caffe_names(layer: Layer) -> dict[str, str]:
+    """Caffe's layers with the endings of the ONNX model zoo."""
+    name = CAFFE_NAMES.get(layer.name, layer.name)
+    return {f"{layer.path}/kernel": f"{name}_w_0", f"{layer.path}/bias": f"{name}_b_0"}
+
+
+TORCHVISION_NAMES = {
+    "conv2_reduce": "conv2",
+    "conv2": "conv3",
+    "aux_4a": "aux1",
+    "aux_4d": "aux2",
+    "classifier": "fc",
+}
+TORCHVISION_PARTS = {
+    "1x1": ".branch1",
+    "3x3_reduce": ".branch2.0",
+    "3x3": ".branch2.1",
+    "5x5_reduce": ".branch3.0",
+    "5x5": ".branch3.1",
+    "pool_proj": ".branch4.1",
+    "proj": ".conv",
+    "fc": ".fc1",
+    "classifier": ".fc2",
+    "": "",
+}
+
+
+def torchvision_names(layer: Layer) -> dict[str, str]:
+    """torchvision's `state_dict`, without its counters of batches."""
+    block, _, part = layer.name.partition("/")
+    name = TORCHVISION_NAMES.get(block, block.replace("_", "")) + TORCHVISION_PARTS[part]
+    if layer.dense:
+        return {
+            f"{layer.path}/kernel": f"{name}.weight",
+            f"{layer.path}/bias": f"{name}.bias",
+        }
+    return {
+        f"{layer.path}/kernel": f"{name}.conv.weight",
+        f"params/{layer.name}/bn/scale": f"{name}.bn.weight",
+        f"params/{layer.name}/bn/bias": f"{name}.bn.bias",
+        f"batch_stats/{layer.name}/bn/mean": f"{name}.bn.running_mean",
+        f"batch_stats/{layer.name}/bn/var": f"{name}.bn.running_var",
+    }
+
+
+def keras_kernel_shape(layer: Layer) -> tuple[int, ...]:
+    """The layout of our tree."""
+    if layer.dense:
+        return layer.side**2 * layer.inputs, layer.outputs
+    return layer.side, layer.side, layer.inputs, layer.outputs
+
+
+def torchvision_kernel_shape(layer: Layer) -> tuple[int, ...]:
+    """Output channels first; dense layers see a map flattened as C, H, W."""
+    if layer.dense:
+        return layer.outputs, layer.inputs * layer.side**2
+    return layer.outputs, layer.inputs, layer.side, layer.side
+
+
+def caffe_kernel_shape(layer: Layer) -> tuple[int, ...]:
+    """The same, and two axes that the zoo's graph removes with a Reshape."""
+    shape = torchvision_kernel_shape(layer)
+    return (1, 1, *shape) if layer.dense else shape
+
+
+def same(kernel: np.ndarray, layer: Layer) -> np.ndarray:
+    """For kernels that are in our layout."""
+    return kernel
+
+
+def channels_last(kernel: np.ndarray, layer: Layer) -> np.ndarray:
+    """`[H, W, in, out]` of a convolution, `[H * W * in, out]` of a dense layer."""
+    kernel = kernel.reshape(layer.outputs, layer.inputs, layer.side, layer.side)
+    kernel = kernel.transpose(2, 3, 1, 0)
+    return kernel.reshape(-1, layer.outputs) if layer.dense else kernel
+
+
+def keras_aux_side(image_size: int) -> int:
+    """Four strides that round up (SAME), then a 5x5/3 pool that rounds down (VALID)."""
+    return (-(-image_size // 16) - 5) // 3 + 1
+
+
+def caffe_aux_side(image_size: int) -> int:
+    """A stride that rounds down, then three 3x3/2 and one 5x5/3 pool that round up."""
+    side = (image_size + 2 * 3 - 7) // 2 + 1
+    for window, stride in ((3, 2), (3, 2), (3, 2), (5, 3)):
+        side = -(-(side - window) // stride) + 1
+    return side
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """How one original lays out its weights and sees its images."""
+
+    names: Callable[[Layer], dict[str, str]]  # Path in our tree to the original's name.
+    kernel_shape: Callable[[Layer], tuple[int, ...]]
+    our_kernel: Callable[[np.ndarray, Layer], np.ndarray]
+    kernel_5x5: int
+    aux_side: Callable[[int], int]  # Of the image size.
+    bias_range: tuple[float, float]  # As large as the activations, or none would show.
+    preprocess: Callable[[np.ndarray], np.ndarray]  # Of RGB, 0-255.
+
+    def layers(self, image_size: int) -> Iterator[Layer]:
+        """All layers of the network for images of that size."""
+        return layers(kernel_5x5=self.kernel_5x5, aux_side=self.aux_side(image_size))
+
+
+ORIGINALS: Mapping[str, Original] = {
+    "seed": Original(
+        names=keras_names,
+        kernel_shape=keras_kernel_shape,
+        our_kernel=same,
+        kernel_5x5=5,
+        aux_side=keras_aux_side,
+        bias_range=(-0.1, 0.3),
+        preprocess=lambda pixels: pixels / 255,
+    ),
+    "paper": Original(
+        names=caffe_names,
+        kernel_shape=caffe_kernel_shape,
+        our_kernel=channels_last,
+        kernel_5x5=5,
+        aux_side=caffe_aux_side,
+        bias_range=(-10.0, 30.0),
+        preprocess=lambda pixels: pixels[..., ::-1] - np.array([104, 117, 123]),
+    ),
+    "torchvision": Original(
+        names=torchvision_names,
+        kernel_shape=torchvision_kernel_shape,
+        our_kernel=channels_last,
+        kernel_5x5=3,
+        aux_side=lambda image_size: 4,
+        bias_range=(-0.1, 0.3),
+        preprocess=lambda pixels: (
+            (pixels / 255 - np.array([0.485, 0.456, 0.406]))
+            / np.array([0.229, 0.224, 0.225])
+        ),
+    ),
+}
+
+
+def draw_weights(variant: str, image_size: int) -> Weights:
+    """Weights under the original's names, each drawn from its name alone.
+
+    Their ranges keep every layer alive: nothing is zero, nothing is a default.
+    """
+    original = ORIGINALS[variant]
+    return {
+        name: _draw(name, path.split("/")[-1], layer, original)
+        for layer in original.layers(image_size)
+        for path, name in original.names(layer).items()
+    }
+
+
+def _draw(name: str, leaf: str, layer: Layer, original: Original) -> np.ndarray:
+    rng = np.random.RandomState(zlib.crc32(name.encode()))  # Its streams are frozen.
+    if leaf == "kernel":
+        he = np.sqrt(2 / (layer.side**2 * layer.inputs))
+        values = rng.normal(0, he, original.kernel_shape(layer))
+    elif leaf == "mean":
+        values = rng.normal(0, 0.2, layer.outputs)
+    else:
+        ranges = {"bias": original.bias_range, "scale": (0.5, 1.5), "var": (0.5, 2.0)}
+        values = rng.uniform(*ranges[leaf], layer.outputs)
+    return values.astype(np.float32)
+
+
+def to_flax(variant: str, image_size: int, weights: Weights) -> dict[str, np.ndarray]:
+    """Our variables, flat: `{"params/conv1/conv/kernel": ...}`."""
+    original = ORIGINALS[variant]
+    return {
+        path: original.our_kernel(weights[name], layer)
+        if path.endswith("/kernel")
+        else weights[name]
+        for layer in original.layers(image_size)
+        for path, name in original.names(layer).items()
+    }
+
+
+def draw_images(variant: str, image_size: int) -> np.ndarray:
+    """Float32 `[B, H, W, 3]` in the range that the original was trained on.
+
+    Blocks of one colour, because white noise averages out and LRN hardly sees it.
+    """
+    colours = np.random.RandomState(0).randint(0, 256, (BATCH_SIZE, 7, 7, 3))
+    block = np.arange(image_size) * 7 // image_size
+    pixels = colours[:, block][:, :, block].astype(np.float64)
+    return ORIGINALS[variant].preprocess(pixels).astype(np.float32)

@@ -1,0 +1,110 @@
+"""Our variants against the originals in `originals/`, on the same weights and images."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from flax import traverse_util
+from originals.weights import NUM_CLASSES, draw_images, draw_weights, to_flax
+
+from googlenet_flax.model import VARIANTS, GoogLeNet
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
+
+TOLERANCE = 1e-5  # Of the largest logit; float32 on both sides leaves about 1e-6.
+HEADS = ("logits", "aux_4a", "aux_4d")
+STORED = json.loads((REPOSITORY / "tests/originals/outputs.json").read_text())["outputs"]
+# Module of each original and what it needs.
+ORIGINALS = {
+    "seed": ("originals.keras_googlenet", ["keras"]),
+    "paper": ("originals.caffe_googlenet", ["onnx", "onnxruntime"]),
+    "torchvision": ("originals.torchvision_googlenet", ["torch"]),
+}
+
+
+def build(variant, image_size, **changes):
+    """The variant, with some of its fields changed, and the original's weights."""
+    fields = dataclasses.replace(VARIANTS[variant], **changes)
+    flat = to_flax(variant, image_size, draw_weights(variant, image_size))
+    variables = traverse_util.unflatten_dict(flat, sep="/")
+    return GoogLeNet(num_classes=NUM_CLASSES, variant=fields), variables
+
+
+@functools.cache
+def our_outputs(variant, image_size, **changes):
+    model, variables = build(variant, image_size, **changes)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    outputs = apply(variables, draw_images(variant, image_size))
+    return [np.asarray(getattr(outputs, head)) for head in HEADS]
+
+
+def stored_outputs(variant, image_size):
+    return [np.array(STORED[variant][str(image_size)][head]) for head in HEADS]
+
+
+def relative_differences(ours, theirs):
+    """By head, the largest difference of a logit as a fraction of the largest logit."""
+    return {
+        head: np.abs(x - y).max() / np.abs(y).max()
+        for head, x, y in zip(HEADS, ours, theirs, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("variant", "image_size"),
+    [(variant, int(size)) for variant in STORED for size in STORED[variant]],
+)
+def test_computes_what_the_original_computed(variant, image_size):
+    ours, theirs = our_outputs(variant, image_size), stored_outputs(variant, image_size)
+    differences = relative_differences(ours, theirs)
+    assert max(differences.values()) < TOLERANCE, differences
+
+
+@pytest.mark.parametrize("variant", ORIGINALS)
+def test_computes_what_the_original_computes_now(variant):
+    module, packages = ORIGINALS[variant]
+    for package in packages:
+        pytest.importorskip(package)
+    original = importlib.import_module(module)
+    theirs = original.run(draw_weights(variant, 96), draw_images(variant, 96))
+    differences = relative_differences(our_outputs(variant, 96), theirs)
+    assert max(differences.values()) < TOLERANCE, differences
+
+
+@pytest.mark.parametrize("variant", ORIGINALS)
+def test_tree_has_the_leaves_of_the_original(variant):
+    model, variables = build(variant, 96)
+    shapes = jax.eval_shape(
+        lambda rng: model.init(rng, draw_images(variant, 96), train=False),
+        jax.random.key(0),
+    )
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
+
+
+SYMMETRIC = ((3, 3), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("variant", "image_size", "changes"),
+    [
+        ("seed", 96, {"conv1_padding": SYMMETRIC}),
+        ("seed", 100, {"pool_padding": "CEIL"}),
+        ("paper", 96, {"conv1_padding": "SAME"}),
+        ("paper", 96, {"local_response_norm": False}),
+        ("paper", 100, {"pool_padding": "SAME"}),
+        ("torchvision", 96, {"conv1_padding": "SAME"}),
+        ("torchvision", 120, {"pool_padding": "SAME"}),
+        ("torchvision", 120, {"pool_5a_window": 3}),
+    ],
+    ids=str,
+)
+def test_would_see_a_difference(variant, image_size, changes):
+    changed = our_outputs(variant, image_size, **changes)
+    differences = relative_differences(changed, stored_outputs(variant, image_size))
+    assert differences["logits"] > 100 * TOLERANCE
