@@ -131,21 +131,8 @@ def read_original(
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
-    if image_size < MIN_IMAGE_SIZE:
-        raise UserError(
-            f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
-        )
-    if transform_input is not None and format_name != "torchvision":
-        raise UserError("--transform_input is for --from=torchvision alone: leave it out")
+    preprocess = _choose_preprocess(format_name, path, image_size, transform_input)
     weights = FORMATS[format_name].read(path)
-    if transform_input is None:
-        transform_input = _sha256(path).startswith(TORCHVISION_DIGEST)
-    preprocess = FORMATS[format_name].preprocess
-    preprocess = dataclasses.replace(preprocess, image_size=image_size)
-    if transform_input:
-        # (x - mean) / std, then times std / 0.5, plus (mean - 0.5) / 0.5.
-        half = (0.5, 0.5, 0.5)
-        preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
     description = ModelDescription(
         variant=FORMATS[format_name].variant,
         width_multiplier=1.0,
@@ -174,6 +161,27 @@ def read_original(
     variables = jax.tree_util.tree_map_with_path(fill, start)
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return Imported(description, variables, tuple(report))
+
+
+def _choose_preprocess(
+    format_name: str, path: pathlib.Path, image_size: int, transform_input: bool | None
+) -> Preprocess:
+    """What the network of the file was fed with."""
+    if image_size < MIN_IMAGE_SIZE:
+        raise UserError(
+            f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
+        )
+    if transform_input is not None and format_name != "torchvision":
+        raise UserError("--transform_input is for --from=torchvision alone: leave it out")
+    if transform_input is None:
+        transform_input = _sha256(path).startswith(TORCHVISION_DIGEST)
+    preprocess = FORMATS[format_name].preprocess
+    preprocess = dataclasses.replace(preprocess, image_size=image_size)
+    if not transform_input:
+        return preprocess
+    # torchvision's (x - mean) / std, times std / 0.5, plus (mean - 0.5) / 0.5.
+    half = (0.5, 0.5, 0.5)
+    return dataclasses.replace(preprocess, input_mean=half, input_std=half)
 
 
 def _check_class_names(

@@ -27,6 +27,9 @@ TINY_RUN = [
 ]
 FINAL_STEP = 10
 
+# On one worker, so that the processes share what the first of them compiled.
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 @pytest.fixture(scope="module")
 def compilation_cache(tmp_path_factory):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from googlenet_flax.data.crops import resample
 from googlenet_flax.data.preprocess import Preprocess, as_rgb, whole_extents
 
-CROP_ATTEMPTS = 10  # Boxes drawn before the largest central one is taken instead.
+CROP_ATTEMPTS = 10  # Boxes drawn before the largest one is taken instead.
 LUMA = (0.299, 0.587, 0.114)  # Rec. ITU-R BT.601: how bright red, green and blue look.
 
 
