@@ -51,6 +51,7 @@ def exit_on_run_error() -> Iterator[None]:
     """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code."""
     try:
         yield
+        sys.stdout.flush()
     except RunError as error:
         print(f"googlenet_flax: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -172,7 +172,7 @@ class EvaluationData:
         same = dataset == config.get("dataset")
         split = load_split(
             dataset,
-            self.split or config.get("eval_split", "test"),
+            self.split or (config["eval_split"] if same else "test"),
             data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
             folder=FolderOptions(
                 storage_size=description.preprocess.storage_size,
@@ -253,7 +253,9 @@ def main() -> None:
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
             raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
-        workdirs = {workdir.path: workdir for workdir in map(Workdir, paths)}
+        if args.batch_size < 0:
+            raise UserError(f"--batch_size is {args.batch_size} but must be 1 or more")
+        workdirs = {workdir.path.resolve(): workdir for workdir in map(Workdir, paths)}
         metrics = evaluate_checkpoints(
             list(workdirs.values()),
             checkpoint=args.checkpoint,

@@ -193,7 +193,13 @@ def _check_class_names(
             f"{path} is another network: it has no main classifier, but "
             f"{', '.join(weights.unknown[:3]) or 'no weights'}"
         )
-    num_classes = weights.leaves[CLASSIFIER].values.shape[-1]
+    source = weights.leaves[CLASSIFIER]
+    if source.values.ndim != 2 or not source.values.size:
+        raise UserError(
+            f"{path} is another network: its {source.name} has the shape "
+            f"{list(source.values.shape)}, which is no classifier"
+        )
+    num_classes = source.values.shape[1]
     if not class_names:
         numbers = tuple(map(str, range(num_classes)))
         class_names = imagenet_class_names() if num_classes == NUM_CLASSES else numbers
@@ -347,7 +353,7 @@ def main() -> None:
 
 def _read_class_names(path: pathlib.Path) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={path} cannot be read: {error}") from error
 

@@ -6,6 +6,7 @@ python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 import argparse
 import concurrent.futures
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,7 @@ def _print_table(predictions: Iterator[Prediction], width: int) -> int:
     failed = 0
     print(f"{'picture':{width}}  probability  class")
     for path, classes, error in predictions:
-        label = str(path)
+        label = _printable(path)
         if error:
             failed += 1
             _complain(path, error)
@@ -129,7 +130,7 @@ def _print_json(predictions: Iterator[Prediction]) -> int:
     """Prints one JSON object a picture; returns how many could not be read."""
     failed = 0
     for path, classes, error in predictions:
-        row: dict[str, object] = {"picture": str(path)}
+        row: dict[str, object] = {"picture": _printable(path)}
         if error:
             failed += 1
             row["error"] = error
@@ -144,7 +145,12 @@ def _print_json(predictions: Iterator[Prediction]) -> int:
 
 def _complain(path: pathlib.Path, error: str) -> None:
     sys.stdout.flush()  # So that a terminal shows both in order.
-    print(f"googlenet_flax: {path} cannot be read: {error}", file=sys.stderr)
+    print(f"googlenet_flax: {_printable(path)} cannot be read: {error}", file=sys.stderr)
+
+
+def _printable(path: pathlib.Path) -> str:
+    """With escapes for bytes that are no UTF-8, which print() would refuse."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def main() -> None:
@@ -180,7 +186,9 @@ def main() -> None:
         if args.json:
             failed = _print_json(predictions)
         else:
-            failed = _print_table(predictions, max(len(str(path)) for path in pictures))
+            failed = _print_table(
+                predictions, max(len(_printable(path)) for path in pictures)
+            )
         if failed:
             raise UserError(f"{failed} of {len(pictures)} pictures could not be read")
 

@@ -39,7 +39,12 @@ def warm_start(
     Raises:
       UserError: No such run, or its network does not fit.
     """
-    source.read_config()
+    try:
+        source.read_config()
+    except UserError as error:
+        raise UserError(
+            f"--config.init_from: {error.args[0].partition(':')[0]}: name another workdir"
+        ) from error
     with Checkpoints(source.checkpoints) as checkpoints:
         best = checkpoints.best_step
         step = checkpoints.resolve("latest" if best is None else str(best))

@@ -17,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import cifar
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
+from googlenet_flax.description import ModelDescription
 from googlenet_flax.layers import InceptionWidths
 from googlenet_flax.model import VARIANTS, GoogLeNet
+from googlenet_flax.workdir import Workdir
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
@@ -86,6 +89,29 @@ def numpy_variables(model: GoogLeNet, size: int = 80):
         return np.full(leaf.shape, {"bias": 0.1, "mean": 0.0}.get(name, 1.0), np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def write_run(path, description: ModelDescription, variables, **config) -> pathlib.Path:
+    """The workdir of a run that was never trained."""
+    with Workdir(path) as workdir, Checkpoints(workdir.checkpoints) as checkpoints:
+        checkpoints.save_variables(variables, description=description)
+        workdir.write_config(config)
+    return workdir.path
+
+
+def cut_out(picture: np.ndarray, box, size: int) -> np.ndarray:
+    """A box of a picture `[h, w, C]` as a square: bilinear, antialiased, float64."""
+    for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
+        pixels = np.moveaxis(np.asarray(picture, np.float64), axis, 0)
+        step = length / size
+        result = []
+        for number in range(size):
+            centre = start + (number + 0.5) * step
+            distances = np.abs(np.arange(len(pixels)) + 0.5 - centre) / max(step, 1)
+            weights = np.clip(1 - distances, 0, None)
+            result.append(np.tensordot(weights / weights.sum(), pixels, 1))
+        picture = np.moveaxis(np.stack(result), 0, axis)
+    return picture
 
 
 def cifar_archive_bytes(archive: cifar.Archive, examples_per_file: int) -> bytes:

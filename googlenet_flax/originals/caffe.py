@@ -1,11 +1,12 @@
 """Caffe's bvlc_googlenet as the ONNX model zoo has it (googlenet, inception-v1)."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from googlenet_flax.errors import UserError, missing_package
+from googlenet_flax.errors import missing_package
 from googlenet_flax.originals.leaves import (
     HEADS,
     INCEPTION_CONVS,
@@ -15,6 +16,7 @@ from googlenet_flax.originals.leaves import (
     hwc_rows_from_chw,
     hwio_from_oihw,
     io_from_oi,
+    refuse_broken_file,
     same,
     translate,
 )
@@ -33,18 +35,14 @@ def read(path: pathlib.Path) -> OriginalWeights:
       UserError: Not an ONNX file.
     """
     try:
-        import google.protobuf.message  # noqa: PLC0415
         import onnx  # noqa: PLC0415 - needed by nobody else
     except ImportError as error:
         raise missing_package("onnx", f"reading {path.name}") from error
-    try:
-        graph = onnx.load(path).graph
-    except (google.protobuf.message.DecodeError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not an ONNX file, or a broken one: {error}") from error
-    arrays = {
-        tensor.name: np.asarray(onnx.numpy_helper.to_array(tensor))
-        for tensor in graph.initializer
-    }
+    with refuse_broken_file(path, "an ONNX file"):
+        arrays = {
+            os.fsdecode(tensor.name): np.asarray(onnx.numpy_helper.to_array(tensor))
+            for tensor in onnx.load(path).graph.initializer
+        }
     # Integers are shapes for Reshape nodes.
     skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
     return translate(arrays, dict(_sources()), skipped=skipped)

@@ -5,6 +5,7 @@ creation: in each inception block both reductions come first, and the heads come
 """
 
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from googlenet_flax.originals.leaves import (
     STEM,
     OriginalWeights,
     Source,
+    refuse_broken_file,
     same,
     translate,
 )
@@ -49,22 +51,20 @@ def read(path: pathlib.Path) -> OriginalWeights:
     arrays: dict[str, np.ndarray] = {}
     own_names: dict[str, str] = {}
 
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    def visit(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
+        name = os.fsdecode(name)  # Bytes where it is no text.
         if isinstance(item, h5py.Dataset):
             arrays[name] = np.asarray(item)
         elif name.startswith("layers/dense") and name.endswith("/vars"):
             own_names[name] = str(item.attrs.get("name", ""))
 
-    try:
-        with h5py.File(path) as file:
-            if "layers" not in file:
-                raise UserError(
-                    f"{path} has no `layers`: save it with Keras 3 as "
-                    "model.save_weights('NAME.weights.h5')"
-                )
-            file.visititems(visit)
-    except OSError as error:
-        raise UserError(f"{path} is not an HDF5 file, or a broken one: {error}") from error
+    with refuse_broken_file(path, "an HDF5 file"), h5py.File(path) as file:
+        if "layers" not in file:
+            raise UserError(
+                f"{path} has no `layers`: save it with Keras 3 as "
+                "model.save_weights('NAME.weights.h5')"
+            )
+        file.visititems(visit)
     # Random states of the dropout layers, and of a compiled model its optimizer.
     skipped = [
         name

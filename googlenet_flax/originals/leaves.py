@@ -1,11 +1,14 @@
 """What a weight file holds, by the paths of our own tree."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from googlenet_flax.errors import UserError
 from googlenet_flax.layers import InceptionWidths
 from googlenet_flax.model import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
 
@@ -39,6 +42,18 @@ class OriginalWeights:
     leaves: Mapping[str, Leaf]  # By path, "params/conv1/conv/kernel".
     skipped: tuple[str, ...]  # Names there that no network needs.
     unknown: tuple[str, ...]  # Names there that we have no place for.
+
+
+@contextlib.contextmanager
+def refuse_broken_file(path: pathlib.Path, kind: str) -> Iterator[None]:
+    """Turns whatever a library makes of a broken file into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Changed bytes make them raise nearly anything.
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path} is not {kind}, or it is broken: {reason}") from error
 
 
 def translate(
@@ -91,7 +106,7 @@ def hwc_rows_from_chw(kernel: np.ndarray) -> np.ndarray:
     `AUX_PROJ_FEATURES` channels is left for the check of shapes to refuse.
     """
     kernel = _matrix(kernel)
-    if kernel.ndim != 2 or kernel.shape[1] % AUX_PROJ_FEATURES:
+    if kernel.ndim != 2 or not kernel.size or kernel.shape[1] % AUX_PROJ_FEATURES:
         return kernel.T
     rows = kernel.T.reshape(AUX_PROJ_FEATURES, -1, kernel.shape[0])
     return rows.transpose(1, 0, 2).reshape(-1, kernel.shape[0])

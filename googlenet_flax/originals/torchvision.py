@@ -2,9 +2,9 @@
 
 import pathlib
 import pickle
-import zipfile
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.errors import UserError, missing_package
@@ -16,6 +16,7 @@ from googlenet_flax.originals.leaves import (
     hwc_rows_from_chw,
     hwio_from_oihw,
     io_from_oi,
+    refuse_broken_file,
     same,
     translate,
 )
@@ -76,16 +77,14 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch  # noqa: PLC0415 - heavy, and needed by nobody else
     except ImportError as error:
         raise missing_package("torch", f"reading {path.name}") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is broken, or holds more than weights, which could run code: write it "
-            "with torch.save(model.state_dict(), ...)"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).partition(". ")[0]  # torch goes on for a paragraph.
-        raise UserError(f"{path} is not torch's, or broken: {reason}") from error
+    with refuse_broken_file(path, "a file of torch"):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} is broken, or holds more than weights, which could run code: "
+                "write it with torch.save(model.state_dict(), ...)"
+            ) from error
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise UserError(
             f"{path} is not a state dict: write it with torch.save(model.state_dict(), ...)"
@@ -99,12 +98,14 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import safetensors  # noqa: PLC0415
-        import safetensors.flax  # noqa: PLC0415
+        import safetensors.flax  # noqa: PLC0415 - needed by nobody else
     except ImportError as error:
         raise missing_package("safetensors", f"reading {path.name}") from error
-    try:
+    with refuse_broken_file(path, "a file of safetensors"):
         tensors = safetensors.flax.load_file(path)  # As jax arrays: numpy has no bfloat16.
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
-    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+        return {
+            name: np.asarray(
+                tensor.astype(np.float32) if tensor.dtype == jnp.bfloat16 else tensor
+            )
+            for name, tensor in tensors.items()
+        }

@@ -1,0 +1,447 @@
+"""Evaluation over many crops and networks, against the same written out in numpy."""
+
+import dataclasses
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import cut_out, numpy_variables, preprocess, write_run
+from test_configs import named_config
+
+from googlenet_flax import evaluate
+from googlenet_flax.data import ImageSet
+from googlenet_flax.data.crops import evaluation_crops
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.evaluate import (
+    create_eval_step,
+    evaluate_averaged,
+    evaluate_split,
+)
+from googlenet_flax.predictor import Predictor
+from googlenet_flax.workdir import Workdir
+
+# On one worker, so that its tests share what the first of them made.
+pytestmark = pytest.mark.xdist_group("ensemble")
+
+SIZE = 80
+HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
+NUM_EXAMPLES = 10
+DIGITS = tuple("0123456789")
+# The second sees another crop in another scale and order.
+FIRST = ModelDescription(
+    "bn",
+    0.25,
+    "float32",
+    DIGITS,
+    preprocess(storage_size=48, input_scale=1 / 255, crop_fraction=0.875),
+)
+SECOND = ModelDescription(
+    "seed",
+    0.25,
+    "float32",
+    DIGITS,
+    preprocess(
+        storage_size=48,
+        input_scale=1 / 64,
+        input_mean=(1.5, 2.0, 2.5),
+        channel_order="BGR",
+        crop_fraction=1.0,
+    ),
+)
+DESCRIPTIONS = (FIRST, SECOND)
+RECIPE = {
+    **named_config("digits"),
+    "eval_split": f"test[:{NUM_EXAMPLES}]",
+    "batch_size": 4,
+    "aux_weight": 0.5,
+    "on_bad_image": "skip",
+}
+
+
+def blocks(number, height, width):
+    """Strong colours, different for each number."""
+    rng = np.random.default_rng(number)
+    colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
+    return colours[rows][:, columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A split of pictures of several shapes, one of which cannot be read."""
+
+    pictures: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...] = DIGITS
+    storage_size: int = 48
+    unreadable: dict = dataclasses.field(default_factory=dict)
+    broken: int = 4
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def batches(self, index_batches):
+        for indices in index_batches:
+            images = np.zeros((len(indices), 48, 48, 3), np.uint8)
+            readable = indices != self.broken
+            shown = np.where(readable, indices, indices + 1)
+            for image, index in zip(images, shown, strict=True):
+                height, width = self.pictures[index].shape[:2]
+                image[:height, :width] = self.pictures[index]
+            yield {
+                "image": images,
+                "extent": np.array([self.pictures[i].shape[:2] for i in shown]),
+                "label": self.labels[shown],
+                "index": shown.astype(np.int32),
+                "readable": readable,
+            }
+
+
+SHAPES = [(48, 48), (30, 48), (48, 25), (48, 47), (9, 9), (48, 10), (20, 30)]
+PICTURES = Pictures(
+    tuple(blocks(number, *shape) for number, shape in enumerate(SHAPES)),
+    np.array([3, 1, 4, 1, 5, 9, 2], np.int32),
+)
+READABLE = [number for number in range(len(SHAPES)) if number != PICTURES.broken]
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    """Two networks as workdirs, whose classifiers were scaled to be of two minds."""
+    workdirs = []
+    for number, description in enumerate(DESCRIPTIONS):
+        path = tmp_path_factory.mktemp("member")
+        workdirs.append(write_run(path, description, variables_of(number), **RECIPE))
+    return workdirs
+
+
+@functools.cache
+def variables_of(number):
+    variables = numpy_variables(DESCRIPTIONS[number].create_model(), SIZE)
+    for head in ("aux_4a", "aux_4d", None):
+        parent = variables["params"][head] if head else variables["params"]
+        kernel = parent["classifier"]["kernel"]
+        rng = np.random.default_rng(10 + number)
+        parent["classifier"]["kernel"] = rng.permuted(kernel, axis=1)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def predictors(members):
+    """On four devices."""
+    devices = jax.devices()
+    return [Predictor.load(Workdir(path), "best", devices) for path in members]
+
+
+@functools.cache
+def apply_of(number):
+    model, variables = DESCRIPTIONS[number].create_model(), variables_of(number)
+    return jax.jit(lambda images: model.apply(variables, images, train=False))
+
+
+def softmax(logits):
+    powers = np.exp(np.float64(logits) - np.max(logits, axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def views(picture, crops):
+    """Boxes (top, left, side) of the crops and whether each is mirrored, from the text.
+
+    One: the member's own. Ten (Krizhevsky et al. 2012): 224 pixels of the shorter side of
+    256. The paper, section 7: shorter sides of 256, 288, 320 and 352; three squares; four
+    corners, centre and whole square; mirrored.
+    """
+    height, width = picture.shape[:2]
+    short = min(height, width)
+    result = []
+    for scale in {10: (256,), 144: (256, 288, 320, 352)}[crops]:
+        side = short * 224 / scale
+        for square in {10: (0.5,), 144: (0, 0.5, 1)}[crops]:
+            top, left = (height - short) * square, (width - short) * square
+            room = short - side
+            boxes = [
+                (top, left, side),
+                (top, left + room, side),
+                (top + room, left, side),
+                (top + room, left + room, side),
+                (top + room / 2, left + room / 2, side),
+            ]
+            boxes += [(top, left, short)] if crops == 144 else []
+            result += [(box, mirror) for box in boxes for mirror in (False, True)]
+    assert len(result) == crops
+    return result
+
+
+def expected_probabilities(number, picture, crops):
+    """By classifier, softmax `[classes]` averaged over the crops of one member."""
+    fields = DESCRIPTIONS[number].preprocess
+    height, width = picture.shape[:2]
+    side = min(height, width) * fields.crop_fraction
+    if crops == 1:
+        boxes = [(((height - side) / 2, (width - side) / 2, side), False)]
+    else:
+        boxes = views(picture, crops)
+    inputs = []
+    for (top, left, length), mirror in boxes:
+        pixels = cut_out(picture, (top, left, length, length), SIZE)
+        pixels = pixels[:, ::-1] if mirror else pixels
+        pixels = pixels[..., ::-1] if fields.channel_order == "BGR" else pixels
+        inputs.append((pixels * fields.input_scale - fields.input_mean) / fields.input_std)
+    chunks = np.array_split(np.array(inputs, np.float32), -(-len(inputs) // 12))
+    outputs = [_pad_and_apply(number, chunk) for chunk in chunks]
+    return {
+        head: softmax(np.concatenate([output[head] for output in outputs])).mean(axis=0)
+        for head in HEADS
+    }
+
+
+def _pad_and_apply(number, images):
+    padded = np.zeros((12, *images.shape[1:]), np.float32)
+    padded[: len(images)] = images
+    output = apply_of(number)(padded)
+    return {h: np.asarray(getattr(output, o))[: len(images)] for h, o in HEADS.items()}
+
+
+def expected_metrics(numbers, examples, crops, aux_weight):
+    """Of the mean over members; `examples` are pairs of a picture and its label."""
+    rows = []
+    for picture, label in examples:
+        each = [expected_probabilities(number, picture, crops) for number in numbers]
+        row = {}
+        for head in HEADS:
+            probabilities = np.mean([one[head] for one in each], axis=0)
+            row[f"{head}_loss"] = -np.log(probabilities[label])
+            rank = np.sum(probabilities >= probabilities[label]) - 1
+            row["accuracy" if head == "main" else f"{head}_accuracy"] = rank < 1
+            if head == "main":
+                row["top5"] = rank < 5
+        row["loss"] = row["main_loss"] + aux_weight * (
+            row["aux_4a_loss"] + row["aux_4d_loss"]
+        )
+        rows.append(row)
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def assert_same(actual, expected, rtol=1e-4):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=rtol, abs=1e-6), name
+
+
+EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("crops", [1, 10])
+def test_the_mean_of_softmax(predictors, numbers, crops):
+    """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
+    metrics = evaluate_averaged(
+        [predictors[number] for number in numbers],
+        evaluation_crops(crops),
+        PICTURES,
+        aux_weight=0.5,
+        batch_size=4,
+    )
+    assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops, 0.5))
+
+
+def test_the_papers_crops(predictors):
+    few = dataclasses.replace(
+        PICTURES, pictures=PICTURES.pictures[1:3], labels=PICTURES.labels[1:3]
+    )
+    metrics = evaluate_averaged(
+        predictors[:1], evaluation_crops(144), few, aux_weight=0.5, batch_size=4
+    )
+    assert_same(metrics, expected_metrics((0,), EXAMPLES[1:3], 144, 0.5))
+
+
+def test_the_mean_is_of_another_mind(predictors):
+    """Otherwise the tests above could not tell one network from two."""
+    picture = PICTURES.pictures[0]
+    first, second = (
+        expected_probabilities(number, picture, 1)["main"] for number in (0, 1)
+    )
+    assert np.abs(first - second).max() > 0.1
+    ten = expected_probabilities(0, picture, 10)["main"]
+    assert np.abs(first - ten).max() > 1e-3
+
+
+def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
+    first = predictors[0]
+    options = {"batch_size": 4}
+    averaged = evaluate_averaged([first], (None,), PICTURES, aux_weight=0.5, **options)
+    step = create_eval_step(FIRST, aux_weight=0.5, devices=jax.devices())
+    plain = evaluate_split(step, first.variables, PICTURES, num_devices=4, **options)
+    assert_same(averaged, plain, rtol=1e-5)
+
+
+def test_the_batch_size_changes_nothing(predictors):
+    """Rounded up to the devices, and the last batch filled up."""
+    options = {"aux_weight": 0.5, "batch_size": 1}
+    metrics = evaluate_averaged(predictors, (None,), PICTURES, **options)
+    assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 1, 0.5))
+
+
+def test_a_network_and_itself_are_as_the_network(predictors):
+    first, second = predictors
+    options = {"aux_weight": 0.5, "batch_size": 4}
+    crops = evaluation_crops(10)
+    alone = evaluate_averaged([first], crops, PICTURES, **options)
+    assert_same(evaluate_averaged([first] * 3, crops, PICTURES, **options), alone, 1e-6)
+    both = evaluate_averaged([first, second], crops, PICTURES, **options)
+    other = evaluate_averaged([second, first], crops, PICTURES, **options)
+    assert_same(other, both, rtol=1e-6)
+    assert abs(both["loss"] - alone["loss"]) > 0.1
+
+
+def test_small_probabilities_are_not_lost(predictors):
+    """A network that is sure, and wrong, has a loss of hundreds and not of infinity."""
+    params = predictors[0].variables["params"]
+    classifier = {name: 1e3 * leaf for name, leaf in params["classifier"].items()}
+    variables = {
+        **predictors[0].variables,
+        "params": {**params, "classifier": classifier},
+    }
+    sure = dataclasses.replace(predictors[0], variables=variables)
+    metrics = evaluate_averaged(
+        [sure, sure], evaluation_crops(10), PICTURES, aux_weight=0.0, batch_size=4
+    )
+    assert np.isfinite(metrics["main_loss"])
+    assert metrics["main_loss"] > 200
+
+
+# The command.
+
+
+@pytest.fixture
+def loaded(members, predictors, monkeypatch):
+    """Paths of the networks that are loaded; those compiled before are taken instead."""
+    known, load, paths = list(zip(members, predictors, strict=True)), Predictor.load, []
+
+    def load_known(workdir, checkpoint, devices):
+        paths.append(workdir.path)
+        for path, predictor in known:
+            if os.path.realpath(workdir.path) == str(path) and checkpoint == "best":
+                return predictor
+        return load(workdir, checkpoint, devices)
+
+    monkeypatch.setattr(Predictor, "load", load_known)
+    return paths
+
+
+@pytest.fixture
+def evaluate_json(run_command, loaded):
+    def evaluate_json(*args):
+        code, out, err = run_command(evaluate, "--json", *args)
+        assert code == 0, err
+        metrics = json.loads(out)
+        assert metrics.pop("step") == 0
+        return metrics
+
+    return evaluate_json
+
+
+def test_the_command(members, evaluate_json):
+    """Data, batch size and weight of the heads are the run's."""
+    digits = evaluate.load_split("digits", RECIPE["eval_split"], data_dir="")
+    assert isinstance(digits, ImageSet) and len(digits) == NUM_EXAMPLES
+    pictures = np.repeat(digits.images, 3, axis=-1)
+    examples = list(zip(pictures, digits.labels, strict=True))
+    first, second = members
+    alone = evaluate_json(f"--workdir={first}")
+    assert_same(alone, expected_metrics((0,), examples, 1, 0.5))
+    ten = evaluate_json(f"--ensemble={first},{second}", "--crops=10")
+    assert_same(ten, expected_metrics((0, 1), examples, 10, 0.5))
+    # Another way to say it; and the order of the members does not matter.
+    for flags in (
+        [f"--workdir={first}", f"--ensemble={second}"],
+        [f"--ensemble={second},{first}"],
+        [f"--workdir={second}", f"--ensemble={first},{second},"],
+    ):
+        assert_same(evaluate_json(*flags, "--crops=10"), ten, rtol=1e-6)
+
+
+def test_a_run_named_twice_counts_once(
+    members, loaded, evaluate_json, tmp_path, monkeypatch
+):
+    first, second = members
+    ten = ("--crops=10", f"--ensemble={second}")
+    both = evaluate_json(f"--workdir={first}", *ten)
+    link = tmp_path / "link"
+    link.symlink_to(first)
+    roundabout = f"{first}/../{first.name}"
+    monkeypatch.chdir(first.parent)
+    for other in (first, f"{first}/", first.name, f"./{first.name}", roundabout, link):
+        loaded.clear()
+        again = evaluate_json(f"--workdir={first}", f"{ten[1]},{other}", ten[0])
+        assert len(loaded) == 2, other
+        assert again == both, other
+
+
+def test_a_folder_of_pictures(members, tmp_path, run_command, loaded):
+    """Each member crops the stored picture; a broken file is named."""
+    for number, (picture, label) in enumerate(EXAMPLES):
+        folder = tmp_path / "test" / DIGITS[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(picture).save(folder / f"{number}.png")
+    (tmp_path / "test" / "3" / "broken.png").write_bytes(b"hello")
+    first, second = members
+    code, out, err = run_command(
+        evaluate,
+        *("--json", f"--ensemble={first},{second}", "--dataset=folder", "--crops=10"),
+        *(f"--data_dir={tmp_path}", "--split=test"),
+    )
+    assert code == 0, err
+    assert err.count("\n") == 1
+    assert f"skipped {tmp_path}/test/3/broken.png: " in err
+    metrics = json.loads(out)
+    del metrics["step"]
+    assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 10, 0.5))
+
+
+@pytest.mark.parametrize("names", [tuple("1023456789"), tuple("0123456789ab")], ids="".join)
+def test_members_must_know_the_same_classes(members, tmp_path, run_command, loaded, names):
+    other = dataclasses.replace(FIRST, class_names=names)
+    variables = numpy_variables(other.create_model(), SIZE)
+    run = write_run(tmp_path / "other", other, variables, **RECIPE)
+    code, out, err = run_command(evaluate, f"--workdir={members[0]}", f"--ensemble={run}")
+    assert code == 2 and not out
+    assert err.count("\n") == 1
+    assert str(run) in err and str(members[0]) in err and "classes" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "name a run with --workdir=DIR or --ensemble=DIR1,DIR2"),
+        (["--ensemble=,"], "name a run with --workdir=DIR or --ensemble=DIR1,DIR2"),
+        (["--workdir=RUN", "--crops=7"], "invalid choice: 7"),
+        (["--workdir=RUN", "--crops=ten"], "--crops"),
+        (["--workdir=RUN", "--ensemble=nowhere"], "no run in"),
+        (["--workdir=RUN", "--checkpoint=5"], "no checkpoint '5'"),
+        (["--workdir=RUN", "--split=tset"], "unknown split 'tset'"),
+        (["--workdir=RUN", "--dataset=foo"], "unknown dataset 'foo'"),
+        (["--workdir=RUN", "--batch_size=-4"], "batch_size"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(members, run_command, loaded, flags, message):
+    flags = [flag.replace("RUN", str(members[0])) for flag in flags]
+    code, out, err = run_command(evaluate, *flags)
+    assert code == 2 and not out
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_data_of_other_classes(tmp_path, run_command):
+    """The network knows seven."""
+    description = dataclasses.replace(FIRST, class_names=tuple("abcdefg"))
+    variables = numpy_variables(description.create_model(), SIZE)
+    run = write_run(tmp_path, description, variables, **RECIPE)
+    code, out, err = run_command(evaluate, f"--workdir={run}", "--crops=10")
+    assert code == 2 and not out
+    assert "digits has 10 classes and the network 7" in err

@@ -1,0 +1,438 @@
+import dataclasses
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import PIL.Image
+import pytest
+from absl import flags
+from conftest import REPOSITORY, numpy_variables, preprocess, write_run
+from flax import traverse_util
+from ml_collections import config_flags
+from orbax.checkpoint import v1 as ocp
+
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.config import validate
+from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.errors import UserError
+from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.train_step import TrainState, replicate
+from googlenet_flax.warm_start import warm_start
+from googlenet_flax.workdir import Workdir
+
+# On one worker, so that its tests share what the first of them made.
+pytestmark = pytest.mark.xdist_group("warm_start")
+
+CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
+DESCRIPTION = ModelDescription(
+    variant="bn",
+    width_multiplier=0.1,
+    dtype="float32",
+    class_names=tuple("0123456789"),
+    preprocess=preprocess(storage_size=8, input_scale=1 / 255),
+)
+THREE = ("ant", "bee", "cat")
+
+
+def changed(description, **fields):
+    """With other fields, of its own or of its preprocessing."""
+    own = {field.name for field in dataclasses.fields(ModelDescription)}
+    of_input = {name: value for name, value in fields.items() if name not in own}
+    fields = {name: value for name, value in fields.items() if name in own}
+    inputs = dataclasses.replace(description.preprocess, **of_input)
+    return dataclasses.replace(description, preprocess=inputs, **fields)
+
+
+def trained_variables(description, seed=1):
+    """In which no leaf is as at a start."""
+    rng = np.random.default_rng(seed)
+    start = numpy_variables(description.create_model(), description.preprocess.image_size)
+    return jax.tree.map(
+        lambda leaf: leaf + rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32), start
+    )
+
+
+def source_run(path, description=DESCRIPTION):
+    """A trained run, and its variables."""
+    variables = trained_variables(description)
+    return Workdir(write_run(path, description, variables)), variables
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return source_run(tmp_path_factory.mktemp("source"))
+
+
+def fresh_state(description):
+    """On all devices, as a run starts with."""
+    variables = numpy_variables(
+        description.create_model(), description.preprocess.image_size
+    )
+    momentum = jax.eval_shape(optax.sgd(0.1, momentum=0.9).init, variables["params"])
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), momentum),
+    )
+    return replicate(state, jax.devices())
+
+
+def start(run, description):
+    """The warm state by path, the line that is said, and the fresh state by path."""
+    fresh = fresh_state(description)
+    before = {name: np.asarray(leaf) for name, leaf in flat(fresh.variables).items()}
+    state, said = warm_start(fresh, run, description, jax.devices())
+    assert "\n" not in said
+    assert jax.tree.structure(state) == jax.tree.structure(fresh)
+    assert int(state.step) == 0
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+    after = flat(state.variables)
+    for leaf in after.values():
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == len(jax.devices())
+    return after, said, before
+
+
+def flat(variables):
+    return traverse_util.flatten_dict(variables, sep="/")
+
+
+def refusal(run, description):
+    with pytest.raises(UserError) as caught:
+        start(run, description)
+    assert caught.value.exit_code == 2
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(run.path) in message
+    return message
+
+
+def is_classifier(path):
+    return path.split("/", 1)[1].rpartition("/")[0] in CLASSIFIERS
+
+
+def listing(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_every_leaf_is_the_sources(source):
+    run, theirs = source
+    before = listing(run.path)
+    after, said, _ = start(run, DESCRIPTION)
+    assert after.keys() == flat(theirs).keys()
+    for path, leaf in flat(theirs).items():
+        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    assert said == f"weights from {run.path}, checkpoint 0"
+    assert listing(run.path) == before, "the source was touched"
+
+
+def test_other_classes_of_the_same_number(source):
+    run, theirs = source
+    after, said, _ = start(run, changed(DESCRIPTION, class_names=tuple("abcdefghij")))
+    for path, leaf in flat(theirs).items():
+        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    assert "trained on other classes of the same number" in said
+
+
+@pytest.mark.parametrize("class_names", [THREE, tuple(map(str, range(1000)))], ids=len)
+def test_another_number_of_classes(source, class_names):
+    """Exactly the last layers are new, and are named."""
+    run, theirs = source
+    after, said, fresh = start(run, changed(DESCRIPTION, class_names=class_names))
+    assert after.keys() == flat(theirs).keys()
+    for path, leaf in flat(theirs).items():
+        expected = fresh[path] if is_classifier(path) else leaf
+        np.testing.assert_array_equal(after[path], expected, err_msg=path)
+    origin, _, news = said.partition("; ")
+    assert origin == f"weights from {run.path}, checkpoint 0"
+    count, _, modules = news.partition(": ")
+    assert count == f"new, for {len(class_names)} classes"
+    assert sorted(modules.split(", ")) == sorted(CLASSIFIERS)
+
+
+def test_the_best_checkpoint_is_taken(tmp_path):
+    """And the latest where none was evaluated."""
+    runs = {name: tmp_path / name for name in ("evaluated", "not")}
+    weights = {step: trained_variables(DESCRIPTION, seed=step) for step in (3, 5)}
+    for name, path in runs.items():
+        with Workdir(path) as run, Checkpoints(run.checkpoints) as checkpoints:
+            run.write_config({})
+            for step, accuracy in ((3, 0.9), (5, 0.2)):
+                checkpoints._checkpointer.save_checkpointables(  # As a run saves them.
+                    step,
+                    {"variables": weights[step]},
+                    metrics={"accuracy": accuracy} if name == "evaluated" else None,
+                    custom_metadata=DESCRIPTION.to_json(),
+                )
+    for name, step in (("evaluated", 3), ("not", 5)):
+        after, said, _ = start(Workdir(runs[name]), DESCRIPTION)
+        assert said == f"weights from {runs[name]}, checkpoint {step}"
+        for path, leaf in flat(weights[step]).items():
+            np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 97},
+        {"crop_fraction": 0.5, "storage_size": 100},
+        {"dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_what_may_differ(source, change):
+    """`bn` is tied to no image size; parameters are float32 under bfloat16, too."""
+    run, theirs = source
+    after, _, _ = start(run, changed(DESCRIPTION, **change))
+    for path, leaf in flat(theirs).items():
+        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+
+
+def test_the_size_that_seed_is_tied_to(tmp_path):
+    """Where the map that a head flattens is another."""
+    description = changed(DESCRIPTION, variant="seed")
+    run, theirs = source_run(tmp_path, description)
+    message = refusal(run, changed(description, image_size=224))
+    assert "--config.image_size=80" in message
+    assert "/fc/kernel" in message and "'seed'" in message
+    after, _, _ = start(run, description)
+    for path, leaf in flat(theirs).items():
+        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    # Among the sizes of one map, any will do.
+    start(run, changed(description, image_size=90))
+
+
+def apply_options(monkeypatch, config, options):
+    """The config as the command line changes it."""
+    monkeypatch.setattr(sys, "argv", ["main", *options])  # Where ml_collections looks.
+    values = flags.FlagValues()
+    path = str(REPOSITORY / "configs" / f"{config}.py")
+    config_flags.DEFINE_config_file("config", path, flag_values=values, lock_config=True)
+    values(sys.argv)
+    config = dict(values["config"].value)
+    validate(config)
+    return config
+
+
+def described_by(config):
+    """What a run of the config would save with its checkpoints."""
+    inputs = {
+        field.name: config[field.name]
+        for field in dataclasses.fields(DESCRIPTION.preprocess)
+    }
+    own = {name: config[name] for name in ("variant", "width_multiplier", "dtype")}
+    return changed(DESCRIPTION, class_names=THREE, **own, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("source_fields", "names"),
+    [
+        ({"width_multiplier": 0.125}, ["width_multiplier"]),
+        ({"input_mean": (0.485, 0.456, 0.406)}, ["input_mean"]),
+        (
+            {
+                "variant": "torchvision",
+                "input_scale": 2.0,
+                "input_mean": (104.0, 117.0, 123.0),
+                "input_std": (-1e-3 + 1, 1e-7, 1e5),
+                "channel_order": "BGR",
+            },
+            ["variant", "input_scale", "input_mean", "input_std", "channel_order"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_must_not_differ(tmp_path, monkeypatch, source_fields, names):
+    """The options that are named make it fit."""
+    run, theirs = source_run(tmp_path, changed(DESCRIPTION, **source_fields))
+    flags_before = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
+    config = apply_options(monkeypatch, "digits", flags_before)
+    message = refusal(run, described_by(config))
+    _, _, told = message.partition("set --")
+    options = shlex.split("--" + told)
+    assert [option.partition("=")[0] for option in options] == [
+        f"--config.{name}" for name in names
+    ]
+    mended = apply_options(monkeypatch, "digits", [*flags_before, *options])
+    for name in names:
+        assert mended[name] == source_fields[name]
+    after, _, _ = start(run, described_by(mended))
+    for path, leaf in flat(theirs).items():
+        if not is_classifier(path):
+            np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+
+
+def test_sources_without_weights(tmp_path):
+    missing, empty = Workdir(tmp_path / "missing"), Workdir(tmp_path / "empty")
+    empty.path.mkdir()
+    for run in (missing, empty):
+        message = refusal(run, DESCRIPTION)
+        assert "no run in" in message
+        assert "--config.init_from" in message, "--workdir is not what is to be mended"
+    assert not missing.path.exists()
+    assert not list(empty.path.iterdir())
+    stopped = Workdir(tmp_path / "stopped")
+    stopped.path.mkdir()
+    stopped.write_config({})
+    assert "no checkpoint in" in refusal(stopped, DESCRIPTION)
+
+
+# As processes, on a folder of pictures.
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """30 pictures of three classes, 24 of them to train on, of which one is broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(THREE):
+        (root / name).mkdir()
+        for number in range(10):
+            height, width = rng.integers(20, 70, 2)
+            pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            PIL.Image.fromarray(pixels).save(root / name / f"{number}.jpg")
+    options = FolderOptions(storage_size=64, eval_fraction=0.2)
+    train = load_folder("train", str(root), options)
+    assert len(train) == 24
+    with open(train.paths[7], "r+b") as file:
+        file.truncate(200)
+    return root, train.paths[7]
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+    """Lets the second process of a test start in seconds."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def fine_tune(pictures, compilation_cache):
+    """Runs `main` on the pictures; returns exit code, stdout and stderr."""
+
+    def fine_tune(workdir, init_from, **fields):
+        fields = {
+            "width_multiplier": 0.1,
+            "data_dir": pictures[0],
+            "eval_fraction": 0.2,
+            "storage_size": 64,
+            "image_size": 80,
+            "batch_size": 4,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": 3,
+            "init_from": init_from,
+            "trainable": "head",
+            **fields,
+        }
+        process = subprocess.run(
+            [
+                *(sys.executable, "-m", "googlenet_flax.main"),
+                *("--config=configs/folder.py", f"--workdir={workdir}"),
+                *(f"--config.{name}={value}" for name, value in fields.items()),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "XLA_FLAGS": "", **compilation_cache},
+            timeout=240,
+        )
+        assert "Traceback" not in process.stderr, process.stderr
+        return process.returncode, process.stdout, process.stderr
+
+    return fine_tune
+
+
+@pytest.fixture(scope="module")
+def straight_run(tmp_path_factory, pictures, fine_tune, source):
+    """Six steps, an epoch, at one go."""
+    workdir = tmp_path_factory.mktemp("straight")
+    code, out, err = fine_tune(workdir, source[0].path, max_steps=6, on_bad_image="skip")
+    assert code == 0, err
+    return workdir, out
+
+
+def checkpoint(workdir, step):
+    return ocp.load_checkpointables(workdir / "checkpoints" / str(step))
+
+
+def rows_without_timings(workdir):
+    return [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_rows(workdir / "metrics.jsonl")
+    ]
+
+
+def test_a_run_says_where_its_weights_are_from(straight_run, source, pictures):
+    _, out = straight_run
+    assert f"weights from {source[0].path}, checkpoint 0; new, for 3 classes: " in out
+    for module in CLASSIFIERS:
+        assert module in out
+    assert "only the classifiers are trained" in out
+    assert "24 images to train on" in out and "6 to evaluate on" in out
+    assert f"unreadable pictures skipped so far: 1: {pictures[1]} (truncated)" in out
+
+
+def test_only_the_classifiers_are_trained(straight_run, source):
+    """Neither a kernel nor a statistic of the others moves by a bit."""
+    workdir, _ = straight_run
+    theirs = flat(source[1])
+    early = flat(checkpoint(workdir, 3)["variables"])
+    late = flat(checkpoint(workdir, 6)["variables"])
+    assert early.keys() == late.keys() == theirs.keys()
+    for path in theirs:
+        if is_classifier(path):
+            assert np.any(early[path] != late[path]), path
+        else:
+            np.testing.assert_array_equal(early[path], theirs[path], err_msg=path)
+            np.testing.assert_array_equal(late[path], theirs[path], err_msg=path)
+    rows = [row for row in rows_without_timings(workdir) if row["split"] == "train"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_resuming_needs_no_source(tmp_path, straight_run, fine_tune, source, pictures):
+    """And comes to the same, to the last bit."""
+    workdir, start_from = tmp_path / "run", tmp_path / "source"
+    shutil.copytree(source[0].path, start_from)
+    code, out, err = fine_tune(workdir, start_from, max_steps=3, on_bad_image="skip")
+    assert code == 0, err
+    assert f"weights from {start_from}" in out
+    shutil.rmtree(start_from)
+    code, out, err = fine_tune(workdir, start_from, max_steps=6, on_bad_image="skip")
+    assert code == 0, err
+    assert "resuming after step 3" in out and "weights from" not in out
+    assert not start_from.exists()
+    straight, _ = straight_run
+    # The first three steps were evaluated at their end.
+    rows = [
+        row
+        for row in rows_without_timings(workdir)
+        if (row["split"], row["step"]) != ("eval", 3)
+    ]
+    assert rows == rows_without_timings(straight)
+    for resumed, whole in zip(
+        jax.tree.leaves(checkpoint(workdir, 6)),
+        jax.tree.leaves(checkpoint(straight, 6)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(resumed, whole)
+
+
+def test_a_broken_picture_stops_the_run(tmp_path, fine_tune, source, pictures):
+    """In a workdir where a start was refused before: that is not in the way."""
+    Workdir(tmp_path).write_config({"width_multiplier": 0.2})
+    code, _, err = fine_tune(tmp_path, source[0].path, max_steps=6, on_bad_image="stop")
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert f"{pictures[1]} cannot be read (truncated)" in last
+    assert "--config.on_bad_image=skip" in last
