@@ -12,6 +12,9 @@ class RunError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
 
 class UserError(RunError):
     """The user can mend it: configuration, data, arguments or the working directory."""

@@ -6,7 +6,6 @@ python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 import argparse
 import concurrent.futures
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,12 @@ import numpy as np
 from absl import logging
 
 from googlenet_flax.data.crops import CROP_NUMBERS, evaluation_crops
-from googlenet_flax.data.decode import BadImageError, decode_image, find_images
+from googlenet_flax.data.decode import (
+    BadImageError,
+    decode_image,
+    find_images,
+    printable,
+)
 from googlenet_flax.errors import UserError, exit_on_run_error
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.workdir import Workdir
@@ -116,7 +120,7 @@ def _print_table(predictions: Iterator[Prediction], width: int) -> int:
     failed = 0
     print(f"{'picture':{width}}  probability  class")
     for path, classes, error in predictions:
-        label = _printable(path)
+        label = printable(path)
         if error:
             failed += 1
             _complain(path, error)
@@ -130,7 +134,7 @@ def _print_json(predictions: Iterator[Prediction]) -> int:
     """Prints one JSON object a picture; returns how many could not be read."""
     failed = 0
     for path, classes, error in predictions:
-        row: dict[str, object] = {"picture": _printable(path)}
+        row: dict[str, object] = {"picture": printable(path)}
         if error:
             failed += 1
             row["error"] = error
@@ -145,12 +149,7 @@ def _print_json(predictions: Iterator[Prediction]) -> int:
 
 def _complain(path: pathlib.Path, error: str) -> None:
     sys.stdout.flush()  # So that a terminal shows both in order.
-    print(f"googlenet_flax: {_printable(path)} cannot be read: {error}", file=sys.stderr)
-
-
-def _printable(path: pathlib.Path) -> str:
-    """With escapes for bytes that are no UTF-8, which print() would refuse."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    print(f"googlenet_flax: {printable(path)} cannot be read: {error}", file=sys.stderr)
 
 
 def main() -> None:
@@ -187,7 +186,7 @@ def main() -> None:
             failed = _print_json(predictions)
         else:
             failed = _print_table(
-                predictions, max(len(_printable(path)) for path in pictures)
+                predictions, max(len(printable(path)) for path in pictures)
             )
         if failed:
             raise UserError(f"{failed} of {len(pictures)} pictures could not be read")

@@ -43,7 +43,8 @@ def warm_start(
         source.read_config()
     except UserError as error:
         raise UserError(
-            f"--config.init_from: {error.args[0].partition(':')[0]}: name another workdir"
+            f"no run in {str(source.path)!r}: name the workdir of a run or an import in "
+            "--config.init_from=DIR"
         ) from error
     with Checkpoints(source.checkpoints) as checkpoints:
         best = checkpoints.best_step

@@ -24,9 +24,6 @@ from googlenet_flax.evaluate import (
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.workdir import Workdir
 
-# On one worker, so that its tests share what the first of them made.
-pytestmark = pytest.mark.xdist_group("ensemble")
-
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
 NUM_EXAMPLES = 10

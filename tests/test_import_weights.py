@@ -37,8 +37,6 @@ from googlenet_flax.workdir import Workdir
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
 
-# On one worker, so that its tests share what the first of them made.
-pytestmark = pytest.mark.xdist_group("import_weights")
 
 SIZE = 96  # Pixels; the heads of seed and paper are tied to it.
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "keras": ".weights.h5"}

@@ -27,9 +27,6 @@ TINY_RUN = [
 ]
 FINAL_STEP = 10
 
-# On one worker, so that the processes share what the first of them compiled.
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.fixture(scope="module")
 def compilation_cache(tmp_path_factory):
@@ -141,7 +138,14 @@ def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
     assert metrics == {name: row[name] for name in metrics}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),  # As SIGTERM, but by Ctrl-C.
+    ],
+)
 def test_a_stopped_run_resumes_exactly(tmp_path, finished_run, compilation_cache, how):
     whole, _, _ = finished_run
     process = train_tiny(tmp_path, compilation_cache)

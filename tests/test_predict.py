@@ -26,9 +26,6 @@ from googlenet_flax.predict import find_pictures, predict
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.workdir import Workdir
 
-# On one worker, so that its tests share what the first of them made.
-pytestmark = pytest.mark.xdist_group("predict")
-
 CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")
 STORED = 48  # Pixels; pictures that are not larger are read as they are.
 # Nothing is as it would be by default.

@@ -26,9 +26,6 @@ from googlenet_flax.train_step import TrainState, replicate
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir
 
-# On one worker, so that its tests share what the first of them made.
-pytestmark = pytest.mark.xdist_group("warm_start")
-
 CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 DESCRIPTION = ModelDescription(
     variant="bn",
@@ -400,6 +397,7 @@ def test_only_the_classifiers_are_trained(straight_run, source):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_resuming_needs_no_source(tmp_path, straight_run, fine_tune, source, pictures):
     """And comes to the same, to the last bit."""
     workdir, start_from = tmp_path / "run", tmp_path / "source"

@@ -36,6 +36,11 @@ class BadImageError(Exception):
     """A file that cannot be read as a picture; the message is the reason."""
 
 
+def printable(path: str | os.PathLike[str]) -> str:
+    """The path with escapes for bytes that are no UTF-8, which print() may refuse."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Picture files below `folder`, known by their suffix, sorted by path.
 

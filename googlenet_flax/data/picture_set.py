@@ -8,7 +8,7 @@ from contextlib import closing
 import grain
 import numpy as np
 
-from googlenet_flax.data.decode import BadImageError, decode_image
+from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.errors import UserError
@@ -70,7 +70,7 @@ class PictureSet:
         requested, reasons = batch.pop("requested"), batch.pop("reason")
         batch["readable"] = reasons == ""
         for row in np.flatnonzero(~batch["readable"]):
-            path, reason = self.paths[requested[row]], str(reasons[row])
+            path, reason = printable(self.paths[requested[row]]), str(reasons[row])
             if self.on_bad_image != "skip":
                 raise UserError(
                     f"{path} cannot be read ({reason}): delete or mend it, or set "

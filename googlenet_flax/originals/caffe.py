@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.errors import missing_package
@@ -43,6 +44,10 @@ def read(path: pathlib.Path) -> OriginalWeights:
             os.fsdecode(tensor.name): np.asarray(onnx.numpy_helper.to_array(tensor))
             for tensor in onnx.load(path).graph.initializer
         }
+    arrays = {  # numpy's own casts know nothing of bfloat16.
+        name: values.astype(np.float32) if values.dtype == jnp.bfloat16 else values
+        for name, values in arrays.items()
+    }
     # Integers are shapes for Reshape nodes.
     skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
     return translate(arrays, dict(_sources()), skipped=skipped)

@@ -52,7 +52,7 @@ def refuse_broken_file(path: pathlib.Path, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Changed bytes make them raise nearly anything.
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+        reason = str(error).partition(". ")[0] or type(error).__name__
         raise UserError(f"{path} is not {kind}, or it is broken: {reason}") from error
 
 

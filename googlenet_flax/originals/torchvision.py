@@ -85,15 +85,21 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"{path} is broken, or holds more than weights, which could run code: "
                 "write it with torch.save(model.state_dict(), ...)"
             ) from error
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise UserError(
-            f"{path} is not a state dict: write it with torch.save(model.state_dict(), ...)"
-        )
-    return {
-        # numpy has no bfloat16.
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        for name, tensor in state.items()
-    }
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and torch.is_tensor(value)
+            for name, value in state.items()
+        ):
+            raise UserError(
+                f"{path} is not a state dict: write it with "
+                "torch.save(model.state_dict(), ...)"
+            )
+        return {
+            # numpy has no bfloat16.
+            name: (value.float() if value.dtype == torch.bfloat16 else value).numpy(
+                force=True
+            )
+            for name, value in state.items()
+        }
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
