@@ -142,8 +142,8 @@ def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
     "how",
     [
         signal.SIGKILL,
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),  # As SIGTERM, but by Ctrl-C.
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_resumes_exactly(tmp_path, finished_run, compilation_cache, how):

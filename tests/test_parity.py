@@ -19,7 +19,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first import
 
 TOLERANCE = 1e-5  # Of the largest logit; float32 on both sides leaves about 1e-6.
 HEADS = ("logits", "aux_4a", "aux_4d")
-SLOW_SIZES = ("112", "120")  # Between the least, those with odd maps, and the original's.
+SLOW_SIZES = ("112", "120", "224")
 STORED = json.loads((REPOSITORY / "tests/originals/outputs.json").read_text())["outputs"]
 # Module of each original and what it needs.
 ORIGINALS = {

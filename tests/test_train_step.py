@@ -79,7 +79,15 @@ def assert_same_tree(actual, expected, *, rtol):
         assert error <= rtol * np.abs(one).max(), f"{name} differs by {error:.2e}"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [  # The slow ones have no operation that the others lack.
+        pytest.param("seed", marks=pytest.mark.slow),
+        "paper",
+        "bn",
+        pytest.param("torchvision", marks=pytest.mark.slow),
+    ],
+)
 def test_results_do_not_depend_on_the_number_of_devices(variant):
     """Gradients (the momentum buffer), statistics, updates; with dropout and augmentation.
 
