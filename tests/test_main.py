@@ -186,6 +186,7 @@ def test_another_config_is_refused_in_the_same_workdir(finished_run, compilation
     assert "image_size was 80 and is now 96" in err
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops(tmp_path, compilation_cache):
     process = train_tiny(tmp_path, compilation_cache, "--config.learning_rate=2e9")
     _, err = process.communicate(timeout=240)

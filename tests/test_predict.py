@@ -517,7 +517,9 @@ def test_as_a_process(tmp_path, workdir, variables, compilation_cache):
             assert len(out.splitlines()) == 1 + 6 * 7
 
 
-@pytest.mark.parametrize("form", [["--json"], []], ids=str)
+@pytest.mark.parametrize(
+    "form", [[], pytest.param(["--json"], marks=pytest.mark.slow)], ids=str
+)
 def test_a_pipe_that_closes(tmp_path, workdir, compilation_cache, form):
     """As before `| head -1`."""
     for number in range(40):
