@@ -109,20 +109,8 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
       UserError: The data cannot be read or do not fit the config.
     """
     check_batch_divides(config["batch_size"], len(devices))
-    train_set, eval_set = (
-        load_split(
-            config["dataset"],
-            config[split],
-            data_dir=config["data_dir"],
-            folder=FolderOptions(
-                storage_size=config["storage_size"],
-                eval_fraction=config["eval_fraction"],
-                on_bad_image=config["on_bad_image"],
-                decode_workers=config["decode_workers"],
-            ),
-        )
-        for split in ("train_split", "eval_split")
-    )
+    train_set = _load_split(config, config["train_split"])
+    eval_set = _load_split(config, config["eval_split"])
     epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
     schedule = schedules.staircase_decay(
         learning_rate=config["learning_rate"],
@@ -174,6 +162,20 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
         train_step=parallel_train_step(step, devices),
         eval_step=create_eval_step(
             description, aux_weight=config["aux_weight"], devices=devices
+        ),
+    )
+
+
+def _load_split(config: Mapping[str, Any], split: str) -> Split:
+    return load_split(
+        config["dataset"],
+        split,
+        data_dir=config["data_dir"],
+        folder=FolderOptions(
+            storage_size=config["storage_size"],
+            eval_fraction=config["eval_fraction"],
+            on_bad_image=config["on_bad_image"],
+            decode_workers=config["decode_workers"],
         ),
     )
 

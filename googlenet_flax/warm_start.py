@@ -10,7 +10,7 @@ from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import UserError
-from googlenet_flax.train_step import TrainState, is_head
+from googlenet_flax.train_step import Params, TrainState, is_head
 from googlenet_flax.workdir import Workdir
 
 # Pixels scaled in another way would be another world to the weights.
@@ -39,6 +39,23 @@ def warm_start(
     Raises:
       UserError: No such run, or its network does not fit.
     """
+    step, theirs, weights = _restore(source, description, devices)
+    params, fresh = _fit(source, state.params, weights["params"], theirs, description)
+    if fresh:
+        news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
+    elif theirs.class_names != description.class_names:
+        news = "; the classifiers were trained on other classes of the same number"
+    else:
+        news = ""
+    batch_stats = weights.get("batch_stats", {})
+    state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+    return state, f"weights from {source.path}, checkpoint {step}{news}"
+
+
+def _restore(
+    source: Workdir, description: ModelDescription, devices: Sequence[jax.Device]
+) -> tuple[int, ModelDescription, dict[str, Params]]:
+    """Step, description and variables of the checkpoint to start from."""
     try:
         source.read_config()
     except UserError as error:
@@ -52,6 +69,17 @@ def warm_start(
         theirs = checkpoints.describe(step)
         _check_networks(source, theirs, description)
         weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
+    return step, theirs, weights
+
+
+def _fit(
+    source: Workdir,
+    own_params: Params,
+    their_params: Params,
+    theirs: ModelDescription,
+    ours: ModelDescription,
+) -> tuple[Params, list[str]]:
+    """Their parameters, but our own heads where the shapes differ; and which those are."""
     fresh: list[str] = []
 
     def take(path, own, other):
@@ -63,24 +91,14 @@ def warm_start(
                 f"--config.init_from={source.path} does not fit: {name} is "
                 f"{list(other.shape)} there and {list(own.shape)} here: set "
                 f"--config.image_size={theirs.preprocess.image_size}, which "
-                f"{description.variant!r} is tied to"
+                f"{ours.variant!r} is tied to"
             )
         module = name.rpartition("/")[0]
         if module not in fresh:
             fresh.append(module)
         return own
 
-    params = jax.tree_util.tree_map_with_path(take, state.params, weights["params"])
-    batch_stats = weights.get("batch_stats", {})
-    origin = f"weights from {source.path}, checkpoint {step}"
-    if fresh:
-        news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
-    elif theirs.class_names != description.class_names:
-        news = "; the classifiers were trained on other classes of the same number"
-    else:
-        news = ""
-    state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
-    return state, origin + news
+    return jax.tree_util.tree_map_with_path(take, own_params, their_params), fresh
 
 
 def _check_networks(
