@@ -1,13 +1,15 @@
 """The paper's vocabulary as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from googlenet_flax import ops
+from googlenet_flax.convolution import STOCK, Arithmetic, Padding2D, convolve
 
 ModuleFactory = Callable[..., Any]
 
@@ -29,30 +31,62 @@ class BatchNorm(nn.Module):
     Flax's own layer averages the devices' means, whose rounding depends on their number.
     """
 
+    features: int
     use_running_average: bool
     momentum: float
     epsilon: float
     axis_name: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[b, H, W, C]` to the same shape and dtype."""
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        var = self.variable("batch_stats", "var", jnp.ones, shape)
-        if self.use_running_average:
-            slope = scale * jax.lax.rsqrt(var.value + self.epsilon)
-            return (x * slope + (bias - mean.value * slope)).astype(x.dtype)
-        y, batch_mean, batch_var = ops.batch_norm(
-            x, scale, bias, self.epsilon, self.axis_name
-        )
+    def setup(self) -> None:
+        """Declares parameters and running statistics, each `[features]`."""
+        shape = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+    def record(self, batch_mean: jax.Array, batch_var: jax.Array) -> None:
+        """Moves the running statistics towards those of a batch, `[features]`."""
         if not self.is_initializing():
-            for running, batch in ((mean, batch_mean), (var, batch_var)):
+            for running, batch in ((self.mean, batch_mean), (self.var, batch_var)):
                 change = (1 - self.momentum) * (batch - running.value)
                 running.value = running.value + change
-        return y
+
+
+def batch_norm(x: jax.Array, norms: Sequence[BatchNorm]) -> jax.Array:
+    """Normalises `[b, H, W, C]` whose channels belong to `norms`, one after another."""
+    scale = jnp.concatenate([norm.scale for norm in norms])
+    bias = jnp.concatenate([norm.bias for norm in norms])
+    if norms[0].use_running_average:
+        mean = jnp.concatenate([norm.mean.value for norm in norms])
+        var = jnp.concatenate([norm.var.value for norm in norms])
+        slope = scale * jax.lax.rsqrt(var + norms[0].epsilon)
+        return (x * slope + (bias - mean * slope)).astype(x.dtype)
+    y, mean, var = ops.batch_norm(x, scale, bias, norms[0].epsilon, norms[0].axis_name)
+    ends = np.cumsum([norm.features for norm in norms])[:-1]
+    statistics = zip(norms, jnp.split(mean, ends), jnp.split(var, ends), strict=True)
+    for norm, norm_mean, norm_var in statistics:
+        norm.record(norm_mean, norm_var)
+    return y
+
+
+class ConvParameters(nn.Module):
+    """Kernel and bias of a convolution, for whoever computes it."""
+
+    features: int
+    kernel_size: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, in_features: int) -> jax.Array:
+        """Returns the kernel, `[size, size, in_features, features]`."""
+        shape = (self.kernel_size, self.kernel_size, in_features, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        if self.use_bias:
+            self.param("bias", self.bias_init, shape[-1:])
+        return kernel
 
 
 class ConvBlock(nn.Module):
@@ -64,50 +98,121 @@ class ConvBlock(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    padding: str | ops.Padding2D = "SAME"
+    padding: str | Padding2D = "SAME"
     norm: ModuleFactory | None = None
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: jnp.dtype = jnp.dtype("float32")
+    arithmetic: Arithmetic = STOCK
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the two submodules."""
+        self.conv = ConvParameters(
+            self.features,
+            self.kernel_size,
+            self.norm is None,
+            self.kernel_init,
+            self.bias_init,
+        )
+        if self.norm is not None:
+            self.bn = self.norm(self.features)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
-        x = nn.Conv(
-            self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=self.stride,
+        return activate(self.convolve(x), [self])
+
+    def convolve(self, x: jax.Array) -> jax.Array:
+        """The convolution alone, without what `activate` adds."""
+        return convolve(
+            x.astype(self.dtype),
+            self.kernel(x.shape[-1]),
+            stride=self.stride,
             padding=self.padding,
-            use_bias=self.norm is None,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        if self.norm is not None:
-            x = self.norm(name="bn")(x)
-        return nn.relu(x)
+            arithmetic=self.arithmetic,
+        )
+
+    def kernel(self, in_features: int) -> jax.Array:
+        """The kernel in the dtype of the activations."""
+        return self.conv(in_features).astype(self.dtype)
+
+    def bias(self) -> jax.Array:
+        """The bias; made by the first call of `kernel`."""
+        return self.conv.get_variable("params", "bias")
+
+
+def activate(y: jax.Array, blocks: Sequence[ConvBlock]) -> jax.Array:
+    """What follows a convolution: bias or norm, then ReLU.
+
+    Args:
+      y: `[B, H, W, C]`, the convolutions of `blocks` side by side.
+      blocks: Whose features add up to `C`.
+    """
+    if blocks[0].norm is not None:
+        return ops.relu(batch_norm(y, [block.bn for block in blocks]))
+    bias = jnp.concatenate([block.bias() for block in blocks])
+    return ops.relu(y + bias.astype(y.dtype))
+
+
+def convolve_together(x: jax.Array, blocks: Sequence[ConvBlock]) -> jax.Array:
+    """The 1x1 convolutions of `blocks` on one input, side by side.
+
+    Args:
+      x: `[B, H, W, C]`.
+      blocks: Of 1x1 kernels.
+
+    Returns:
+      `[B, H, W, F]` before activation, `F` the sum of the blocks' features.
+    """
+    if not blocks[0].arithmetic.merge_1x1:
+        return jnp.concatenate([block.convolve(x) for block in blocks], axis=-1)
+    return convolve(
+        x.astype(blocks[0].dtype),
+        jnp.concatenate([block.kernel(x.shape[-1]) for block in blocks], axis=-1),
+        stride=1,
+        padding="SAME",
+        arithmetic=blocks[0].arithmetic,
+    )
 
 
 class Inception(nn.Module):
-    """Figure 2(b): four branches on one input, concatenated along the channels."""
+    """Figure 2(b): four branches on one input, concatenated along the channels.
+
+    Convolutions that read the same input are computed together, and so are the biases,
+    norms and ReLUs of what lies side by side.
+    """
 
     widths: InceptionWidths
     conv: ModuleFactory = ConvBlock
     kernel_5x5: int = 5  # torchvision has 3 here
+    max_pool: Callable[..., jax.Array] = ops.max_pool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`."""
         widths, conv = self.widths, self.conv
-        branch_1x1 = conv(widths.conv_1x1, 1, name="1x1")(x)
-        branch_3x3 = conv(widths.reduce_3x3, 1, name="3x3_reduce")(x)
-        branch_3x3 = conv(widths.conv_3x3, 3, name="3x3")(branch_3x3)
-        branch_5x5 = conv(widths.reduce_5x5, 1, name="5x5_reduce")(x)
-        branch_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")(branch_5x5)
-        branch_pool = ops.max_pool(x, window=3, stride=1, padding="SAME")
-        branch_pool = conv(widths.pool_proj, 1, name="pool_proj")(branch_pool)
-        return jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
+        conv_1x1 = conv(widths.conv_1x1, 1, name="1x1")
+        reduce_3x3 = conv(widths.reduce_3x3, 1, name="3x3_reduce")
+        conv_3x3 = conv(widths.conv_3x3, 3, name="3x3")
+        reduce_5x5 = conv(widths.reduce_5x5, 1, name="5x5_reduce")
+        conv_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")
+        pool_proj = conv(widths.pool_proj, 1, name="pool_proj")
+
+        branch_1x1, reduced = jnp.split(
+            convolve_together(x, [conv_1x1, reduce_3x3, reduce_5x5]),
+            [widths.conv_1x1],
+            axis=-1,
+        )
+        reduced = activate(reduced, [reduce_3x3, reduce_5x5])
+        reduced_3x3, reduced_5x5 = jnp.split(reduced, [widths.reduce_3x3], axis=-1)
+        pooled = self.max_pool(x, window=3, stride=1, padding="SAME")
+        branches = [
+            branch_1x1,
+            conv_3x3.convolve(reduced_3x3),
+            conv_5x5.convolve(reduced_5x5),
+            pool_proj.convolve(pooled),
+        ]
+        blocks = [conv_1x1, conv_3x3, conv_5x5, pool_proj]
+        return activate(jnp.concatenate(branches, axis=-1), blocks)
 
 
 class Dropout(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax import ops
+from googlenet_flax.convolution import FASTEST, STOCK, Arithmetic, Padding2D
 from googlenet_flax.layers import (
     AuxClassifier,
     BatchNorm,
@@ -60,7 +61,7 @@ def _pool_to_4x4(x: jax.Array) -> jax.Array:
 class Variant:
     """What one original adds to Table 1, which leaves padding, norm and start open."""
 
-    conv1_padding: str | ops.Padding2D
+    conv1_padding: str | Padding2D
     pool_padding: ops.PoolPadding
     pool_5a_window: int  # Side of the max pool in front of inception_5a, in pixels.
     kernel_5x5: int
@@ -161,6 +162,7 @@ class GoogLeNet(nn.Module):
     axis_name: str | None = None  # Batch norm averages over this mapped axis too.
     freeze_norm: bool = False  # Batch norm keeps its running statistics in training.
     width_multiplier: float = 1.0  # Scales every channel count; 1 is the paper.
+    arithmetic: Arithmetic = STOCK
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
     )
@@ -191,7 +193,8 @@ class GoogLeNet(nn.Module):
             example_ids = jnp.arange(images.shape[0])
         variant = self.variant
         conv, dense = self._bind_layers(train=train)
-        pool = partial(ops.max_pool, stride=2, padding=variant.pool_padding)
+        max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
+        pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
@@ -204,6 +207,7 @@ class GoogLeNet(nn.Module):
                 InceptionWidths(*map(self._width, widths)),
                 conv=block_conv,
                 kernel_5x5=variant.kernel_5x5,
+                max_pool=max_pool,
                 name=name,
             )(x)
             if self.aux_heads and name in AUX_TAPS:
@@ -251,6 +255,7 @@ class GoogLeNet(nn.Module):
             norm=norm if self.variant.batch_norm else None,
             kernel_init=self.variant.kernel_init,
             dtype=self.dtype,
+            arithmetic=self.arithmetic,
         )
         dense = partial(nn.Dense, kernel_init=self.variant.kernel_init, dtype=self.dtype)
         return conv, dense
@@ -289,6 +294,7 @@ def create_model(
     axis_name: str | None = None,
     freeze_norm: bool = False,
     width_multiplier: float = 1.0,
+    arithmetic: Arithmetic | None = None,
 ) -> GoogLeNet:
     """Builds GoogLeNet as one of its originals computes it.
 
@@ -303,6 +309,7 @@ def create_model(
       freeze_norm: Normalise with the running statistics in training too, for a tower
         that is not trained.
       width_multiplier: Scales every channel count but the classes; 1 is the paper.
+      arithmetic: How to compute it; default: what is fastest on this platform.
 
     Raises:
       ValueError: No variant has that name.
@@ -319,4 +326,5 @@ def create_model(
         axis_name=axis_name,
         freeze_norm=freeze_norm,
         width_multiplier=width_multiplier,
+        arithmetic=arithmetic or FASTEST.get(jax.default_backend(), STOCK),
     )

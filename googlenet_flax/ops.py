@@ -11,12 +11,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_flax.convolution import Padding2D
+
 PoolPadding = Literal["SAME", "CEIL"]
-Padding2D = tuple[tuple[int, int], tuple[int, int]]
 Windows = Sequence[tuple[int, int]]
 
 
-def max_pool(x: jax.Array, *, window: int, stride: int, padding: PoolPadding) -> jax.Array:
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, whose gradient asks the result what was positive.
+
+    The result is kept for the next layer anyway; asking the input would keep or compute
+    that again too.
+    """
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, grad):
+    return (jnp.where(y > 0, grad, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+def max_pool(
+    x: jax.Array, *, window: int, stride: int, padding: PoolPadding, gather: bool = True
+) -> jax.Array:
     """Maximum over square windows.
 
     Args:
@@ -26,6 +51,8 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: PoolPadding) ->
       padding: `"SAME"` as in TensorFlow and Keras (output `ceil(H / stride)`, padding on
         both sides); `"CEIL"` as in Caffe and torch's `ceil_mode` (no padding before,
         the last window may reach over the edge).
+      gather: Remember which cell of each window won, so that the gradient gathers; else
+        XLA's own op and gradient. They give the same numbers, ties included.
 
     Returns:
       `[B, H', W', C]` in the dtype of `x`.
@@ -35,7 +62,16 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: PoolPadding) ->
         _pool_padding(height, window, stride, padding),
         _pool_padding(width, window, stride, padding),
     )
-    return _max_pool(x, window, stride, pads)
+    if gather:
+        return _max_pool(x, window, stride, pads)
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1, window, window, 1),
+        window_strides=(1, stride, stride, 1),
+        padding=((0, 0), *pads, (0, 0)),
+    )
 
 
 def _pool_padding(
@@ -50,14 +86,24 @@ def _pool_padding(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: jax.Array, window: int, stride: int, pads: Padding2D) -> jax.Array:
-    return jax.lax.reduce_window(
-        x,
-        -jnp.inf,
-        jax.lax.max,
-        window_dimensions=(1, window, window, 1),
-        window_strides=(1, stride, stride, 1),
-        padding=((0, 0), *pads, (0, 0)),
-    )
+    return functools.reduce(jnp.maximum, _window_cells(x, window, stride, pads))
+
+
+def _window_cells(
+    x: jax.Array, window: int, stride: int, pads: Padding2D
+) -> list[jax.Array]:
+    """Each cell of every window in row-major order, `[B, H', W', C]`."""
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
+    return [
+        padded[
+            :,
+            row : row + (height - 1) * stride + 1 : stride,
+            column : column + (width - 1) * stride + 1 : stride,
+        ]
+        for row in range(window)
+        for column in range(window)
+    ]
 
 
 def _max_pool_forward(x, window, stride, pads):
@@ -67,21 +113,9 @@ def _max_pool_forward(x, window, stride, pads):
     scatter; this byte turns the gradient into a gather. Ties go to the first cell in
     row-major order, as in XLA's `select_and_scatter`.
     """
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
-
-    def cell(index):
-        row, column = divmod(index, window)
-        return padded[
-            :,
-            row : row + (height - 1) * stride + 1 : stride,
-            column : column + (width - 1) * stride + 1 : stride,
-        ]
-
-    best = cell(0)
+    best, *rest = _window_cells(x, window, stride, pads)
     winner = jnp.zeros(best.shape, jnp.uint8)
-    for index in range(1, window * window):
-        candidate = cell(index)
+    for index, candidate in enumerate(rest, 1):
         winner = jnp.where(candidate > best, jnp.uint8(index), winner)
         best = jnp.maximum(best, candidate)  # Unlike `where`, lets a NaN through.
     return best, (winner, x.shape)
@@ -187,12 +221,46 @@ def local_response_norm(
     Returns:
       `[B, H, W, C]` in the dtype of `x`.
     """
-    channels = x.shape[-1]
-    half = size // 2
+    return _local_response_norm(x, size, alpha / size, beta, k)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _local_response_norm(x, size, weight, beta, k):
     wide = _at_least_float32(x)
-    squares = jnp.pad(jnp.square(wide), ((0, 0), (0, 0), (0, 0), (half, half)))
-    energy = sum(squares[..., i : i + channels] for i in range(size))
-    return (wide * (k + alpha / size * energy) ** -beta).astype(x.dtype)
+    energy = k + weight * _neighbour_sum(jnp.square(wide), size)
+    return (wide * _inverse_power(energy, beta)).astype(x.dtype)
+
+
+def _local_response_norm_forward(x, size, weight, beta, k):
+    return _local_response_norm(x, size, weight, beta, k), x
+
+
+def _local_response_norm_backward(size, weight, beta, k, x, grad):  # noqa: PLR0917
+    """Keeps the input alone: the energies are quicker computed again than read."""
+    wide, grad = _at_least_float32(x), _at_least_float32(grad)
+    energy = k + weight * _neighbour_sum(jnp.square(wide), size)
+    scaled = grad * _inverse_power(energy, beta)
+    shared = _neighbour_sum(scaled * wide / energy, size)
+    return ((scaled - 2 * weight * beta * wide * shared).astype(x.dtype),)
+
+
+_local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
+
+
+def _neighbour_sum(x: jax.Array, size: int) -> jax.Array:
+    """Sum over `size` channels centred on each; `[B, H, W, C]` to the same."""
+    half = size // 2
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)))
+    return functools.reduce(
+        jnp.add, (padded[..., i : i + x.shape[-1]] for i in range(size))
+    )
+
+
+def _inverse_power(x: jax.Array, exponent: float) -> jax.Array:
+    if exponent == 0.75:  # Every published LRN; two roots are several times quicker.
+        root = jax.lax.rsqrt(x)
+        return root * jnp.sqrt(root)
+    return x**-exponent
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -256,8 +324,8 @@ def _global_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
     # NOTE: a matrix product and not a sum: XLA orders the terms of a sum by the size of
     # the whole array, and merges it with the next one.
     examples = jnp.einsum(
-        "p,bpc->bc",
-        jnp.ones(height * width, x.dtype),
+        "bp,bpc->bc",
+        jnp.ones((batch, height * width), x.dtype),
         pixels,
         precision=jax.lax.Precision.HIGHEST,
     )

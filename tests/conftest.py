@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import cifar
@@ -115,6 +116,47 @@ def cut_out(picture: np.ndarray, box, size: int) -> np.ndarray:
             result.append(np.tensordot(weights / weights.sum(), pixels, 1))
         picture = np.moveaxis(np.stack(result), 0, axis)
     return picture
+
+
+def stock_convolution(x, kernel, stride=1, padding="SAME"):
+    """XLA's own."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def draw_convolution(x_shape, kernel_shape, stride=1, padding="SAME", seed=0):
+    """An input as after a ReLU, a kernel and a gradient of the output, float64."""
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.normal(size=x_shape), rng.normal(size=kernel_shape)
+    y = jax.eval_shape(
+        lambda x, kernel: stock_convolution(x, kernel, stride, padding), x, kernel
+    )
+    return np.maximum(x, 0), kernel, rng.normal(size=y.shape)
+
+
+def output_and_gradients(convolve, x, kernel, grad) -> list[np.ndarray]:
+    """What `convolve(x, kernel)` computes, and its gradients of both."""
+
+    def run(x, kernel, grad):
+        y, vjp = jax.vjp(convolve, x, kernel)
+        return y, *vjp(grad)
+
+    return jax.device_get(list(jax.jit(run)(x, kernel, grad)))
+
+
+def largest_differences(actual, expected) -> list[float]:
+    """Of each pair of arrays, as a fraction of the largest value."""
+    pairs = zip(actual, expected, strict=True)
+    return [float(np.abs(a - e).max() / np.abs(e).max()) for a, e in pairs]
+
+
+def equations(jaxpr):
+    """Those of a jaxpr and of all jaxprs inside."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def cifar_archive_bytes(archive: cifar.Archive, examples_per_file: int) -> bytes:

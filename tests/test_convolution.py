@@ -1,0 +1,206 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import (
+    draw_convolution,
+    equations,
+    largest_differences,
+    output_and_gradients,
+    stock_convolution,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from googlenet_flax import create_model
+from googlenet_flax.convolution import FASTEST, STOCK, Arithmetic, convolve
+
+MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
+WINOGRAD = dataclasses.replace(STOCK, winograd=True)
+TAPS = dataclasses.replace(STOCK, matmul_weight_gradient=True)
+ALL = Arithmetic(**{field.name: True for field in dataclasses.fields(Arithmetic)})
+SYMMETRIC = ((3, 3), (3, 3))
+
+# Every convolution of the network: kernel, stride and padding.
+CONVOLUTIONS = {
+    "1x1": (1, 1, "SAME"),
+    "3x3": (3, 1, "SAME"),
+    "5x5": (5, 1, "SAME"),
+    "conv1": (7, 2, "SAME"),
+    "symmetric conv1": (7, 2, SYMMETRIC),
+}
+# Every way to compute each: how many of XLA's convolutions are left of the output and of
+# the gradient of the kernel.
+BRANCHES = [
+    *((name, STOCK, 1, 1) for name in CONVOLUTIONS),
+    *((name, TAPS, 1, 0) for name in CONVOLUTIONS),
+    ("1x1", MATMUL_1X1, 0, 0),
+    ("3x3", WINOGRAD, 0, 0),
+    ("5x5", WINOGRAD, 0, 0),
+    ("1x1", ALL, 0, 0),
+    ("3x3", ALL, 0, 0),
+    ("5x5", ALL, 0, 0),
+    ("conv1", ALL, 1, 0),
+    ("symmetric conv1", ALL, 1, 0),
+]
+NAMES = {"STOCK": STOCK, "TAPS": TAPS, "MATMUL_1X1": MATMUL_1X1, "WINOGRAD": WINOGRAD}
+
+
+def name_of(value):
+    names = {arithmetic: name for name, arithmetic in NAMES.items()}
+    return names.get(value, "ALL") if isinstance(value, Arithmetic) else str(value)
+
+
+def compare(x_shape, kernel_shape, stride, padding, arithmetic):
+    """Largest differences from XLA's convolution in float64: in float64 and float32."""
+    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    stock = partial(stock_convolution, stride=stride, padding=padding)
+    with jax.enable_x64(True):
+        arrays = draw_convolution(x_shape, kernel_shape, stride, padding)
+        exact = output_and_gradients(stock, *arrays)
+        wide = output_and_gradients(ours, *arrays)
+    narrow = output_and_gradients(ours, *(array.astype(np.float32) for array in arrays))
+    for actual in (wide, narrow):
+        assert [array.shape for array in actual] == [array.shape for array in exact]
+    assert {array.dtype for array in wide} == {np.dtype("float64")}
+    assert {array.dtype for array in narrow} == {np.dtype("float32")}
+    return largest_differences(wide, exact), largest_differences(narrow, exact)
+
+
+def convolution_shapes(function, *args):
+    """Of what XLA's convolutions in it give, dimensions sorted: gradients permute them."""
+    for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
+        if equation.primitive.name == "conv_general_dilated":
+            yield sorted(equation.outvars[0].aval.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic"),
+    [
+        *((name, STOCK) for name in CONVOLUTIONS),
+        *(
+            # The slow ones are not the network's: those kernels have a quicker way.
+            pytest.param(name, TAPS, marks=() if "conv1" in name else pytest.mark.slow)
+            for name in CONVOLUTIONS
+        ),
+        ("1x1", MATMUL_1X1),
+        ("3x3", WINOGRAD),
+        ("5x5", WINOGRAD),
+    ],
+    ids=name_of,
+)
+def test_every_branch_is_the_convolution(name, arithmetic):
+    size, stride, padding = CONVOLUTIONS[name]
+    channels = 3 if size == 7 else 12
+    shapes = (2, 14, 11, channels), (size, size, channels, 8)
+    wide, narrow = compare(*shapes, stride, padding, arithmetic)
+    assert max(wide) < 1e-11, wide
+    assert max(narrow) < 1e-5, narrow
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic", "outputs", "kernel_gradients"), BRANCHES, ids=name_of
+)
+def test_every_branch_is_taken(name, arithmetic, outputs, kernel_gradients):
+    size, stride, padding = CONVOLUTIONS[name]
+    x, kernel = jnp.zeros((2, 14, 11, 12)), jnp.zeros((size, size, 12, 9))
+    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+
+    def kernel_gradient(kernel):
+        y, vjp = jax.vjp(partial(ours, x), kernel)
+        return vjp(y)
+
+    assert len(list(convolution_shapes(ours, x, kernel))) == outputs
+    shapes = list(convolution_shapes(kernel_gradient, kernel))
+    assert shapes.count(sorted(kernel.shape)) == kernel_gradients
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "padding"),
+    [
+        (80, 83, "SAME"),
+        (83, 80, SYMMETRIC),
+        *(
+            pytest.param(height, width, padding, marks=pytest.mark.slow)
+            for height, width in [*((n, 170 - n) for n in range(80, 91)), (223, 224)]
+            for padding in ("SAME", SYMMETRIC)
+        ),
+    ],
+    ids=str,
+)
+def test_conv1_at_even_and_odd_sizes(height, width, padding):
+    wide, narrow = compare((1, height, width, 3), (7, 7, 3, 4), 2, padding, TAPS)
+    assert max(wide) < 1e-11, wide
+    assert max(narrow) < 1e-5, narrow
+
+
+pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    size=st.integers(1, 7),
+    stride=st.integers(1, 4),
+    padding=st.one_of(st.just("SAME"), st.tuples(pads, pads)),
+    height=st.integers(7, 12),
+    width=st.integers(7, 12),
+)
+def test_weight_gradient_as_a_product_of_any_convolution(
+    size, stride, padding, height, width
+):
+    ours = partial(convolve, stride=stride, padding=padding, arithmetic=TAPS)
+    stock = partial(stock_convolution, stride=stride, padding=padding)
+    with jax.enable_x64(True):
+        shapes = (2, height, width, 3), (size, size, 3, 2)
+        arrays = draw_convolution(*shapes, stride, padding)
+        actual = output_and_gradients(ours, *arrays)
+        exact = output_and_gradients(stock, *arrays)
+    assert max(largest_differences(actual, exact)) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic"), [("conv1", TAPS), ("1x1", MATMUL_1X1)], ids=name_of
+)
+def test_gradients_are_those_of_finite_differences(name, arithmetic):
+    size, stride, padding = CONVOLUTIONS[name]
+    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    with jax.enable_x64(True):
+        shapes = (1, 6, 5, 2), (size, size, 2, 2)
+        x, kernel, _ = draw_convolution(*shapes, stride, padding)
+        check_grads(jax.jit(ours), (x, kernel), order=1, modes=["rev"])
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic"),
+    [("conv1", TAPS), ("1x1", MATMUL_1X1), ("3x3", WINOGRAD), ("5x5", WINOGRAD)],
+    ids=name_of,
+)
+def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
+    size, stride, padding = CONVOLUTIONS[name]
+    with jax.enable_x64(True):
+        shapes = (2, 9, 10, 6), (size, size, 6, 4)
+        arrays = draw_convolution(*shapes, stride, padding)
+        arrays = [np.asarray(jnp.asarray(array, jnp.bfloat16)) for array in arrays]
+        stock = partial(stock_convolution, stride=stride, padding=padding)
+        exact = output_and_gradients(stock, *(array.astype(float) for array in arrays))
+    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    actual = output_and_gradients(ours, *arrays)
+    assert {array.dtype for array in actual} == {jnp.dtype("bfloat16")}
+    # Half a unit in the last of 8 places, and the sum over the examples.
+    differences = largest_differences([array.astype(float) for array in actual], exact)
+    assert max(differences) < 2**-7, differences
+
+
+def test_every_platform_has_its_fastest_arithmetic(monkeypatch):
+    assert FASTEST.keys() == {"cpu", "gpu", "tpu"}
+    for platform, arithmetic in FASTEST.items():
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert create_model("seed", num_classes=10).arithmetic == arithmetic
+        chosen = create_model("seed", num_classes=10, arithmetic=STOCK)
+        assert chosen.arithmetic == STOCK
+    monkeypatch.setattr(jax, "default_backend", lambda: "another")
+    assert create_model("seed", num_classes=10).arithmetic == STOCK

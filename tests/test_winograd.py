@@ -1,0 +1,181 @@
+import itertools
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import (
+    draw_convolution,
+    equations,
+    largest_differences,
+    output_and_gradients,
+    stock_convolution,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from googlenet_flax import winograd
+
+each_size = pytest.mark.parametrize("r", winograd.POINTS)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    r=st.sampled_from(sorted(winograd.POINTS)),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    channels=st.integers(1, 7),
+    features=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+@example(r=3, batch=1, height=1, width=1, channels=1, features=1, seed=0)
+@example(r=5, batch=2, height=1, width=1, channels=3, features=5, seed=0)
+@example(r=3, batch=2, height=8, width=5, channels=5, features=3, seed=0)
+@example(r=5, batch=2, height=6, width=4, channels=3, features=7, seed=0)
+def test_is_the_convolution(r, batch, height, width, channels, features, seed):
+    with jax.enable_x64(True):
+        arrays = draw_convolution(
+            (batch, height, width, channels), (r, r, channels, features), seed=seed
+        )
+        ours = output_and_gradients(winograd.convolve, *arrays)
+        theirs = output_and_gradients(stock_convolution, *arrays)
+    assert [array.dtype for array in ours] == [np.float64] * 3
+    assert [array.shape for array in ours] == [array.shape for array in theirs]
+    assert max(largest_differences(ours, theirs)) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("r", "size", "channels", "features"),
+    [  # Of the network: 3x3 and 5x5 of 4a and 5b at 224 px.
+        (3, 14, 96, 208),
+        (3, 7, 192, 384),
+        (5, 14, 16, 48),
+        (5, 7, 48, 128),
+        # The widest sum of a kernel's gradient, in conv2, in little.
+        pytest.param(3, 56, 64, 192, marks=pytest.mark.slow),
+        pytest.param(5, 28, 32, 96, marks=pytest.mark.slow),
+    ],
+)
+def test_float32_is_as_good_as_it_need_be(r, size, channels, features):
+    with jax.enable_x64(True):
+        arrays = draw_convolution((4, size, size, channels), (r, r, channels, features))
+        exact = output_and_gradients(stock_convolution, *arrays)
+    narrow = [array.astype(np.float32) for array in arrays]
+    ours = output_and_gradients(winograd.convolve, *narrow)
+    assert [array.dtype for array in ours] == [np.float32] * 3
+    differences = largest_differences(ours, exact)
+    assert max(differences) < 1e-5, differences
+
+
+@each_size
+def test_gradients_are_those_of_finite_differences(r):
+    with jax.enable_x64(True):
+        x, kernel, _ = draw_convolution((1, 5, 3, 2), (r, r, 2, 2))
+        check = jax.jit(winograd.convolve)
+        check_grads(check, (x, kernel), order=1, modes=["rev"])
+
+
+def points_apart(output, weight, data):
+    """What each point adds to `y[i] += w[a] * x[j]`: `[n, m, r, n]`, however scaled."""
+    return np.einsum("ik,ka,kj->kiaj", output, weight, data)
+
+
+def correlation(m, r):
+    """`y[i] = sum of w[a] * x[i + a]`, as the coefficients `[i, a, j]`."""
+    output, tap, position = np.ogrid[:m, :r, : m + r - 1]
+    return (output + tap == position).astype(float)
+
+
+# Lavin and Gray 2016, arXiv 1509.09308, section 4.3.
+LAVIN_OUTPUT = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1, 1, 4, 4, 0],
+    [0, 1, -1, 8, -8, 1],
+]
+LAVIN_WEIGHT = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+LAVIN_DATA = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+
+
+def test_transforms_of_the_usual_points_are_lavin_and_grays(monkeypatch):
+    monkeypatch.setitem(winograd.POINTS, 3, tuple(map(Fraction, (0, 1, -1, 2, -2))))
+    ours = winograd._transforms.__wrapped__(3)
+    published = map(np.array, (LAVIN_OUTPUT, LAVIN_WEIGHT, LAVIN_DATA))
+    expected = points_apart(*published)
+    np.testing.assert_allclose(expected.sum(axis=0), correlation(4, 3), atol=1e-15)
+    np.testing.assert_allclose(points_apart(*ours), expected, rtol=1e-15, atol=1e-15)
+
+
+@each_size
+def test_transforms_compute_a_correlation(r):
+    output, weight, data = winograd._transforms(r)
+    assert output.shape == (4, 3 + r) and weight.shape == (3 + r, r)
+    assert data.shape == (3 + r, 3 + r)
+    total = points_apart(output, weight, data).sum(axis=0)
+    np.testing.assert_allclose(total, correlation(4, r), atol=1e-13)
+
+
+def multiplications(jaxpr) -> int:
+    """Those of all matrix products."""
+    total = 0
+    for equation in equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            shape = equation.outvars[0].aval.shape
+            total += math.prod(shape) * math.prod(left[axis] for axis in contracted)
+    return total
+
+
+@pytest.mark.parametrize(("r", "expected"), [(3, 36 / 16), (5, 64 / 16)])
+def test_number_of_products(r, expected):
+    """Lavin and Gray, section 3: `(m + r - 1)^2` for `m^2` outputs, not `m^2 r^2`."""
+
+    def products(function):
+        # Only what grows with batch, channels and features at once: not the transforms.
+        total = 0
+        for sizes in itertools.product((1, 2), repeat=3):
+            batch, channels, features = sizes
+            x = jax.ShapeDtypeStruct((batch, 8, 12, channels), jnp.float32)
+            kernel = jax.ShapeDtypeStruct((r, r, channels, features), jnp.float32)
+            sign = (-1) ** sizes.count(1)
+            total += sign * multiplications(jax.make_jaxpr(function)(x, kernel).jaxpr)
+        return total / (8 * 12)
+
+    def with_both_gradients(x, kernel):
+        y, vjp = jax.vjp(winograd.convolve, x, kernel)
+        return y, vjp(y)
+
+    assert products(winograd.convolve) == expected
+    assert products(with_both_gradients) == 3 * expected
+
+
+@each_size
+def test_keeps_bfloat16(r):
+    x = jax.ShapeDtypeStruct((2, 7, 6, 3), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((r, r, 3, 2), jnp.bfloat16)
+
+    def with_both_gradients(x, kernel):
+        y, vjp = jax.vjp(winograd.convolve, x, kernel)
+        return y, vjp(y)
+
+    arrays = jax.tree.leaves(jax.eval_shape(with_both_gradients, x, kernel))
+    assert [array.dtype for array in arrays] == [jnp.bfloat16] * 3
