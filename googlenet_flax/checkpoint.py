@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import UserError
-from googlenet_flax.train_step import TrainState, replicated_sharding
+from googlenet_flax.train_step import TrainState, replicated_like
 
 KEEP_LATEST = 3
 KEEP_BEST = 1
@@ -27,6 +26,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path):
+        from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
+
         policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
         save_policies: Any = ocp.training.save_decision_policies
         best = policies.BestN(
@@ -185,12 +186,9 @@ class Checkpoints:
         self, step: int, items_like: dict[str, Any], devices: Sequence[jax.Device]
     ) -> dict[str, Any]:
         self._check_leaves(step, items_like)
-        sharding = replicated_sharding(devices)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            items_like,
+        return self._checkpointer.load_checkpointables(
+            step, replicated_like(items_like, devices)
         )
-        return self._checkpointer.load_checkpointables(step, abstract)
 
     def _check_leaves(self, step: int, items_like: dict[str, Any]) -> None:
         """Orbax casts types silently and reports shapes obscurely; this says it plainly."""

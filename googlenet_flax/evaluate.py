@@ -18,6 +18,8 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from googlenet_flax.compilation_cache import use_compilation_cache
+from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data import FolderOptions, Split, load_split
 from googlenet_flax.data.crops import CROP_NUMBERS, Crop, evaluation_crops
 from googlenet_flax.data.image_set import Batch
@@ -249,6 +251,8 @@ def main() -> None:
     """The command."""
     args = _parse_arguments()
     logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    use_compilation_cache()
+    keep_freed_memory()
     with exit_on_run_error():
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:

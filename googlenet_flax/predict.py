@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from googlenet_flax.compilation_cache import use_compilation_cache
+from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data.crops import CROP_NUMBERS, evaluation_crops
 from googlenet_flax.data.decode import (
     BadImageError,
@@ -167,6 +169,8 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object a picture")
     args = parser.parse_args()
     logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    use_compilation_cache()
+    keep_freed_memory()
     with exit_on_run_error():
         for name in ("top", "batch_size"):
             if getattr(args, name) < 1:

@@ -1,11 +1,13 @@
 """Training from a config: builds everything, and owns the only loop."""
 
 import dataclasses
+import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -41,6 +43,7 @@ from googlenet_flax.train_step import (
     create_state,
     parallel_train_step,
     replicate,
+    replicated_like,
     split_over_devices,
     train_step,
 )
@@ -79,6 +82,23 @@ class Experiment:
             batch.pop("readable", None)  # What stands in for a picture is trained on.
             yield split_over_devices(batch, len(self.devices))
 
+    def compile_train_step(self, state_like: TrainState) -> None:
+        """Compiles the step ahead of its first call, which finds it ready.
+
+        Args:
+          state_like: Shapes and types, as from `jax.eval_shape`.
+        """
+        examples = [np.zeros(1, np.int64)]  # One is enough to tell the shape of a batch.
+        example = next(iter(self.train_set.batches(examples)))
+        example.pop("readable", None)
+        shards = len(self.devices), self.config["batch_size"] // len(self.devices)
+        batch_like = {
+            name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
+            for name, values in example.items()
+        }
+        step: Any = self.train_step  # Also has what `jax.jit` gives a function.
+        step.lower(replicated_like(state_like, self.devices), batch_like).compile()
+
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the whole `eval_split`."""
         return evaluate_split(
@@ -91,7 +111,8 @@ class Experiment:
 
     def learning_rate(self, step: int) -> float:
         """Of the update after `step` updates."""
-        return float(np.asarray(self.schedule(step)))
+        rate = jax.jit(self.schedule)  # Otherwise each stair would be compiled anew.
+        return float(np.asarray(rate(step)))
 
     def is_due(self, every_steps: int, step: int) -> bool:
         """Whether something that happens every so many steps, and at the end, is due."""
@@ -103,14 +124,29 @@ class Experiment:
 
 
 def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> Experiment:
-    """Loads the data and builds the network and its steps; nothing is compiled yet.
+    """Loads the data and builds the experiment on them.
 
     Raises:
       UserError: The data cannot be read or do not fit the config.
     """
+    check_batch_divides(config["batch_size"], len(devices))  # Before all is read.
+    train_set = load_config_split(config, config["train_split"])
+    eval_set = load_config_split(config, config["eval_split"])
+    return build_experiment(config, devices, train_set, eval_set)
+
+
+def build_experiment(
+    config: Mapping[str, Any],
+    devices: list[jax.Device],
+    train_set: Split,
+    eval_set: Split,
+) -> Experiment:
+    """Builds the network and its steps; nothing is compiled yet.
+
+    Raises:
+      UserError: The devices cannot share a batch, or `train_set` does not fill one.
+    """
     check_batch_divides(config["batch_size"], len(devices))
-    train_set = _load_split(config, config["train_split"])
-    eval_set = _load_split(config, config["eval_split"])
     epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
     schedule = schedules.staircase_decay(
         learning_rate=config["learning_rate"],
@@ -166,11 +202,15 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     )
 
 
-def _load_split(config: Mapping[str, Any], split: str) -> Split:
+def load_config_split(
+    config: Mapping[str, Any], split: str, *, may_prepare: bool = True
+) -> Split:
+    """A split of the data that a config names; arguments as in `data.load_split`."""
     return load_split(
         config["dataset"],
         split,
         data_dir=config["data_dir"],
+        may_prepare=may_prepare,
         folder=FolderOptions(
             storage_size=config["storage_size"],
             eval_fraction=config["eval_fraction"],
@@ -345,13 +385,40 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
             stack.enter_context(progress),
             stop,
         )
-        state, origin = _first_state(experiment, checkpoints)
-        progress.say(_summary(experiment, state, origin))
+        state = _start(experiment, checkpoints, progress)
         run.train(state, start_step)
         checkpoints.wait()
         progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
     rows = read_rows(run_dir.metrics_file)
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
+
+
+def _start(
+    experiment: Experiment, checkpoints: Checkpoints, progress: Progress
+) -> TrainState:
+    """The state to begin with; says what runs.
+
+    From scratch, the step is compiled meanwhile. Otherwise something may have to be said
+    that should not wait for it.
+    """
+    from_scratch = checkpoints.latest_step is None and not experiment.config["init_from"]
+    with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
+        if from_scratch:
+            state_like = jax.eval_shape(experiment.create_state)
+            pool.submit(experiment.compile_train_step, state_like)
+        state, origin = _first_state(experiment, checkpoints)
+        progress.say(_summary(experiment, state, origin))
+    return state
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """For tracing, a fifth of which went into looking through objects that stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _first_state(
@@ -365,16 +432,21 @@ def _first_state(
         if step >= experiment.total_steps:
             return state, "finished before; nothing left to do"
         return state, f"resuming after step {step}"
+    state = fresh_state(experiment)
+    init_from = experiment.config["init_from"]
+    if not init_from:
+        return state, "from scratch"
+    return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
+
+
+def fresh_state(experiment: Experiment) -> TrainState:
+    """Random weights, on all devices."""
     # Most of a start would go into optimising the random generators of some sixty
     # kernels, which run once.
     create = jax.jit(
         experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
     )
-    state = replicate(create(), experiment.devices)
-    init_from = experiment.config["init_from"]
-    if not init_from:
-        return state, "from scratch"
-    return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
+    return replicate(create(), experiment.devices)
 
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:

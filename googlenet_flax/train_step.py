@@ -252,6 +252,14 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, replicated_sharding(devices))
 
 
+def replicated_like(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Shapes and types of a tree, placed like those that `replicate` returns."""
+    sharding = replicated_sharding(devices)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
     """The sharding of the state: a whole copy on every device."""
     return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())

@@ -9,7 +9,7 @@ import numpy as np
 
 from googlenet_flax.data import splits
 from googlenet_flax.data.decode import SUFFIXES, find_images
-from googlenet_flax.data.picture_set import PictureSet
+from googlenet_flax.data.image_set import Split
 from googlenet_flax.errors import UserError
 
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
@@ -28,7 +28,7 @@ class FolderOptions:
     class_names: tuple[str, ...] = ()  # A network's; () are those of the train split.
 
 
-def load_folder(split: str, data_dir: str, options: FolderOptions) -> PictureSet:
+def load_folder(split: str, data_dir: str, options: FolderOptions) -> Split:
     """Lists the pictures of a split.
 
     They lie in `DIR/SPLIT/CLASS/`, or, where `eval_fraction` is above 0, in `DIR/CLASS/`:
@@ -45,6 +45,8 @@ def load_folder(split: str, data_dir: str, options: FolderOptions) -> PictureSet
     Raises:
       UserError: The folder is not laid out in either way, or holds no such split.
     """
+    from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
+
     root = _find_root(data_dir)
     class_names, listings = _list_splits(root, split, options)
     examples = {name: _in_order(listing) for name, listing in listings.items()}

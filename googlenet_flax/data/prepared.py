@@ -15,18 +15,21 @@ READ_CHUNK_EXAMPLES = 1000
 MAX_MEMORY_FRACTION = 0.5  # Of the machine's memory, for one split.
 
 
-def load_prepared(dataset: str, split: str, data_dir: str) -> ImageSet:
+def load_prepared(
+    dataset: str, split: str, data_dir: str, *, may_prepare: bool = True
+) -> ImageSet:
     """Reads a split into memory; prepares `cifar10` and `cifar100` where they are missing.
 
     Args:
       dataset: Name as in TFDS, `mnist` or `cifar10:3.0.2`.
       split: Split in TFDS notation.
       data_dir: Folder of TFDS data sets; "" is TFDS's own default.
+      may_prepare: Otherwise a set that is missing is an error.
 
     Raises:
       UserError: The set is missing, of another format, or cannot be held in memory.
     """
-    builder = _find_builder(dataset, data_dir)
+    builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
     _check_features(builder)
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     positions = splits.split_positions(split, sizes)
@@ -45,12 +48,19 @@ def load_prepared(dataset: str, split: str, data_dir: str) -> ImageSet:
     return ImageSet(images, labels, tuple(label.names))
 
 
-def _find_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _find_builder(
+    dataset: str, data_dir: str, *, may_prepare: bool
+) -> tfds.core.DatasetBuilder:
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
     name = dataset.split(":", maxsplit=1)[0]
     if name in cifar.BUILDERS:
         builder = cifar.BUILDERS[name](data_dir=root)
         if not _is_prepared(builder):
+            if not may_prepare:
+                raise UserError(
+                    f"data set {name!r} is not prepared in {builder.data_dir_root}: "
+                    "training prepares it"
+                )
             cifar.prepare(builder)
         return builder
     try:

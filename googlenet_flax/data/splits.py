@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from googlenet_flax.errors import UserError
 
@@ -14,6 +13,10 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
     Raises:
       UserError: No such split, or not the notation.
     """
+    if sizes.get(spec):
+        return [(spec, slice(0, sizes[spec]))]  # The usual case needs no library.
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - slow
+
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
         for name, size in sizes.items()
