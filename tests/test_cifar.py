@@ -201,6 +201,15 @@ def test_archive_without_a_file_cannot_be_read(tmp_path):
     assert str(path) in str(error.value)
 
 
+def test_a_set_is_not_prepared_where_it_may_not_be(small_cifar10):
+    before = sorted(small_cifar10.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"'cifar10' is not prepared in .*training prepares"
+    ):
+        load_split("cifar10", "train", data_dir=str(small_cifar10), may_prepare=False)
+    assert sorted(small_cifar10.rglob("*")) == before
+
+
 @pytest.mark.parametrize("network", ["refused", "silent"])
 def test_without_network_the_error_is_quick_and_says_what_to_do(
     monkeypatch, tmp_path, network

@@ -56,7 +56,7 @@ NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision", "onnxruntime"
 # What only those need who import an original's weights (the extra `import`).
 ORIGINALS_ONLY = {"torch", "onnx", "google", "h5py", "safetensors"}
 # Run by `python -m`, and so by nobody else.
-COMMANDS = {"main", "predict", "import_weights"}
+COMMANDS = {"main", "predict", "import_weights", "benchmark"}
 
 each_module = pytest.mark.parametrize("module", TREES)
 
@@ -64,8 +64,17 @@ each_module = pytest.mark.parametrize("module", TREES)
 def test_the_modules_are_found():
     expected = {"", ".main", ".train", ".model", ".data", ".data.cifar", ".evaluate"}
     expected |= {".predictor", ".predict", ".warm_start", ".import_weights", ".originals"}
+    expected |= {".benchmark", ".command_line", ".cost", ".limits", ".timing"}
     device = ("augment", "crops", "preprocess")
-    files = ("decode", "folder", "image_set", "imagenet", "picture_set", "read_ahead")
+    files = (
+        "decode",
+        "fabricated",
+        "folder",
+        "image_set",
+        "imagenet",
+        "picture_set",
+        "read_ahead",
+    )
     expected |= {f".data.{name}" for name in (*device, *files)}
     originals = ("caffe", "keras", "leaves", "torchvision")
     expected |= {f".originals.{name}" for name in originals}
@@ -91,7 +100,8 @@ def test_nobody_imports_a_command(module):
 @each_module
 def test_outsiders_that_are_not_for_the_package(module):
     assert not outsiders(module) & NEVER
-    assert "ml_collections" not in outsiders(module) or module == "googlenet_flax.main"
+    flags = "googlenet_flax.command_line"
+    assert "ml_collections" not in outsiders(module) or module == flags
 
 
 @each_module
@@ -121,16 +131,19 @@ def test_only_the_data_know_tensorflow_datasets():
 
 NETWORK = {"errors", "description", "model", "train_step"}
 SAVED = {"checkpoint", "workdir"}
+START = {"compilation_cache", "cpu_memory"}  # What a command that computes switches on.
 
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
         ("errors", set()),
-        ("ops", set()),
+        ("winograd", set()),
+        ("convolution", {"winograd"}),
+        ("ops", {"convolution"}),
         ("version", set()),
-        ("layers", {"ops"}),
-        ("model", {"layers", "ops"}),
+        ("layers", {"convolution", "ops"}),
+        ("model", {"convolution", "layers", "ops"}),
         ("schedule", {"errors"}),
         ("workdir", {"errors"}),
         ("progress", set()),
@@ -141,10 +154,18 @@ SAVED = {"checkpoint", "workdir"}
         ("train_step", {"data.augment", "data.preprocess", "errors", "model"}),
         ("checkpoint", {"description", "errors", "train_step"}),
         ("predictor", {"data.crops", "data.preprocess", *NETWORK, *SAVED}),
-        ("predict", {"data.crops", "data.decode", "errors", "predictor", "workdir"}),
+        (
+            "predict",
+            {"data.crops", "data.decode", "errors", "predictor", "workdir", *START},
+        ),
         (
             "evaluate",
-            {"data", "data.crops", "data.image_set", *NETWORK, *SAVED, "predictor"},
+            {
+                *("data", "data.crops", "data.image_set", "predictor"),
+                *NETWORK,
+                *SAVED,
+                *START,
+            },
         ),
         ("warm_start", {"data.preprocess", *NETWORK, *SAVED}),
         (
@@ -158,7 +179,20 @@ SAVED = {"checkpoint", "workdir"}
                 "originals.leaves",
             },
         ),
-        ("main", {"errors", "train"}),
+        ("compilation_cache", set()),
+        ("cpu_memory", set()),
+        ("command_line", {"errors", *START}),
+        ("main", {"command_line", "train"}),
+        ("timing", set()),
+        ("limits", {"timing"}),
+        ("cost", {"model"}),
+        (
+            "benchmark",
+            {
+                *("command_line", "config", "cost", "data.fabricated", "errors", "limits"),
+                *("schedule", "timing", "train", "train_step"),
+            },
+        ),
         # Inside the data: reading files, and what runs on the device.
         ("data.crops", set()),
         ("data.preprocess", {"data.crops"}),
@@ -168,6 +202,7 @@ SAVED = {"checkpoint", "workdir"}
         ("data.image_set", {"errors"}),
         ("data.decode", {"errors"}),
         ("data.imagenet", set()),
+        ("data.fabricated", {"data.image_set"}),
         ("data.read_ahead", {"errors"}),
         (
             "data.picture_set",
@@ -175,7 +210,7 @@ SAVED = {"checkpoint", "workdir"}
         ),
         (
             "data.folder",
-            {"data.decode", "data.picture_set", "data.splits", "errors"},
+            {"data.decode", "data.image_set", "data.picture_set", "data.splits", "errors"},
         ),
     ],
 )

@@ -1,0 +1,166 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SMALL_INCEPTIONS
+from test_configs import named_config
+
+from googlenet_flax import benchmark as command
+from googlenet_flax import limits, model
+from googlenet_flax.errors import UserError
+from googlenet_flax.train_step import parallel_train_step, replicate, split_over_devices
+
+KEYS = {
+    *("train_images_per_second", "eval_images_per_second", "input_images_per_second"),
+    *("compile_seconds", "first_step_seconds", "flops_per_image", "device", "dtype"),
+    *("batch_size", "image_size", "variant"),
+}
+
+
+def run_benchmark(*args, cwd=REPOSITORY):
+    process = subprocess.run(
+        [sys.executable, "-m", "googlenet_flax.benchmark", *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        timeout=600,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+@pytest.fixture
+def small_config(monkeypatch):
+    """A config by its name with a small network and small limits."""
+    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
+    monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
+    small = {"width_multiplier": 0.25, "image_size": 80, "batch_size": 4}
+    return lambda name, **fields: {**named_config(name), **small, **fields}
+
+
+def check(report: dict) -> None:
+    """What holds of every report."""
+    assert report.keys() >= KEYS
+    training, input_rate = (
+        report[f"{name}_images_per_second"] for name in ("train", "input")
+    )
+    assert 0 < training < 1e6 and 0 < report["eval_images_per_second"] < 1e6
+    if input_rate is not None:
+        assert report["input_share"] == pytest.approx(input_rate / training)
+    assert 0 < report["compile_seconds"] < report["first_step_seconds"]
+    assert 0 < report["forward_flops_per_image"] < report["flops_per_image"] / 2
+    assert report["share_of_compute_limit"] > 0 and report["share_of_bandwidth_limit"] > 0
+    assert report["peak_memory_bytes"] > 2**27  # JAX alone takes so much of a process.
+
+
+def test_without_data_in_bfloat16_on_two_devices(small_config, tmp_path, capsys):
+    config = small_config("cifar10", dtype="bfloat16", data_dir=str(tmp_path))
+    report = command.benchmark(config, jax.local_devices()[:2], seconds=0)
+    assert "'cifar10' is not prepared in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())  # Nothing was downloaded or prepared.
+    check(dataclasses.asdict(report))
+    assert report.input_images_per_second is report.input_share is None
+    assert (report.variant, report.image_size, report.batch_size) == ("seed", 80, 4)
+    assert (report.device, report.num_devices) == ("cpu", 2)
+    assert report.dtype == "bfloat16"
+
+    command.print_report(report, json_only=False)
+    *table, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == dataclasses.asdict(report)
+    assert any(f"{report.train_images_per_second:,.1f} images/s" in row for row in table)
+    assert any("not measured" in row for row in table)
+    command.print_report(report, json_only=True)
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_the_input_of_digits_is_measured(small_config):
+    experiment = command.fabricated_experiment(
+        small_config("digits"), jax.local_devices()[:2]
+    )
+    rate = command.measure_input(experiment, seconds=0)
+    assert rate is not None and 1e3 < rate < 1e9
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fields", "message"),
+    [
+        ("digits", {"train_split": "train[:3]"}, "batch_size"),
+        ("digits", {"train_split": "tran"}, "unknown split 'tran'"),
+        ("folder", {"data_dir": "nowhere"}, "is not a folder"),
+    ],
+)
+def test_input_that_cannot_be_read_is_named(small_config, capsys, dataset, fields, message):
+    experiment = command.fabricated_experiment(
+        small_config(dataset, **fields), jax.local_devices()[:2]
+    )
+    assert command.measure_input(experiment, seconds=0) is None
+    assert message in capsys.readouterr().err
+
+
+def test_compiling_a_step_ahead_leaves_its_first_call_nothing_to_compile():
+    devices, compilations = jax.local_devices()[:2], []
+
+    def listen(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(about)
+
+    step: Any = parallel_train_step(lambda state, batch: (state + 1, batch), devices)
+    state = replicate(jnp.zeros(()), devices)
+    batch = split_over_devices({"image": np.zeros((4, 8), np.uint8)}, len(devices))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        step.lower(state, batch).compile()
+        assert len(compilations) == 1
+        for _ in range(2):
+            state, _ = step(state, batch)
+        assert len(compilations) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_slower_input_is_said_to_bind():
+    fields = {field.name: 1 for field in dataclasses.fields(command.Report)}
+    for share, words in [
+        (0.5, "0.5x what training consumes: the input binds"),
+        (3, "3.0x"),
+    ]:
+        report = command.Report(**{**fields, "input_share": share})
+        assert words in command.format_report(report)
+
+
+def test_a_bad_config_is_refused(small_config):
+    devices = jax.local_devices()
+    with pytest.raises(UserError, match="image_size is 79"):
+        command.benchmark(small_config("digits", image_size=79), devices, seconds=0)
+    with pytest.raises(UserError, match="batch_size is 4, which 3 devices cannot share"):
+        command.benchmark(small_config("digits"), devices[:3], seconds=0)
+
+
+def test_without_the_default_config_the_way_out_is_named(tmp_path):
+    code, out, err = run_benchmark(cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "configs/cifar10.py" in err and "--config=FILE" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_whole_command():
+    code, out, err = run_benchmark(
+        *("--config=configs/digits.py", "--config.width_multiplier=0.1"),
+        *("--config.batch_size=4", "--seconds=0.1", "--json"),
+    )
+    assert code == 0 and "Traceback" not in err, err
+    (line,) = out.splitlines()
+    report = json.loads(line)
+    check(report)
+    assert report["input_images_per_second"] > 0
+    assert report["first_step_seconds"] < 600

@@ -1,0 +1,79 @@
+import functools
+
+import pytest
+
+from googlenet_flax import cost
+from googlenet_flax.cost import image_cost
+from googlenet_flax.model import create_model
+
+
+def googlenet(variant="seed", **fields):
+    return create_model(variant, **{"num_classes": 1000, **fields})
+
+
+@functools.cache
+def layers_of(variant):
+    return cost.multiply_adds(googlenet(variant), 224)
+
+
+# Table 1 of the paper at 224 px, recounted: its own column of operations has misprints.
+@pytest.mark.parametrize(
+    ("begins", "millions"),
+    [
+        (("conv",), 478),
+        (("inception_3",), 432),
+        (("inception_4",), 550),
+        (("inception_5",), 122),
+        (("classifier",), 1.024),
+        (("conv", "inception", "classifier"), 1582.7),
+        (("aux",), 8.4),
+    ],
+)
+def test_the_operations_of_table_1(begins, millions):
+    counted = sum(n for name, n in layers_of("seed").items() if name.startswith(begins))
+    assert counted / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+def test_single_layers():
+    layers = layers_of("seed")
+    assert len(layers) == 3 + 9 * 6 + 1 + 2 * 3
+    assert layers["conv1"] == 112 * 112 * 7 * 7 * 3 * 64
+    assert layers["inception_4e/5x5"] == 14 * 14 * 5 * 5 * 32 * 128
+    assert layers["aux_4d/proj"] == 4 * 4 * 528 * 128
+    assert layers["aux_4d/fc"] == 4 * 4 * 128 * 1024
+
+
+def test_the_variants_cost_the_same_but_for_the_3x3_of_torchvision():
+    assert layers_of("bn") == layers_of("paper") == layers_of("seed")
+    layers = layers_of("torchvision")
+    main = sum(n for name, n in layers.items() if not name.startswith("aux"))
+    assert main / 1e9 == pytest.approx(1.50, abs=0.005)  # As torchvision's docs say.
+
+
+def test_flops_of_forward_and_of_training():
+    whole = image_cost(googlenet(), 224)
+    assert whole.forward_flops / 1e9 == pytest.approx(3.165, abs=0.0005)
+    assert whole.training_flops / 1e9 == pytest.approx(9.31, abs=0.005)
+
+
+def test_training_the_heads_alone_is_one_pass():
+    head = image_cost(googlenet(), 224, head_only=True)
+    classifiers = 3 * 1024 * 1000
+    assert head.training_flops == 2 * (sum(layers_of("seed").values()) + classifiers)
+    # The floor of inference, 20.6 MB in bfloat16, here in float32.
+    assert head.training_bytes / 1e6 == pytest.approx(2 * 20.6, abs=0.2)
+
+
+# A floor per image, by the map sizes of Table 1: the merged 1x1s, an LRN of five passes,
+# a batch norm of five passes over what the convolutions write.
+@pytest.mark.parametrize(
+    ("variant", "bfloat16", "float32"),
+    [("seed", 62.4, 121.9), ("paper", 70.4, 137.9), ("bn", 62.4 + 32.3, 121.9 + 64.6)],
+)
+def test_bytes_of_training(monkeypatch, variant, bfloat16, float32):
+    monkeypatch.setattr(cost, "multiply_adds", lambda *_: {"conv1": 1})  # Takes a second.
+    for dtype, megabytes in [("bfloat16", bfloat16), ("float32", float32)]:
+        whole = image_cost(googlenet(variant, dtype=dtype), 224)
+        assert whole.training_bytes / 1e6 == pytest.approx(megabytes, abs=0.1)
+        half = image_cost(googlenet(variant, dtype=dtype, width_multiplier=0.5), 112)
+        assert whole.training_bytes == 8 * half.training_bytes

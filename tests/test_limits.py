@@ -1,0 +1,46 @@
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from googlenet_flax import limits
+from googlenet_flax.limits import find_limits
+
+
+def devices(kind, number=1):
+    return [SimpleNamespace(device_kind=kind, platform="gpu")] * number
+
+
+# The vendors' data sheets; dense, without sparsity.
+@pytest.mark.parametrize(
+    ("kind", "dtype", "flops", "bytes_per_second"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12, 3.35e12),
+        ("NVIDIA H100 80GB HBM3", "float32", 495e12, 3.35e12),
+        ("NVIDIA H200", "bfloat16", 989e12, 4.8e12),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12, 2.039e12),
+        ("TPU v4", "bfloat16", 275e12, 1.2e12),
+        ("TPU v5 lite", "bfloat16", 197e12, 0.819e12),
+        ("TPU v5p", "bfloat16", 459e12, 2.765e12),
+        ("TPU v6 lite", "bfloat16", 918e12, 1.64e12),
+    ],
+)
+def test_the_vendors_figures(kind, dtype, flops, bytes_per_second):
+    found = find_limits(devices(kind), dtype, 0)
+    assert (found.flops, found.bytes) == (flops, bytes_per_second)
+    assert not found.measured
+
+
+def test_several_devices_add_up():
+    one = find_limits(devices("NVIDIA H200"), "float32", 0)
+    four = find_limits(devices("NVIDIA H200", 4), "float32", 0)
+    assert (four.flops, four.bytes) == (4 * one.flops, 4 * one.bytes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_others_are_measured(monkeypatch, dtype):
+    monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
+    monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
+    found = find_limits(jax.local_devices()[:2], dtype, 0)
+    assert found.measured
+    assert 1e3 < found.flops < 1e15 and 1e3 < found.bytes < 1e15
