@@ -1,0 +1,369 @@
+"""Runs our network and its peers in turn and prints how fast each is.
+
+    python benchmarks/compare.py --environments=DIR
+
+Python's standard library alone; README.md beside this file says how to read the table.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+BENCHMARKS = pathlib.Path(__file__).parent
+REPOSITORY = BENCHMARKS.parent
+OURS = "ours"
+SPEEDS = ("train_images_per_second", "eval_images_per_second")
+COLUMNS = ("contender", "dtype", "device")
+SPEED_COLUMNS = ("train img/s", "ours / it", "forward img/s", "ours / it")
+
+Record = dict[str, Any]  # A measurement or an error of one contender in one round.
+
+
+class ContenderError(Exception):
+    """A contender gave no figures; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What every contender is asked to measure."""
+
+    dtype: str
+    batch_size: int
+    image_size: int
+    seconds: float  # For each of the two figures.
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A program whose last line is a JSON object with its figures."""
+
+    environment: str  # requirements-ENVIRONMENT.txt says what is in it.
+    arguments: Callable[[Work], list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the table: a contender and what it is asked to do."""
+
+    name: str
+    work: Work
+    command: tuple[str, ...]
+
+
+def our_arguments(work: Work) -> list[str]:
+    """The arguments of Python that measure our network."""
+    return [
+        *("-m", "googlenet_flax.benchmark", "--json", "--config=configs/cifar10.py"),
+        f"--config.dtype={work.dtype}",
+        f"--config.batch_size={work.batch_size}",
+        f"--config.image_size={work.image_size}",
+        f"--seconds={work.seconds}",
+    ]
+
+
+def peer(script: str, *switches: str) -> Callable[[Work], list[str]]:
+    """The same for a script beside this file."""
+
+    def arguments(work: Work) -> list[str]:
+        flags = [f"--{name}={value}" for name, value in dataclasses.asdict(work).items()]
+        return [str(BENCHMARKS / script), *switches, *flags]
+
+    return arguments
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    OURS: Contender("ours", our_arguments),
+    "stock_flax": Contender("stock_flax", peer("stock_flax.py")),
+    "keras_tensorflow": Contender("keras_tensorflow", peer("keras_tensorflow.py")),
+    "keras_tensorflow_jit": Contender(
+        "keras_tensorflow", peer("keras_tensorflow.py", "--jit")
+    ),
+    "pytorch": Contender("pytorch", peer("pytorch.py")),
+    "pytorch_compile": Contender("pytorch", peer("pytorch.py", "--compile")),
+}
+# On a CPU TensorFlow trains tens of times slower with XLA, so Keras itself turns it off.
+ONLY_IF_ASKED_FOR = ("keras_tensorflow_jit",)
+
+
+def make_environment(name: str, folder: pathlib.Path) -> str:
+    """Makes a virtual environment, unless it is there and its requirements are the same.
+
+    Args:
+      name: Of the requirements file.
+      folder: That holds, or will hold, the environment.
+
+    Returns:
+      The path of its interpreter.
+
+    Raises:
+      ContenderError: pip failed, or the folder holds something else.
+    """
+    requirements = BENCHMARKS / f"requirements-{name.replace('_', '-')}.txt"
+    python = folder / "bin" / "python"
+    installed = folder / "installed.txt"
+    if installed.exists() and installed.read_text() == requirements.read_text():
+        return str(python)
+    if folder.exists() and not (folder / "pyvenv.cfg").exists():
+        raise ContenderError(f"{folder} is there, but is no virtual environment")
+    print(f"making the environment of {name} in {folder}", file=sys.stderr)
+    venv.create(folder, clear=True, with_pip=True)
+    pip_install = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
+    run(pip_install, timeout_seconds=3600)
+    shutil.copy(requirements, installed)  # Last, so that a half-made one is made again.
+    return str(python)
+
+
+def run(command: Sequence[str], *, timeout_seconds: float) -> str:
+    """Runs a program in the repository's root and returns its stdout.
+
+    Raises:
+      ContenderError: It failed; its stderr is passed on.
+    """
+    try:
+        process = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ContenderError(f"not done after {timeout_seconds:g} s") from None
+    except OSError as error:
+        raise ContenderError(str(error)) from None
+    if process.returncode:
+        print(process.stderr, file=sys.stderr)
+        code = f"exit code {process.returncode}"
+        raise ContenderError(last_line(process.stderr) or code)
+    return process.stdout
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank, or nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def read_answer(stdout: str, work: Work) -> Record:
+    """The figures and the device in a contender's last line.
+
+    Raises:
+      ContenderError: It is something else, or the figures are of other work.
+    """
+    try:
+        answer = json.loads(last_line(stdout))
+        figures = {key: answer[key] for key in (*SPEEDS, "device")}
+        for key in ("dtype", "batch_size", "image_size"):
+            if answer[key] != (asked := getattr(work, key)):
+                raise ContenderError(f"it measured {key} {answer[key]}, not {asked}")
+    except (ValueError, TypeError) as error:
+        raise ContenderError(f"the last line is not a JSON object: {error}") from None
+    except KeyError as error:
+        raise ContenderError(f"the last line has no {error}") from None
+    return figures
+
+
+def run_rounds(
+    entries: Sequence[Entry], *, rounds: int, timeout_seconds: float
+) -> list[Record]:
+    """Runs A B C, A B C, ..., so that a drift of the machine's speed hits all alike.
+
+    One that fails is left out of the rounds that follow.
+    """
+    records, failed = [], set()
+    for number in range(1, rounds + 1):
+        for entry in entries:
+            if entry in failed:
+                continue
+            record = {"round": number, "name": entry.name, "dtype": entry.work.dtype}
+            try:
+                stdout = run(entry.command, timeout_seconds=timeout_seconds)
+                record |= read_answer(stdout, entry.work)
+            except ContenderError as error:
+                failed.add(entry)
+                record["error"] = str(error)
+            records.append(record)
+            print(f"round {number} of {rounds}: {_summary(record)}", file=sys.stderr)
+    return records
+
+
+def _summary(record: Record) -> str:
+    name = f"{record['name']} {record['dtype']}"
+    if "error" in record:
+        return f"{name} failed: {record['error']}"
+    train, forward = (figure(record[key]) for key in SPEEDS)
+    return f"{name}: train {train} img/s, forward {forward} img/s"
+
+
+def figure(value: float) -> str:
+    """Three digits or more, and never an exponent."""
+    decimals = next((n for n, limit in ((2, 10), (1, 100)) if value < limit), 0)
+    return f"{value:.{decimals}f}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """Minimum, median and maximum, or a dash where there is nothing."""
+    if not (values := list(values)):
+        return "-"
+    return " / ".join(figure(f(values)) for f in (min, statistics.median, max))
+
+
+def ratios(ours: Sequence[Record], theirs: Sequence[Record], speed: str) -> list[float]:
+    """Our speed as a multiple of theirs, in every round that both finished."""
+    by_round = {record["round"]: record[speed] for record in theirs}
+    return [
+        record[speed] / by_round[record["round"]]
+        for record in ours
+        if record["round"] in by_round
+    ]
+
+
+def table(records: Sequence[Record]) -> str:
+    """A Markdown table with a line for every contender and dtype, in order of appearance.
+
+    Each is compared with our network in the same dtype.
+    """
+    lines = [row(COLUMNS + SPEED_COLUMNS), row(["---"] * 3 + ["---:"] * 4)]
+    for key in dict.fromkeys((record["name"], record["dtype"]) for record in records):
+        mine = [record for record in records if (record["name"], record["dtype"]) == key]
+        if "error" in mine[-1]:
+            error = mine[-1]["error"].replace("|", "\\|")
+            lines.append(row([*key, f"failed: {error}", "", "", "", ""]))
+            continue
+        cells = [*key, mine[-1]["device"]]
+        for speed in SPEEDS:
+            cells.append(spread(record[speed] for record in mine))
+            ours = _finished(records, OURS, key[1]) if key[0] != OURS else []
+            cells.append(spread(ratios(ours, mine, speed)))
+        lines.append(row(cells))
+    return "\n".join(lines)
+
+
+def row(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def _finished(records: Sequence[Record], name: str, dtype: str) -> list[Record]:
+    return [
+        record
+        for record in records
+        if (record["name"], record["dtype"]) == (name, dtype) and "error" not in record
+    ]
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; a mistake in it ends the program with exit code 2."""
+    usual = ",".join(name for name in CONTENDERS if name not in ONLY_IF_ASKED_FOR)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--environments", metavar="DIR", help="where to make virtual environments")
+    add(
+        "--python",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="interpreter of an environment that is there already",
+    )
+    add("--only", default=usual, help=f"contenders to run, of {','.join(CONTENDERS)}")
+    add("--dtypes", default="float32", help="float32, bfloat16 or float32,bfloat16")
+    add("--batch_size", type=int, default=32)
+    add("--image_size", type=int, default=224)
+    add("--seconds", type=float, default=5.0, help="for each figure of a run")
+    add("--rounds", type=int, default=5)
+    add("--timeout_seconds", type=float, default=1800, help="for one run")
+    add("--output", metavar="FILE.json", help="keeps the figures of every round")
+    flags = parser.parse_args(arguments)
+    flags.only = flags.only.split(",")
+    flags.dtypes = flags.dtypes.split(",")
+    flags.python = dict(pair.partition("=")[::2] for pair in flags.python)
+    if mistake := _mistake(flags):
+        parser.error(mistake)
+    return flags
+
+
+def _mistake(flags: argparse.Namespace) -> str:
+    """What is wrong with the flags, or nothing."""
+    environments = {contender.environment for contender in CONTENDERS.values()}
+    for flag, values, known in (
+        ("only", flags.only, CONTENDERS),
+        ("dtypes", flags.dtypes, ("float32", "bfloat16")),
+        ("python", flags.python, environments),
+    ):
+        if unknown := sorted(set(values) - set(known)):
+            return f"--{flag} has {unknown[0]!r}, which is none of {', '.join(known)}"
+    if flags.rounds < 1:
+        return "--rounds must be at least 1"
+    needed = {CONTENDERS[name].environment for name in flags.only}
+    if not flags.environments and (missing := sorted(needed - set(flags.python))):
+        return f"give --environments=DIR or --python {missing[0]}=PATH"
+    return ""
+
+
+def find_interpreters(flags: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """The interpreters of the environments needed, and the errors of those not made."""
+    pythons = {name: str(absolute_path(path)) for name, path in flags.python.items()}
+    errors = {}
+    for name in {CONTENDERS[contender].environment for contender in flags.only}:
+        if name not in pythons:
+            folder = absolute_path(flags.environments) / name
+            try:
+                pythons[name] = make_environment(name, folder)
+            except ContenderError as error:
+                errors[name] = str(error)
+    return pythons, errors
+
+
+def absolute_path(path: str) -> pathlib.Path:
+    """Contenders run elsewhere; links stay, for they lead out of an environment."""
+    return pathlib.Path(path).expanduser().absolute()
+
+
+def compare(flags: argparse.Namespace) -> list[Record]:
+    """Runs what the command line asks for."""
+    pythons, errors = find_interpreters(flags)
+    records, entries = [], []
+    for dtype in flags.dtypes:
+        work = Work(dtype, flags.batch_size, flags.image_size, flags.seconds)
+        for name in flags.only:
+            contender = CONTENDERS[name]
+            if error := errors.get(contender.environment):
+                records.append({"round": 0, "name": name, "dtype": dtype, "error": error})
+            else:
+                command = (pythons[contender.environment], *contender.arguments(work))
+                entries.append(Entry(name, work, command))
+    limits = {"rounds": flags.rounds, "timeout_seconds": flags.timeout_seconds}
+    return records + run_rounds(entries, **limits)
+
+
+def main() -> None:
+    """Prints the table; the exit code is 1 if a contender failed."""
+    flags = parse_flags()
+    records = compare(flags)
+    if flags.output:
+        raw = {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "flags": vars(flags),
+            "records": records,
+        }
+        pathlib.Path(flags.output).write_text(json.dumps(raw, indent=1) + "\n")
+    print(table(records))
+    sys.exit(any("error" in record for record in records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Measures our network in several arithmetics in one process; `gpu.py` runs this.
+
+A training step is `googlenet_flax.train_step.train_step` on a batch that is already on the
+device. Every network is compiled and measured for a first window; then rounds go A B C,
+A B C, ..., so that a drift of the clock hits all alike.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gpu
+import jax
+import numpy as np
+import optax
+import peer
+
+from googlenet_flax.compilation_cache import use_compilation_cache
+from googlenet_flax.convolution import STOCK, Arithmetic
+from googlenet_flax.cost import image_cost
+from googlenet_flax.limits import find_limits
+from googlenet_flax.model import GoogLeNet, create_model
+from googlenet_flax.train_step import TrainState, create_optimizer, create_state, train_step
+
+WARM_UP_STEPS = 3
+LIMIT_SECONDS = 0.5  # To measure a chip whose limits are not known.
+MARGIN_SECONDS = 3.0  # Between the last measurement and the deadline.
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all networks have in common."""
+
+    batch_size: int
+    image_size: int
+    width_multiplier: float
+    seconds: float  # Of a window.
+
+
+def find_arithmetic(choice: str) -> Arithmetic:
+    """The fields that `choice` names are on, the others off."""
+    names = [] if choice == "stock" else choice.split("+")
+    return dataclasses.replace(STOCK, **dict.fromkeys(names, True))
+
+
+def build_model(entry: gpu.Entry, choice: str, work: Work) -> GoogLeNet:
+    """The network of an entry."""
+    return create_model(
+        entry.variant,
+        num_classes=peer.NUM_CLASSES,
+        dtype=entry.dtype,
+        width_multiplier=work.width_multiplier,
+        arithmetic=find_arithmetic(choice),
+    )
+
+
+@functools.cache
+def _optimizer() -> optax.GradientTransformation:
+    schedule = optax.constant_schedule(peer.LEARNING_RATE)
+    return create_optimizer(schedule, momentum=peer.MOMENTUM, weight_decay=0.0)
+
+
+@functools.cache
+def _start(variant: str, work: Work) -> TrainState:
+    """On the host: a start for all that compute a variant, in whatever dtype."""
+    model = build_model(gpu.Entry("float32", variant, "stock"), "stock", work)
+    init = partial(create_state, model, _optimizer(), image_size=work.image_size)
+    return jax.device_get(jax.jit(init)(jax.random.key(0)))
+
+
+@functools.cache
+def _limit(variant: str, dtype: str, work: Work) -> float | None:
+    """Images per second that the chip would allow in training; not for CPUs."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return None
+    model = build_model(gpu.Entry(dtype, variant, "stock"), "stock", work)
+    cost = image_cost(model, work.image_size)
+    limits = find_limits([device], dtype, LIMIT_SECONDS)
+    return min(limits.flops / cost.training_flops, limits.bytes / cost.training_bytes)
+
+
+def draw_batch(work: Work) -> dict[str, jax.Array]:
+    """The peers' batch, as `train_step` takes it, on the device."""
+    asked = peer.Work("float32", work.batch_size, work.image_size, work.seconds)
+    images, labels = peer.draw_batch(asked)
+    index = np.arange(work.batch_size, dtype=np.int32)
+    return jax.device_put({"image": images, "label": labels, "index": index})
+
+
+def _as_they_are(images: jax.Array, rngs: jax.Array, **_: Any) -> jax.Array:
+    """In place of augmentation and preprocessing."""
+    return images
+
+
+class Network:
+    """A network of ours with all that it takes to measure it."""
+
+    def __init__(self, entry: gpu.Entry, choice: str, work: Work, run: str):
+        name, dtype = entry.key
+        self._work = work
+        self._model = build_model(entry, choice, work)
+        self._state = jax.device_put(_start(entry.variant, work))
+        self._steps: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}  # Steps in a window.
+        self.record: gpu.Record = {
+            "name": name,
+            "dtype": dtype,
+            "title": f"{entry.variant} {choice}",
+            "run": run,
+            "device": jax.devices()[0].device_kind,
+            "version": f"jax {jax.__version__}",
+            "limit": _limit(entry.variant, dtype, work),
+            "memory_bytes": None,
+            "compile_seconds": 0.0,
+            "rounds": 0,
+            "train": [],
+            "eval": [],
+        }
+
+    def compile(self, figure: str, batch: dict[str, jax.Array]) -> None:
+        """Compiles and warms up `"train"` or `"eval"`, and keeps the speed of a window."""
+        started = time.monotonic()
+        if figure == "train":
+            step = partial(
+                train_step,
+                model=self._model,
+                tx=_optimizer(),
+                preprocess=None,
+                augment=_as_they_are,
+                seed=0,
+                aux_weight=peer.AUX_WEIGHT,
+            )
+            compiled = jax.jit(step, donate_argnums=0).lower(self._state, batch).compile()
+            self.record["memory_bytes"] = _planned_bytes(compiled)
+        else:
+            forward = jax.jit(self._logits)
+            compiled = forward.lower(self._state.variables, batch["image"]).compile()
+        self.record["compile_seconds"] += time.monotonic() - started
+        self._steps[figure] = compiled
+        self._counts[figure] = 1
+        shortest = min(self._run_window(figure, batch) for _ in range(WARM_UP_STEPS))
+        self._counts[figure] = max(1, round(self._work.seconds / shortest))
+        self.record[figure] = [self.speed(figure, batch)]
+
+    def _logits(self, variables: Any, images: jax.Array) -> jax.Array:
+        output: Any = self._model.apply(variables, images, train=False)
+        return output.logits
+
+    def measure_round(self, batch: dict[str, jax.Array]) -> None:
+        """Adds a window of each; the first round replaces what was measured alone."""
+        for figure in self._steps:
+            earlier = self.record[figure] if self.record["rounds"] else []
+            self.record[figure] = [*earlier, self.speed(figure, batch)]
+        self.record["rounds"] += 1
+
+    def speed(self, figure: str, batch: dict[str, jax.Array]) -> float:
+        """Images per second in one window."""
+        seconds = self._run_window(figure, batch)
+        return self._work.batch_size * self._counts[figure] / seconds
+
+    def _run_window(self, figure: str, batch: dict[str, jax.Array]) -> float:
+        """Seconds of some steps with a wait at their end.
+
+        Raises:
+          ValueError: The loss is not finite.
+        """
+        step, loss = self._steps[figure], 0.0
+        started = time.perf_counter()
+        if figure == "train":
+            for _ in range(self._counts[figure]):
+                self._state, metrics = step(self._state, batch)
+            jax.block_until_ready((self._state, metrics))
+        else:
+            for _ in range(self._counts[figure]):
+                logits = step(self._state.variables, batch["image"])
+            jax.block_until_ready(logits)
+        seconds = time.perf_counter() - started
+        if figure == "train" and not math.isfinite(loss := float(metrics["loss"])):
+            raise ValueError(f"the loss is {loss}")
+        return seconds
+
+
+def _planned_bytes(compiled: Any) -> int | None:
+    """Of device memory that a call needs, by XLA's plan.
+
+    The allocator's peak would be that of the greediest network so far.
+    """
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    buffers = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    return buffers - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+
+
+def measure(
+    entries: Sequence[gpu.Entry],
+    results: gpu.Results,
+    work: Work,
+    *,
+    rounds: int,
+    deadline: float,
+    run: str,
+) -> None:
+    """Adds what can be measured until the deadline, in `time.time()`."""
+    batch = draw_batch(work)
+    networks: list[Network] = []
+    durations: dict[str, list[float]] = {}  # Of compiling and first windows, by dtype.
+    for entry in entries:
+        rounds_ahead = rounds * (len(networks) + 1) * 2 * work.seconds
+        planned = _expected_seconds(durations, entry.dtype) + rounds_ahead
+        if time.time() + planned + MARGIN_SECONDS > deadline:
+            break
+        started = time.monotonic()
+        if network := _compile(entry, results, work, batch, run):
+            networks.append(network)
+        durations.setdefault(entry.dtype, []).append(time.monotonic() - started)
+    for number in range(1, rounds + 1):
+        _say(f"round {number} of {rounds}")
+        for network in list(networks):
+            if time.time() + 2 * work.seconds + MARGIN_SECONDS > deadline:
+                return
+            try:
+                network.measure_round(batch)
+            except Exception as error:
+                networks.remove(network)
+                _note_failure(
+                    network.record["name"], network.record["dtype"], error, results
+                )
+                continue
+            results.put(network.record)
+
+
+def _expected_seconds(durations: dict[str, list[float]], dtype: str) -> float:
+    """The slowest so far; but XLA tries its algorithms for the first of a dtype alone."""
+    _, *others = durations.get(dtype) or [0.0]
+    return max(others or itertools.chain(*durations.values()), default=0.0)
+
+
+def _compile(
+    entry: gpu.Entry,
+    results: gpu.Results,
+    work: Work,
+    batch: dict[str, jax.Array],
+    run: str,
+) -> Network | None:
+    """A network with its first figures in the results; None if it failed."""
+    choice = entry.choice
+    if choice == gpu.BEST:
+        choice = results.best_choice(entry.dtype)
+    _say(f"compiling {entry.variant} {choice} {entry.dtype}")
+    try:
+        network = Network(entry, choice, work, run)
+        for figure in ("train", "eval"):
+            network.compile(figure, batch)
+            results.put(network.record)
+    except Exception as error:  # Whatever it is, it must not take the others along.
+        return _note_failure(*entry.key, error, results)
+    train, forward = (network.record[figure][0] for figure in ("train", "eval"))
+    seconds = network.record["compile_seconds"]
+    _say(f"{seconds:.0f} s; train {train:.0f} img/s, forward {forward:.0f} img/s")
+    return network
+
+
+def _note_failure(name: str, dtype: str, error: Exception, results: gpu.Results) -> None:
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    _say(f"{name} {dtype} failed: {error}")
+    results.put({"name": name, "dtype": dtype, "error": text})
+
+
+def _say(what: str) -> None:
+    print(f"  {what}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("output", "run"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("batch_size", "image_size", "rounds"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("width_multiplier", "seconds", "deadline"):
+        parser.add_argument(f"--{name}", type=float, required=True)
+    parser.add_argument("entries", nargs="+", type=gpu.Entry.parse)
+    flags = parser.parse_args()
+    use_compilation_cache()
+    flags.platform = "cpu" if jax.default_backend() == "cpu" else "cuda"
+    results = gpu.Results(pathlib.Path(flags.output), gpu.work_of(flags))
+    names = [field.name for field in dataclasses.fields(Work)]
+    work = Work(**{name: getattr(flags, name) for name in names})
+    options = {"rounds": flags.rounds, "deadline": flags.deadline, "run": flags.run}
+    measure(flags.entries, results, work, **options)
+
+
+if __name__ == "__main__":
+    main()

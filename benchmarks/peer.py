@@ -1,0 +1,162 @@
+"""What the peers share: the network's numbers, their flags, the clock, the last line."""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+INCEPTIONS = {
+    "inception_3a": (64, 96, 128, 16, 32, 32),
+    "inception_3b": (128, 128, 192, 32, 96, 64),
+    "inception_4a": (192, 96, 208, 16, 48, 64),
+    "inception_4b": (160, 112, 224, 24, 64, 64),
+    "inception_4c": (128, 128, 256, 24, 64, 64),
+    "inception_4d": (112, 144, 288, 32, 64, 64),
+    "inception_4e": (256, 160, 320, 32, 128, 128),
+    "inception_5a": (256, 160, 320, 32, 128, 128),
+    "inception_5b": (384, 192, 384, 48, 128, 128),
+}
+POOL_BEFORE = ("inception_4a", "inception_5a")
+HEAD_AFTER = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
+NUM_CLASSES = 10
+DROPOUT = 0.4
+AUX_DROPOUT = 0.7
+AUX_WEIGHT = 0.3
+LEARNING_RATE = 0.01
+MOMENTUM = 0.9
+
+WARM_UP_STEPS = 3
+MIN_STEPS = 3
+WINDOWS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What to measure."""
+
+    dtype: str
+    batch_size: int
+    image_size: int
+    seconds: float  # For each of the two figures.
+
+
+def parse_flags(
+    description: str, extra: Mapping[str, str] | None = None
+) -> tuple[Work, argparse.Namespace]:
+    """Reads the flags that all peers have and the switches that only this one has.
+
+    Args:
+      description: Of the peer, for `--help`.
+      extra: What each switch of this peer does, by its name.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
+    for name, text in (extra or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    flags = parser.parse_args()
+    names = [field.name for field in dataclasses.fields(Work)]
+    return Work(**{name: getattr(flags, name) for name in names}), flags
+
+
+def draw_batch(work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """Float32 images `[B, H, W, 3]` in [0, 1) and int32 labels `[B]`."""
+    rng = np.random.default_rng(0)
+    shape = (work.batch_size, work.image_size, work.image_size, 3)
+    labels = rng.integers(0, NUM_CLASSES, work.batch_size, dtype=np.int32)
+    return rng.random(shape, np.float32), labels
+
+
+def aux_side(image_size: int) -> int:
+    """Side of the map that the heads flatten: four halvings, then a pool of 5x5/3."""
+    return (-(-image_size // 16) - 5) // 3 + 1
+
+
+def check_parameters(count: int, image_size: int) -> None:
+    """Refuses a network that is not ours.
+
+    Raises:
+      ValueError: With both counts.
+    """
+    at_224_px = 10_334_030
+    expected = at_224_px + len(HEAD_AFTER) * 128 * 1024 * (aux_side(image_size) ** 2 - 16)
+    if count != expected:
+        raise ValueError(f"{count:,} parameters instead of {expected:,}")
+
+
+def images_per_second(
+    step: Callable[[], Any], wait: Callable[[Any], Any], work: Work
+) -> list[float]:
+    """The batch size over the mean time of a step, in up to ten windows.
+
+    Args:
+      step: Starts one step and returns its result.
+      wait: Returns when that result, and all before it, are there.
+      work: Its batch size, and for how long to measure; at least three steps are.
+    """
+    step_seconds = math.inf
+    for _ in range(WARM_UP_STEPS):
+        step_seconds = min(step_seconds, _window_seconds(step, wait, 1))
+    steps = max(MIN_STEPS, round(work.seconds / step_seconds))
+    window = max(1, steps // WINDOWS)  # So that a GPU does not wait after each step.
+    windows = [_window_seconds(step, wait, window) for _ in range(steps // window)]
+    return [work.batch_size * window / seconds for seconds in windows]
+
+
+def _window_seconds(
+    step: Callable[[], Any], wait: Callable[[Any], Any], window: int
+) -> float:
+    start = time.perf_counter()
+    for _ in range(window):
+        result = step()
+    wait(result)
+    return time.perf_counter() - start
+
+
+def measure_and_print(
+    work: Work,
+    *,
+    device: str,
+    train_step: Callable[[], Any],
+    eval_step: Callable[[], Any],
+    wait: Callable[[Any], Any],
+    facts: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
+    """Measures both steps and prints the line that `compare.py` and `gpu.py` read.
+
+    Args:
+      work: What to measure.
+      device: Its name.
+      train_step: Starts an update and returns its loss.
+      eval_step: Starts a forward pass.
+      wait: As in `images_per_second`.
+      facts: What else there is to say after it all.
+
+    Raises:
+      ValueError: The loss that `train_step` returns is not finite.
+    """
+    train_speeds = images_per_second(train_step, wait, work)
+    eval_speeds = images_per_second(eval_step, wait, work)
+    answer = {
+        "train_images_per_second": statistics.median(train_speeds),
+        "eval_images_per_second": statistics.median(eval_speeds),
+        "train_windows": train_speeds,
+        "eval_windows": eval_speeds,
+        "device": device,
+        "dtype": work.dtype,
+        "batch_size": work.batch_size,
+        "image_size": work.image_size,
+    }
+    loss = float(train_step())
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss}")
+    print(json.dumps({**answer, **facts()}))
