@@ -47,7 +47,7 @@ def _forget_oldest(folder: pathlib.Path) -> None:
     JAX could do so itself, but stops storing after a crash at the wrong moment.
     """
     entries = []
-    for path in folder.iterdir():
+    for path in filter(pathlib.Path.is_file, folder.iterdir()):
         with suppress(OSError):  # Another process may be deleting, too.
             status = path.stat()
             last_use = max(status.st_atime, status.st_mtime)

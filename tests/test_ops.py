@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from googlenet_flax import ops
+
+
+def test_relu_and_its_gradient_are_jaxs():
+    x = jnp.array([-jnp.inf, -1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0, jnp.inf, jnp.nan])
+    grad = jnp.arange(1.0, 1.0 + x.size)
+    ours, our_vjp = jax.vjp(ops.relu, x)
+    stock, stock_vjp = jax.vjp(jax.nn.relu, x)
+    np.testing.assert_array_equal(ours, stock)
+    np.testing.assert_array_equal(ops.relu(x), stock)
+    assert jnp.isnan(ours[-1])
+    np.testing.assert_array_equal(our_vjp(grad)[0], stock_vjp(grad)[0])
+    np.testing.assert_array_equal(our_vjp(grad)[0], [0, 0, 0, 0, 0, 6, 7, 8, 0])
+
+
+def test_relu_whose_result_and_input_are_used_again():
+    def used_again(relu, x):
+        y = relu(x)
+        return jnp.sum(y**2 + jnp.sin(y) * x + relu(y - 0.5))
+
+    x = jnp.linspace(-2, 2, 41)
+    ours, stock = (
+        jax.jit(jax.grad(functools.partial(used_again, relu)))(x)
+        for relu in (ops.relu, jax.nn.relu)
+    )
+    np.testing.assert_allclose(ours, stock, rtol=1e-6)
+
+
+def test_relu_keeps_bfloat16():
+    x = jnp.array([-1.5, 0.0, 2.5], jnp.bfloat16)
+    y, vjp = jax.vjp(ops.relu, x)
+    assert y.dtype == vjp(y)[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, [0, 0, 2.5])
 
 
 def stock_max_pool(x, window, stride, pads):
@@ -26,26 +60,53 @@ def stock_max_pool(x, window, stride, pads):
     window=st.integers(2, 3),
     stride=st.integers(1, 3),
     padding=st.sampled_from(["SAME", "CEIL"]),
+    gather=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_max_pool_equals_xla_ties_included(height, width, window, stride, padding, seed):
+def test_max_pool_equals_xla_ties_included(
+    height, width, window, stride, padding, gather, seed
+):
     rng = np.random.default_rng(seed)
     # Small integers: nearly every window holds a tie.
     x = jnp.asarray(rng.integers(-2, 2, (2, height, width, 3)), jnp.float32)
     pads = tuple(
         ops._pool_padding(size, window, stride, padding) for size in (height, width)
     )
-    ours, our_vjp = jax.vjp(
-        lambda x: ops.max_pool(x, window=window, stride=stride, padding=padding), x
+    max_pool = functools.partial(
+        ops.max_pool, window=window, stride=stride, padding=padding, gather=gather
     )
+    ours, our_vjp = jax.vjp(max_pool, x)
     stock, stock_vjp = jax.vjp(lambda x: stock_max_pool(x, window, stride, pads), x)
     np.testing.assert_array_equal(ours, stock)
-    np.testing.assert_array_equal(
-        ops.max_pool(x, window=window, stride=stride, padding=padding), stock
-    )
+    np.testing.assert_array_equal(max_pool(x), stock)
     # Integer cotangents: sums are exact, so the order of addition cannot matter.
     grad = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
     np.testing.assert_array_equal(our_vjp(grad)[0], stock_vjp(grad)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"),
+    [(3, 2, "SAME"), (3, 2, "CEIL"), (2, 2, "CEIL"), (3, 1, "SAME")],
+)
+def test_max_pools_of_the_network_with_and_without_gather(window, stride, padding, dtype):
+    rng = np.random.default_rng(0)
+    # As after a ReLU: where all is zero, all of a window ties.
+    x = jnp.asarray(np.maximum(rng.integers(-5, 4, (2, 13, 10, 5)), 0), dtype)
+
+    def run(gather):
+        def max_pool(x):
+            return ops.max_pool(
+                x, window=window, stride=stride, padding=padding, gather=gather
+            )
+
+        y, vjp = jax.vjp(max_pool, x)
+        grad = jnp.asarray(np.random.default_rng(1).integers(-9, 9, y.shape), dtype)
+        return y, vjp(grad)[0]
+
+    for ours, stock in zip(jax.jit(run, static_argnums=0)(True), run(False), strict=True):
+        assert ours.dtype == stock.dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(ours, stock)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +133,18 @@ def test_max_pool_output_size(size, window, padding, expected):
     assert out.shape == (1, expected, expected, 1)
 
 
-def test_max_pool_lets_nan_through_in_training():
-    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
-    out, _ = jax.vjp(lambda x: ops.max_pool(x, window=3, stride=1, padding="SAME"), x)
-    assert bool(jnp.isnan(out[0, 0, 0, 0]))
+@pytest.mark.parametrize("gather", [True, False])
+def test_max_pool_lets_nan_through(gather):
+    x = jnp.ones((1, 5, 5, 1)).at[0, 1, 1, 0].set(jnp.nan)
+
+    def max_pool(x):
+        return ops.max_pool(x, window=3, stride=1, padding="SAME", gather=gather)
+
+    in_training, _ = jax.vjp(max_pool, x)
+    for out in (in_training, max_pool(x)):
+        # Every window that has it, wherever in the window it is, and no other.
+        is_nan = np.isnan(out[0, :, :, 0])
+        assert is_nan[:3, :3].all() and is_nan.sum() == 9
 
 
 def test_windows_of_the_auxiliary_pools():
@@ -116,6 +185,29 @@ def test_local_response_norm_is_caffes():
     ours = ops.local_response_norm(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
     assert not np.allclose(ours, x, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"size": 3, "alpha": 2.0, "beta": 0.5, "k": 2.0}],
+    ids=["caffe", "other"],
+)
+def test_local_response_norm_and_its_gradient_equal_the_plain_formula(settings):
+    def plain(x, *, size=5, alpha=1e-4, beta=0.75, k=1.0):
+        channels = np.arange(x.shape[-1])
+        near = np.abs(channels[:, None] - channels) <= size // 2
+        return x / (k + alpha / size * (x**2 @ near.astype(float))) ** beta
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(scale=100, size=(2, 3, 2, 9)))
+        grad = jnp.asarray(rng.normal(size=x.shape))
+        ours, our_vjp = jax.vjp(lambda x: ops.local_response_norm(x, **settings), x)
+        expected, plain_vjp = jax.vjp(lambda x: plain(x, **settings), x)
+        np.testing.assert_allclose(ours, expected, rtol=1e-13)
+        ours_grad, plain_grad = our_vjp(grad)[0], plain_vjp(grad)[0]
+        assert jnp.abs(plain_grad - grad).max() > 0.1  # The neighbours tell.
+        np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-11, atol=1e-13)
 
 
 def test_batch_norm_and_its_gradient_equal_the_plain_formula():

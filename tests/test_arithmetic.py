@@ -1,0 +1,168 @@
+"""The network is the same one, however `convolution.Arithmetic` has it computed."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import equations, numpy_variables, small_googlenet
+
+from googlenet_flax import create_model, ops
+from googlenet_flax.convolution import FASTEST, STOCK
+from googlenet_flax.layers import BatchNorm, ConvBlock, Inception, InceptionWidths
+from googlenet_flax.model import VARIANTS
+
+ARITHMETICS = {platform: FASTEST[platform] for platform in ("cpu", "gpu")}
+HEADS = ("logits", "aux_4a", "aux_4d")
+
+# Bounds of the differences of any logit, statistic or gradient, of its leaf's largest.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def assert_close(actual, expected, *, rtol):
+    """Each leaf of a tree on the scale of its largest element."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    dead = 0
+    for (path, wanted), got in zip(paths, jax.tree.leaves(actual), strict=True):
+        scale = np.abs(wanted).max()
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if scale == 0:  # A narrow branch whose ReLUs are all off for these images.
+            assert not np.any(got), name
+            dead += 1
+            continue
+        error = np.abs(got - wanted).max() / scale
+        assert error <= rtol, f"{name} differs by {error:.1e} of its largest"
+    assert dead < len(paths) / 10
+
+
+def step(model, variables, images):
+    """Logits, new statistics and the gradients of all parameters in training."""
+    labels = np.arange(len(images))
+
+    def loss(params):
+        output, updates = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        logits = {head: getattr(output, head) for head in HEADS}
+        logits = {head: value for head, value in logits.items() if value is not None}
+        # As in train_step: main + 0.3 * aux_4a + 0.3 * aux_4d.
+        losses = {
+            head: -jnp.mean(jax.nn.log_softmax(value)[labels, labels])
+            for head, value in logits.items()
+        }
+        total = sum(
+            loss if head == "logits" else 0.3 * loss for head, loss in losses.items()
+        )
+        return total, (logits, updates)
+
+    (_, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return jax.device_get((*aux, grads))
+
+
+def compare_steps(build, platforms, *, size, dtype, batch_size=3):
+    """The step by each platform's arithmetic against that by XLA's own ops."""
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        images = rng.uniform(-1, 1, (batch_size, size, size, 3)).astype(dtype)
+        stock = build(arithmetic=STOCK, dtype=jnp.dtype(dtype))
+        variables = numpy_variables(stock, size)
+        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+        expected = step(stock, variables, images)
+        for platform in platforms:
+            fast = stock.clone(arithmetic=FASTEST[platform])
+            actual = step(fast, variables, images)
+            assert_close(actual, expected, rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("variant", ["paper", "bn"])  # No operation that the others lack.
+def test_small_network_computes_the_same(variant):
+    build = partial(small_googlenet, variant)
+    compare_steps(build, ["cpu"], size=80, dtype="float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [80, 96])
+@each_variant
+def test_network_computes_the_same(variant, size, dtype):
+    build = partial(create_model, variant, num_classes=10, width_multiplier=0.25)
+    compare_steps(build, ARITHMETICS, size=size, dtype=dtype)
+
+
+def inception_step(arithmetic, norm, max_pool):
+    """Output, new statistics and gradients of one block in training, float64."""
+    block = Inception(
+        InceptionWidths(5, 3, 7, 2, 4, 6),
+        conv=partial(ConvBlock, norm=norm, dtype=jnp.float64, arithmetic=arithmetic),
+        max_pool=max_pool,
+    )
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 7, 6, 5)))
+    shapes = jax.eval_shape(block.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
+    y_grad = rng.normal(size=(2, 7, 6, 22))
+
+    @jax.jit
+    def run(params, x):
+        def apply(params, x):
+            return block.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+
+        y, vjp, updates = jax.vjp(apply, params, x, has_aux=True)
+        return y, updates, vjp(y_grad)
+
+    return jax.device_get(run(variables["params"], x))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [None, partial(BatchNorm, use_running_average=False, momentum=0.9, epsilon=1e-3)],
+    ids=["bias", "norm"],
+)
+def test_block_computes_the_same(norm):
+    with jax.enable_x64(True):
+        stock_pool = partial(ops.max_pool, gather=False)
+        expected = inception_step(STOCK, norm, stock_pool)
+        for arithmetic in ARITHMETICS.values():
+            actual = inception_step(arithmetic, norm, ops.max_pool)
+            assert_close(actual, expected, rtol=TOLERANCE["float64"])
+
+
+@each_variant
+def test_variables_are_the_same(variant):
+    def variables(arithmetic):
+        model = small_googlenet(variant, arithmetic=arithmetic)
+        images = jnp.zeros((1, 80, 80, 3))
+        return jax.eval_shape(
+            lambda rng: model.init(rng, images, train=False), jax.random.key(0)
+        )
+
+    expected = variables(STOCK)
+    for arithmetic in ARITHMETICS.values():
+        assert variables(arithmetic) == expected
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "expected"),
+    [
+        # The stem's three, six in each block, one in each head.
+        (STOCK, 3 + 9 * 6 + 2),
+        (FASTEST["gpu"], 3 + 9 * 4 + 2),  # A block's three on its input are one.
+        (FASTEST["cpu"], 1),  # Only conv1.
+    ],
+    ids=["stock", "gpu", "cpu"],
+)
+def test_number_of_convolutions(arithmetic, expected):
+    model = create_model("seed", num_classes=10, arithmetic=arithmetic)
+    images = jnp.zeros((1, 80, 80, 3))
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(shapes, images).jaxpr
+    names = [equation.primitive.name for equation in equations(jaxpr)]
+    assert names.count("conv_general_dilated") == expected

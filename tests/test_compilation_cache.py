@@ -1,0 +1,129 @@
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from googlenet_flax import compilation_cache
+from googlenet_flax.compilation_cache import use_compilation_cache
+
+SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_enable_compilation_cache",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture(autouse=True)
+def unset_cache(monkeypatch, tmp_path):
+    """JAX as it comes, and a home of the test's own."""
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax_cache.reset_cache()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
+
+
+def used_folder() -> str | None:
+    use_compilation_cache()
+    return jax.config.jax_compilation_cache_dir
+
+
+def compile_something() -> None:
+    jax.jit(lambda x: x * 2)(jnp.arange(3)).block_until_ready()
+
+
+def test_it_lies_in_the_cache_of_the_user(tmp_path):
+    folder = tmp_path / ".cache" / "googlenet_flax" / "compilation"
+    assert used_folder() == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    compile_something()  # However quickly that is done.
+    assert any(entry.name.startswith("jit__lambda") for entry in folder.iterdir())
+
+
+def test_the_user_may_keep_caches_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert used_folder() == str(tmp_path / "caches" / "googlenet_flax" / "compilation")
+
+
+def test_a_relative_cache_home_counts_for_nothing(tmp_path, monkeypatch):
+    # So says the XDG base directory specification.
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    assert str(used_folder()).startswith(str(tmp_path / ".cache"))
+
+
+@pytest.mark.parametrize("chosen", ["", "elsewhere"])
+def test_a_folder_chosen_for_jax_stays(tmp_path, chosen):
+    jax.config.update("jax_compilation_cache_dir", chosen)
+    assert used_folder() == chosen
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_can_be_turned_off(tmp_path):
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert used_folder() is None
+    assert not list(tmp_path.iterdir())
+
+
+def refuse_to_write(monkeypatch, tmp_path):
+    del tmp_path
+    monkeypatch.setattr(os, "access", lambda *_: False)  # Nothing refuses root.
+
+
+def put_a_file_in_the_way(monkeypatch, tmp_path):
+    del monkeypatch
+    (tmp_path / ".cache").write_text("")
+
+
+def belong_to_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+
+
+@pytest.mark.parametrize(
+    "spoil", [refuse_to_write, put_a_file_in_the_way, belong_to_another]
+)
+def test_a_folder_that_is_of_no_use_is_left_alone(monkeypatch, tmp_path, spoil):
+    spoil(monkeypatch, tmp_path)
+    assert used_folder() is None
+    compile_something()
+
+
+def test_a_folder_that_becomes_unusable_stops_nothing(tmp_path):
+    folder = tmp_path / ".cache" / "googlenet_flax" / "compilation"
+    use_compilation_cache()
+    compile_something()
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with pytest.warns(UserWarning, match="Error writing persistent compilation cache"):
+        compile_something()
+
+
+def test_an_entry_that_was_cut_off_is_compiled_again(tmp_path):
+    folder = tmp_path / ".cache" / "googlenet_flax" / "compilation"
+    use_compilation_cache()
+    compile_something()
+    for entry in folder.iterdir():
+        entry.write_bytes(entry.read_bytes()[:-100])
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
+        compile_something()
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 250)
+    folder = tmp_path / ".cache" / "googlenet_flax" / "compilation"
+    (folder / "a_folder").mkdir(parents=True)
+    for name, written, read in [("a", 3, 3), ("b", 1, 1), ("c", 0, 4), ("d", 2, 2)]:
+        (folder / name).write_bytes(bytes(100))
+        os.utime(folder / name, (read, written))
+    use_compilation_cache()
+    assert {path.name for path in folder.iterdir()} == {"a", "c", "a_folder"}
