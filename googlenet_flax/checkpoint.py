@@ -1,49 +1,94 @@
-"""Orbax checkpoints of a run: asynchronous, the three latest and the best one kept."""
+"""Orbax checkpoints of a run: asynchronous, sealed, the three latest and the best one kept.
 
+Orbax writes a step whole or not at all, but reads a flipped bit without a word, takes any
+folder with a number for the newest step and then refuses to save older ones. So every
+checkpoint carries a label with a digest of each leaf, and only what fits its label counts.
+"""
+
+import dataclasses
+import hashlib
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import UserError
+from googlenet_flax.errors import NotFiniteError, UserError
 from googlenet_flax.train_step import TrainState, replicated_like
 
 KEEP_LATEST = 3
 KEEP_BEST = 1
 BEST_METRIC = "accuracy"
+MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
+ASIDE = ".damaged"
 
 # Two items, so that evaluation and prediction read the weights without the optimizer.
 VARIABLES = "variables"  # {"params", "batch_stats"} as Flax takes them
 PROGRESS = "progress"  # {"step", "opt_state"}
 
 
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was saved."""
+
+    def __init__(self, path: pathlib.Path, reason: str):
+        super().__init__(
+            f"checkpoint {path.name} in {path.parent} is damaged: {reason}; name another "
+            "one, by its step"
+        )
+        self.reason = " ".join(reason.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a checkpoint says of itself."""
+
+    description: ModelDescription
+    metrics: Mapping[str, float] | None  # Of the evaluation of this state.
+    leaves: Mapping[str, str]  # Path to "float32[3, 3] digest".
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types, sealed."""
+        fields = {
+            "description": self.description.to_json(),
+            "metrics": None if self.metrics is None else dict(self.metrics),
+            "leaves": dict(self.leaves),
+        }
+        return {**fields, "seal": _seal(fields)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Label":
+        """From what `to_json` made.
+
+        Raises:
+          ValueError: The seal is broken, or there is none.
+        """
+        rest = {name: value for name, value in fields.items() if name != "seal"}
+        if "seal" not in fields:
+            raise ValueError("it has no label")
+        if fields["seal"] != _seal(rest):
+            raise ValueError("its label was changed")
+        return cls(
+            description=ModelDescription.from_json(fields["description"]),
+            metrics=fields["metrics"],
+            leaves=fields["leaves"],
+        )
+
+
 class Checkpoints:
     """The checkpoints in one directory, named by the number of updates done.
 
-    Use it as a context manager: leaving it waits for the last save.
+    Reading changes nothing there. To save, use it as a context manager: leaving it waits
+    for the last save.
     """
 
     def __init__(self, directory: pathlib.Path):
-        from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
-
-        policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
-        save_policies: Any = ocp.training.save_decision_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-            n=KEEP_BEST,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()),  # Orbax refuses a relative path.
-            # When to save is the training loop's business: every call saves.
-            save_decision_policy=save_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(KEEP_LATEST), best]
-            ),
-        )
-        self._pending_save: Any = None
+        self.directory = directory.absolute()  # Orbax refuses a relative path.
+        self._checkpointer: Any = None  # Made by the first save.
+        self._pending_save: tuple[int, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,30 +97,50 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+
+    @cached_property
+    def _labels(self) -> dict[int, Label]:
+        """Of every step whose label can be read, from the oldest to the newest."""
+        return dict(sorted(self._scan.labels.items()))
+
+    @cached_property
+    def _scan(self) -> "_Scan":
+        return _scan(self.directory)
+
+    def _forget_scan(self) -> None:
+        self.__dict__.pop("_scan", None)
+        self.__dict__.pop("_labels", None)
+
+    @property
+    def damaged(self) -> Mapping[int, str]:
+        """Steps that cannot be read, as far as was tried, and what is wrong with each."""
+        return self._scan.damaged
+
+    @property
+    def strays(self) -> Sequence[str]:
+        """Other files and folders that lie here, such as what a killed save left."""
+        return self._scan.strays
 
     @property
     def latest_step(self) -> int | None:
         """Updates done in the newest checkpoint."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self._labels, default=None)
 
     @property
     def best_step(self) -> int | None:
         """Updates done in the checkpoint of the best evaluation; the latest of equals."""
         scored = [
-            (checkpoint.metrics[BEST_METRIC], checkpoint.step)
-            for checkpoint in self._checkpointer.checkpoints
-            if isinstance(checkpoint.metrics, dict)
+            (label.metrics[BEST_METRIC], step)
+            for step, label in self._labels.items()
+            if label.metrics is not None
         ]
         return max(scored)[1] if scored else None
 
     def was_evaluated(self, step: int) -> bool:
         """Whether the checkpoint at `step` carries an evaluation."""
-        return any(
-            checkpoint.step == step and bool(checkpoint.metrics)
-            for checkpoint in self._checkpointer.checkpoints
-        )
+        return step in self._labels and self._labels[step].metrics is not None
 
     def resolve(self, name: str) -> int:
         """The step that `best`, `latest` or a number means.
@@ -83,10 +148,16 @@ class Checkpoints:
         Raises:
           UserError: There is no such checkpoint.
         """
-        steps = [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-        directory = self._checkpointer.directory
+        steps = list(self._labels)
+        if name.isdecimal() and int(name) in self.damaged:
+            step = int(name)
+            raise DamagedCheckpointError(self._path(step), self.damaged[step])
+        if not steps and self.damaged:
+            raise UserError(
+                f"no checkpoint in {self.directory} can be read: {self.name_damaged()}"
+            )
         if not steps:
-            raise UserError(f"no checkpoint in {directory}: train first")
+            raise UserError(f"no checkpoint in {self.directory}: train first")
         if name == "latest":
             return steps[-1]
         if name == "best":
@@ -94,16 +165,42 @@ class Checkpoints:
                 return steps[0]  # Imported weights were never evaluated.
             if self.best_step is None:
                 raise UserError(
-                    f"no checkpoint in {directory} has been evaluated: "
+                    f"no checkpoint in {self.directory} has been evaluated: "
                     "use --checkpoint=latest"
                 )
             return self.best_step
         if not name.isdecimal() or int(name) not in steps:
             raise UserError(
-                f"no checkpoint {name!r} in {directory}: use best, latest or one of "
+                f"no checkpoint {name!r} in {self.directory}: use best, latest or one of "
                 f"{', '.join(map(str, steps))}"
             )
         return int(name)
+
+    def describe(self, step: int) -> ModelDescription:
+        """The description saved with the checkpoint at `step`."""
+        return self._labels[step].description
+
+    def name_damaged(self) -> str:
+        """The damaged steps and what is wrong with each, in one line."""
+        return "; ".join(f"{step}: {reason}" for step, reason in self.damaged.items())
+
+    def set_damaged_aside(self) -> list[pathlib.Path]:
+        """Renames what is damaged, so that its steps can be saved again; deletes nothing.
+
+        Returns:
+          The new names.
+        """
+        moved = []
+        for step in self.damaged:
+            path = self._path(step)
+            target = path.with_name(path.name + ASIDE)
+            number = 1
+            while target.exists():
+                number += 1
+                target = path.with_name(f"{path.name}{ASIDE}-{number}")
+            moved.append(path.rename(target))
+        self._forget_scan()
+        return moved
 
     def save(
         self,
@@ -121,32 +218,74 @@ class Checkpoints:
           state: Replicated over the devices.
           description: Kept beside it.
           metrics: Of an evaluation of this very state, if there was one.
+
+        Raises:
+          NotFiniteError: A leaf is NaN or infinite; nothing is written.
+          UserError: The write before this one failed.
         """
         self.wait()
-        self._pending_save = self._checkpointer.save_checkpointables_async(
-            int(state.step),
-            _to_items(state),
-            metrics=None if metrics is None else dict(metrics),
-            custom_metadata=description.to_json(),
-            overwrite=True,
-        )
+        step, items = int(state.step), _to_items(state)
+        label = Label(description, metrics, label_leaves(items))
+        _check_finite(items, step)
+        self._start_save(step, items, label)
 
     def save_variables(
         self, variables: dict[str, Any], *, description: ModelDescription
     ) -> None:
         """Writes parameters and statistics that were not trained here, as step 0."""
-        self._checkpointer.save_checkpointables(
-            0,
-            {VARIABLES: variables},
-            custom_metadata=description.to_json(),
-            overwrite=True,
-        )
+        items = {VARIABLES: variables}
+        self._start_save(0, items, Label(description, None, label_leaves(items)))
+        self.wait()
+
+    def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
+        if self._checkpointer is None:
+            self._checkpointer = _create_checkpointer(self.directory)
+        try:
+            pending = self._checkpointer.save_checkpointables_async(
+                step,
+                items,
+                metrics=None if label.metrics is None else dict(label.metrics),
+                custom_metadata=label.to_json(),
+                overwrite=True,
+            )
+        except Exception as error:
+            raise _cannot_save(self._path(step), error) from error
+        if pending is None:
+            raise UserError(
+                f"checkpoint {step} was not saved in {self.directory}: a newer one "
+                "appeared there; move it away and run the same command"
+            )
+        self._pending_save = step, pending
 
     def wait(self) -> None:
-        """Waits for the last save; its error, if any, is raised here."""
-        if self._pending_save is not None:
-            pending, self._pending_save = self._pending_save, None
+        """Waits for the last save.
+
+        Raises:
+          UserError: It failed; the checkpoints before it are whole.
+        """
+        if self._pending_save is None:
+            return
+        (step, pending), self._pending_save = self._pending_save, None
+        self._forget_scan()
+        try:
             pending.result()
+        except Exception as error:
+            raise _cannot_save(self._path(step), error) from error
+
+    def restore_newest(
+        self, state_like: TrainState, devices: Sequence[jax.Device]
+    ) -> TrainState | None:
+        """The newest state that is what was saved; arguments and errors as in `restore`.
+
+        Returns:
+          None if there is none; `damaged` names what was tried and found unsound.
+        """
+        for step in reversed(self._labels):
+            try:
+                return self.restore(step, state_like, devices)
+            except DamagedCheckpointError as error:
+                self._scan.damaged[step] = error.reason
+        return None
 
     def restore(
         self, step: int, state_like: TrainState, devices: Sequence[jax.Device]
@@ -159,7 +298,7 @@ class Checkpoints:
           devices: May be others than those it was saved from.
 
         Raises:
-          UserError: The checkpoint holds other leaves, shapes or types.
+          UserError: The checkpoint holds other leaves, shapes or types, or is damaged.
         """
         items = self._load(step, _to_items(state_like), devices)
         return TrainState(
@@ -175,34 +314,108 @@ class Checkpoints:
         """Parameters and statistics alone; arguments and errors as in `restore`."""
         return self._load(step, {VARIABLES: variables_like}, devices)[VARIABLES]
 
-    def describe(self, step: int) -> ModelDescription:
-        """The description saved with the checkpoint at `step`."""
-        metadata = self._checkpointer.checkpointables_metadata(step)
-        if not isinstance(metadata.custom_metadata, dict):
-            raise UserError(f"checkpoint {step} says nothing of its network: use another")
-        return ModelDescription.from_json(metadata.custom_metadata)
-
     def _load(
         self, step: int, items_like: dict[str, Any], devices: Sequence[jax.Device]
     ) -> dict[str, Any]:
-        self._check_leaves(step, items_like)
-        return self._checkpointer.load_checkpointables(
-            step, replicated_like(items_like, devices)
-        )
+        from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
-    def _check_leaves(self, step: int, items_like: dict[str, Any]) -> None:
-        """Orbax casts types silently and reports shapes obscurely; this says it plainly."""
-        saved_items = self._checkpointer.checkpointables_metadata(step).metadata
-        for item, expected_tree in items_like.items():
-            saved, expected = _leaves(saved_items[item]), _leaves(expected_tree)
-            for path in sorted(saved.keys() | expected.keys()):
-                if saved.get(path) != expected.get(path):
-                    raise UserError(
-                        f"checkpoint {step} does not fit this network: {path} is "
-                        f"{saved.get(path, 'absent')} there and "
-                        f"{expected.get(path, 'absent')} here; variant, classes, "
-                        "image_size and width_multiplier must be those of its training"
-                    )
+        saved = {
+            path: leaf
+            for path, leaf in self._labels[step].leaves.items()
+            if path.partition("/")[0] in items_like
+        }
+        _check_shapes(step, saved, items_like)
+        path = self._path(step)
+        try:
+            items = ocp.load_checkpointables(
+                str(path), replicated_like(items_like, devices)
+            )
+        except Exception as error:  # Whatever Orbax makes of a broken file.
+            raise DamagedCheckpointError(path, "it cannot be read") from error
+        loaded = label_leaves(items)
+        changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
+        if changed:
+            raise DamagedCheckpointError(path, f"{_first(changed)} changed since the save")
+        return items
+
+    def _path(self, step: int) -> pathlib.Path:
+        return self.directory / str(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """What lies in a directory."""
+
+    labels: dict[int, Label]
+    damaged: dict[int, str]
+    strays: list[str]
+
+
+def _scan(directory: pathlib.Path) -> _Scan:
+    scan = _Scan({}, {}, [])
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if not path.name.isdecimal() or path.name != str(int(path.name)):
+            scan.strays.append(path.name)
+            continue
+        try:
+            scan.labels[int(path.name)] = _read_label(path)
+        except ValueError as error:
+            if path.exists():  # Otherwise the run has just dropped it.
+                scan.damaged[int(path.name)] = str(error)
+    return scan
+
+
+def _read_label(path: pathlib.Path) -> Label:
+    """The label of a checkpoint.
+
+    Raises:
+      ValueError: It has none that can be read.
+    """
+    from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
+
+    if not path.is_dir():
+        raise ValueError("it is a file")
+    try:
+        fields: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
+    except Exception as error:  # Whatever Orbax makes of a broken file.
+        raise ValueError("it cannot be read") from error
+    return Label.from_json(fields or {})
+
+
+def _create_checkpointer(directory: pathlib.Path) -> Any:
+    from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
+
+    policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
+    save_policies: Any = ocp.training.save_decision_policies
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+        n=KEEP_BEST,
+        keep_checkpoints_without_metrics=False,
+    )
+    return ocp.training.Checkpointer(
+        str(directory),
+        # When to save is the training loop's business: every call saves.
+        save_decision_policy=save_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(
+            [policies.LatestN(KEEP_LATEST), best]
+        ),
+    )
+
+
+def _cannot_save(path: pathlib.Path, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint {path} cannot be written ({_cause(error)}): the checkpoints before it "
+        "are whole; mend that and run the same command, which goes on from the newest"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The part of an error of Orbax, tensorstore or the system that a person needs."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:
@@ -210,11 +423,60 @@ def _to_items(state: TrainState) -> dict[str, Any]:
     return {VARIABLES: state.variables, PROGRESS: progress}
 
 
-def _leaves(tree: Any) -> dict[str, str]:
-    """Path to "dtype[shape]" of every leaf."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}{list(leaf.shape)}"
+def _check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
+    """Orbax casts types silently and reports shapes obscurely; this says it plainly."""
+    there = {path: leaf.rpartition(" ")[0] for path, leaf in saved.items()}
+    here = {path: _shape(leaf) for path, leaf in _named_leaves(items_like)}
+    different = [
+        f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+    if different:
+        raise UserError(
+            f"checkpoint {step} does not fit this network: {_first(different)}; variant, "
+            "classes, image_size and width_multiplier must be those of its training"
         )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _check_finite(items: Any, step: int) -> None:
+    for path, leaf in _named_leaves(jax.device_get(items)):
+        if not np.isfinite(leaf).all():
+            raise NotFiniteError(
+                f"{path} is not finite after step {step}: lower --config.learning_rate; "
+                "the last checkpoint was saved before this step"
+            )
+
+
+def label_leaves(items: Any) -> dict[str, str]:
+    """Path to "dtype[shape] digest" of every leaf."""
+    return {
+        path: f"{_shape(leaf)} {_digest(np.ascontiguousarray(leaf).reshape(-1))}"
+        for path, leaf in _named_leaves(jax.device_get(items))
     }
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _shape(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True)
+    return _digest(np.frombuffer(text.encode(), np.uint8))
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.blake2b(values.view(np.uint8).data, digest_size=16).hexdigest()
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first few names in one line."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"

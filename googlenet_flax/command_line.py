@@ -35,7 +35,7 @@ def run(
     """
 
     def main(_: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+        logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
         use_compilation_cache()
         keep_freed_memory()
         with exit_on_run_error():

@@ -168,6 +168,12 @@ FIELDS: Mapping[str, Field] = {
     "checkpoint_every_steps": _at_least(
         0, int, "Saves between evaluations; 0 saves at evaluations only."
     ),
+    "restart": Field(
+        bool,
+        "True or False",
+        lambda value: True,
+        "Start over where checkpoints lie and none of them can be read; kept aside.",
+    ),
 }
 
 

@@ -6,6 +6,10 @@ import signal
 import sys
 from collections.abc import Iterator
 
+import jax
+
+from googlenet_flax.streams import make_streams_safe, mute, tell
+
 
 class RunError(Exception):
     """Ends the command with one line on stderr and `exit_code`."""
@@ -50,17 +54,41 @@ class StoppedBySignal(RunError):
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the system says of a file that cannot be written into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{os.fspath(path)} cannot be written ({error.strerror}): mend that and run "
+            "the same command, which goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def out_of_memory_hint(hint: str) -> Iterator[None]:
+    """Says what to lower where a device has no memory left."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"out of device memory: {hint}") from error
+
+
+@contextlib.contextmanager
 def exit_on_run_error() -> Iterator[None]:
     """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code."""
+    make_streams_safe()
     try:
         yield
         sys.stdout.flush()
     except RunError as error:
-        print(f"googlenet_flax: {error}", file=sys.stderr)
+        tell(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:  # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
-        print("googlenet_flax: interrupted", file=sys.stderr)
+        tell("interrupted")
         sys.exit(128 + signal.SIGINT)

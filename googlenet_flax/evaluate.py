@@ -61,6 +61,7 @@ def evaluate_split(
     *,
     batch_size: int,
     num_devices: int,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Means over the split of everything `example_metrics` names.
 
@@ -70,9 +71,11 @@ def evaluate_split(
       split: Every readable example counts once.
       batch_size: At most this many examples at a time, rounded up to the devices.
       num_devices: Of the step.
+      before_batch: Called before each batch; what it raises ends the evaluation.
     """
 
     def sums(batch: Batch) -> dict[str, np.ndarray]:
+        before_batch()
         device_sums = parallel_step(variables, split_over_devices(batch, num_devices))
         return jax.device_get(device_sums)
 
@@ -250,7 +253,7 @@ def evaluate_checkpoints(
 def main() -> None:
     """The command."""
     args = _parse_arguments()
-    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
     use_compilation_cache()
     keep_freed_memory()
     with exit_on_run_error():

@@ -337,7 +337,7 @@ def main() -> None:
         help="of torchvision; default: true for its own trained weights alone",
     )
     args = parser.parse_args()
-    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
     with exit_on_run_error():
         class_names = _read_class_names(args.class_names) if args.class_names else ()
         imported = import_weights(

@@ -1,22 +1,34 @@
 """The numbers of a run on disk: `metrics.jsonl`, and the same in TensorBoard."""
 
+import contextlib
 import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2 as proto
+
+from googlenet_flax.errors import UserError, writing
+
+messages: Any = proto  # Its classes are made at run time.
 
 
 class MetricsWriter:
-    """Appends one row at a time; a resumed run first drops what lies past its start.
+    """Appends one row at a time; a resumed run first drops what it will write again.
 
     Args:
       jsonl_file: One JSON object a line.
       tensorboard_dir: Event files.
-      resume_step: Updates done at the start; rows of later steps are cut, since they will
-        be written again.
+      resume_step: Updates done at the start; rows of later steps are cut.
+      was_evaluated: Whether the evaluation at `resume_step` has been done; otherwise its
+        row is cut as well.
+
+    Raises:
+      UserError: A file cannot be written, or `metrics.jsonl` is not what was written.
     """
 
     def __init__(
@@ -25,22 +37,42 @@ class MetricsWriter:
         tensorboard_dir: pathlib.Path,
         *,
         resume_step: int,
+        was_evaluated: bool = True,
     ):
-        _cut_after(jsonl_file, resume_step)
-        self._jsonl = jsonl_file.open("a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(tensorboard_dir),
-            purge_step=resume_step + 1,
-            # The name holds whole seconds only; a quick restart must not overwrite.
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self._jsonl_file, self._tensorboard_dir = jsonl_file, tensorboard_dir
+        kept = [
+            row
+            for row in read_rows(jsonl_file)
+            if row["step"] < resume_step
+            or (row["step"] == resume_step and (was_evaluated or row["split"] == "train"))
+        ]
+        with writing(jsonl_file):
+            temporary = jsonl_file.with_suffix(".tmp")
+            temporary.write_text("".join(map(_to_line, kept)), encoding="utf-8")
+            temporary.replace(jsonl_file)
+            self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
+        with writing(tensorboard_dir):
+            # Written by this thread: one of tensorboardX's own would die of a full disk
+            # unheard, and the run would wait for it.
+            tensorboard_dir.mkdir(exist_ok=True)
+            self._events = EventsWriter(
+                str(tensorboard_dir / "events"),
+                # The name holds whole seconds only; a quick restart must not overwrite.
+                filename_suffix=f".{time.time_ns()}",
+            )
+            purge = messages.SessionLog(status=messages.SessionLog.START)
+            self._write_event(resume_step, session_log=purge)
+            for row in kept:
+                if row["step"] == resume_step:
+                    self._write_scalars(row)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._jsonl.close()
-        self._tensorboard.close()
+        os.close(self._jsonl)
+        with contextlib.suppress(OSError):  # Every row was flushed.
+            self._events.close()
 
     def write(
         self,
@@ -50,28 +82,62 @@ class MetricsWriter:
         epoch: int,
         split: Literal["train", "eval"],
     ) -> None:
-        """Writes a row and makes it visible to readers at once."""
+        """Writes a row, whole or not at all, and makes it visible to readers at once.
+
+        Raises:
+          UserError: It cannot be written.
+        """
         row = {"step": step, "epoch": epoch, "split": split, **metrics}
-        self._jsonl.write(json.dumps(row) + "\n")
-        self._jsonl.flush()
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        self._tensorboard.flush()
+        with writing(self._jsonl_file):
+            self._append(_to_line(row).encode())
+        with writing(self._tensorboard_dir):
+            self._write_scalars(row)
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._jsonl).st_size
+        try:
+            written = os.write(self._jsonl, line)
+            if written < len(line):
+                os.write(self._jsonl, line[written:])  # Says why.
+        except OSError:
+            os.ftruncate(self._jsonl, size)
+            raise
+
+    def _write_scalars(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name not in ("step", "epoch", "split"):
+                scalar = summary.scalar(f"{row['split']}/{name}", value)
+                self._write_event(row["step"], summary=scalar)
+        self._events.flush()
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        event = messages.Event(wall_time=time.time(), step=step, **content)
+        self._events.write_event(event)
 
 
-def read_rows(jsonl_file: pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a last line that was torn by a crash is left out."""
+def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that was torn by a crash is left out.
+
+    Raises:
+      UserError: Another line is no row.
+    """
     if not jsonl_file.exists():
         return []
     rows = []
-    for line in jsonl_file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
+    lines = jsonl_file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            try:
+                row = json.loads(line)
+                _ = row["step"], row["split"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{jsonl_file} line {number} is no row of metrics: mend that line, or "
+                    "move the file away"
+                ) from error
+            rows.append(row)
     return rows
 
 
-def _cut_after(jsonl_file: pathlib.Path, step: int) -> None:
-    kept = [row for row in read_rows(jsonl_file) if row["step"] <= step]
-    temporary = jsonl_file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(jsonl_file)
+def _to_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"

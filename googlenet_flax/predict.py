@@ -168,7 +168,7 @@ def main() -> None:
     add("--batch_size", type=int, default=32, help="pictures at a time")
     add("--json", action="store_true", help="print one JSON object a picture")
     args = parser.parse_args()
-    logging.set_verbosity(logging.ERROR)  # The rest is libraries talking.
+    logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
     use_compilation_cache()
     keep_freed_memory()
     with exit_on_run_error():

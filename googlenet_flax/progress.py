@@ -7,6 +7,8 @@ from typing import Self
 
 import tqdm
 
+from googlenet_flax.streams import say
+
 
 class Progress:
     """A bar on stderr where that is a terminal, and plain lines where it is not.
@@ -58,7 +60,7 @@ class Progress:
             if images_per_second:
                 seconds = (self._total_steps - step) * self._batch_size / images_per_second
                 parts.append(f"ETA {datetime.timedelta(seconds=round(seconds))}")
-            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+            say("  ".join(part for part in parts if part), sys.stderr)
         else:
             self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
         self.restart_clock(step)
@@ -66,4 +68,4 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar, on stdout."""
         with self._bar.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
+            say(line, sys.stdout)

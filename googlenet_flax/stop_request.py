@@ -1,33 +1,73 @@
-"""SIGTERM and SIGINT as a polite request that the training loop answers."""
+"""Signals that ask a run to stop, answered where nothing is lost."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import jax
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopRequested(Exception):
+    """Ends what is under way, such as an evaluation, so that the state can be saved."""
+
 
 class StopRequest:
-    """Which signal, if any, has asked the run to stop."""
+    """Which signal, if any, has asked the run to stop.
 
-    signal_number: int | None = None
+    Until `wait_for_loop` is set there is no state that is not on disk or a function of the
+    seed, and the first signal ends the process, whatever it waits for.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self.wait_for_loop = False
+
+    def is_due(self, step: int) -> bool:
+        """Whether to stop after `step` updates; all processes of a run agree on it."""
+        if self.signal_number is None and jax.distributed.is_initialized():
+            from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal_number = signal.SIGTERM
+        return self.signal_number is not None
+
+    def check(self) -> None:
+        """Raises `StopRequested` if a signal has come."""
+        if self.signal_number is not None:
+            raise StopRequested
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGTERM or SIGINT into a request; a second one kills as usual."""
+    """Turns the first of `STOP_SIGNALS` into a request; a second one ends the process.
+
+    A signal that is ignored, as by `nohup`, stays so. With `jax.distributed`, SIGTERM is a
+    notice of preemption, which JAX passes on to all processes.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # Python delivers signals to the main thread only.
         return
 
-    def ask_to_stop(signal_number: int, _: object) -> None:
-        request.signal_number = signal_number
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def ask_to_stop(number: int, _: object) -> None:
+        request.signal_number = number
+        for other in previous:
+            signal.signal(other, signal.SIG_DFL)
+        if not request.wait_for_loop:
+            name = signal.Signals(number).name
+            line = f"googlenet_flax: stopped by {name} before the first step\n"
+            os.write(2, line.encode())
+            os._exit(128 + number)  # The compiler, in a thread of its own, would go on.
 
+    taken = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
     previous = {
         number: signal.signal(number, ask_to_stop)
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in STOP_SIGNALS
+        if number not in taken and signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield request

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -23,7 +23,12 @@ from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import NotFiniteError, StoppedBySignal
+from googlenet_flax.errors import (
+    NotFiniteError,
+    StoppedBySignal,
+    UserError,
+    out_of_memory_hint,
+)
 from googlenet_flax.evaluate import (
     EvalStep,
     create_eval_step,
@@ -32,7 +37,8 @@ from googlenet_flax.evaluate import (
 )
 from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.progress import Progress
-from googlenet_flax.stop_request import StopRequest, stop_on_signal
+from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_signal
+from googlenet_flax.streams import tell
 from googlenet_flax.train_step import (
     AXIS_NAME,
     Batch,
@@ -99,14 +105,17 @@ class Experiment:
         step: Any = self.train_step  # Also has what `jax.jit` gives a function.
         step.lower(replicated_like(state_like, self.devices), batch_like).compile()
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Metrics of the whole `eval_split`."""
+    def evaluate(
+        self, state: TrainState, before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Metrics of the whole `eval_split`; arguments as in `evaluate_split`."""
         return evaluate_split(
             self.eval_step,
             state.variables,
             self.eval_set,
             batch_size=self.config["batch_size"],
             num_devices=len(self.devices),
+            before_batch=before_batch,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -248,32 +257,33 @@ class _Run:
     writer: MetricsWriter
     progress: Progress
     stop: StopRequest
+    unchecked: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
 
-    def train(self, state: TrainState, start_step: int) -> None:
+    def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
         """The loop."""
         experiment = self.experiment
-        if experiment.is_eval_due(start_step) and start_step:
-            if not self.checkpoints.was_evaluated(start_step):
-                self.evaluate_and_save(state, start_step)  # It stopped just before.
+        self.stop.wait_for_loop = True
+        if start_step and experiment.is_eval_due(start_step) and not was_evaluated:
+            self.evaluate_and_save(state, start_step)  # It stopped just before.
         with closing(experiment.batches(start_step)) as batches:
             for step, batch in enumerate(batches, start_step + 1):
                 state, device_metrics = experiment.train_step(state, batch)
                 if step == start_step + 1:
                     jax.block_until_ready(state)
-                    self.progress.restart_clock(step)  # Leaves the compilation out.
+                    self.progress.restart_clock(step)  # The first one is slow.
                 self.progress.advance()
-                self.after_step(state, device_metrics, step)
+                self.unchecked.append((step, device_metrics))
+                self.after_step(state, step)
 
-    def after_step(self, state: TrainState, device_metrics: Metrics, step: int) -> None:
+    def after_step(self, state: TrainState, step: int) -> None:
         """Logs, evaluates, saves and stops, as is due."""
         experiment, config = self.experiment, self.experiment.config
         is_log_due = experiment.is_due(config["log_every_steps"], step)
         is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
         is_eval_due = experiment.is_eval_due(step)
-        stopping = self.stop.signal_number is not None
+        stopping = self.stop.is_due(step)
         if is_log_due or is_save_due or is_eval_due or stopping:
-            metrics = _to_floats(device_metrics)
-            _check_finite(metrics, step)
+            metrics = self.check_finite()
             if is_log_due:
                 self.log(metrics, step)
         if stopping:
@@ -282,6 +292,20 @@ class _Run:
             self.evaluate_and_save(state, step)
         elif is_save_due:
             self.save(state)
+
+    def check_finite(self) -> dict[str, float]:
+        """The metrics of the last step, after a look at the losses of all since the last.
+
+        Raises:
+          NotFiniteError: Names the first step with a loss that is NaN or infinite.
+        """
+        losses = jax.device_get([_first_shard(m["loss"]) for _, m in self.unchecked])
+        for (step, device_metrics), loss in zip(self.unchecked, losses, strict=True):
+            if not math.isfinite(loss.item()):
+                raise _not_finite(_to_floats(device_metrics), step)
+        _, last = self.unchecked[-1]
+        self.unchecked.clear()
+        return _to_floats(last)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows one training row."""
@@ -295,7 +319,12 @@ class _Run:
     def evaluate_and_save(self, state: TrainState, step: int) -> None:
         """Evaluates, writes and shows one row, and saves the state with it."""
         started = time.monotonic()
-        metrics = self.experiment.evaluate(state)
+        try:
+            metrics = self.experiment.evaluate(state, before_batch=self.stop.check)
+        except StopRequested:
+            self.save_and_stop(state, step)
+        if not math.isfinite(metrics["loss"]):
+            raise _not_finite(metrics, step)
         seconds = time.monotonic() - started
         self.write({**metrics, "eval_seconds": seconds}, step, "eval")
         epoch = step // self.experiment.epoch_steps
@@ -323,7 +352,7 @@ class _Run:
         description = self.experiment.description
         self.checkpoints.save(state, description=description, metrics=metrics)
 
-    def save_and_stop(self, state: TrainState, step: int) -> None:
+    def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
         """Saves, waits for the write, and ends the run."""
         self.save(state)
         self.checkpoints.wait()
@@ -362,16 +391,27 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
     config = dict(config)
     validate(config)
     with ExitStack() as stack:
+        stack.enter_context(
+            out_of_memory_hint(
+                f"lower --config.batch_size (now {config['batch_size']}) or "
+                f"--config.image_size (now {config['image_size']})"
+            )
+        )
         run_dir = stack.enter_context(Workdir(workdir))
+        stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
-        start_step = checkpoints.latest_step or 0
         if checkpoints.latest_step is not None:
             run_dir.check_resumable(config)
-        stop = stack.enter_context(stop_on_signal())
         experiment = create_experiment(config, jax.local_devices())
+        state = _restore(experiment, checkpoints)
+        start_step = 0 if state is None else int(state.step)
+        was_evaluated = checkpoints.was_evaluated(start_step)
         run_dir.write_config(config)
         writer = MetricsWriter(
-            run_dir.metrics_file, run_dir.tensorboard, resume_step=start_step
+            run_dir.metrics_file,
+            run_dir.tensorboard,
+            resume_step=start_step,
+            was_evaluated=was_evaluated,
         )
         progress = Progress(
             total_steps=experiment.total_steps,
@@ -385,29 +425,58 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
             stack.enter_context(progress),
             stop,
         )
-        state = _start(experiment, checkpoints, progress)
-        run.train(state, start_step)
+        state = _start(experiment, state, progress)
+        run.train(state, start_step, was_evaluated=was_evaluated)
         checkpoints.wait()
         progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
     rows = read_rows(run_dir.metrics_file)
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
 
 
-def _start(
-    experiment: Experiment, checkpoints: Checkpoints, progress: Progress
-) -> TrainState:
-    """The state to begin with; says what runs.
+def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
+    """The newest saved state; None if nothing was ever saved.
 
-    From scratch, the step is compiled meanwhile. Otherwise something may have to be said
-    that should not wait for it.
+    Raises:
+      UserError: Checkpoints lie there and none of them can be read.
     """
-    from_scratch = checkpoints.latest_step is None and not experiment.config["init_from"]
+    state_like = jax.eval_shape(experiment.create_state)
+    state = checkpoints.restore_newest(state_like, experiment.devices)
+    if checkpoints.strays:
+        tell(f"left alone in {checkpoints.directory}: {', '.join(checkpoints.strays)}")
+    if checkpoints.damaged:
+        damaged = checkpoints.name_damaged()
+        if state is None and not experiment.config["restart"]:
+            raise UserError(
+                f"no checkpoint in {checkpoints.directory} can be read ({damaged}): bring "
+                "one back, or set --config.restart=True to start over and keep them aside"
+            )
+        aside = ", ".join(path.name for path in checkpoints.set_damaged_aside())
+        tell(f"damaged checkpoints in {checkpoints.directory}: {damaged}; kept as {aside}")
+    return state
+
+
+def _start(
+    experiment: Experiment, state: TrainState | None, progress: Progress
+) -> TrainState:
+    """The state to begin with, and the step compiled; says what runs.
+
+    Compiling has a thread of its own: a fresh state is made meanwhile, and a signal is
+    heard. With other weights, something may have to be said that should not wait for it.
+    """
+    is_finished = state is not None and int(state.step) >= experiment.total_steps
+    from_scratch = state is None and not experiment.config["init_from"]
     with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
+        compiling = []
         if from_scratch:
             state_like = jax.eval_shape(experiment.create_state)
-            pool.submit(experiment.compile_train_step, state_like)
-        state, origin = _first_state(experiment, checkpoints)
+            compiling.append(pool.submit(experiment.compile_train_step, state_like))
+        state, origin = _first_state(experiment, state)
         progress.say(_summary(experiment, state, origin))
+        if not from_scratch and not is_finished:
+            state_like = jax.eval_shape(lambda: state)
+            compiling.append(pool.submit(experiment.compile_train_step, state_like))
+        for future in compiling:
+            future.result()
     return state
 
 
@@ -422,16 +491,14 @@ def _garbage_kept() -> Iterator[None]:
 
 
 def _first_state(
-    experiment: Experiment, checkpoints: Checkpoints
+    experiment: Experiment, restored: TrainState | None
 ) -> tuple[TrainState, str]:
-    """The newest saved state or a fresh one, in the same place; and where it is from."""
-    step = checkpoints.latest_step
-    if step is not None:
-        state_like = jax.eval_shape(experiment.create_state)
-        state = checkpoints.restore(step, state_like, experiment.devices)
+    """The restored state or a fresh one, in the same place; and where it is from."""
+    if restored is not None:
+        step = int(restored.step)
         if step >= experiment.total_steps:
-            return state, "finished before; nothing left to do"
-        return state, f"resuming after step {step}"
+            return restored, "finished before; nothing left to do"
+        return restored, f"resuming after step {step}"
     state = fresh_state(experiment)
     init_from = experiment.config["init_from"]
     if not init_from:
@@ -468,19 +535,23 @@ def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
 
 
 def _to_floats(metrics: Metrics) -> dict[str, float]:
-    """The metrics of a sharded step, which are the same on every device."""
-    first = {name: values.addressable_data(0) for name, values in metrics.items()}
-    return {name: float(value.item()) for name, value in jax.device_get(first).items()}
+    """The metrics of a sharded step."""
+    values = jax.device_get({name: _first_shard(value) for name, value in metrics.items()})
+    return {name: float(value.item()) for name, value in values.items()}
 
 
-def _check_finite(metrics: Mapping[str, float], step: int) -> None:
+def _first_shard(values: jax.Array) -> jax.Array:
+    """Of what is the same on every device."""
+    return values.addressable_data(0)
+
+
+def _not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
     bad = [
         f"{name} is {value}"
         for name, value in metrics.items()
         if name.endswith("loss") and not math.isfinite(value)
     ]
-    if bad:
-        raise NotFiniteError(
-            f"{', '.join(bad)} at step {step}: lower --config.learning_rate; the last "
-            "checkpoint was saved before this step"
-        )
+    return NotFiniteError(
+        f"{', '.join(bad)} at step {step}: lower --config.learning_rate; the last "
+        "checkpoint was saved before this step"
+    )

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
-from googlenet_flax.errors import UserError, WorkdirInUseError
+from googlenet_flax.errors import UserError, WorkdirInUseError, writing
 
 IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
 
@@ -23,6 +23,7 @@ RESUMABLE_FIELDS = frozenset(
         "log_every_steps",
         "eval_every_epochs",
         "checkpoint_every_steps",
+        "restart",
     }
 )
 
@@ -106,10 +107,16 @@ class Workdir:
         }
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Records the config, whole or not at all."""
-        temporary = self.config_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.config_file)
+        """Records the config, whole or not at all.
+
+        Raises:
+          UserError: The disk is full, say.
+        """
+        with writing(self.config_file):
+            temporary = self.config_file.with_suffix(".tmp")
+            text = json.dumps(dict(config), indent=2) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.config_file)
 
     def check_resumable(self, config: Mapping[str, Any]) -> None:
         """Refuses to continue a run under a config that would make it another run.

@@ -9,8 +9,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import dataclasses
+import fcntl
 import hashlib
 import io
+import json
 import pathlib
 import sys
 import tarfile
@@ -20,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from tiny_run import REPOSITORY, train_tiny
 
-from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.data import cifar
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
@@ -30,7 +33,7 @@ from googlenet_flax.layers import InceptionWidths
 from googlenet_flax.model import VARIANTS, GoogLeNet
 from googlenet_flax.workdir import Workdir
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
+__all__ = ["REPOSITORY"]
 
 # Only the blocks that the heads and the last pool hang on.
 SMALL_INCEPTIONS = {
@@ -93,6 +96,17 @@ def numpy_variables(model: GoogLeNet, size: int = 80):
         return np.full(leaf.shape, {"bias": 0.1, "mean": 0.0}.get(name, 1.0), np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def save_weights(
+    checkpoints: Checkpoints, step: int, variables, description, accuracy=None
+) -> None:
+    """A checkpoint as a run saves it, but without the optimizer."""
+    metrics = None if accuracy is None else {"accuracy": accuracy}
+    items = {"variables": variables}
+    label = Label(description, metrics, label_leaves(items))
+    checkpoints._start_save(step, items, label)
+    checkpoints.wait()
 
 
 def write_run(path, description: ModelDescription, variables, **config) -> pathlib.Path:
@@ -184,6 +198,35 @@ def cifar_archive_bytes(archive: cifar.Archive, examples_per_file: int) -> bytes
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> pathlib.Path:
+    """One for all tests of a test run, whichever worker they are in."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(shared_folder) -> dict[str, str]:
+    """Environment in which processes compile each program once per test run."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_folder, compilation_cache):
+    """Workdir, stdout and stderr of a tiny run that nothing disturbed; do not change it."""
+    workdir, result = shared_folder / "finished", shared_folder / "finished.json"
+    with (shared_folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The first worker makes it for all.
+        if not result.exists():
+            code, out, err = train_tiny(workdir, env=compilation_cache)
+            assert code == 0, err
+            result.write_text(json.dumps([out, err]))
+    return workdir, *json.loads(result.read_text())
 
 
 @pytest.fixture

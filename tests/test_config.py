@@ -102,7 +102,12 @@ def test_every_config_is_valid(path):
 
 def test_every_range_is_tested():
     # Any text is a folder, and a bool has no range.
-    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "init_from", "flip"}
+    assert set(FIELDS) - set(OUT_OF_RANGE) == {
+        "data_dir",
+        "init_from",
+        "flip",
+        "restart",
+    }
 
 
 @pytest.mark.parametrize("name", FIELDS)

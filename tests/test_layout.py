@@ -138,7 +138,8 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("errors", set()),
+        ("streams", set()),
+        ("errors", {"streams"}),
         ("winograd", set()),
         ("convolution", {"winograd"}),
         ("ops", {"convolution"}),
@@ -147,8 +148,8 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("model", {"convolution", "layers", "ops"}),
         ("schedule", {"errors"}),
         ("workdir", {"errors"}),
-        ("progress", set()),
-        ("metrics_writer", set()),
+        ("progress", {"streams"}),
+        ("metrics_writer", {"errors"}),
         ("config", {"errors", "model"}),
         ("stop_request", set()),
         ("description", {"data.preprocess", "model"}),

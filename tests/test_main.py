@@ -1,91 +1,14 @@
 """The commands, as real processes."""
 
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
-from conftest import REPOSITORY
-from orbax.checkpoint import v1 as ocp
+from tiny_run import DIGITS, FINAL_STEP, run, train_tiny
 
 from googlenet_flax.metrics_writer import read_rows
-
-DIGITS = REPOSITORY / "configs" / "digits.py"
-TINY_RUN = [
-    "--config.width_multiplier=0.1",
-    "--config.train_split=train[:40]",
-    "--config.eval_split=test[:20]",
-    "--config.batch_size=8",
-    "--config.num_epochs=2",
-    "--config.log_every_steps=1",
-    "--config.checkpoint_every_steps=2",
-]
-FINAL_STEP = 10
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """Lets the second process of a test start in seconds."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-def start(command, *args, env=None):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"googlenet_flax.{command}", *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": "", **(env or {})},
-    )
-
-
-def run(command, *args, env=None):
-    process = start(command, *args, env=env)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
-def train_tiny(workdir, env, *more):
-    return start(
-        "main", f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN, *more, env=env
-    )
-
-
-def wait_for_line(process, text):
-    for line in process.stderr:
-        if text in line:
-            return
-    pytest.fail(f"the process ended without {text!r}")
-
-
-def rows_without_timings(workdir):
-    return [
-        {name: value for name, value in row.items() if "second" not in name}
-        for row in read_rows(workdir / "metrics.jsonl")
-    ]
-
-
-def final_leaves(workdir):
-    items = ocp.load_checkpointables(workdir / "checkpoints" / str(FINAL_STEP))
-    return jax.tree.leaves(items)
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory, compilation_cache):
-    workdir = tmp_path_factory.mktemp("finished")
-    process = train_tiny(workdir, compilation_cache)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return workdir, out, err
 
 
 def test_a_run_says_what_it_does(finished_run):
@@ -113,9 +36,8 @@ def test_a_run_says_what_it_does(finished_run):
 def test_a_finished_run_says_so(finished_run, compilation_cache):
     workdir, _, _ = finished_run
     before = (workdir / "metrics.jsonl").read_text()
-    process = train_tiny(workdir, compilation_cache)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+    code, out, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
     assert "finished before" in out
     assert (workdir / "metrics.jsonl").read_text() == before
 
@@ -138,61 +60,11 @@ def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
     assert metrics == {name: row[name] for name in metrics}
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
-def test_a_stopped_run_resumes_exactly(tmp_path, finished_run, compilation_cache, how):
-    whole, _, _ = finished_run
-    process = train_tiny(tmp_path, compilation_cache)
-    wait_for_line(process, f"step 4/{FINAL_STEP}")
-    process.send_signal(how)
-    _, err = process.communicate(timeout=120)
-    if how == signal.SIGKILL:
-        assert process.returncode == -how
-    else:
-        assert process.returncode == 128 + how
-        assert "the state is saved" in err.splitlines()[-1]
-    process = train_tiny(tmp_path, compilation_cache)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    if how != signal.SIGKILL:  # Which may come before the first save is whole.
-        assert "resuming after step" in out
-    assert rows_without_timings(tmp_path) == rows_without_timings(whole)
-    for resumed, straight in zip(final_leaves(tmp_path), final_leaves(whole), strict=True):
-        np.testing.assert_array_equal(resumed, straight)
-
-
-def test_two_runs_cannot_share_a_workdir(tmp_path, compilation_cache):
-    first = train_tiny(tmp_path, compilation_cache, "--config.num_epochs=50")
-    wait_for_line(first, "step 1/")
-    second = train_tiny(tmp_path, compilation_cache)
-    _, err = second.communicate(timeout=120)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 3
-    assert f"process {first.pid}" in err
-
-
 def test_another_config_is_refused_in_the_same_workdir(finished_run, compilation_cache):
     workdir, _, _ = finished_run
-    process = train_tiny(workdir, compilation_cache, "--config.image_size=96")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
+    code, _, err = train_tiny(workdir, "--config.image_size=96", env=compilation_cache)
+    assert code == 2
     assert "image_size was 80 and is now 96" in err
-
-
-@pytest.mark.slow
-def test_a_diverging_run_stops(tmp_path, compilation_cache):
-    process = train_tiny(tmp_path, compilation_cache, "--config.learning_rate=2e9")
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 4
-    last = err.splitlines()[-1]
-    assert "loss is" in last and "at step" in last and "learning_rate" in last
 
 
 @pytest.mark.parametrize(

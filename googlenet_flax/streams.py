@@ -1,0 +1,39 @@
+"""Standard output and error, which may be closed, full or unable to show a name."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import TextIO
+
+
+def make_streams_safe() -> None:
+    """Lets text of any kind be printed, also where a stream is closed from the start."""
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Prints a line; one that nobody can read any more is no reason to stop."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        mute(stream)
+
+
+def tell(text: str) -> None:
+    """One line on stderr, under the name of the program."""
+    say(f"googlenet_flax: {text}", sys.stderr)
+
+
+def mute(stream: TextIO) -> None:
+    """Sends a stream nowhere, with what it still holds."""
+    with contextlib.suppress(OSError, ValueError):  # It may be no file, or closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")

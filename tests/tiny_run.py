@@ -1,0 +1,118 @@
+"""Real runs of a tiny network as processes, and what they leave."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from googlenet_flax.metrics_writer import read_rows
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+DIGITS = REPOSITORY / "configs" / "digits.py"
+TINY_RUN = [
+    "--config.width_multiplier=0.1",
+    "--config.train_split=train[:40]",
+    "--config.eval_split=test[:20]",
+    "--config.batch_size=8",
+    "--config.num_epochs=2",
+    "--config.log_every_steps=1",
+    "--config.checkpoint_every_steps=2",
+]
+EPOCH_STEPS = 5
+FINAL_STEP = 10
+TIMEOUT_SECONDS = 240
+
+
+def start(command, *args, env=None, **options) -> subprocess.Popen:
+    """The command as a process; `options` are those of `subprocess.Popen`."""
+    settings = {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # Much compiled, little run.
+        **(env or {}),
+    }
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"googlenet_flax.{command}", *map(str, args)],
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **settings},
+        **options,
+    )
+
+
+def run(command, *args, env=None, **options) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    return finish(start(command, *args, env=env, **options))
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """The same of a process that has been started."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def start_tiny(workdir, *more, env, **options) -> subprocess.Popen:
+    """Trains 10 steps, evaluates after 5 and 10, saves at 2, 4, 5, 6, 8 and 10."""
+    where = f"--config={DIGITS}", f"--workdir={workdir}"
+    return start("main", *where, *TINY_RUN, *more, env=env, **options)
+
+
+def train_tiny(workdir, *more, env, **options) -> tuple[int, str, str]:
+    """The same to its end."""
+    return finish(start_tiny(workdir, *more, env=env, **options))
+
+
+def wait_for_line(process: subprocess.Popen, text: str) -> None:
+    """Reads stderr up to a line that holds `text`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return
+    pytest.fail(f"the process ended without {text!r}: {''.join(lines)}")
+
+
+def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
+    """`metrics.jsonl` without what differs between two runs of the same config."""
+    return [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_rows(workdir / "metrics.jsonl")
+    ]
+
+
+def saved_leaves(workdir: pathlib.Path, step: int = FINAL_STEP) -> list[np.ndarray]:
+    """All leaves of a checkpoint: weights, statistics, momentum and step."""
+    items = ocp.load_checkpointables(str(workdir / "checkpoints" / str(step)))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(items)]
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Of the checkpoints that are there."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    """Same final state bit for bit, and same `metrics.jsonl` but for timings."""
+    assert rows_without_timings(workdir) == rows_without_timings(expected)
+    for ours, theirs in zip(saved_leaves(workdir), saved_leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def last_line(err: str) -> str:
+    """The line that says why a run ended; there must be no traceback."""
+    assert "Traceback" not in err, err
+    return err.splitlines()[-1]
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A JSON file."""
+    return json.loads(path.read_text())
