@@ -5,10 +5,14 @@ folder with a number for the newest step and then refuses to save older ones. So
 checkpoint carries a label with a digest of each leaf, and only what fits its label counts.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -17,7 +21,7 @@ import jax
 import numpy as np
 
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import NotFiniteError, UserError
+from googlenet_flax.errors import NotFiniteError, UserError, writing
 from googlenet_flax.train_step import TrainState, replicated_like
 
 KEEP_LATEST = 3
@@ -25,6 +29,7 @@ KEEP_BEST = 1
 BEST_METRIC = "accuracy"
 MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
 ASIDE = ".damaged"
+UNREADABLE = "it cannot be read"
 
 # Two items, so that evaluation and prediction read the weights without the optimizer.
 VARIABLES = "variables"  # {"params", "batch_stats"} as Flax takes them
@@ -98,7 +103,8 @@ class Checkpoints:
             self.wait()
         finally:
             if self._checkpointer is not None:
-                self._checkpointer.close()
+                with contextlib.suppress(Exception):  # It repeats what `wait` has raised.
+                    self._checkpointer.close()
 
     @cached_property
     def _labels(self) -> dict[int, Label]:
@@ -239,6 +245,7 @@ class Checkpoints:
 
     def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
         if self._checkpointer is None:
+            _check_writable(self.directory)
             self._checkpointer = _create_checkpointer(self.directory)
         try:
             pending = self._checkpointer.save_checkpointables_async(
@@ -331,7 +338,7 @@ class Checkpoints:
                 str(path), replicated_like(items_like, devices)
             )
         except Exception as error:  # Whatever Orbax makes of a broken file.
-            raise DamagedCheckpointError(path, "it cannot be read") from error
+            raise DamagedCheckpointError(path, f"{UNREADABLE} ({_cause(error)})") from error
         loaded = label_leaves(items)
         changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
         if changed:
@@ -378,8 +385,16 @@ def _read_label(path: pathlib.Path) -> Label:
     try:
         fields: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
     except Exception as error:  # Whatever Orbax makes of a broken file.
-        raise ValueError("it cannot be read") from error
+        raise ValueError(f"{UNREADABLE} ({_cause(error)})") from error
     return Label.from_json(fields or {})
+
+
+def _check_writable(directory: pathlib.Path) -> None:
+    """Finds out before Orbax does, whose threads would then wait for ten minutes."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
 
 
 def _create_checkpointer(directory: pathlib.Path) -> Any:
@@ -415,6 +430,9 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # As tensorstore puts it.
+    if code:
+        return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -48,11 +48,14 @@ def _parse_flags(
     config: flags.FlagHolder, required: tuple[flags.FlagHolder, ...], argv: list[str]
 ) -> list[str]:
     """Parses like absl, but says in one line what is wrong."""
+    logging.set_verbosity(logging.FATAL)  # ml_collections warns of what is raised below.
     with exit_on_run_error():
         try:
             rest = flags.FLAGS(argv)
             if config.value is not None:
                 dict(config.value)  # A file that cannot be loaded fails at its first use.
+            elif config.present:
+                raise UserError(f"--{config.name} names a file that gives no config")
         except Exception as error:  # A config file is code: anything can go wrong in it.
             raise UserError(f"{_in_one_line(error)}; see --help") from error
         for flag in required:
@@ -65,6 +68,9 @@ def _parse_flags(
 
 def _in_one_line(error: Exception) -> str:
     message = str(error.args[0] if len(error.args) == 1 else error)
+    if "Traceback" in message:
+        flag, cause = message.partition(": ")[0], message.strip().splitlines()[-1]
+        message = f"{flag} cannot be loaded ({cause})"
     if isinstance(error, OSError):  # The last line of ml_collections' report is the cause.
         message = f"{message.strip().splitlines()[-1]}: name a file with --config=FILE"
     message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError's own repr.

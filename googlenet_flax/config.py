@@ -9,6 +9,7 @@ from googlenet_flax.errors import UserError
 from googlenet_flax.model import MIN_IMAGE_SIZE, VARIANTS
 
 NUM_CHANNELS = 3
+MAX_IMAGE_SIZE = 2**15  # Beyond, indices into a map overflow.
 MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 
 
@@ -100,8 +101,9 @@ FIELDS: Mapping[str, Field] = {
     # The network's input
     "image_size": Field(
         int,
-        f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5)",
-        lambda value: MIN_IMAGE_SIZE <= value <= MAX_NUMBER,
+        f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5) and at "
+        f"most {MAX_IMAGE_SIZE}",
+        lambda value: MIN_IMAGE_SIZE <= value <= MAX_IMAGE_SIZE,
         "Side of the network's input in pixels; images are resized to it.",
     ),
     "crop_fraction": _between(

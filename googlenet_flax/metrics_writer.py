@@ -124,7 +124,12 @@ def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
     if not jsonl_file.exists():
         return []
     rows = []
-    lines = jsonl_file.read_bytes().splitlines(keepends=True)
+    try:
+        lines = jsonl_file.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(
+            f"{jsonl_file} cannot be read ({error.strerror}): move it away"
+        ) from error
     for number, line in enumerate(lines, 1):
         if line.endswith(b"\n"):
             try:

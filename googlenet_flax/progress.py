@@ -1,9 +1,11 @@
 """What a person at the terminal sees while a run goes on."""
 
+import contextlib
 import datetime
+import os
 import sys
 import time
-from typing import Self
+from typing import Self, TextIO
 
 import tqdm
 
@@ -26,7 +28,7 @@ class Progress:
             total=total_steps,
             initial=start_step,
             unit="step",
-            disable=None,  # Off where stderr is no terminal.
+            disable=not _is_terminal(sys.stderr),
             dynamic_ncols=True,
             file=sys.stderr,
         )
@@ -69,3 +71,12 @@ class Progress:
         """Prints a line that stays, above the bar, on stdout."""
         with self._bar.external_write_mode(file=sys.stdout):
             say(line, sys.stdout)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be drawn there; some terminals say that they have no columns."""
+    if not stream.isatty():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    return True

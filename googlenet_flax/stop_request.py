@@ -54,9 +54,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
 
     def ask_to_stop(number: int, _: object) -> None:
+        if request.signal_number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         request.signal_number = number
-        for other in previous:
-            signal.signal(other, signal.SIG_DFL)
         if not request.wait_for_loop:
             name = signal.Signals(number).name
             line = f"googlenet_flax: stopped by {name} before the first step\n"

@@ -4,11 +4,16 @@ import contextlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def make_streams_safe() -> None:
-    """Lets text of any kind be printed, also where a stream is closed from the start."""
+    """Lets text of any kind be printed, also where a stream is closed from the start.
+
+    What tensorstore's threads have to say after a checkpoint could not be read or written
+    is left out: the error itself is raised where it was asked for.
+    """
+    sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
@@ -33,6 +38,20 @@ def mute(stream: TextIO) -> None:
     """Sends a stream nowhere, with what it still holds."""
     with contextlib.suppress(OSError, ValueError):  # It may be no file, or closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_noise(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+def _unraisable(unraisable: Any) -> None:
+    if not _is_noise(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not _is_noise(error):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _nowhere() -> TextIO:

@@ -401,7 +401,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
         if checkpoints.latest_step is not None:
-            run_dir.check_resumable(config)
+            changes = run_dir.check_resumable(config)
+            if changes:
+                tell(f"the config of this run has changed: {'; '.join(changes)}")
         experiment = create_experiment(config, jax.local_devices())
         state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
@@ -425,7 +427,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
             stack.enter_context(progress),
             stop,
         )
-        state = _start(experiment, state, progress)
+        is_finished = start_step >= experiment.total_steps and was_evaluated
+        state = _start(experiment, state, progress, is_finished=is_finished)
         run.train(state, start_step, was_evaluated=was_evaluated)
         checkpoints.wait()
         progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
@@ -456,14 +459,17 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
 
 
 def _start(
-    experiment: Experiment, state: TrainState | None, progress: Progress
+    experiment: Experiment,
+    state: TrainState | None,
+    progress: Progress,
+    *,
+    is_finished: bool,
 ) -> TrainState:
     """The state to begin with, and the step compiled; says what runs.
 
     Compiling has a thread of its own: a fresh state is made meanwhile, and a signal is
     heard. With other weights, something may have to be said that should not wait for it.
     """
-    is_finished = state is not None and int(state.step) >= experiment.total_steps
     from_scratch = state is None and not experiment.config["init_from"]
     with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
         compiling = []
@@ -471,6 +477,8 @@ def _start(
             state_like = jax.eval_shape(experiment.create_state)
             compiling.append(pool.submit(experiment.compile_train_step, state_like))
         state, origin = _first_state(experiment, state)
+        if is_finished:
+            origin = "finished before; nothing left to do"
         progress.say(_summary(experiment, state, origin))
         if not from_scratch and not is_finished:
             state_like = jax.eval_shape(lambda: state)
@@ -495,10 +503,7 @@ def _first_state(
 ) -> tuple[TrainState, str]:
     """The restored state or a fresh one, in the same place; and where it is from."""
     if restored is not None:
-        step = int(restored.step)
-        if step >= experiment.total_steps:
-            return restored, "finished before; nothing left to do"
-        return restored, f"resuming after step {step}"
+        return restored, f"resuming after step {int(restored.step)}"
     state = fresh_state(experiment)
     init_from = experiment.config["init_from"]
     if not init_from:

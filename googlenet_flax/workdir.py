@@ -45,6 +45,13 @@ class Workdir:
                 f"workdir {os.fspath(path)!r} names no directory ({error}): choose another "
                 "with --workdir=DIR"
             ) from error
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"workdir {str(self.path)!r} has a name that this locale cannot tell: set "
+                "PYTHONUTF8=1 in the environment"
+            ) from error
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -118,8 +125,11 @@ class Workdir:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.config_file)
 
-    def check_resumable(self, config: Mapping[str, Any]) -> None:
+    def check_resumable(self, config: Mapping[str, Any]) -> list[str]:
         """Refuses to continue a run under a config that would make it another run.
+
+        Returns:
+          A line for each field that has changed and may.
 
         Raises:
           UserError: Names each such field with both values.
@@ -130,13 +140,15 @@ class Workdir:
                 f"workdir {str(self.path)!r} holds imported weights: train in another "
                 f"--workdir with --config.init_from={self.path}"
             )
-        changed = [
-            f"{name} was {before.get(name)!r} and is now {config[name]!r}"
+        changes = {
+            name: f"{name} was {before.get(name)!r} and is now {config[name]!r}"
             for name in config
-            if name not in RESUMABLE_FIELDS and before.get(name) != config[name]
-        ]
-        if changed:
+            if before.get(name) != config[name]
+        }
+        refused = [line for name, line in changes.items() if name not in RESUMABLE_FIELDS]
+        if refused:
             raise UserError(
                 f"workdir {str(self.path)!r} holds a run of another config: "
-                f"{'; '.join(changed)}. Restore these values or choose another --workdir"
+                f"{'; '.join(refused)}. Restore these values or choose another --workdir"
             )
+        return list(changes.values())

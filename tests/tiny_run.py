@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -31,13 +32,18 @@ TIMEOUT_SECONDS = 240
 
 def start(command, *args, env=None, **options) -> subprocess.Popen:
     """The command as a process; `options` are those of `subprocess.Popen`."""
+    return start_python("-m", f"googlenet_flax.{command}", *args, env=env, **options)
+
+
+def start_python(*args, env=None, **options) -> subprocess.Popen:
+    """The same of `python ARGS`, for a program that calls a command."""
     settings = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # Much compiled, little run.
         **(env or {}),
     }
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(
-        [sys.executable, "-m", f"googlenet_flax.{command}", *map(str, args)],
+        [sys.executable, *map(str, args)],
         text=True,
         cwd=REPOSITORY,
         env={**os.environ, **settings},
@@ -61,8 +67,12 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def start_tiny(workdir, *more, env, **options) -> subprocess.Popen:
     """Trains 10 steps, evaluates after 5 and 10, saves at 2, 4, 5, 6, 8 and 10."""
-    where = f"--config={DIGITS}", f"--workdir={workdir}"
-    return start("main", *where, *TINY_RUN, *more, env=env, **options)
+    return start("main", *tiny_flags(workdir), *more, env=env, **options)
+
+
+def tiny_flags(workdir) -> list[str]:
+    """The command line of this."""
+    return [f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN]
 
 
 def train_tiny(workdir, *more, env, **options) -> tuple[int, str, str]:
@@ -96,15 +106,29 @@ def saved_leaves(workdir: pathlib.Path, step: int = FINAL_STEP) -> list[np.ndarr
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """Of the checkpoints that are there."""
-    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+def assert_same_run(
+    workdir: pathlib.Path, expected: pathlib.Path, step: int = FINAL_STEP
+) -> None:
     """Same final state bit for bit, and same `metrics.jsonl` but for timings."""
     assert rows_without_timings(workdir) == rows_without_timings(expected)
-    for ours, theirs in zip(saved_leaves(workdir), saved_leaves(expected), strict=True):
+    states = saved_leaves(workdir, step), saved_leaves(expected, step)
+    for ours, theirs in zip(*states, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def copy_run(
+    run: pathlib.Path, target: pathlib.Path, *, newest: int = FINAL_STEP
+) -> pathlib.Path:
+    """A copy of a run, as if nothing had been saved after step `newest`."""
+    shutil.copytree(run, target)
+    for step in saved_steps(target):
+        if step > newest:
+            shutil.rmtree(target / "checkpoints" / str(step))
+    return target
 
 
 def last_line(err: str) -> str:

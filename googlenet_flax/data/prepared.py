@@ -1,8 +1,10 @@
 """Sets that TFDS has prepared as array_record, read without TensorFlow."""
 
+import contextlib
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,9 +31,10 @@ def load_prepared(
     Raises:
       UserError: The set is missing, of another format, or cannot be held in memory.
     """
-    builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
-    _check_features(builder)
-    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    with _readable(dataset, data_dir):
+        builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
+        _check_features(builder)
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     positions = splits.split_positions(split, sizes)
     num_examples = sum(len(range(rows.start, rows.stop)) for _, rows in positions)
     _check_memory(builder, split, num_examples)
@@ -39,13 +42,30 @@ def load_prepared(
     image, label = builder.info.features["image"], builder.info.features["label"]
     images = np.empty((num_examples, *image.shape), np.uint8)
     labels = np.empty(num_examples, np.int32)
-    source = builder.as_data_source(split=split)
-    for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
-        rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
-        for row, example in zip(rows, source.__getitems__(rows), strict=True):
-            images[row] = example["image"]
-            labels[row] = example["label"]
-    return ImageSet(images, labels, tuple(label.names))
+    with _readable(dataset, data_dir):
+        source = builder.as_data_source(split=split)
+        for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
+            rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
+            for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                images[row] = example["image"]
+                labels[row] = example["label"]
+        return ImageSet(images, labels, tuple(label.names))
+
+
+@contextlib.contextmanager
+def _readable(dataset: str, data_dir: str) -> Iterator[None]:
+    """Says which data set it is that cannot be read, whatever TFDS makes of its files."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) and dataset.split(":", maxsplit=1)[0] in str(error):
+            raise
+        where = data_dir or tfds.core.constants.DATA_DIR
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(
+            f"data set {dataset!r} in {where} cannot be read ({reason.splitlines()[0]}): "
+            "remove its folder and prepare it again"
+        ) from error
 
 
 def _find_builder(

@@ -1,0 +1,248 @@
+"""Disks that are full, and workdirs that cannot be written or have awkward names."""
+
+import ctypes
+import functools
+import json
+import os
+import pathlib
+import resource
+
+import pytest
+from tiny_run import (
+    FINAL_STEP,
+    REPOSITORY,
+    assert_same_run,
+    copy_run,
+    last_line,
+    run,
+    saved_steps,
+    train_tiny,
+)
+
+from googlenet_flax.metrics_writer import read_rows
+
+# Nothing is done between fork and exec that a lock could hold up.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+
+# Linux: what lets root read and write what permissions forbid.
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+def limit_files(size: int):
+    """For a child, in which no file can grow beyond `size` bytes, as on a full disk."""
+    return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+
+
+def obey_permissions() -> None:
+    """For a child, also where the tests run as root."""
+    libc = ctypes.CDLL(None)
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def assert_whole_lines(jsonl_file: pathlib.Path) -> None:
+    text = jsonl_file.read_text()
+    assert text.endswith("\n")
+    for line in text.splitlines():
+        json.loads(line)
+
+
+def assert_cannot_be_written(result: tuple[int, str, str], path: pathlib.Path) -> None:
+    code, _, err = result
+    assert code == 2, err
+    line = last_line(err)
+    assert f"{path} cannot be written (" in line
+    assert "File too large" in line
+    assert "run the same command" in line
+
+
+def test_a_disk_too_full_for_a_checkpoint(finished_run, compilation_cache, tmp_path):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
+    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(200_000))
+    assert_cannot_be_written(result, workdir / "checkpoints" / "10")
+    assert saved_steps(workdir) == [6, 8]
+    assert_whole_lines(workdir / "metrics.jsonl")
+    code, out, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
+    assert "resuming after step 8" in out
+    assert_same_run(workdir, finished_run[0])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("size", [5_000, 50_000, 110_000, 380_000])
+def test_a_disk_full_at_any_file_of_a_checkpoint(
+    finished_run, compilation_cache, tmp_path, size
+):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    rows = workdir / "metrics.jsonl"
+    rows.unlink()  # Short enough for the limit.
+    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(size))
+    assert_cannot_be_written(result, workdir / "checkpoints" / "8")
+    assert saved_steps(workdir) == [6]
+    assert_whole_lines(rows)
+    (workdir / "metrics.jsonl").write_bytes((finished_run[0] / rows.name).read_bytes())
+    code, _, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
+    assert_same_run(workdir, finished_run[0])
+
+
+@pytest.mark.faults
+def test_a_disk_too_full_for_the_first_checkpoint(
+    finished_run, compilation_cache, tmp_path
+):
+    workdir = tmp_path / "run"
+    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(100_000))
+    assert_cannot_be_written(result, workdir / "checkpoints" / "2")
+    code, out, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
+    assert "from scratch" in out
+    assert_same_run(workdir, finished_run[0])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("room", [-50, 100, 400], ids=["start", "row 7", "row 8"])
+def test_a_disk_too_full_for_a_row(finished_run, compilation_cache, tmp_path, room):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    path = workdir / "metrics.jsonl"
+    kept = [line for line in path.read_bytes().splitlines(True) if b'"step": 7' not in line]
+    size = sum(map(len, kept[:7])) + room  # Six of training and one of evaluation.
+    flag = "--config.checkpoint_every_steps=0"  # A checkpoint is larger.
+    options = {"env": compilation_cache, "preexec_fn": limit_files(size)}
+    assert_cannot_be_written(train_tiny(workdir, flag, **options), path)
+    assert_whole_lines(path)
+    assert saved_steps(workdir) == [6]
+    code, _, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
+    assert_same_run(workdir, finished_run[0])
+
+
+@pytest.mark.faults
+def test_a_disk_too_full_for_tensorboard(finished_run, compilation_cache, tmp_path):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    rows = workdir / "metrics.jsonl"
+    contents = rows.read_bytes()
+    rows.unlink()  # Or it would be the first to grow beyond the limit.
+    flag = "--config.checkpoint_every_steps=0"
+    options = {"env": compilation_cache, "preexec_fn": limit_files(1500)}
+    result = train_tiny(workdir, flag, **options)
+    assert_cannot_be_written(result, workdir / "tensorboard")
+    assert_whole_lines(rows)
+    rows.write_bytes(contents)
+    code, _, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 0, err
+    assert_same_run(workdir, finished_run[0])
+
+
+def test_a_disk_too_full_for_the_config(compilation_cache, tmp_path):
+    workdir = tmp_path / "run"
+    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(500))
+    assert_cannot_be_written(result, workdir / "config.json")
+    assert not (workdir / "config.json").exists()
+
+
+@pytest.fixture
+def read_only():
+    """Takes the right to write away from folders, and gives it back at the end."""
+    folders = []
+
+    def make(*paths: pathlib.Path) -> None:
+        for path in paths:
+            folders.append(path)
+            path.chmod(0o555)
+
+    yield make
+    for path in folders:
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "name", [".", pytest.param("parent/run", marks=pytest.mark.faults)]
+)
+def test_a_workdir_that_is_read_only(compilation_cache, tmp_path, read_only, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    read_only(folder)
+    workdir = folder / name
+    options = {"env": compilation_cache, "preexec_fn": obey_permissions}
+    code, _, err = train_tiny(workdir, **options)
+    assert code == 2
+    assert f"workdir '{workdir}' cannot be used (Permission denied)" in last_line(err)
+    assert len(err.splitlines()) == 1
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.faults
+def test_checkpoints_that_cannot_be_written(
+    finished_run, compilation_cache, tmp_path, read_only
+):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
+    read_only(workdir / "checkpoints")
+    options = {"env": compilation_cache, "preexec_fn": obey_permissions}
+    code, _, err = train_tiny(workdir, **options)
+    assert code == 2
+    line = last_line(err)
+    assert f"{workdir / 'checkpoints'} cannot be written (" in line
+    assert "ermission denied" in line
+    assert saved_steps(workdir) == [6, 8]
+
+
+@pytest.mark.faults
+def test_a_run_on_a_read_only_disk_is_evaluated(
+    finished_run, compilation_cache, tmp_path, read_only
+):
+    workdir = copy_run(finished_run[0], tmp_path / "run")
+    read_only(workdir, *[path for path in workdir.rglob("*") if path.is_dir()])
+    flags = f"--workdir={workdir}", "--json"
+    options = {"env": compilation_cache, "preexec_fn": obey_permissions}
+    code, out, err = run("evaluate", *flags, **options)
+    assert code == 0, err
+    assert json.loads(out)["step"] == FINAL_STEP
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_workdir_that_is_a_file(compilation_cache, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = train_tiny(tmp_path / name, env=compilation_cache)
+    assert code == 2
+    assert f"workdir '{tmp_path / name}' cannot be used (" in last_line(err)
+    assert len(err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl"])
+def test_something_else_in_the_place_of(compilation_cache, tmp_path, name):
+    workdir = tmp_path / "run"
+    if name == "metrics.jsonl":
+        (workdir / name).mkdir(parents=True)
+    else:
+        workdir.mkdir()
+        (workdir / name).write_text("mine")
+    code, _, err = train_tiny(workdir, env=compilation_cache)
+    assert code == 2, err
+    assert str(workdir / name) in last_line(err)
+    assert (workdir / name).exists()
+
+
+def test_a_relative_link_with_a_strange_name(finished_run, compilation_cache, tmp_path):
+    """Spaces, letters of other alphabets, a relative path and a link in one."""
+    real = copy_run(finished_run[0], tmp_path / "mein Lauf ä 雪 %s", newest=8)
+    link = tmp_path / "der Link 'é'"
+    link.symlink_to(real.name)
+    relative = pathlib.Path(os.path.relpath(link, REPOSITORY))
+    code, out, err = train_tiny(relative, env=compilation_cache)
+    assert code == 0, err
+    assert "resuming after step 8" in out and str(link) in out
+    assert_same_run(real, finished_run[0])
+    assert link.is_symlink()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["mein Lauf ä 雪", "~tilde", "-dash", "100%d", "a,b=c;d"])
+def test_a_fresh_run_with_a_strange_name(finished_run, compilation_cache, tmp_path, name):
+    code, _, err = train_tiny(tmp_path / name, env=compilation_cache)
+    assert code == 0, err
+    assert_same_run(tmp_path / name, finished_run[0])
+    assert len(read_rows(tmp_path / name / "metrics.jsonl")) == FINAL_STEP + 2

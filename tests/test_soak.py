@@ -1,0 +1,72 @@
+"""A long run holds no more memory, threads or files at its end than after its start."""
+
+import re
+
+import psutil
+import pytest
+from tiny_run import EPOCH_STEPS, finish, start_python, tiny_flags
+
+STEPS = 2000
+LOG_EVERY_STEPS = 10
+EPOCHS_BETWEEN_EVALUATIONS = 20
+FIRST_EVALUATION = EPOCHS_BETWEEN_EVALUATIONS * EPOCH_STEPS
+CHECKPOINT_EVERY_STEPS = 50
+SETTLED_STEP = 500  # After five evaluations and ten checkpoints.
+WINDOW = 500
+MAX_GROWTH = 0.02  # A state kept at each step would be twenty times that.
+
+# Says what is compiled, also what a cache held.
+LISTENING = """
+import sys
+import jax
+
+def listen(event, _, *, fun_name="", **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+        print("compiled", fun_name, file=sys.stderr, flush=True)
+
+jax.monitoring.register_event_duration_secs_listener(listen)
+from googlenet_flax.main import main
+main()
+"""
+
+
+@pytest.mark.faults
+def test_nothing_grows_in_2000_steps(tmp_path, compilation_cache):
+    more = [
+        f"--config.max_steps={STEPS}",
+        f"--config.num_epochs={STEPS}",
+        f"--config.log_every_steps={LOG_EVERY_STEPS}",
+        f"--config.eval_every_epochs={EPOCHS_BETWEEN_EVALUATIONS}",
+        f"--config.checkpoint_every_steps={CHECKPOINT_EVERY_STEPS}",
+    ]
+    flags = tiny_flags(tmp_path / "run")
+    process = start_python("-c", LISTENING, *flags, *more, env=compilation_cache)
+    watched = psutil.Process(process.pid)
+    samples, compiled = {}, {}
+    step = 0
+    for line in process.stderr:
+        if line.startswith("compiled"):
+            compiled.setdefault(step, []).append(line.split(maxsplit=1)[1].strip())
+        elif match := re.match(rf"step (\d+)/{STEPS} ", line):
+            step = int(match[1])
+            with watched.oneshot():
+                memory = watched.memory_info().rss
+                samples[step] = memory, watched.num_threads(), watched.num_fds()
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "Done." in out and step == STEPS
+    assert compiled[0].count("jit(_fun)") == 1  # The step, and what a start needs.
+    del compiled[0]
+    assert compiled == {FIRST_EVALUATION: ["jit(_fun)"]}
+    assert_flat(samples)
+
+
+def assert_flat(samples):
+    """The last steps against as many after the start."""
+    early = [values for step, values in samples.items() if step <= SETTLED_STEP + WINDOW]
+    late = [values for step, values in samples.items() if step > STEPS - WINDOW]
+    memory, threads, files = zip(*early[SETTLED_STEP // LOG_EVERY_STEPS :], strict=True)
+    late_memory, late_threads, late_files = zip(*late, strict=True)
+    assert max(late_memory) <= max(memory) * (1 + MAX_GROWTH), (memory, late_memory)
+    assert max(late_threads) <= max(threads), (threads, late_threads)
+    assert max(late_files) <= max(files), (files, late_files)

@@ -1,0 +1,250 @@
+"""Signals that ask a run to stop, whatever it is doing."""
+
+import functools
+import signal
+import socket
+import time
+from signal import SIG_DFL, SIG_IGN
+
+import pytest
+import tiny_run
+from tiny_run import (
+    FINAL_STEP,
+    TIMEOUT_SECONDS,
+    assert_same_run,
+    copy_run,
+    finish,
+    last_line,
+    rows_without_timings,
+    saved_steps,
+    start_python,
+    tiny_flags,
+    train_tiny,
+    wait_for_line,
+)
+
+MAX_STOP_SECONDS = 10
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+NOT_COMPILED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # So that it takes its time.
+
+# As on a cluster, where each of several processes is started so.
+DISTRIBUTED = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv.pop(1), num_processes=1, process_id=0)
+from googlenet_flax.main import main
+main()
+"""
+
+
+def start_tiny(workdir, env, ignored=()):
+    """A tiny run that hears all signals but these, also where the tests ignore one."""
+    inherited = {
+        number: signal.signal(number, SIG_IGN if number in ignored else SIG_DFL)
+        for number in SIGNALS
+    }
+    try:
+        return tiny_run.start_tiny(workdir, env=env)
+    finally:
+        for number, handler in inherited.items():
+            signal.signal(number, handler)
+
+
+def wait_for_output(process, text):
+    """Reads stdout up to a line that holds `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the process ended without {text!r}: {process.stderr.read()}")
+
+
+def wait_for_write(process, workdir, step):
+    """Until the checkpoint of a step is being written."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not list((workdir / "checkpoints").glob(f"{step}.*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        assert step not in saved_steps(workdir)
+        time.sleep(0.001)
+
+
+def stop(process, number):
+    """Sends the signal; returns stderr."""
+    sent = time.monotonic()
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert time.monotonic() - sent < MAX_STOP_SECONDS
+    assert code == 128 + number, err
+    return err
+
+
+def assert_says_where(err, number, step):
+    """The one line that a stopped run ends with."""
+    name = signal.Signals(number).name
+    assert last_line(err) == (
+        f"googlenet_flax: stopped by {name} after step {step}; the state is saved: "
+        "run the same command to go on"
+    )
+
+
+def assert_goes_on(workdir, expected, env, after_step):
+    """Under the same command, to the same end."""
+    code, out, err = train_tiny(workdir, env=env)
+    assert code == 0, err
+    assert f"resuming after step {after_step}" in out
+    assert_same_run(workdir, expected)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
+    ],
+)
+def test_stopped_while_it_compiles(tmp_path, number):
+    workdir = tmp_path / "run"
+    process = start_tiny(workdir, env=NOT_COMPILED)
+    wait_for_output(process, "from scratch")
+    err = stop(process, number)
+    name = signal.Signals(number).name
+    assert err == f"googlenet_flax: stopped by {name} before the first step\n"
+    assert saved_steps(workdir) == [] and rows_without_timings(workdir) == []
+
+
+@pytest.mark.faults
+def test_stopped_while_it_compiles_to_go_on(tmp_path, finished_run, compilation_cache):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    process = start_tiny(workdir, env=NOT_COMPILED)
+    wait_for_output(process, "resuming after step 6")
+    err = stop(process, signal.SIGTERM)
+    assert err == "googlenet_flax: stopped by SIGTERM before the first step\n"
+    assert saved_steps(workdir) == [6]
+    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=6)
+
+
+@pytest.mark.parametrize(
+    ("window", "number"),
+    [
+        ("step", signal.SIGTERM),
+        ("evaluation", signal.SIGINT),
+        *(
+            pytest.param(window, number, marks=pytest.mark.faults)
+            for window in ("step", "evaluation", "write")
+            for number in SIGNALS
+            if (window, number)
+            not in {("step", signal.SIGTERM), ("evaluation", signal.SIGINT)}
+        ),
+    ],
+)
+def test_stopped_while_it_trains(tmp_path, finished_run, compilation_cache, window, number):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    process = start_tiny(workdir, env=compilation_cache)
+    wait, possible_steps = {
+        "step": (functools.partial(wait_for_line, process, "step 7/"), (7, 8)),
+        # Its first batch is compiled, too; the row before it has just been written.
+        "evaluation": (functools.partial(wait_for_line, process, "step 10/"), (10,)),
+        "write": (functools.partial(wait_for_write, process, workdir, 8), (8, 9)),
+    }[window]
+    wait()
+    err = stop(process, number)
+    step = max(saved_steps(workdir))
+    assert step in possible_steps
+    assert_says_where(err, number, step)
+    steps = [row["step"] for row in rows_without_timings(workdir)]
+    assert steps == [1, 2, 3, 4, 5, 5, *range(6, step + 1)]  # No evaluation at 10.
+    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=step)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", SIGNALS)
+def test_stopped_between_epochs(tmp_path, finished_run, compilation_cache, number):
+    workdir = tmp_path / "run"
+    process = start_tiny(workdir, env=compilation_cache)
+    wait_for_output(process, "epoch 1, step 5: eval")
+    err = stop(process, number)
+    step = max(saved_steps(workdir))
+    assert step in (6, 7)
+    assert_says_where(err, number, step)
+    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=step)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", SIGNALS)
+def test_stopped_in_the_evaluation_that_ends_an_epoch(
+    tmp_path, finished_run, compilation_cache, number
+):
+    workdir = tmp_path / "run"
+    process = start_tiny(workdir, env=compilation_cache)
+    wait_for_line(process, "step 5/")
+    assert_says_where(stop(process, number), number, 5)
+    assert max(saved_steps(workdir)) == 5
+    assert rows_without_timings(workdir)[-1]["split"] == "train"
+    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=5)
+
+
+def send_until_it_ends(process, number):
+    """The first may come while the one before it waits to be heard."""
+    while process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.faults),
+        pytest.param(signal.SIGHUP, signal.SIGTERM, marks=pytest.mark.faults),
+    ],
+)
+def test_a_second_signal_ends_it_at_once(
+    tmp_path, finished_run, compilation_cache, first, second
+):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    process = start_tiny(workdir, env=compilation_cache)
+    wait_for_line(process, "step 10/")
+    process.send_signal(first)
+    send_until_it_ends(process, second)
+    code, _, err = finish(process)
+    assert code == -second and err == ""
+    assert 6 in saved_steps(workdir) and FINAL_STEP not in saved_steps(workdir)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_ignored_from_the_start_stays_so(
+    tmp_path, finished_run, compilation_cache, number
+):
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    process = start_tiny(workdir, compilation_cache, ignored=[number])
+    wait_for_line(process, "step 7/")
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert_same_run(workdir, finished_run[0])
+
+
+def start_distributed(workdir, env):
+    """A cluster of this one process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return start_python("-c", DISTRIBUTED, address, *tiny_flags(workdir), env=env)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("line", ["step 1/", "step 5/"])
+def test_a_notice_of_preemption_is_honoured(
+    tmp_path, finished_run, compilation_cache, line
+):
+    workdir = tmp_path / "run"
+    process = start_distributed(workdir, compilation_cache)
+    wait_for_line(process, line)
+    err = stop(process, signal.SIGTERM)
+    step = max(saved_steps(workdir))
+    assert 1 <= step < FINAL_STEP
+    assert_says_where(err, signal.SIGTERM, step)
+    code, out, err = finish(start_distributed(workdir, compilation_cache))
+    assert code == 0, err
+    assert f"resuming after step {step}" in out
+    assert_same_run(workdir, finished_run[0])

@@ -1,0 +1,214 @@
+"""Output that nobody reads, that cannot be shown, and a device that has no room."""
+
+import os
+import pathlib
+import pty
+import resource
+import subprocess
+import termios
+import threading
+
+import pytest
+from tiny_run import (
+    FINAL_STEP,
+    assert_same_run,
+    copy_run,
+    finish,
+    last_line,
+    saved_steps,
+    start_tiny,
+    train_tiny,
+)
+
+# Nothing is done between fork and exec that a lock could hold up.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+
+
+@pytest.fixture
+def half_run(finished_run, tmp_path):
+    """Has two more steps to go."""
+    return copy_run(finished_run[0], tmp_path / "run", newest=8)
+
+
+def test_a_pipe_that_closes_after_the_first_line(half_run, finished_run, compilation_cache):
+    """As before `| head -1`."""
+    process = start_tiny(half_run, env=compilation_cache)
+    assert process.stdout.readline().startswith("GoogLeNet")
+    process.stdout.close()
+    process.stdout = None
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert f"step {FINAL_STEP}/{FINAL_STEP}" in last_line(err)
+    assert_same_run(half_run, finished_run[0])
+
+
+def close(*descriptors: int):
+    def close_all() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return close_all
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("descriptors", [(1,), (2,), (1, 2), (0, 1, 2)], ids=str)
+def test_streams_that_are_closed_from_the_start(
+    half_run, finished_run, compilation_cache, descriptors
+):
+    options = {"env": compilation_cache, "preexec_fn": close(*descriptors)}
+    code, out, err = train_tiny(half_run, **options)
+    assert code == 0, err
+    if 1 not in descriptors:
+        assert "Done" in out
+    if 2 not in descriptors:
+        assert f"step {FINAL_STEP}/{FINAL_STEP}" in last_line(err)
+    assert_same_run(half_run, finished_run[0])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_streams_into_a_full_disk(half_run, finished_run, compilation_cache, streams):
+    with open("/dev/full", "w") as full:
+        options = dict.fromkeys(streams, full)
+        code, _, err = train_tiny(half_run, env=compilation_cache, **options)
+    assert code == 0, err
+    assert "Traceback" not in (err or "")
+    assert_same_run(half_run, finished_run[0])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("streams", [("stderr",), ("stdout", "stderr")])
+def test_pipes_that_nobody_reads_any_more(
+    half_run, finished_run, compilation_cache, streams
+):
+    reader, writer = os.pipe()
+    os.close(reader)
+    options = dict.fromkeys(streams, writer)
+    code, _, err = train_tiny(half_run, env=compilation_cache, **options)
+    os.close(writer)
+    assert code == 0, err
+    assert_same_run(half_run, finished_run[0])
+
+
+@pytest.mark.faults
+def test_an_error_that_nobody_reads_has_its_exit_code(compilation_cache, tmp_path):
+    options = {"env": compilation_cache, "preexec_fn": close(1, 2)}
+    assert train_tiny(tmp_path, "--config.image_size=79", **options)[0] == 2
+
+
+@pytest.mark.faults
+def test_without_any_terminal(half_run, finished_run, compilation_cache):
+    """As under cron: a session of its own, no input, a poor environment."""
+    options = {"start_new_session": True, "stdin": subprocess.DEVNULL}
+    env = {**compilation_cache, "TERM": "dumb", "COLUMNS": "0", "LINES": "0"}
+    code, out, err = train_tiny(half_run, env=env, **options)
+    assert code == 0, err
+    assert "\r" not in out + err and "\x1b" not in out + err
+    assert_same_run(half_run, finished_run[0])
+
+
+def train_on_a_terminal(workdir: pathlib.Path, env) -> tuple[int, str]:
+    """Exit code, and what was shown."""
+    terminal, side = pty.openpty()
+    termios.tcsetwinsize(side, (24, 80))  # Otherwise it has no columns to show a bar in.
+    shown = []
+
+    def read() -> None:
+        try:
+            while data := os.read(terminal, 4096):
+                shown.append(data)
+        except OSError:  # How Linux says that the other side is closed.
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    streams = {"stdin": side, "stdout": side, "stderr": side}
+    process = start_tiny(workdir, env=env, start_new_session=True, **streams)
+    os.close(side)
+    code, _, _ = finish(process)
+    reader.join()
+    os.close(terminal)
+    return code, b"".join(shown).decode(errors="replace")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb", ""])
+def test_on_a_terminal(half_run, finished_run, compilation_cache, term):
+    code, shown = train_on_a_terminal(half_run, {**compilation_cache, "TERM": term})
+    assert code == 0, shown
+    assert f"{FINAL_STEP}/{FINAL_STEP}" in shown and "step/s" in shown
+    assert "Traceback" not in shown
+    # What is said stands on lines of its own, whole.
+    lines = shown.replace("\r", "\n").splitlines()
+    said = [line for line in lines if "Done. Results" in line]
+    assert any(line.rstrip().endswith("best step 10") for line in said), shown
+    assert_same_run(half_run, finished_run[0])
+
+
+POOR = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONIOENCODING": "latin-1"},
+]
+NO_UTF8 = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [POOR[0], *[pytest.param(poor, marks=pytest.mark.faults) for poor in POOR[1:]]],
+    ids=str,
+)
+def test_a_name_that_the_locale_cannot_show(
+    finished_run, compilation_cache, tmp_path, settings
+):
+    workdir = copy_run(finished_run[0], tmp_path / "雪 run")
+    code, out, err = train_tiny(workdir, env={**compilation_cache, **settings})
+    assert code == 0, err
+    assert "finished before" in out
+    assert "\\u96ea run; best step 10" in out
+    assert not err
+
+
+@pytest.mark.faults
+def test_a_name_that_the_locale_cannot_even_tell(finished_run, compilation_cache, tmp_path):
+    workdir = copy_run(finished_run[0], tmp_path / "雪")
+    code, _, err = train_tiny(workdir, env={**compilation_cache, **NO_UTF8})
+    assert code == 2
+    assert "PYTHONUTF8=1" in last_line(err)
+    assert saved_steps(workdir) == saved_steps(finished_run[0])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("settings", POOR, ids=str)
+def test_an_error_that_the_locale_cannot_show(compilation_cache, tmp_path, settings):
+    (tmp_path / "雪").touch()
+    code, _, err = train_tiny(tmp_path / "雪", env={**compilation_cache, **settings})
+    assert code == 2
+    assert "cannot be used" in last_line(err)
+    assert len(err.splitlines()) == 1
+
+
+def limit_memory() -> None:
+    """For a child, so that no system promises it more than there is."""
+    size = 64 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+@pytest.mark.faults
+def test_a_device_without_enough_memory(compilation_cache, tmp_path):
+    options = {"env": compilation_cache, "preexec_fn": limit_memory}
+    code, _, err = train_tiny(tmp_path / "run", "--config.image_size=30000", **options)
+    assert code == 2, err
+    line = last_line(err)
+    assert "out of device memory" in line
+    assert "--config.batch_size (now 8)" in line
+    assert "--config.image_size (now 30000)" in line
+
+
+@pytest.mark.faults
+def test_more_pixels_than_an_index_can_count(compilation_cache, tmp_path):
+    options = {"env": compilation_cache, "preexec_fn": limit_memory}
+    code, _, err = train_tiny(tmp_path / "run", "--config.image_size=100000", **options)
+    assert code == 2, err
+    assert "image_size" in last_line(err)
