@@ -35,8 +35,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.crop_padding_pixels = 0
     config.crop_min_area = 1.0
     config.crop_max_aspect = 4 / 3
-    config.flip = False
+    config.flip = "none"
     config.photometric_strength = 0.0
+    config.interpolations = ("bilinear",)
+    config.cutout_fraction = 0.0
+    config.mixup_alpha = 0.0
+    config.early_image_sizes = ()
+    config.early_image_size_epochs = ()
 
     config.init_from = ""
     config.trainable = "all"
@@ -44,13 +49,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 256
     config.num_epochs = 15
     config.max_steps = 0
+    config.accumulation_steps = 1
     config.learning_rate = 0.01
+    config.schedule = "staircase"
+    config.warmup_epochs = 0.0
+    config.final_rate_fraction = 0.0
     config.momentum = 0.9
     config.decay_rate = 0.96
     config.decay_every_epochs = 8
     config.decay_offset_epochs = 1
     config.weight_decay = 0.0
     config.aux_weight = 0.3
+    config.final_aux_fraction = 1.0
+    config.label_smoothing = 0.0
+    config.averaging = "none"
+    config.ema_decay = 0.999
+    config.average_from_epoch = 0
     config.seed = 0
 
     config.log_every_steps = 1

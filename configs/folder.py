@@ -36,8 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.crop_padding_pixels = 0
     config.crop_min_area = 0.08
     config.crop_max_aspect = 4 / 3
-    config.flip = True
+    config.flip = "random"
     config.photometric_strength = 0.5
+    config.interpolations = ("bilinear",)
+    config.cutout_fraction = 0.0
+    config.mixup_alpha = 0.0
+    config.early_image_sizes = ()
+    config.early_image_size_epochs = ()
 
     config.init_from = ""
     config.trainable = "all"
@@ -45,13 +50,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.num_epochs = 60
     config.max_steps = 0
+    config.accumulation_steps = 1
     config.learning_rate = 0.05
+    config.schedule = "staircase"
+    config.warmup_epochs = 0.0
+    config.final_rate_fraction = 0.0
     config.momentum = 0.9
     config.decay_rate = 0.96
     config.decay_every_epochs = 1
     config.decay_offset_epochs = 0
     config.weight_decay = 1e-4
     config.aux_weight = 0.3
+    config.final_aux_fraction = 1.0
+    config.label_smoothing = 0.0
+    config.averaging = "none"
+    config.ema_decay = 0.999
+    config.average_from_epoch = 0
     config.seed = 0
 
     config.log_every_steps = 10

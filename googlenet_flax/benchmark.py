@@ -161,7 +161,7 @@ def _measure_training(experiment: Experiment, seconds: float) -> _Training:
     """The first steps of a run, and the pace of those that follow."""
     _say("the first training step")
     state, batches = fresh_state(experiment), experiment.batches(0)
-    step: Any = experiment.train_step  # Also has what `jax.jit` gives a function.
+    step: Any = experiment.train_steps[-1]  # Also has what `jax.jit` gives a function.
     batch = next(batches)
     with _heard_events(CACHE_HIT) as hits:
         started = time.monotonic()

@@ -26,7 +26,7 @@ from googlenet_flax.train_step import TrainState, replicated_like
 
 KEEP_LATEST = 3
 KEEP_BEST = 1
-BEST_METRIC = "accuracy"
+BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.
 MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
 ASIDE = ".damaged"
 UNREADABLE = "it cannot be read"
@@ -34,6 +34,7 @@ UNREADABLE = "it cannot be read"
 # Two items, so that evaluation and prediction read the weights without the optimizer.
 VARIABLES = "variables"  # {"params", "batch_stats"} as Flax takes them
 PROGRESS = "progress"  # {"step", "opt_state"}
+AVERAGES = "averages"  # As the variables; only where weights are averaged.
 
 
 class DamagedCheckpointError(UserError):
@@ -138,7 +139,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Updates done in the checkpoint of the best evaluation; the latest of equals."""
         scored = [
-            (label.metrics[BEST_METRIC], step)
+            (best_metric(label.metrics), step)
             for step, label in self._labels.items()
             if label.metrics is not None
         ]
@@ -313,13 +314,27 @@ class Checkpoints:
             params=items[VARIABLES]["params"],
             batch_stats=items[VARIABLES].get("batch_stats", {}),
             opt_state=items[PROGRESS]["opt_state"],
+            averages=items.get(AVERAGES, {}),
         )
 
     def restore_variables(
-        self, step: int, variables_like: dict[str, Any], devices: Sequence[jax.Device]
+        self,
+        step: int,
+        variables_like: dict[str, Any],
+        devices: Sequence[jax.Device],
+        *,
+        raw: bool = False,
     ) -> dict[str, Any]:
-        """Parameters and statistics alone; arguments and errors as in `restore`."""
-        return self._load(step, {VARIABLES: variables_like}, devices)[VARIABLES]
+        """Parameters and statistics alone; arguments and errors as in `restore`.
+
+        They are the averages where there are any, unless `raw` asks for the latest ones.
+        """
+        item = AVERAGES if self.has_averages(step) and not raw else VARIABLES
+        return self._load(step, {item: variables_like}, devices)[item]
+
+    def has_averages(self, step: int) -> bool:
+        """Whether averaged weights were saved at `step`."""
+        return any(path.startswith(f"{AVERAGES}/") for path in self._labels[step].leaves)
 
     def _load(
         self, step: int, items_like: dict[str, Any], devices: Sequence[jax.Device]
@@ -403,7 +418,7 @@ def _create_checkpointer(directory: pathlib.Path) -> Any:
     policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
     save_policies: Any = ocp.training.save_decision_policies
     best = policies.BestN(
-        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+        get_metric_fn=best_metric,
         n=KEEP_BEST,
         keep_checkpoints_without_metrics=False,
     )
@@ -438,7 +453,13 @@ def _cause(error: BaseException) -> str:
 
 def _to_items(state: TrainState) -> dict[str, Any]:
     progress = {"step": state.step, "opt_state": state.opt_state}
-    return {VARIABLES: state.variables, PROGRESS: progress}
+    items = {VARIABLES: state.variables, PROGRESS: progress}
+    return {**items, AVERAGES: state.averages} if state.averages else items
+
+
+def best_metric(metrics: Mapping[str, float]) -> float:
+    """What the best checkpoint has most of: accuracy, of averaged weights if there are."""
+    return next(metrics[name] for name in BEST_METRICS if name in metrics)
 
 
 def _check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from googlenet_flax.data.augment import FLIPS
+from googlenet_flax.data.crops import INTERPOLATIONS
 from googlenet_flax.errors import UserError
-from googlenet_flax.model import MIN_IMAGE_SIZE, VARIANTS
+from googlenet_flax.model import MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS, VARIANTS
 
 NUM_CHANNELS = 3
 MAX_IMAGE_SIZE = 2**15  # Beyond, indices into a map overflow.
@@ -62,6 +65,20 @@ def _per_channel(allowed: str, check: Callable[[float], bool], help: str) -> Fie
     return Field(tuple, f"{NUM_CHANNELS} {allowed}, as (0.5, 0.5, 0.5)", check_all, help)
 
 
+def _is_size(value: Any) -> bool:
+    return _is_a(value, int) and MIN_IMAGE_SIZE <= value <= MAX_IMAGE_SIZE
+
+
+def _is_count(value: Any) -> bool:
+    return _is_a(value, int) and 1 <= value <= MAX_NUMBER
+
+
+def _is_a(value: Any, expected: type) -> bool:
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)
+
+
 FIELDS: Mapping[str, Field] = {
     # The network
     "variant": _one_of(*VARIANTS, help="Which original the network equals."),
@@ -103,7 +120,7 @@ FIELDS: Mapping[str, Field] = {
         int,
         f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5) and at "
         f"most {MAX_IMAGE_SIZE}",
-        lambda value: MIN_IMAGE_SIZE <= value <= MAX_IMAGE_SIZE,
+        _is_size,
         "Side of the network's input in pixels; images are resized to it.",
     ),
     "crop_fraction": _between(
@@ -136,9 +153,40 @@ FIELDS: Mapping[str, Field] = {
     "crop_max_aspect": _between(
         1, 16, "Width by height of these crops, or the inverse, at most; 4/3 in the paper."
     ),
-    "flip": Field(bool, "True or False", lambda value: True, "Mirror half the images."),
+    "flip": _one_of(
+        *FLIPS,
+        help="Mirror half the images at random, or the one half in even epochs and the "
+        "other in odd ones.",
+    ),
     "photometric_strength": _between(
         0, 1, "Brightness, contrast and colour change by up to this factor; 0 is off."
+    ),
+    "interpolations": Field(
+        tuple,
+        f"one or more of {', '.join(INTERPOLATIONS)}, as ('bilinear',)",
+        lambda values: bool(values) and all(v in list(INTERPOLATIONS) for v in values),
+        "Each training image is resized by one of these at random.",
+    ),
+    "cutout_fraction": _between(
+        0, 1, "Side of an erased square, as a fraction of image_size; 0 is off."
+    ),
+    "mixup_alpha": _between(
+        0, 100, "Of the Beta distribution that mixes two examples; 0 is off."
+    ),
+    "early_image_sizes": Field(
+        tuple,
+        f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
+        lambda sizes: all(_is_size(size) for size in sizes),
+        "image_size of the first epochs, which only bn and torchvision can change.",
+    ),
+    "early_image_size_epochs": Field(
+        tuple,
+        "as many rising numbers of epochs as early_image_sizes has sizes",
+        lambda ends: (
+            all(_is_count(end) for end in ends)
+            and all(a < b for a, b in itertools.pairwise(ends))
+        ),
+        "When each of the early_image_sizes gives way to the next.",
     ),
     # The start
     "init_from": Field(
@@ -154,15 +202,36 @@ FIELDS: Mapping[str, Field] = {
     "batch_size": _at_least(1, int, "Examples per update, over all devices."),
     "num_epochs": _at_least(1, int, "Passes over train_split."),
     "max_steps": _at_least(0, int, "Updates of the whole run; 0 lets num_epochs decide."),
-    "learning_rate": _at_least(0, float, "At the top of the stairs."),
+    "accumulation_steps": _at_least(
+        1, int, "Parts of a batch that pass through the network in turn, to save memory."
+    ),
+    "learning_rate": _at_least(0, float, "The highest one, at the start or after warm-up."),
+    "schedule": _one_of(
+        "staircase", "cosine", "linear", help="How the learning rate falls."
+    ),
+    "warmup_epochs": _at_least(0, float, "In which the learning rate rises linearly."),
+    "final_rate_fraction": _between(0, 1, "Of learning_rate, where cosine and linear end."),
     "momentum": _between(0, 1, "Of SGD, not Nesterov."),
-    "decay_rate": _between(0, 1, "Factor of the learning rate per stair.", open_low=True),
+    "decay_rate": _between(0, 1, "Factor per stair of the staircase.", open_low=True),
     "decay_every_epochs": _at_least(1, int, "Length of a stair."),
     "decay_offset_epochs": _at_least(
         0, int, "Epochs already counted at step 0: 1 in the tutorial, 0 in the paper."
     ),
     "weight_decay": _at_least(0, float, "L2 on kernels, not on biases or batch norm."),
     "aux_weight": _at_least(0, float, "Weight of each auxiliary loss."),
+    "final_aux_fraction": _between(
+        0, 1, "Of aux_weight, to which it falls linearly until the end of the run."
+    ),
+    "label_smoothing": _below_one("Of the target, shared by all classes."),
+    "averaging": _one_of(
+        "none",
+        "ema",
+        "polyak",
+        help="Of weights over steps: exponential, or a plain mean; used wherever the "
+        "network is.",
+    ),
+    "ema_decay": _below_one("Of the exponential moving average, per step."),
+    "average_from_epoch": _at_least(0, int, "Epochs before averaging begins."),
     "seed": _between(0, 2**31 - 1, "Of weights, order, dropout and augmentation.", of=int),
     # The run
     "log_every_steps": _at_least(1, int, "Training rows in metrics.jsonl."),
@@ -201,14 +270,20 @@ def validate(config: Mapping[str, Any]) -> None:
             )
         if not field.check(value):
             raise UserError(f"config.{name} is {value!r} but must be {field.allowed}")
+    sizes, ends = config["early_image_sizes"], config["early_image_size_epochs"]
+    if len(sizes) != len(ends):
+        raise UserError(
+            f"config.early_image_sizes is {sizes!r} and config.early_image_size_epochs is "
+            f"{ends!r} but they must be of the same length"
+        )
+    if sizes and config["variant"] not in SIZE_FREE_VARIANTS:
+        raise UserError(
+            f"config.early_image_sizes is {sizes!r} but the parameters of "
+            f"{config['variant']!r} depend on the size: use one of "
+            f"{', '.join(SIZE_FREE_VARIANTS)}, or set --config.early_image_sizes=()"
+        )
     if config["trainable"] == "head" and not config["init_from"]:
         raise UserError(
             "config.trainable is 'head' but config.init_from is empty: random weights must "
             "be trained whole; name a workdir in --config.init_from=DIR"
         )
-
-
-def _is_a(value: Any, expected: type) -> bool:
-    if isinstance(value, bool):
-        return expected is bool
-    return isinstance(value, (int, float) if expected is float else expected)

@@ -1,6 +1,6 @@
 """Evaluation over a whole split, every example once; also a command.
 
-python -m googlenet_flax.evaluate --workdir=DIR [--crops=1|10|144] [--ensemble=DIR1,DIR2]
+python -m googlenet_flax.evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
 """
 
 import argparse
@@ -21,7 +21,7 @@ from absl import logging
 from googlenet_flax.compilation_cache import use_compilation_cache
 from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data import FolderOptions, Split, load_split
-from googlenet_flax.data.crops import CROP_NUMBERS, Crop, evaluation_crops
+from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import UserError, exit_on_run_error
@@ -84,7 +84,7 @@ def evaluate_split(
 
 def evaluate_averaged(
     predictors: Sequence[Predictor],
-    crops: Sequence[Crop | None],
+    num_crops: int,
     split: Split,
     *,
     aux_weight: float,
@@ -94,7 +94,9 @@ def evaluate_averaged(
 
     def sums(batch: Batch) -> dict[str, np.ndarray]:
         # Logarithms of probabilities are logits with that very softmax.
-        logits = jax.tree.map(jnp.asarray, mean_log_probabilities(predictors, batch, crops))
+        logits = jax.tree.map(
+            jnp.asarray, mean_log_probabilities(predictors, batch, num_crops)
+        )
         output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
         labels = jnp.asarray(batch["label"])
         metrics = example_metrics(output, labels, aux_weight=aux_weight)
@@ -140,7 +142,17 @@ def _padded_batches(split: Split, batch_size: int) -> Iterator[Batch]:
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """One line for a person: loss, accuracies of the main classifier and of the heads."""
+    """One line for a person: loss, accuracies of the main classifier and of the heads.
+
+    Metrics of averaged weights, which begin with `averaged_`, follow.
+    """
+    prefix = "averaged_"
+    averaged = {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
+    more = f"; averaged weights: {format_metrics(averaged)}" if averaged else ""
     heads = ", ".join(
         f"{head} {metrics[f'{head}_accuracy']:.2%}"
         for head in ("aux_4a", "aux_4d")
@@ -148,7 +160,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
     )
     return (
         f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}, "
-        f"top-5 {metrics['top5']:.2%} ({heads})"
+        f"top-5 {metrics['top5']:.2%} ({heads}){more}"
     )
 
 
@@ -202,6 +214,7 @@ def evaluate_checkpoints(
     checkpoint: str,
     data: EvaluationData,
     num_crops: int = 1,
+    raw: bool = False,
 ) -> dict[str, float]:
     """Evaluates a run, or the mean of several, with the preprocessing saved in each.
 
@@ -209,7 +222,8 @@ def evaluate_checkpoints(
       workdirs: Of the runs; the first names data and batch size where `data` does not.
       checkpoint: `"best"`, `"latest"` or a step.
       data: What to evaluate on.
-      num_crops: 1, 10 or 144 crops of each picture.
+      num_crops: Of each picture, as in `data.crops.evaluation_crops`.
+      raw: Take the latest weights, also where the run averaged them.
 
     Returns:
       The metrics, and `step` of the first checkpoint.
@@ -218,7 +232,9 @@ def evaluate_checkpoints(
       UserError: No such run, checkpoint or data, or runs that know other classes.
     """
     devices = jax.local_devices()
-    predictors = [Predictor.load(workdir, checkpoint, devices) for workdir in workdirs]
+    predictors = [
+        Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
+    ]
     first, config = predictors[0], workdirs[0].read_config()
     for workdir, predictor in zip(workdirs, predictors, strict=True):
         if predictor.description.class_names != first.description.class_names:
@@ -240,7 +256,7 @@ def evaluate_checkpoints(
     else:
         metrics = evaluate_averaged(
             predictors,
-            evaluation_crops(num_crops),
+            num_crops,
             split,
             aux_weight=aux_weight,
             batch_size=batch_size,
@@ -270,6 +286,7 @@ def main() -> None:
                 args.dataset, args.data_dir, args.split, args.eval_fraction, args.batch_size
             ),
             num_crops=args.crops,
+            raw=args.raw_weights,
         )
         if args.json:
             print(json.dumps(metrics))
@@ -285,7 +302,8 @@ def _parse_arguments() -> argparse.Namespace:
     add("--workdir", default="", help="directory of the run")
     add("--ensemble", default="", help="more runs, DIR1,DIR2, to average with")
     add("--checkpoint", default="best", help="best, latest or a step")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops of each picture")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="views of each picture")
+    add("--raw_weights", action="store_true", help="not the averaged ones")
     add("--dataset", default="", help="default: the run's")
     add("--data_dir", default="", help="folder of the data; default: the run's")
     add("--split", default="", help="TFDS split; default: the run's eval_split")

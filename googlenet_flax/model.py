@@ -139,6 +139,11 @@ VARIANTS: Mapping[str, Variant] = {
     ),
 }
 
+# Their heads pool to 4x4, so that no parameter depends on the size of the input.
+SIZE_FREE_VARIANTS = tuple(
+    name for name, variant in VARIANTS.items() if variant.aux_pool is _pool_to_4x4
+)
+
 
 @flax.struct.dataclass
 class GoogLeNetOutput:

@@ -17,7 +17,7 @@ from absl import logging
 
 from googlenet_flax.compilation_cache import use_compilation_cache
 from googlenet_flax.cpu_memory import keep_freed_memory
-from googlenet_flax.data.crops import CROP_NUMBERS, evaluation_crops
+from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.decode import (
     BadImageError,
     decode_image,
@@ -69,14 +69,13 @@ def predict(
       pictures: Files of any size that `decode_image` reads.
       top: Classes to name for each.
       batch_size: Pictures at a time, rounded up to the devices.
-      num_crops: 1, 10 or 144 crops of each, their softmax averaged.
+      num_crops: Of each, as in `data.crops.evaluation_crops`; their softmax is averaged.
     """
     num_devices = len(predictor.devices)
     batch_size = min(batch_size, len(pictures))
     batch_size = -(-batch_size // num_devices) * num_devices
     storage_size = predictor.description.preprocess.storage_size
     class_names = predictor.description.class_names
-    crops = evaluation_crops(num_crops)
     for chunk, decoded in _decode(pictures, storage_size, batch_size):
         batch = {
             "image": np.zeros((batch_size, storage_size, storage_size, 3), np.uint8),
@@ -85,7 +84,7 @@ def predict(
         for row, result in enumerate(decoded):
             if not isinstance(result, BadImageError):
                 batch["image"][row], batch["extent"][row] = result
-        probabilities = np.exp(predictor.log_probabilities(batch, crops)["main"])
+        probabilities = np.exp(predictor.log_probabilities(batch, num_crops)["main"])
         for row, (path, result) in enumerate(zip(chunk, decoded, strict=True)):
             if isinstance(result, BadImageError):
                 yield Prediction(path, (), str(result))
@@ -164,7 +163,7 @@ def main() -> None:
     add("--workdir", required=True, help="directory of a run or import")
     add("--checkpoint", default="best", help="best, latest or a step")
     add("--top", type=int, default=5, help="classes to name for each picture")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops of each picture")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="views of each picture")
     add("--batch_size", type=int, default=32, help="pictures at a time")
     add("--json", action="store_true", help="print one JSON object a picture")
     args = parser.parse_args()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.crops import Crop
+from googlenet_flax.data.crops import Crop, evaluation_crops
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.model import GoogLeNet
@@ -50,8 +50,17 @@ class Predictor:
     step: Callable[..., dict[str, jax.Array]]  # `log_probability_step`, one shard a device.
 
     @classmethod
-    def load(cls, workdir: Workdir, checkpoint: str, devices: Sequence[jax.Device]) -> Self:
+    def load(
+        cls,
+        workdir: Workdir,
+        checkpoint: str,
+        devices: Sequence[jax.Device],
+        *,
+        raw: bool = False,
+    ) -> Self:
         """The network of a checkpoint: `best`, `latest` or a step.
+
+        Its weights are averaged ones where the run averaged them and not `raw`.
 
         Raises:
           UserError: No such run or checkpoint.
@@ -61,7 +70,7 @@ class Predictor:
             checkpoint_step = checkpoints.resolve(checkpoint)
             description = checkpoints.describe(checkpoint_step)
             variables = checkpoints.restore_variables(
-                checkpoint_step, description.variables_like(), devices
+                checkpoint_step, description.variables_like(), devices, raw=raw
             )
         step = partial(
             log_probability_step,
@@ -72,15 +81,17 @@ class Predictor:
         return cls(checkpoint_step, description, variables, devices, parallel_step)
 
     def log_probabilities(
-        self, batch: Mapping[str, np.ndarray], crops: Sequence[Crop | None]
+        self, batch: Mapping[str, np.ndarray], num_crops: int
     ) -> LogProbabilities:
-        """Of the softmax averaged over the crops.
+        """Of the softmax averaged over crops.
 
         Args:
           batch: `image` and, if there is one, `extent`, as a `Split` makes them; as many
             examples as the devices can share equally.
-          crops: From `data.crops.evaluation_crops`.
+          num_crops: As `data.crops.evaluation_crops` knows them.
         """
+        side = self.description.preprocess.crop_fraction
+        crops = evaluation_crops(num_crops, side)
         inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
         shards = split_over_devices(inputs, len(self.devices))
         total = None
@@ -96,10 +107,10 @@ class Predictor:
 def mean_log_probabilities(
     predictors: Sequence[Predictor],
     batch: Mapping[str, np.ndarray],
-    crops: Sequence[Crop | None],
+    num_crops: int,
 ) -> LogProbabilities:
     """Of the softmax averaged over networks and crops (section 7)."""
-    each = [predictor.log_probabilities(batch, crops) for predictor in predictors]
+    each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
     return {
         name: np.logaddexp.reduce([one[name] for one in each]) - math.log(len(each))
         for name in each[0]

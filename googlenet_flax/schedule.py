@@ -1,5 +1,7 @@
 """The learning rate, and the one place where epochs become steps."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,3 +54,47 @@ def staircase_decay(
         return learning_rate * jnp.power(decay_rate, stairs)
 
     return schedule
+
+
+def cosine_decay(
+    *, learning_rate: float, final_fraction: float, steps: int
+) -> optax.Schedule:
+    """Half a cosine from `learning_rate` to `final_fraction` of it, in `steps` steps."""
+
+    def schedule(step: Any) -> jax.Array:
+        wave = 0.5 * (1 + jnp.cos(math.pi * _progress(step, steps)))
+        return learning_rate * (final_fraction + (1 - final_fraction) * wave)
+
+    return schedule
+
+
+def linear_decay(
+    *, learning_rate: float, final_fraction: float, steps: int
+) -> optax.Schedule:
+    """A straight line from `learning_rate` to `final_fraction` of it, in `steps` steps."""
+
+    def schedule(step: Any) -> jax.Array:
+        return learning_rate * (1 - (1 - final_fraction) * _progress(step, steps))
+
+    return schedule
+
+
+def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+    """Rises linearly to the start of `schedule`, which begins after `warmup_steps`."""
+    if not warmup_steps:
+        return schedule
+
+    def warmed(step: Any) -> jax.Array:
+        rise = jnp.minimum(1.0, (step + 1) / warmup_steps)
+        return rise * schedule(jnp.maximum(0, step - warmup_steps))
+
+    return warmed
+
+
+def stage_of(step: int, stage_ends: Sequence[int]) -> int:
+    """Which stage the update after `step` updates belongs to, counted from 0."""
+    return sum(step >= end for end in stage_ends)
+
+
+def _progress(step: Any, steps: int) -> jax.Array:
+    return jnp.clip(jnp.asarray(step) / max(steps, 1), 0, 1)

@@ -5,7 +5,7 @@ import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -41,8 +41,10 @@ from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_sign
 from googlenet_flax.streams import tell
 from googlenet_flax.train_step import (
     AXIS_NAME,
+    Averaging,
     Batch,
     Metrics,
+    Params,
     TrainState,
     check_batch_divides,
     create_optimizer,
@@ -52,9 +54,12 @@ from googlenet_flax.train_step import (
     replicated_like,
     split_over_devices,
     train_step,
+    with_partners,
 )
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 
@@ -72,8 +77,13 @@ class Experiment:
     total_steps: int
     schedule: optax.Schedule
     create_state: Callable[[], TrainState]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    stage_ends: Sequence[int]  # Steps at which the size of the images changes.
+    train_steps: Sequence[TrainStep]  # One more, for the stages between them.
     eval_step: EvalStep
+
+    def train_step(self, step: int) -> TrainStep:
+        """What makes the update after `step` updates."""
+        return self.train_steps[schedules.stage_of(step, self.stage_ends)]
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """What each update after `start_step` updates learns from, `[D, B/D, ...]`."""
@@ -85,38 +95,54 @@ class Experiment:
             batch_size=self.config["batch_size"],
         )
         for batch in self.train_set.batches(order):
-            batch.pop("readable", None)  # What stands in for a picture is trained on.
-            yield split_over_devices(batch, len(self.devices))
+            yield split_over_devices(self._complete(batch), len(self.devices))
 
-    def compile_train_step(self, state_like: TrainState) -> None:
+    def _complete(self, batch: Batch) -> Batch:
+        """What the step takes of what the split gives."""
+        # What stands in for a picture that cannot be read is trained on.
+        rest = {name: batch[name] for name in batch if name != "readable"}
+        return with_partners(rest) if self.config["mixup_alpha"] else rest
+
+    def compile_train_step(self, state_like: TrainState, step: int) -> None:
         """Compiles the step ahead of its first call, which finds it ready.
 
         Args:
           state_like: Shapes and types, as from `jax.eval_shape`.
+          step: Updates done before that call.
         """
         examples = [np.zeros(1, np.int64)]  # One is enough to tell the shape of a batch.
-        example = next(iter(self.train_set.batches(examples)))
-        example.pop("readable", None)
+        example = self._complete(next(iter(self.train_set.batches(examples))))
         shards = len(self.devices), self.config["batch_size"] // len(self.devices)
         batch_like = {
             name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
             for name, values in example.items()
         }
-        step: Any = self.train_step  # Also has what `jax.jit` gives a function.
-        step.lower(replicated_like(state_like, self.devices), batch_like).compile()
+        jitted: Any = self.train_step(step)
+        jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
 
     def evaluate(
         self, state: TrainState, before_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Metrics of the whole `eval_split`; arguments as in `evaluate_split`."""
-        return evaluate_split(
-            self.eval_step,
-            state.variables,
-            self.eval_set,
-            batch_size=self.config["batch_size"],
-            num_devices=len(self.devices),
-            before_batch=before_batch,
-        )
+        """Metrics of the whole `eval_split`; arguments as in `evaluate_split`.
+
+        Those of averaged weights begin with `averaged_`.
+        """
+
+        def evaluate(variables: Params) -> dict[str, float]:
+            return evaluate_split(
+                self.eval_step,
+                variables,
+                self.eval_set,
+                batch_size=self.config["batch_size"],
+                num_devices=len(self.devices),
+                before_batch=before_batch,
+            )
+
+        metrics = evaluate(state.variables)
+        if state.averages:
+            averaged = evaluate(state.averages)
+            metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
+        return metrics
 
     def learning_rate(self, step: int) -> float:
         """Of the update after `step` updates."""
@@ -138,7 +164,7 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
     Raises:
       UserError: The data cannot be read or do not fit the config.
     """
-    check_batch_divides(config["batch_size"], len(devices))  # Before all is read.
+    _check_batch(config, devices)  # Before all is read.
     train_set = load_config_split(config, config["train_split"])
     eval_set = load_config_split(config, config["eval_split"])
     return build_experiment(config, devices, train_set, eval_set)
@@ -155,15 +181,21 @@ def build_experiment(
     Raises:
       UserError: The devices cannot share a batch, or `train_set` does not fill one.
     """
-    check_batch_divides(config["batch_size"], len(devices))
+    _check_batch(config, devices)
     epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
-    schedule = schedules.staircase_decay(
-        learning_rate=config["learning_rate"],
-        decay_rate=config["decay_rate"],
-        decay_every_epochs=config["decay_every_epochs"],
-        decay_offset_epochs=config["decay_offset_epochs"],
+    total_steps = schedules.total_steps(
+        num_epochs=config["num_epochs"],
+        max_steps=config["max_steps"],
         epoch_steps=epoch_steps,
     )
+    schedule = _create_schedule(config, epoch_steps, total_steps)
+    averaging = None
+    if config["averaging"] != "none":
+        averaging = Averaging(
+            kind=config["averaging"],
+            decay=config["ema_decay"],
+            start_step=config["average_from_epoch"] * epoch_steps,
+        )
     head_only = config["trainable"] == "head"
     tx = create_optimizer(
         schedule,
@@ -176,14 +208,20 @@ def build_experiment(
         train_step,
         model=description.create_model(axis_name=AXIS_NAME, freeze_norm=head_only),
         tx=tx,
-        preprocess=description.preprocess,
         augment=Augment(
             **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
         ),
         seed=config["seed"],
-        aux_weight=config["aux_weight"],
+        aux_weight=_aux_weight(config, total_steps),
         axis_name=AXIS_NAME,
+        epoch_steps=epoch_steps,
+        label_smoothing=config["label_smoothing"],
+        mixup_alpha=config["mixup_alpha"],
+        averaging=averaging,
+        accumulation_steps=config["accumulation_steps"],
     )
+    sizes = *config["early_image_sizes"], config["image_size"]
+    looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
     return Experiment(
         config=config,
         devices=devices,
@@ -191,11 +229,7 @@ def build_experiment(
         eval_set=eval_set,
         description=description,
         epoch_steps=epoch_steps,
-        total_steps=schedules.total_steps(
-            num_epochs=config["num_epochs"],
-            max_steps=config["max_steps"],
-            epoch_steps=epoch_steps,
-        ),
+        total_steps=total_steps,
         schedule=schedule,
         create_state=partial(
             create_state,
@@ -203,11 +237,53 @@ def build_experiment(
             tx,
             jax.random.key(config["seed"], impl="threefry2x32"),
             image_size=config["image_size"],
+            averaging=averaging,
         ),
-        train_step=parallel_train_step(step, devices),
+        stage_ends=[epochs * epoch_steps for epochs in config["early_image_size_epochs"]],
+        train_steps=[
+            parallel_train_step(partial(step, preprocess=look), devices) for look in looks
+        ],
         eval_step=create_eval_step(
             description, aux_weight=config["aux_weight"], devices=devices
         ),
+    )
+
+
+def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    check_batch_divides(config["batch_size"], len(devices), config["accumulation_steps"])
+
+
+def _create_schedule(
+    config: Mapping[str, Any], epoch_steps: int, total_steps: int
+) -> optax.Schedule:
+    warmup_steps = round(config["warmup_epochs"] * epoch_steps)
+    if config["schedule"] == "staircase":
+        falling = schedules.staircase_decay(
+            learning_rate=config["learning_rate"],
+            decay_rate=config["decay_rate"],
+            decay_every_epochs=config["decay_every_epochs"],
+            decay_offset_epochs=config["decay_offset_epochs"],
+            epoch_steps=epoch_steps,
+        )
+    else:
+        decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
+        falling = decays[config["schedule"]](
+            learning_rate=config["learning_rate"],
+            final_fraction=config["final_rate_fraction"],
+            steps=total_steps - warmup_steps,
+        )
+    return schedules.with_warmup(falling, warmup_steps)
+
+
+def _aux_weight(
+    config: Mapping[str, Any], total_steps: int
+) -> float | Callable[[Any], Any]:
+    if config["final_aux_fraction"] == 1:
+        return config["aux_weight"]
+    return schedules.linear_decay(
+        learning_rate=config["aux_weight"],
+        final_fraction=config["final_aux_fraction"],
+        steps=total_steps,
     )
 
 
@@ -267,7 +343,7 @@ class _Run:
             self.evaluate_and_save(state, start_step)  # It stopped just before.
         with closing(experiment.batches(start_step)) as batches:
             for step, batch in enumerate(batches, start_step + 1):
-                state, device_metrics = experiment.train_step(state, batch)
+                state, device_metrics = experiment.train_step(step - 1)(state, batch)
                 if step == start_step + 1:
                     jax.block_until_ready(state)
                     self.progress.restart_clock(step)  # The first one is slow.
@@ -475,14 +551,15 @@ def _start(
         compiling = []
         if from_scratch:
             state_like = jax.eval_shape(experiment.create_state)
-            compiling.append(pool.submit(experiment.compile_train_step, state_like))
+            compiling.append(pool.submit(experiment.compile_train_step, state_like, 0))
         state, origin = _first_state(experiment, state)
         if is_finished:
             origin = "finished before; nothing left to do"
         progress.say(_summary(experiment, state, origin))
         if not from_scratch and not is_finished:
             state_like = jax.eval_shape(lambda: state)
-            compiling.append(pool.submit(experiment.compile_train_step, state_like))
+            step = int(state.step)
+            compiling.append(pool.submit(experiment.compile_train_step, state_like, step))
         for future in compiling:
             future.result()
     return state

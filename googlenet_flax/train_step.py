@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from googlenet_flax.data.augment import Augment
+from googlenet_flax.data.augment import Augment, alternating_flips
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.errors import UserError
 from googlenet_flax.model import GoogLeNet, GoogLeNetOutput
@@ -32,6 +33,8 @@ class TrainState:
     params: Params
     batch_stats: Params  # Empty without batch norm.
     opt_state: optax.OptState
+    # Means over the steps, {"params", "batch_stats"}; empty without averaging.
+    averages: Params = dataclasses.field(default_factory=dict)
 
     @property
     def variables(self) -> Params:
@@ -39,6 +42,26 @@ class TrainState:
         if not self.batch_stats:
             return {"params": self.params}
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """How the weights of many steps become one set of weights."""
+
+    kind: Literal["ema", "polyak"]  # Recent steps weigh more, or all the same.
+    decay: float  # Of the exponential moving average per step.
+    start_step: int  # Before it, the average is the latest weights.
+
+    def update(self, averages: Params, latest: Params, step: jax.Array) -> Params:
+        """The averages after the update that follows `step` updates.
+
+        A young exponential average is a plain one, so that it forgets its first weights.
+        """
+        count = jnp.maximum(step - self.start_step, 0).astype(jnp.float32)
+        rate = 1 / (count + 1)
+        if self.kind == "ema":
+            rate = jnp.maximum(rate, 1 - self.decay)
+        return jax.tree.map(lambda mean, new: mean + rate * (new - mean), averages, latest)
 
 
 def create_optimizer(
@@ -78,6 +101,7 @@ def create_state(
     rng: jax.Array,
     *,
     image_size: int,
+    averaging: Averaging | None = None,
 ) -> TrainState:
     """A fresh state; compile it with `jax.jit` to start in seconds."""
     images = jnp.zeros((1, image_size, image_size, 3))
@@ -87,6 +111,7 @@ def create_state(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(variables["params"]),
+        averages=dict(variables) if averaging else {},
     )
 
 
@@ -97,17 +122,31 @@ def outputs_by_name(output: GoogLeNetOutput) -> dict[str, jax.Array]:
 
 
 def example_metrics(
-    output: GoogLeNetOutput, labels: jax.Array, *, aux_weight: float
+    output: GoogLeNetOutput,
+    labels: jax.Array,
+    *,
+    aux_weight: float | jax.Array,
+    targets: jax.Array | None = None,
 ) -> Metrics:
     """Losses and hits per example, each float32 `[B]`.
 
     `loss` is what training minimises (section 5): main + `aux_weight` x each head.
     Accuracies are 1 where the label has the largest logit, `top5` where it is among the
     five largest (ties count against it).
+
+    Args:
+      output: Logits `[B, num_classes]`.
+      labels: int `[B]`.
+      aux_weight: Of each auxiliary loss.
+      targets: Probabilities `[B, num_classes]` that the losses are measured against;
+        default: 1 for the label.
     """
     metrics = {}
     for name, logits in outputs_by_name(output).items():
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if targets is None:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        else:
+            losses = optax.softmax_cross_entropy(logits, targets)
         metrics[f"{name}_loss"] = losses
         rank = _rank_of_label(logits, labels)
         accuracy = "accuracy" if name == "main" else f"{name}_accuracy"
@@ -138,22 +177,33 @@ def train_step(
     preprocess: Preprocess,
     augment: Augment,
     seed: int,
-    aux_weight: float,
+    aux_weight: float | Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
+    epoch_steps: int = 1,
+    label_smoothing: float = 0.0,
+    mixup_alpha: float = 0.0,
+    averaging: Averaging | None = None,
+    accumulation_steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
     Args:
       state: Before the update.
-      batch: As `data.image_set.Split` makes it.
+      batch: As `data.image_set.Split` makes it; for mixup from `with_partners`.
       model: Its own `axis_name` equals this function's.
       tx: Made by `create_optimizer`.
       preprocess: Size and scaling of the network's input.
       augment: Random changes; each example's are a function of (seed, step, index), like
         its dropout masks.
       seed: Of augmentation and dropout.
-      aux_weight: Of each auxiliary loss; 0.3 in section 5.
+      aux_weight: Of each auxiliary loss, 0.3 in section 5; or a function of the step.
       axis_name: Mapped axis to average over, or None on one device.
+      epoch_steps: Steps per epoch, for alternating flips.
+      label_smoothing: Of the target, that all classes share (arXiv 1512.00567, section 7).
+      mixup_alpha: Of the Beta distribution that mixes examples (arXiv 1710.09412); 0 off.
+      averaging: Of weights and statistics, if any.
+      accumulation_steps: Parts of the batch that pass through the network in turn, each
+        with batch statistics of its own.
 
     Returns:
       The state after the update, and global means, `[]`, of the `example_metrics`.
@@ -161,25 +211,50 @@ def train_step(
     root_rng = jax.random.key(seed, impl="threefry2x32")
     step_rng = jax.random.fold_in(root_rng, state.step)
     augment_rng, dropout_rng = jax.random.split(step_rng)
-    example_rngs = jax.vmap(partial(jax.random.fold_in, augment_rng))(batch["index"])
-    images = augment(
-        batch["image"], example_rngs, preprocess=preprocess, extents=batch.get("extent")
-    )
+    weight = aux_weight(state.step) if callable(aux_weight) else aux_weight
 
-    def loss_fn(params: Params) -> tuple[jax.Array, tuple[Metrics, Params]]:
+    def look(batch: Batch) -> jax.Array:
+        rngs = jax.vmap(partial(jax.random.fold_in, augment_rng))(batch["index"])
+        flips = None
+        if augment.flip == "alternating":
+            epoch = state.step // epoch_steps
+            flips = alternating_flips(root_rng, batch["index"], epoch)
+        return augment(
+            batch["image"],
+            rngs,
+            preprocess=preprocess,
+            extents=batch.get("extent"),
+            flips=flips,
+        )
+
+    def loss_fn(
+        params: Params, batch_stats: Params, batch: Batch
+    ) -> tuple[jax.Array, tuple[Metrics, Params]]:
+        images, shares = look(batch), None
+        if mixup_alpha:
+            shares = _mixup_shares(augment_rng, batch["index"], mixup_alpha)
+            other = look(partners_of(batch))
+            images = other + shares[:, None, None, None] * (images - other)
         output, updates = model.apply(
-            dataclasses.replace(state, params=params).variables,
+            dataclasses.replace(state, params=params, batch_stats=batch_stats).variables,
             images,
             train=True,
             example_ids=batch["index"],
             rngs={"dropout": dropout_rng},
             mutable=["batch_stats"],
         )
-        per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
+        per_example = example_metrics(
+            output,
+            batch["label"],
+            aux_weight=weight,
+            targets=_soft_targets(batch, output.logits.shape[-1], label_smoothing, shares),
+        )
         metrics = {name: jnp.mean(values) for name, values in per_example.items()}
         return metrics["loss"], (metrics, updates.get("batch_stats", {}))
 
-    grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, metrics, batch_stats = _accumulate(
+        jax.grad(loss_fn, has_aux=True), state, batch, accumulation_steps
+    )
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -188,8 +263,80 @@ def train_step(
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
+        averages=state.averages,
     )
+    if averaging is not None:
+        averages = averaging.update(state.averages, new_state.variables, state.step)
+        new_state = dataclasses.replace(new_state, averages=averages)
     return new_state, metrics
+
+
+def _accumulate(
+    gradient: Callable, state: TrainState, batch: Batch, num_parts: int
+) -> tuple[Params, Metrics, Params]:
+    """Mean gradients and metrics over the parts of a batch, and the last statistics."""
+    if num_parts == 1:
+        grads, (metrics, batch_stats) = gradient(state.params, state.batch_stats, batch)
+        return grads, metrics, batch_stats
+
+    def add(carry, part):
+        batch_stats, total = carry
+        grads, (metrics, batch_stats) = gradient(state.params, batch_stats, part)
+        return (batch_stats, jax.tree.map(jnp.add, total, (grads, metrics))), None
+
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), dict(batch))
+    part_like = jax.tree.map(lambda x: x[0], parts)
+    grads_like, (metrics_like, _) = jax.eval_shape(
+        gradient, state.params, state.batch_stats, part_like
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads_like, metrics_like))
+    # NOTE: convolutions in a loop fall off XLA:CPU's fast path, and are 30 times slower.
+    unroll = num_parts if jax.default_backend() == "cpu" else 1
+    (batch_stats, total), _ = jax.lax.scan(
+        add, (state.batch_stats, zeros), parts, unroll=unroll
+    )
+    grads, metrics = jax.tree.map(lambda x: x / num_parts, total)
+    return grads, metrics, batch_stats
+
+
+def with_partners(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A global batch on the host in which each example is joined by the one before it."""
+    partners = {f"partner_{name}": np.roll(x, 1, axis=0) for name, x in batch.items()}
+    return {**batch, **partners}
+
+
+def partners_of(batch: Batch) -> Batch:
+    """The batch of what `with_partners` joined to each example."""
+    prefix = "partner_"
+    return {
+        name.removeprefix(prefix): values
+        for name, values in batch.items()
+        if name.startswith(prefix)
+    }
+
+
+def _mixup_shares(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array:
+    """The share of each example in its mixture with its partner, from 0.5 to 1, `[B]`."""
+
+    def draw(index: jax.Array) -> jax.Array:
+        own_rng = jax.random.fold_in(jax.random.fold_in(rng, index), 6)
+        share = jax.random.beta(own_rng, alpha, alpha)
+        return jnp.maximum(share, 1 - share)
+
+    return jax.vmap(draw)(indices)
+
+
+def _soft_targets(
+    batch: Batch, num_classes: int, label_smoothing: float, shares: jax.Array | None
+) -> jax.Array | None:
+    """Probabilities `[B, num_classes]` to learn, or None where the label has all."""
+    if not label_smoothing and shares is None:
+        return None
+    targets = jax.nn.one_hot(batch["label"], num_classes)
+    if shares is not None:
+        others = jax.nn.one_hot(batch["partner_label"], num_classes)
+        targets = others + shares[:, None] * (targets - others)
+    return optax.smooth_labels(targets, label_smoothing)
 
 
 def eval_step(
@@ -265,16 +412,20 @@ def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
     return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())
 
 
-def check_batch_divides(batch_size: int, num_devices: int) -> None:
-    """Refuses a global batch that the devices cannot share equally.
+def check_batch_divides(
+    batch_size: int, num_devices: int, accumulation_steps: int = 1
+) -> None:
+    """Refuses a global batch that cannot be shared equally.
 
     Raises:
       UserError: With the nearest sizes that work.
     """
-    if batch_size % num_devices:
-        below = batch_size // num_devices * num_devices
-        sizes = [size for size in (below, below + num_devices) if size]
+    parts = num_devices * accumulation_steps
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        sizes = [size for size in (below, below + parts) if size]
+        steps = "" if accumulation_steps == 1 else f" in {accumulation_steps} steps"
         raise UserError(
             f"batch_size is {batch_size}, which {num_devices} devices cannot share "
-            f"equally: set --config.batch_size={' or '.join(map(str, sizes))}"
+            f"equally{steps}: set --config.batch_size={' or '.join(map(str, sizes))}"
         )

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.preprocess import Preprocess
@@ -49,6 +50,8 @@ def warm_start(
         news = ""
     batch_stats = weights.get("batch_stats", {})
     state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+    if state.averages:
+        state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
     return state, f"weights from {source.path}, checkpoint {step}{news}"
 
 

@@ -12,14 +12,14 @@ from googlenet_flax.errors import UserError, WorkdirInUseError, writing
 
 IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
 
+# Not to be changed where something is stretched over the length of the run.
+LENGTH_FIELDS = frozenset({"num_epochs", "max_steps"})
 # A resumed run may change these; any other change makes it a different run.
-RESUMABLE_FIELDS = frozenset(
+RESUMABLE_FIELDS = LENGTH_FIELDS | frozenset(
     {
         "data_dir",
         "decode_workers",
         "on_bad_image",
-        "num_epochs",
-        "max_steps",
         "log_every_steps",
         "eval_every_epochs",
         "checkpoint_every_steps",
@@ -140,12 +140,15 @@ class Workdir:
                 f"workdir {str(self.path)!r} holds imported weights: train in another "
                 f"--workdir with --config.init_from={self.path}"
             )
+        resumable = RESUMABLE_FIELDS
+        if config["schedule"] != "staircase" or config["final_aux_fraction"] != 1:
+            resumable = RESUMABLE_FIELDS - LENGTH_FIELDS
         changes = {
             name: f"{name} was {before.get(name)!r} and is now {config[name]!r}"
             for name in config
             if before.get(name) != config[name]
         }
-        refused = [line for name, line in changes.items() if name not in RESUMABLE_FIELDS]
+        refused = [line for name, line in changes.items() if name not in resumable]
         if refused:
             raise UserError(
                 f"workdir {str(self.path)!r} holds a run of another config: "

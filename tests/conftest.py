@@ -69,8 +69,10 @@ def augment(**fields) -> Augment:
         "crop_padding_pixels": 0,
         "crop_min_area": 1.0,
         "crop_max_aspect": 4 / 3,
-        "flip": False,
+        "flip": "none",
         "photometric_strength": 0.0,
+        "interpolations": ("bilinear",),
+        "cutout_fraction": 0.0,
     }
     return Augment(**{**off, **fields})
 

@@ -6,6 +6,10 @@ import jax
 import numpy as np
 import pytest
 from conftest import augment, preprocess, random_images
+from test_crops import cut_by
+
+from googlenet_flax.data.augment import alternating_flips
+from googlenet_flax.data.crops import INTERPOLATIONS
 
 # Of 0 to 255, as in test_crops.
 ATOL = 1e-3
@@ -66,8 +70,9 @@ def test_augmentation_that_is_off_changes_nothing(channels, crop_fraction, exten
 EVERYTHING = {
     "crop_padding_pixels": 1,
     "crop_min_area": 0.08,
-    "flip": True,
+    "flip": "random",
     "photometric_strength": 0.5,
+    "interpolations": ("bilinear", "cubic", "area", "nearest"),
 }
 
 
@@ -122,7 +127,7 @@ def test_windows_of_a_picture_in_the_corner_of_its_image():
 def test_about_half_of_the_images_are_mirrored():
     images = random_images(1000, 4, 4, 1)
     seeds = np.arange(len(images))
-    out = run(images, seeds, flip=True)
+    out = run(images, seeds, flip="random")
     mirrored = 0
     for image, flipped in zip(np.repeat(images, 3, axis=-1), out, strict=True):
         as_is = np.array_equal(flipped, image)
@@ -135,7 +140,7 @@ def test_about_half_of_the_images_are_mirrored():
 def test_each_image_depends_on_its_own_rng_only():
     images = random_images(16, 6, 6, 3)
     seeds = np.arange(16)
-    fields = {"crop_padding_pixels": 2, "flip": True}
+    fields = {"crop_padding_pixels": 2, "flip": "random"}
     out = run(images, seeds, **fields)
     assert not np.array_equal(out, images)
     order = np.random.default_rng(1).permutation(16)
@@ -157,7 +162,11 @@ def test_each_image_depends_on_its_own_rng_only():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"crop_min_area": 0.08}, {"photometric_strength": 0.5}, EVERYTHING],
+    [
+        {"crop_min_area": 0.08},
+        {"photometric_strength": 0.5},
+        {**EVERYTHING, "cutout_fraction": 0.3},
+    ],
     ids=["area", "photometric", "everything"],
 )
 def test_so_it_is_whatever_the_change_and_wherever_the_picture_lies(fields):
@@ -319,7 +328,7 @@ def test_area_crops_of_a_picture_in_the_corner_of_its_image(channels, extent):
     extents = np.broadcast_to(extent, (6, 2))
     fields = {
         "crop_min_area": 0.08,
-        "flip": True,
+        "flip": "random",
         "network_input": preprocess(image_size=9),
     }
     out = run(images, seeds, extents=extents, **fields)
@@ -452,3 +461,152 @@ def test_only_what_the_network_sees_counts_as_the_image():
     middle = np.zeros_like(images)
     middle[:, 3:9, 9:15] = images[:, 3:9, 9:15]
     np.testing.assert_array_equal(run(middle, np.arange(8), **fields), out)
+
+
+METHODS = tuple(INTERPOLATIONS)
+
+
+def resized_by_each(images, size):
+    """By method, the whole images resized, without what a cubic overshoots."""
+    boxes = np.array([[0, 0, *images.shape[1:3]]] * len(images))
+    return {
+        method: np.clip(cut_by(method, images, boxes, size), 0, 255) for method in METHODS
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [5, 16])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_method(method, size, channels):
+    images = random_images(4, 9, 9, channels)
+    fields = {"network_input": preprocess(image_size=size), "interpolations": (method,)}
+    out = run(images, np.arange(4), **fields)
+    expected = np.broadcast_to(resized_by_each(images, size)[method], (4, size, size, 3))
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
+    assert out.min() >= 0 and out.max() <= 255
+
+
+@pytest.mark.parametrize("methods", [METHODS, ("nearest", "cubic", "area")], ids=str)
+def test_each_method_is_drawn_equally_often(methods):
+    images = np.repeat(random_images(1, 9, 9, 3), 1200, axis=0)
+    fields = {"network_input": preprocess(image_size=5), "interpolations": methods}
+    out = run(images, np.arange(1200), **fields)
+    each = resized_by_each(images[:1], 5)
+    equal = {
+        method: np.abs(out - each[method]).max(axis=(1, 2, 3)) < ATOL for method in METHODS
+    }
+    np.testing.assert_array_equal(np.sum(list(equal.values()), axis=0), 1)
+    share = 1 / len(methods)
+    deviation = math.sqrt(1200 * share * (1 - share))
+    for method in METHODS:
+        expected = 1200 * share if method in methods else 0
+        assert abs(equal[method].sum() - expected) < 4 * deviation, method
+        assert method in methods or not equal[method].any()
+
+
+def test_a_method_is_that_of_the_evaluations_crop():
+    # Where nothing is cropped at random, the box is the central one.
+    images, seeds = random_images(4, 8, 8, 3), np.arange(4)
+    fields = {"network_input": preprocess(image_size=6, crop_fraction=0.75)}
+    out = run(images, seeds, interpolations=("nearest",), **fields)
+    np.testing.assert_array_equal(out, images[:, 1:7, 1:7])
+
+
+def test_random_crops_are_where_they_were_whatever_the_method():
+    # A cubic has a straight line wherever bilinear interpolation has one.
+    fields = {"crop_min_area": 0.08, "crop_max_aspect": 4 / 3}
+    boxes = seen_boxes((40, 40), 100, interpolations=("cubic",), **fields)
+    np.testing.assert_allclose(boxes, square_boxes(4 / 3)[:100], rtol=0, atol=1e-2)
+
+
+def bounds(lines):
+    """First and one past the last of those that are true, which have no gap."""
+    places = np.flatnonzero(lines)
+    assert np.all(np.diff(places) == 1)
+    return places[0], places[-1] + 1
+
+
+@pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (16, 8), (9, 1), (8, 8)])
+def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
+    number = 1500
+    images = np.repeat(random_images(1, size, size, 3), number, axis=0)
+    network_input = preprocess(
+        image_size=size, input_scale=1 / 255, input_mean=(0.41, 0.52, 0.63)
+    )
+    seeds, fields = np.arange(number), {"network_input": network_input}
+    whole = run(images, seeds, **fields)
+    assert np.all(whole)  # Zero is what stands for the mean, and no pixel is that.
+    out = run(images, seeds, cutout_fraction=side / size, **fields)
+    erased = np.all(out == 0, axis=-1)
+    np.testing.assert_array_equal(out, np.where(erased[..., None], 0, whole))
+    starts = []
+    for square in erased:
+        ends = [bounds(square.any(axis=axis)) for axis in (1, 0)]
+        (top, bottom), (left, right) = ends
+        assert square[top:bottom, left:right].all()
+        for first, end in ends:
+            # Whole, or cut off by the border of the image.
+            cut_off = first == 0 or end == size
+            assert end - first == side or (end - first < side and cut_off)
+        starts.append([end - side if first == 0 else first for first, end in ends])
+    # Every pixel is a centre as often as any other: side minus `size` different places.
+    starts = np.array(starts)
+    inner = [start for start in range(1, size - side)]
+    deviation = math.sqrt(number / size * (1 - 1 / size))
+    for start in inner:
+        counts = np.sum(starts == start, axis=0)
+        assert np.abs(counts - number / size).max() < 4 * deviation
+    # Lengths over all centres, by counting; rows and columns are independent.
+    centres = np.arange(size)
+    low, high = centres - side // 2, centres - side // 2 + side
+    lengths = np.minimum(high, size) - np.maximum(low, 0)
+    areas = np.outer(lengths, lengths)
+    limit = 4 * areas.std() / math.sqrt(number) + 1e-9
+    assert abs(erased.sum(axis=(1, 2)).mean() - areas.mean()) < limit
+
+
+def test_the_other_changes_are_as_without_cutout():
+    images, seeds = random_images(16, 6, 6, 3), np.arange(16)
+    fields = {"crop_padding_pixels": 1, "flip": "random", "photometric_strength": 0.5}
+    whole = run(images, seeds, **fields)
+    out = run(images, seeds, cutout_fraction=0.5, **fields)
+    erased = np.all(out == 0, axis=-1, keepdims=True)
+    assert 0 < erased.mean() < 1
+    np.testing.assert_array_equal(out, np.where(erased, 0, whole))
+
+
+def flips_of(seed, indices, epoch):
+    rng = jax.random.key(seed)
+    return np.asarray(jax.jit(alternating_flips)(rng, np.asarray(indices), epoch))
+
+
+def test_alternating_flips_are_half_and_then_the_other_half():
+    indices = np.arange(2000) + 31
+    first = flips_of(0, indices, 0)
+    # Standard deviation 22.4; four of them.
+    assert 910 < first.sum() < 1090
+    for epoch in range(1, 7):
+        expected = ~first if epoch % 2 else first
+        np.testing.assert_array_equal(flips_of(0, indices, epoch), expected)
+
+
+def test_alternating_flips_are_a_function_of_seed_index_and_epoch():
+    indices = np.arange(500)
+    order = np.random.default_rng(1).permutation(500)
+    out = flips_of(3, indices, 5)
+    np.testing.assert_array_equal(flips_of(3, indices[order], 5), out[order])
+    np.testing.assert_array_equal(flips_of(3, indices[250:260], 5), out[250:260])
+    # Of another seed they have nothing in common: standard deviation 11.2; four of them.
+    assert 205 < np.sum(flips_of(4, indices, 5) == out) < 295
+
+
+def test_an_image_is_mirrored_where_it_is_said():
+    images, flips = random_images(6, 5, 5, 3), np.array([0, 1, 1, 0, 1, 0], bool)
+    out = augment(flip="alternating")(
+        images,
+        jax.vmap(jax.random.key)(np.arange(6)),
+        preprocess=preprocess(image_size=5),
+        flips=flips,
+    )
+    expected = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(out, expected)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +116,42 @@ def test_keeps_the_three_latest_and_the_best(tmp_path, accuracies, kept, best):
         assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
         assert checkpoints.best_step == best
         assert checkpoints.latest_step == len(accuracies)
+
+
+@pytest.mark.parametrize(
+    ("averaged", "best"), [([0.1, 0.9, 0.3, 0.2, 0.4], 2), ([0.5, 0.5, 0.1, 0.1, 0.1], 2)]
+)
+def test_the_best_is_that_of_averaged_weights(tmp_path, averaged, best):
+    raw = (0.9, 0.1, 0.8, 0.9, 0.2)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, pair in enumerate(zip(raw, averaged, strict=True), start=1):
+            metrics = dict(zip(("accuracy", "averaged_accuracy"), pair, strict=True))
+            state = tiny_state(step)
+            checkpoints.save(state, description=DESCRIPTION, metrics=metrics)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step == best
+        kept = {int(path.name) for path in tmp_path.iterdir() if path.is_dir()}
+        assert kept == {best, 3, 4, 5}
+
+
+def test_averages_are_saved_with_the_weights(tmp_path):
+    plain = tiny_state(1, 1.0)
+    averages = replicate({"params": {"kernel": jnp.full((2, 3), 7.0)}}, jax.devices()[:2])
+    state = dataclasses.replace(tiny_state(2, 2.0), averages=averages)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(plain, description=DESCRIPTION)
+        checkpoints.save(state, description=DESCRIPTION)
+    devices = jax.devices()[:2]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [checkpoints.has_averages(step) for step in (1, 2)] == [False, True]
+        restored = checkpoints.restore(2, jax.eval_shape(lambda: state), devices)
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        restored = checkpoints.restore(1, jax.eval_shape(lambda: plain), devices)
+        assert restored.averages == {}
+        like = jax.eval_shape(lambda: plain.variables)
+        for step, raw, value in ((1, False, 1), (1, True, 1), (2, False, 7), (2, True, 2)):
+            found = checkpoints.restore_variables(step, like, devices, raw=raw)
+            np.testing.assert_array_equal(found["params"]["kernel"], np.full((2, 3), value))
 
 
 def test_names_of_checkpoints(tmp_path):

@@ -1,12 +1,16 @@
 import math
 
+import jax
+import numpy as np
 import pytest
+from conftest import numpy_variables, small_googlenet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_configs import CONFIG_FILES, load_config, named_config
 
 from googlenet_flax.config import FIELDS, validate
 from googlenet_flax.errors import UserError
+from googlenet_flax.model import VARIANTS
 
 GOOD = named_config("digits")
 
@@ -59,18 +63,59 @@ OUT_OF_RANGE = {
     "crop_padding_pixels": [-1],
     "crop_min_area": [0, 0.0, -0.08, 1.01, 8, math.nan, math.inf],
     "crop_max_aspect": [0, 0.99, 3 / 4, -4 / 3, 16.01, math.nan, math.inf],
+    "flip": ["", "Random", "mirror"],
     "photometric_strength": [-0.1, -1, 1.01, 2, math.nan, math.inf],
+    "interpolations": [
+        (),
+        ("lanczos",),
+        ("bilinear", "Cubic"),
+        ("bilinear", None),
+        (2,),
+        (("bilinear",),),
+        (["bilinear"],),
+    ],
+    "cutout_fraction": [-0.1, 1.01, 16, math.nan, math.inf],
+    "mixup_alpha": [-0.2, 100.1, math.nan, math.inf],
+    "early_image_sizes": [
+        (79,),
+        (128, 0),
+        (128.0,),
+        ("128",),
+        (True,),
+        (2**31,),
+        ((128,),),
+    ],
+    "early_image_size_epochs": [
+        (0,),
+        (-1,),
+        (5, 5),
+        (5, 4),
+        (1, 3, 2),
+        (1.5,),
+        ("1",),
+        (True,),
+        (2**31,),
+    ],
     "trainable": ["", "heads", "Head", "none"],
     "batch_size": [0, -1],
     "num_epochs": [0, -1],
     "max_steps": [-1],
+    "accumulation_steps": [0, -1, 2**31],
     "learning_rate": [-1, -1e-9, math.nan, math.inf, -math.inf],
+    "schedule": ["", "Cosine", "step"],
+    "warmup_epochs": [-1, -1e-9, math.nan, math.inf],
+    "final_rate_fraction": [-0.1, 1.01, math.nan, math.inf],
     "momentum": [-0.1, 1.1, math.nan],
     "decay_rate": [0, 0.0, -0.96, 1.01, math.nan],
     "decay_every_epochs": [0, -8],
     "decay_offset_epochs": [-1],
     "weight_decay": [-1e-4, math.nan, math.inf],
     "aux_weight": [-0.3, math.nan, math.inf],
+    "final_aux_fraction": [-0.1, 1.01, math.nan, math.inf],
+    "label_smoothing": [-0.1, 1, 1.0, 1.5, math.nan, math.inf],
+    "averaging": ["", "EMA", "swa"],
+    "ema_decay": [-0.1, 1, 1.0, 1.5, math.nan, math.inf],
+    "average_from_epoch": [-1, 2**31],
     "seed": [-1, 2**31],
     "log_every_steps": [0, -1],
     "eval_every_epochs": [0, -1],
@@ -102,12 +147,7 @@ def test_every_config_is_valid(path):
 
 def test_every_range_is_tested():
     # Any text is a folder, and a bool has no range.
-    assert set(FIELDS) - set(OUT_OF_RANGE) == {
-        "data_dir",
-        "init_from",
-        "flip",
-        "restart",
-    }
+    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "init_from", "restart"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -142,8 +182,34 @@ def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
         ("crop_min_area", 0.08),
         ("crop_max_aspect", 1),
         ("crop_max_aspect", 16),
+        ("flip", "none"),
+        ("flip", "random"),
+        ("flip", "alternating"),
         ("photometric_strength", 0),
         ("photometric_strength", 1),
+        ("interpolations", ("cubic",)),
+        ("interpolations", ("nearest", "area", "cubic", "bilinear")),
+        ("cutout_fraction", 0),
+        ("cutout_fraction", 1),
+        ("mixup_alpha", 0),
+        ("mixup_alpha", 100),
+        ("early_image_sizes", ()),
+        ("early_image_size_epochs", ()),
+        ("accumulation_steps", 1),
+        ("schedule", "linear"),
+        ("warmup_epochs", 0),
+        ("warmup_epochs", 0.5),
+        ("final_rate_fraction", 0),
+        ("final_rate_fraction", 1),
+        ("final_aux_fraction", 0),
+        ("final_aux_fraction", 1),
+        ("label_smoothing", 0),
+        ("label_smoothing", math.nextafter(1, 0)),
+        ("averaging", "ema"),
+        ("averaging", "polyak"),
+        ("ema_decay", 0),
+        ("ema_decay", math.nextafter(1, 0)),
+        ("average_from_epoch", 0),
         ("init_from", ""),
         ("init_from", "/a run/ä"),
         ("input_mean", (0, -3, 1e3)),
@@ -168,8 +234,9 @@ def test_edges_of_the_ranges_are_allowed(name, value):
 
 @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is float])
 def test_an_int_is_good_for_a_float(name):
-    # 1 is in range of all but this one, which is below it.
-    validate({**GOOD, name: 0 if name == "eval_fraction" else 1})
+    # 1 is in range of all but these, which are below it.
+    below_one = {"eval_fraction", "label_smoothing", "ema_decay"}
+    validate({**GOOD, name: 0 if name in below_one else 1})
 
 
 def test_random_weights_are_trained_whole():
@@ -178,6 +245,38 @@ def test_random_weights_are_trained_whole():
     assert "config.init_from is empty" in message and "--config.init_from=DIR" in message
     validate({**GOOD, "trainable": "head", "init_from": "/a run"})
     validate({**GOOD, "trainable": "all", "init_from": "/a run"})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ends"), [((128,), ()), ((), (5,)), ((128, 160), (5,)), ((128,), (5, 9))]
+)
+def test_every_early_size_has_an_end(sizes, ends):
+    config = {**GOOD, "early_image_sizes": sizes, "early_image_size_epochs": ends}
+    message = error_of(config)
+    assert f"config.early_image_sizes is {sizes!r}" in message
+    assert f"config.early_image_size_epochs is {ends!r}" in message
+    assert "of the same length" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sizes_change_where_no_parameter_depends_on_them(variant):
+    # At twice the size a head that does not pool to 4x4 has a larger matrix.
+    model = small_googlenet(variant)
+    small, large = (jax.tree.map(np.shape, numpy_variables(model, px)) for px in (80, 160))
+    fields = {"variant": variant, "image_size": 96}
+    early = {"early_image_sizes": (80,), "early_image_size_epochs": (1,)}
+    validate({**GOOD, **fields})
+    if small == large:
+        validate({**GOOD, **fields, **early})
+        # Sizes may also fall, and one may outlast the run.
+        early = {"early_image_sizes": (224, 80), "early_image_size_epochs": (1, 10**6)}
+        validate({**GOOD, **fields, **early})
+        assert variant in {"bn", "torchvision"}
+    else:
+        message = error_of({**GOOD, **fields, **early})
+        assert "config.early_image_sizes is (80,)" in message
+        assert repr(variant) in message and "bn, torchvision" in message
+        assert "--config.early_image_sizes=()" in message
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -36,7 +36,10 @@ def named_config(name: str) -> dict:
 
 def test_there_are_configs():
     names = {path.stem for path in CONFIG_FILES}
-    assert {"cifar10", "cifar10_blog", "digits", "finetune", "folder"} <= names
+    assert names >= {
+        *("cifar10", "cifar10_best", "cifar10_blog", "cifar10_fast", "cifar100"),
+        *("digits", "finetune", "folder", "imagenet2012"),
+    }
 
 
 @each_config
@@ -78,13 +81,17 @@ def test_every_field_can_be_overridden_on_the_command_line():
     config = load_config(
         REPOSITORY / "configs" / "digits.py",
         "--config.batch_size=7",
-        "--config.flip=True",
+        "--config.flip=random",
+        "--config.interpolations=('cubic','area')",
+        "--config.early_image_sizes=(128,160)",
         "--config.learning_rate=1e-3",
         "--config.input_mean=(0.1,0.2,0.3)",
         "--config.train_split=train[:100]",
     )
     assert config.batch_size == 7
-    assert config.flip is True
+    assert config.flip == "random"
+    assert config.interpolations == ("cubic", "area")
+    assert config.early_image_sizes == (128, 160)
     assert config.learning_rate == 1e-3
     assert config.input_mean == (0.1, 0.2, 0.3)
     assert config.train_split == "train[:100]"
@@ -166,20 +173,30 @@ def test_cifar10_is_the_recipe_of_the_seed():
         "channel_order": "RGB",
         "crop_padding_pixels": 0,
         "crop_min_area": 1.0,
-        "flip": False,
+        "flip": "none",
         "photometric_strength": 0.0,
+        "interpolations": ("bilinear",),
+        "cutout_fraction": 0.0,
+        "mixup_alpha": 0.0,
+        "early_image_sizes": (),
         "init_from": "",
         "trainable": "all",
         "batch_size": 256,
         "num_epochs": 15,
         "max_steps": 0,
+        "accumulation_steps": 1,
         "learning_rate": 0.01,
+        "schedule": "staircase",
+        "warmup_epochs": 0.0,
         "momentum": 0.9,
         "decay_rate": 0.96,
         "decay_every_epochs": 8,
         "decay_offset_epochs": 1,
         "weight_decay": 0.0,
         "aux_weight": 0.3,
+        "final_aux_fraction": 1.0,
+        "label_smoothing": 0.0,
+        "averaging": "none",
     }
     config = named_config("cifar10")
     assert {name: config[name] for name in expected} == expected

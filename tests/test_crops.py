@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 
 from googlenet_flax.data.crops import (
     CROP_NUMBERS,
+    INTERPOLATIONS,
     Crop,
     central_crop,
     crop_boxes,
     evaluation_crops,
     paper_crops,
     resample,
+    shifted_crops,
     ten_crops,
 )
 
@@ -282,12 +285,16 @@ def test_crops_are_squares_inside_the_picture(extents):
 
 
 def test_numbers_of_crops():
-    assert [len(evaluation_crops(number)) for number in CROP_NUMBERS] == [1, 10, 144]
-    assert evaluation_crops(1) == (None,)
-    assert evaluation_crops(10) == ten_crops()
-    assert evaluation_crops(144) == paper_crops()
-    for crops in (ten_crops(), paper_crops()):
-        assert sum(crop.mirror for crop in crops) == len(crops) / 2
+    assert CROP_NUMBERS == (1, 2, 6, 10, 144)
+    for number, side in itertools.product(CROP_NUMBERS, (0.875, 1.0)):
+        assert len(evaluation_crops(number, side)) == number
+        # One of them may be None, the network's own crop.
+        crops = [crop for crop in evaluation_crops(number, side) if crop is not None]
+        assert sum(crop.mirror for crop in crops) == number // 2
+    for side in (0.875, 1.0):
+        assert evaluation_crops(1, side) == (None,)
+        assert evaluation_crops(10, side) == ten_crops()
+        assert evaluation_crops(144, side) == paper_crops()
 
 
 def test_boxes_of_a_traced_crop():
@@ -298,3 +305,175 @@ def test_boxes_of_a_traced_crop():
         expected = crop_boxes(extents, crop)
         np.testing.assert_allclose(traced(extents, crop), expected, rtol=1e-6, atol=1e-4)
     assert traced._cache_size() == 1
+
+
+resampled_by = functools.partial(jax.jit, static_argnums=2)(resample)
+
+
+def cut_by(method, images, boxes, size, extents=None):
+    """As `cut`, every image by the same method."""
+    if extents is None:
+        extents = np.broadcast_to(images.shape[1:3], (len(images), 2))
+    images, boxes = np.asarray(images, np.float32), np.asarray(boxes, np.float32)
+    methods = np.full(len(images), list(INTERPOLATIONS).index(method), np.int32)
+    extents = np.asarray(extents, np.int32)
+    return np.asarray(resampled_by(images, boxes, size, extents, methods))
+
+
+JAX_METHODS = {"bilinear": "linear", "cubic": "cubic", "nearest": "nearest"}
+
+
+@pytest.mark.parametrize("side", [4, 8, 12])
+@pytest.mark.parametrize("size", [3, 4, 6, 8, 11, 24])
+@pytest.mark.parametrize("method", JAX_METHODS)
+def test_a_method_is_that_of_jax(method, size, side):
+    images = random_images(3, side, side, 3).astype(np.float32)
+    expected = jax.image.resize(images, (3, size, size, 3), JAX_METHODS[method])
+    out = cut_by(method, images, whole(images), size)
+    if method == "nearest":
+        # Halfway between two pixels, rounding decides; see below.
+        clear = (2 * np.arange(size) + 1) * side % (2 * size) != 0
+        out, expected = (np.asarray(x)[:, clear][:, :, clear] for x in (out, expected))
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 6])
+def test_of_two_equally_near_pixels_it_is_that_of_jax(factor):
+    # And of pillow: by an even factor each new centre lies between two pixels.
+    images = random_images(2, 12, 12, 3).astype(np.float32)
+    size = 12 // factor
+    expected = jax.image.resize(images, (2, size, size, 3), "nearest")
+    out = cut_by("nearest", images, whole(images), size)
+    np.testing.assert_array_equal(out, expected)
+    picture = PIL.Image.fromarray(images[0].astype(np.uint8))
+    picture = picture.resize((size, size), PIL.Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.asarray(picture), expected[0])
+
+
+@pytest.mark.parametrize("method", ["bilinear", "cubic"])
+def test_a_method_sees_the_picture_alone(method):
+    extents = np.array([[7, 12], [16, 5], [1, 9]])
+    images = random_images(3, 16, 16, 3).astype(np.float32)
+    boxes = np.concatenate([np.zeros_like(extents), extents], axis=1)
+    out = cut_by(method, images, boxes, 9, extents)
+    for image, (height, width), result in zip(images, extents, out, strict=True):
+        picture = image[:height, :width]
+        expected = jax.image.resize(picture, (9, 9, 3), method)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_area_is_the_mean_of_each_block(factor):
+    images = random_images(2, 12, 12, 3)
+    size = 12 // factor
+    blocks = images.reshape(2, size, factor, size, factor, 3).mean(axis=(2, 4))
+    out = cut_by("area", images, whole(images), size)
+    np.testing.assert_allclose(out, blocks, rtol=0, atol=ATOL)
+
+
+@each_size
+@settings(deadline=None, max_examples=40)
+@given(drawn=pictures_and_boxes())
+def test_area_weighs_pixels_by_what_is_covered_of_them(size, drawn):
+    extent, box = drawn
+    out = cut_by("area", NOISE, [box], size, [extent])[0, ..., 0]
+    expected = NOISE[0, : extent[0], : extent[1], 0].astype(np.float64)
+    for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
+        edges = start + np.arange(size + 1)[:, None] * length / size
+        pixels = np.arange(extent[axis])
+        covered = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+        weights = np.clip(covered, 0, None) * size / length
+        np.testing.assert_allclose(weights.sum(axis=1), 1)
+        expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
+    # Of a new pixel of 1/1024 of a stored one, a float32 knows the ends to a thousandth.
+    np.testing.assert_allclose(out, expected, rtol=0, atol=0.5)
+
+
+@each_size
+@settings(deadline=None, max_examples=40)
+@given(drawn=pictures_and_boxes(), method=st.sampled_from(sorted(INTERPOLATIONS)))
+def test_no_method_sees_beyond_the_picture(size, drawn, method):
+    extent, box = drawn
+    rows, columns = np.arange(STORED)[:, None], np.arange(STORED)
+    outside = ((rows >= extent[0]) | (columns >= extent[1]))[None, :, :, None]
+    out = cut_by(method, np.where(outside, 0, NOISE), [box], size, [extent])
+    other = cut_by(method, np.where(outside, 1e9, NOISE), [box], size, [extent])
+    np.testing.assert_array_equal(other, out)
+    plain = cut_by(method, np.where(outside, 1e9, 77), [box], size, [extent])
+    np.testing.assert_allclose(plain, 77, rtol=1e-4)
+    if method == "nearest":
+        assert set(np.unique(out)) <= set(np.unique(NOISE[~outside]))
+
+
+def test_each_image_has_its_own_method():
+    images = np.broadcast_to(random_images(1, 9, 9, 3), (4, 9, 9, 3))
+    methods = np.array([2, 0, 3, 1], np.int32)
+    extents = np.full((4, 2), 9, np.int32)
+    boxes = whole(images).astype(np.float32)
+    out = resampled_by(images.astype(np.float32), boxes, 5, extents, methods)
+    for result, number in zip(out, methods, strict=True):
+        expected = cut_by(list(INTERPOLATIONS)[number], images[:1], boxes[:1], 5)[0]
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_two_views_are_the_crop_and_its_mirror_image():
+    own, mirrored = evaluation_crops(2, 0.875)
+    assert own is None
+    assert mirrored == central_crop(0.875)._replace(mirror=True)
+
+
+@pytest.mark.parametrize("side", [0.875, 1.0])
+@each_picture
+def test_six_views_are_shifted_by_a_32nd(picture, side):
+    height, width = picture
+    length = min(picture) * side
+    top, left = (height - length) / 2, (width - length) / 2
+    expected = [
+        (top + shift, left + shift, length, length, mirror)
+        for shift in (0, -length / 32, length / 32)
+        for mirror in (False, True)
+    ]
+    assert_same_boxes(boxes_of(shifted_crops(side), picture), expected)
+    assert evaluation_crops(6, side) == shifted_crops(side)
+
+
+def shifted_boxes(side, by):
+    return np.array([[down, right, side, side] for down, right in by])
+
+
+@pytest.mark.parametrize("by", [1, 3])
+def test_beyond_the_picture_its_border_is_repeated(by):
+    images = random_images(4, 32, 32, 3)
+    shifts = [(-by, -by), (by, by), (-by, by), (0, by)]
+    out = cut(images, shifted_boxes(32, shifts), 32)
+    padded = np.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), "edge")
+    for image, result, (down, right) in zip(padded, out, shifts, strict=True):
+        window = image[by + down : by + down + 32, by + right : by + right + 32]
+        np.testing.assert_allclose(result, window, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("size", [80, 224])
+def test_a_view_of_a_picture_in_a_corner_repeats_its_own_border(size):
+    # Enlarged, it is what is cut out of the picture with a border of ten more pixels.
+    images = random_images(2, 40, 40, 3)
+    extents = np.array([(32, 32)] * 2)
+    out = cut(images, shifted_boxes(32, [(-1, -1), (1, 1)]), size, extents)
+    padded = np.pad(images[:, :32, :32], ((0, 0), (10, 10), (10, 10), (0, 0)), "edge")
+    expected = cut(padded, shifted_boxes(32, [(9, 9), (11, 11)]), size)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    extent=st.tuples(*[st.integers(1, STORED)] * 2),
+    side=st.floats(1 / 64, 1, width=32),
+    method=st.sampled_from(sorted(INTERPOLATIONS)),
+)
+def test_every_view_is_of_the_picture(extent, side, method):
+    rows, columns = np.arange(STORED)[:, None], np.arange(STORED)
+    inside = ((rows < extent[0]) & (columns < extent[1]))[None, :, :, None]
+    image = np.where(inside, 77, 1e9)
+    for crop in shifted_crops(side):
+        box = np.asarray(crop_boxes(np.array([extent]), crop))
+        out = cut_by(method, image, box, 5, [extent])
+        np.testing.assert_allclose(out, 77, rtol=1e-4)  # And not NaN.

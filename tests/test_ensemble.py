@@ -14,7 +14,6 @@ from test_configs import named_config
 
 from googlenet_flax import evaluate
 from googlenet_flax.data import ImageSet
-from googlenet_flax.data.crops import evaluation_crops
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.evaluate import (
     create_eval_step,
@@ -148,7 +147,7 @@ def softmax(logits):
 def views(picture, crops):
     """Boxes (top, left, side) of the crops and whether each is mirrored, from the text.
 
-    One: the member's own. Ten (Krizhevsky et al. 2012): 224 pixels of the shorter side of
+    Ten (Krizhevsky et al. 2012): 224 pixels of the shorter side of
     256. The paper, section 7: shorter sides of 256, 288, 320 and 352; three squares; four
     corners, centre and whole square; mirrored.
     """
@@ -178,13 +177,25 @@ def expected_probabilities(number, picture, crops):
     fields = DESCRIPTIONS[number].preprocess
     height, width = picture.shape[:2]
     side = min(height, width) * fields.crop_fraction
+    top, left = (height - side) / 2, (width - side) / 2
     if crops == 1:
-        boxes = [(((height - side) / 2, (width - side) / 2, side), False)]
+        boxes = [((top, left, side), False)]
+    elif crops in {2, 6}:
+        shifts = [0] if crops == 2 else [0, -side / 32, side / 32]
+        boxes = [
+            ((top + shift, left + shift, side), mirror)
+            for shift in shifts
+            for mirror in (False, True)
+        ]
     else:
         boxes = views(picture, crops)
+    # Views that are shifted see more of the border than there is.
+    padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), "edge") if crops == 6 else picture
+    more = 2 if crops == 6 else 0
     inputs = []
     for (top, left, length), mirror in boxes:
-        pixels = cut_out(picture, (top, left, length, length), SIZE)
+        box = (top + more, left + more, length, length)
+        pixels = cut_out(padded, box, SIZE)
         pixels = pixels[:, ::-1] if mirror else pixels
         pixels = pixels[..., ::-1] if fields.channel_order == "BGR" else pixels
         inputs.append((pixels * fields.input_scale - fields.input_mean) / fields.input_std)
@@ -238,7 +249,7 @@ def test_the_mean_of_softmax(predictors, numbers, crops):
     """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
     metrics = evaluate_averaged(
         [predictors[number] for number in numbers],
-        evaluation_crops(crops),
+        crops,
         PICTURES,
         aux_weight=0.5,
         batch_size=4,
@@ -246,13 +257,23 @@ def test_the_mean_of_softmax(predictors, numbers, crops):
     assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops, 0.5))
 
 
+@pytest.mark.parametrize(("number", "crops"), [(0, 2), (1, 2), (0, 6), (1, 6)], ids=str)
+def test_views_of_ones_own_crop(predictors, number, crops):
+    metrics = evaluate_averaged(
+        [predictors[number]],
+        crops,
+        PICTURES,
+        aux_weight=0.5,
+        batch_size=4,
+    )
+    assert_same(metrics, expected_metrics((number,), EXAMPLES, crops, 0.5))
+
+
 def test_the_papers_crops(predictors):
     few = dataclasses.replace(
         PICTURES, pictures=PICTURES.pictures[1:3], labels=PICTURES.labels[1:3]
     )
-    metrics = evaluate_averaged(
-        predictors[:1], evaluation_crops(144), few, aux_weight=0.5, batch_size=4
-    )
+    metrics = evaluate_averaged(predictors[:1], 144, few, aux_weight=0.5, batch_size=4)
     assert_same(metrics, expected_metrics((0,), EXAMPLES[1:3], 144, 0.5))
 
 
@@ -270,7 +291,7 @@ def test_the_mean_is_of_another_mind(predictors):
 def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
     first = predictors[0]
     options = {"batch_size": 4}
-    averaged = evaluate_averaged([first], (None,), PICTURES, aux_weight=0.5, **options)
+    averaged = evaluate_averaged([first], 1, PICTURES, aux_weight=0.5, **options)
     step = create_eval_step(FIRST, aux_weight=0.5, devices=jax.devices())
     plain = evaluate_split(step, first.variables, PICTURES, num_devices=4, **options)
     assert_same(averaged, plain, rtol=1e-5)
@@ -279,14 +300,14 @@ def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
 def test_the_batch_size_changes_nothing(predictors):
     """Rounded up to the devices, and the last batch filled up."""
     options = {"aux_weight": 0.5, "batch_size": 1}
-    metrics = evaluate_averaged(predictors, (None,), PICTURES, **options)
+    metrics = evaluate_averaged(predictors, 1, PICTURES, **options)
     assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 1, 0.5))
 
 
 def test_a_network_and_itself_are_as_the_network(predictors):
     first, second = predictors
     options = {"aux_weight": 0.5, "batch_size": 4}
-    crops = evaluation_crops(10)
+    crops = 10
     alone = evaluate_averaged([first], crops, PICTURES, **options)
     assert_same(evaluate_averaged([first] * 3, crops, PICTURES, **options), alone, 1e-6)
     both = evaluate_averaged([first, second], crops, PICTURES, **options)
@@ -304,9 +325,7 @@ def test_small_probabilities_are_not_lost(predictors):
         "params": {**params, "classifier": classifier},
     }
     sure = dataclasses.replace(predictors[0], variables=variables)
-    metrics = evaluate_averaged(
-        [sure, sure], evaluation_crops(10), PICTURES, aux_weight=0.0, batch_size=4
-    )
+    metrics = evaluate_averaged([sure, sure], 10, PICTURES, aux_weight=0.0, batch_size=4)
     assert np.isfinite(metrics["main_loss"])
     assert metrics["main_loss"] > 200
 
@@ -319,12 +338,12 @@ def loaded(members, predictors, monkeypatch):
     """Paths of the networks that are loaded; those compiled before are taken instead."""
     known, load, paths = list(zip(members, predictors, strict=True)), Predictor.load, []
 
-    def load_known(workdir, checkpoint, devices):
+    def load_known(workdir, checkpoint, devices, *, raw):
         paths.append(workdir.path)
         for path, predictor in known:
             if os.path.realpath(workdir.path) == str(path) and checkpoint == "best":
                 return predictor
-        return load(workdir, checkpoint, devices)
+        return load(workdir, checkpoint, devices, raw=raw)
 
     monkeypatch.setattr(Predictor, "load", load_known)
     return paths
@@ -360,6 +379,17 @@ def test_the_command(members, evaluate_json):
         [f"--workdir={second}", f"--ensemble={first},{second},"],
     ):
         assert_same(evaluate_json(*flags, "--crops=10"), ten, rtol=1e-6)
+
+
+def test_each_members_views_are_of_its_own_crop(members, evaluate_json):
+    digits = evaluate.load_split("digits", RECIPE["eval_split"], data_dir="")
+    pictures = np.repeat(digits.images, 3, axis=-1)
+    examples = list(zip(pictures, digits.labels, strict=True))
+    first, second = members
+    two = evaluate_json(f"--workdir={second}", "--crops=2")
+    assert_same(two, expected_metrics((1,), examples, 2, 0.5))
+    both = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
+    assert_same(both, expected_metrics((0, 1), examples, 2, 0.5))
 
 
 def test_a_run_named_twice_counts_once(

@@ -150,7 +150,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("workdir", {"errors"}),
         ("progress", {"streams"}),
         ("metrics_writer", {"errors"}),
-        ("config", {"errors", "model"}),
+        ("config", {"data.augment", "data.crops", "errors", "model"}),
         ("stop_request", set()),
         ("description", {"data.preprocess", "model"}),
         ("train_step", {"data.augment", "data.preprocess", "errors", "model"}),

@@ -1,10 +1,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from googlenet_flax.errors import UserError
-from googlenet_flax.schedule import staircase_decay, steps_per_epoch, total_steps
+from googlenet_flax.schedule import (
+    cosine_decay,
+    linear_decay,
+    stage_of,
+    staircase_decay,
+    steps_per_epoch,
+    total_steps,
+    with_warmup,
+)
 
 NUM_EPOCHS = 40
 
@@ -103,3 +112,120 @@ def test_total_steps():
     assert total_steps(num_epochs=15, max_steps=0, epoch_steps=195) == 2925
     assert total_steps(num_epochs=15, max_steps=7, epoch_steps=195) == 7
     assert total_steps(num_epochs=1, max_steps=4000, epoch_steps=195) == 4000
+
+
+def rates_of(schedule, steps) -> np.ndarray:
+    """At those steps, compiled; the same as for the log, where each is a Python int."""
+    rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32)))
+    # Where a cosine ends, a float32 knows it to 1e-7 of where it began.
+    logged = [float(schedule(int(step))) for step in steps]
+    np.testing.assert_allclose(logged, rates, rtol=1e-6, atol=1e-7 * rates.max())
+    return rates
+
+
+each_fall = pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+each_length = pytest.mark.parametrize("steps", [1, 7, 100, 58_600])
+
+
+def steps_around(*edges: int) -> list[int]:
+    return sorted({edge + by for edge in edges for by in (-1, 0, 1)} - {-1})
+
+
+@each_fall
+@each_length
+def test_cosine_is_that_of_optax(steps, final):
+    schedule = cosine_decay(learning_rate=0.4, final_fraction=final, steps=steps)
+    points = steps_around(0, steps // 4, steps // 2, steps, 2 * steps)
+    rates = rates_of(schedule, points)
+    peer = optax.cosine_decay_schedule(0.4, steps, alpha=final)
+    np.testing.assert_allclose(rates, [peer(s) for s in points], rtol=1e-5, atol=1e-7)
+    # In float64, and constant once it has ended.
+    done = np.minimum(1, np.array(points) / steps)
+    wave = (1 + np.cos(np.pi * done)) / 2
+    expected = 0.4 * final + (0.4 - 0.4 * final) * wave
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
+    assert rates[0] == pytest.approx(0.4, rel=1e-6)
+    assert rates[-1] == pytest.approx(0.4 * final, rel=1e-6, abs=1e-8)
+
+
+@each_fall
+@each_length
+def test_line_is_that_of_optax(steps, final):
+    schedule = linear_decay(learning_rate=0.4, final_fraction=final, steps=steps)
+    points = steps_around(0, steps // 3, steps, 2 * steps)
+    rates = rates_of(schedule, points)
+    peer = optax.linear_schedule(0.4, 0.4 * final, steps)
+    np.testing.assert_allclose(rates, [peer(s) for s in points], rtol=1e-5, atol=1e-7)
+    expected = 0.4 + (0.4 * final - 0.4) * np.minimum(1, np.array(points) / steps)
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
+    assert rates[-1] == pytest.approx(0.4 * final, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("warmup", [1, 5, 50])
+def test_warmup_before_a_cosine_is_that_of_optax(warmup):
+    falling = cosine_decay(learning_rate=0.4, final_fraction=0.1, steps=200)
+    steps = steps_around(0, warmup // 2, warmup, warmup + 100, warmup + 200, 400)
+    rates = rates_of(with_warmup(falling, warmup), steps)
+    # That of optax has rate 0 at step 0, in which nothing is learnt; ours leaves it out.
+    peer = optax.join_schedules(
+        [
+            optax.linear_schedule(0.4 / warmup, 0.4 * (1 + 1 / warmup), warmup),
+            optax.cosine_decay_schedule(0.4, 200, alpha=0.1),
+        ],
+        [warmup],
+    )
+    np.testing.assert_allclose(rates, [peer(s) for s in steps], rtol=1e-5)
+    assert rates[0] == pytest.approx(0.4 / warmup, rel=1e-6)
+    whole = optax.warmup_cosine_decay_schedule(0, 0.4, warmup, 200 + warmup, 0.04)
+    later = [step for step in steps if step >= warmup]
+    ours = rates_of(with_warmup(falling, warmup), later)
+    np.testing.assert_allclose(ours, [whole(step) for step in later], rtol=1e-5)
+    rising = rates_of(with_warmup(falling, warmup), range(warmup))
+    expected = [whole(step + 1) for step in range(warmup)]
+    np.testing.assert_allclose(rising, expected, rtol=1e-5)
+
+
+def test_warmup_is_a_line_to_the_highest_rate():
+    falling = linear_decay(learning_rate=0.4, final_fraction=0.0, steps=10)
+    rates = rates_of(with_warmup(falling, 4), range(16))
+    expected = [0.1, 0.2, 0.3, 0.4, 0.4, *(0.4 * (1 - i / 10) for i in range(1, 11)), 0]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_stairs_are_counted_from_the_end_of_the_warmup():
+    epoch_steps = 97
+    stairs = schedule_of(offset=0, every=8, epoch_steps=epoch_steps)
+    warmup = 2 * epoch_steps
+    steps = [warmup + step for step in steps_around_epoch_edges(epoch_steps)]
+    rates = rates_of(with_warmup(stairs, warmup), steps[1:])
+    shape = dict(offset=0, every=8, epoch_steps=epoch_steps)
+    expected = closed_form([step - warmup for step in steps[1:]], **shape)
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    rising = rates_of(with_warmup(stairs, warmup), range(warmup))
+    expected = 0.01 * np.arange(1, warmup + 1) / warmup
+    np.testing.assert_allclose(rising, expected, rtol=1e-5)
+
+
+def test_no_warmup_is_the_schedule_itself():
+    stairs = schedule_of(offset=1, every=8, epoch_steps=11)
+    assert with_warmup(stairs, 0) is stairs
+
+
+@pytest.mark.parametrize("steps", [0, -5])
+@pytest.mark.parametrize("decay", [cosine_decay, linear_decay])
+def test_a_run_may_end_in_its_warmup(decay, steps):
+    falling = decay(learning_rate=0.4, final_fraction=0.0, steps=steps)
+    rates = rates_of(with_warmup(falling, 10), range(10))
+    np.testing.assert_allclose(rates, 0.04 * np.arange(1, 11), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "stages"),
+    [
+        ((), {0: 0, 10**9: 0}),
+        ((5,), {0: 0, 4: 0, 5: 1, 6: 1, 10**9: 1}),
+        ((5, 6, 20), {0: 0, 4: 0, 5: 1, 6: 2, 7: 2, 19: 2, 20: 3, 21: 3}),
+    ],
+)
+def test_a_stage_ends_with_the_update_that_fills_its_epochs(ends, stages):
+    assert {step: stage_of(step, ends) for step in stages} == stages

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from googlenet_flax.errors import UserError
 from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.train_step import (
     AXIS_NAME,
+    Averaging,
     TrainState,
     check_batch_divides,
     create_optimizer,
@@ -20,14 +22,27 @@ from googlenet_flax.train_step import (
     replicate,
     split_over_devices,
     train_step,
+    with_partners,
 )
 
 PREPROCESS = preprocess(
     input_scale=1 / 255, input_mean=(0.4, 0.5, 0.6), input_std=(0.2, 0.3, 0.2)
 )
 AUGMENT = augment(
-    crop_padding_pixels=4, crop_min_area=0.08, flip=True, photometric_strength=0.5
+    crop_padding_pixels=4, crop_min_area=0.08, flip="random", photometric_strength=0.5
 )
+# All that a step can do besides.
+OPTIONS = {
+    "augment": dataclasses.replace(
+        AUGMENT,
+        flip="alternating",
+        interpolations=("bilinear", "cubic", "area", "nearest"),
+        cutout_fraction=0.3,
+    ),
+    "label_smoothing": 0.1,
+    "mixup_alpha": 0.5,
+    "averaging": Averaging(kind="ema", decay=0.9, start_step=0),
+}
 
 
 def random_batch(size, seed=0):
@@ -52,7 +67,7 @@ def start_state(model, tx):
     )
 
 
-def run_steps(model, batch, *, devices, num_steps, tx=None, **step_fields):
+def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
     tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
     fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3, "aux_weight": 0.3}
     step = partial(
@@ -63,7 +78,11 @@ def run_steps(model, batch, *, devices, num_steps, tx=None, **step_fields):
         **{**fields, **step_fields},
     )
     parallel_step = parallel_train_step(step, devices)
-    state = replicate(start_state(model, tx), devices)
+    state = start_state(model, tx) if state is None else state
+    if "averaging" in step_fields:
+        state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
+    state = replicate(state, devices)
+    batch = with_partners(batch) if "mixup_alpha" in step_fields else batch
     for _ in range(num_steps):
         state, metrics = parallel_step(state, split_over_devices(batch, len(devices)))
     metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
@@ -80,22 +99,24 @@ def assert_same_tree(actual, expected, *, rtol):
 
 
 @pytest.mark.parametrize(
-    "variant",
+    ("variant", "options"),
     [  # The slow ones have no operation that the others lack.
-        pytest.param("seed", marks=pytest.mark.slow),
-        "paper",
-        "bn",
-        pytest.param("torchvision", marks=pytest.mark.slow),
+        pytest.param("seed", {}, marks=pytest.mark.slow),
+        ("paper", {}),
+        ("bn", {}),
+        pytest.param("bn", OPTIONS, marks=pytest.mark.slow),
+        pytest.param("torchvision", {}, marks=pytest.mark.slow),
     ],
+    ids=["seed", "paper", "bn", "bn and all options", "torchvision"],
 )
-def test_results_do_not_depend_on_the_number_of_devices(variant):
+def test_results_do_not_depend_on_the_number_of_devices(variant, options):
     """Gradients (the momentum buffer), statistics, updates; with dropout and augmentation.
 
     In float64: a network this small has gradients that nearly cancel.
     """
     with jax.enable_x64(True):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
-        check_device_counts(model, batch_size=8, rtol=1e-9)
+        check_device_counts(model, batch_size=8, rtol=1e-9, **options)
 
 
 @pytest.mark.slow
@@ -110,11 +131,11 @@ def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
     check_device_counts(model, batch_size=16, rtol=5e-5)
 
 
-def check_device_counts(model, *, batch_size, rtol):
-    batch = random_batch(batch_size)
-    one = run_steps(model, batch, devices=jax.devices()[:1], num_steps=1)
+def check_device_counts(model, *, batch_size, rtol, **options):
+    batch, options = random_batch(batch_size), {"num_steps": 1, **options}
+    one = run_steps(model, batch, devices=jax.devices()[:1], **options)
     for count in (2, 4):
-        many = run_steps(model, batch, devices=jax.devices()[:count], num_steps=1)
+        many = run_steps(model, batch, devices=jax.devices()[:count], **options)
         assert_same_tree(many, one, rtol=rtol)
 
 

@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import config_flags
 from orbax.checkpoint import v1 as ocp
 
-from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.config import validate
 from googlenet_flax.data.folder import FolderOptions, load_folder
 from googlenet_flax.description import ModelDescription
@@ -128,6 +128,39 @@ def test_every_leaf_is_the_sources(source):
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
     assert said == f"weights from {run.path}, checkpoint 0"
     assert listing(run.path) == before, "the source was touched"
+
+
+def test_averages_begin_with_the_sources_weights(source):
+    run, theirs = source
+    description = changed(DESCRIPTION, class_names=THREE)
+    plain = fresh_state(description)
+    assert warm_start(plain, run, description, jax.devices())[0].averages == {}
+    fresh = dataclasses.replace(
+        plain, averages=jax.tree.map(np.zeros_like, plain.variables)
+    )
+    state, _ = warm_start(fresh, run, description, jax.devices())
+    averages, variables = flat(state.averages), flat(state.variables)
+    assert averages.keys() == variables.keys() == flat(theirs).keys()
+    for path, leaf in variables.items():
+        np.testing.assert_array_equal(averages[path], leaf, err_msg=path)
+        assert is_classifier(path) or np.array_equal(leaf, flat(theirs)[path])
+        # A step gives its state away, and no buffer can be given twice.
+        assert averages[path] is not leaf
+        assert averages[path].sharding == leaf.sharding
+
+
+def test_weights_are_the_sources_averages(tmp_path):
+    run, raw = source_run(tmp_path)
+    averages = trained_variables(DESCRIPTION, seed=2)
+    with Workdir(tmp_path) as workdir, Checkpoints(workdir.checkpoints) as checkpoints:
+        items = {"variables": raw, "averages": averages}
+        label = Label(DESCRIPTION, {"accuracy": 0.5}, label_leaves(items))
+        checkpoints._start_save(7, items, label)
+        checkpoints.wait()
+    after, said, _ = start(run, DESCRIPTION)
+    assert "checkpoint 7" in said
+    for path, leaf in flat(averages).items():
+        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
 def test_other_classes_of_the_same_number(source):

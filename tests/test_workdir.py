@@ -190,6 +190,8 @@ def test_resumable_fields_are_fields():
 
 def changed(name: str) -> dict:
     value = CONFIG[name]
+    if name == "final_aux_fraction":
+        return {**CONFIG, name: value / 2}
     if FIELDS[name].type is tuple:
         return {**CONFIG, name: (9.0, *value[1:])}
     return {**CONFIG, name: value + "x" if isinstance(value, str) else value + 1}
@@ -222,3 +224,33 @@ def test_every_change_is_named_with_both_values(tmp_path):
         workdir.check_resumable({**CONFIG, "batch_size": 128, "variant": "bn"})
     assert "batch_size was 256 and is now 128" in str(caught.value)
     assert "variant was 'seed' and is now 'bn'" in str(caught.value)
+
+
+STRETCHED = [
+    {"schedule": "cosine"},
+    {"schedule": "linear"},
+    {"final_aux_fraction": 0.0},
+    {"schedule": "cosine", "final_aux_fraction": 0.5},
+]
+
+
+@pytest.mark.parametrize("fields", STRETCHED, ids=str)
+@pytest.mark.parametrize("name", ["num_epochs", "max_steps"])
+def test_a_run_that_something_is_stretched_over_keeps_its_length(tmp_path, name, fields):
+    workdir = Workdir(tmp_path)
+    workdir.write_config({**CONFIG, **fields})
+    for other in sorted(RESUMABLE_FIELDS - {"num_epochs", "max_steps"}):
+        workdir.check_resumable({**changed(other), **fields})
+    with pytest.raises(UserError) as caught:
+        workdir.check_resumable({**changed(name), **fields})
+    was, now = CONFIG[name], changed(name)[name]
+    assert f"{name} was {was!r} and is now {now!r}" in str(caught.value)
+    assert str(caught.value).count(" was ") == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"warmup_epochs": 1.0, "averaging": "ema"}])
+def test_a_staircase_may_be_climbed_on(tmp_path, fields):
+    workdir = Workdir(tmp_path)
+    workdir.write_config({**CONFIG, **fields})
+    for name in ("num_epochs", "max_steps"):
+        workdir.check_resumable({**changed(name), **fields})

@@ -6,10 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.data.crops import resample
+from googlenet_flax.data.crops import INTERPOLATIONS, crop_boxes, resample
 from googlenet_flax.data.preprocess import Preprocess, as_rgb, whole_extents
 
 CROP_ATTEMPTS = 10  # Boxes drawn before the largest one is taken instead.
+FLIPS = ("none", "random", "alternating")
 LUMA = (0.299, 0.587, 0.114)  # Rec. ITU-R BT.601: how bright red, green and blue look.
 
 
@@ -20,8 +21,10 @@ class Augment:
     crop_padding_pixels: int  # Added on each side before cropping; 0 does not crop.
     crop_min_area: float  # Smallest fraction of the picture a crop may be; 1 is off.
     crop_max_aspect: float  # Of a crop; the least is its inverse.
-    flip: bool
+    flip: str  # One of `FLIPS`.
     photometric_strength: float  # Factors are 1 minus to 1 plus this; 0 is off.
+    interpolations: tuple[str, ...]  # Of `INTERPOLATIONS`, each as likely as the others.
+    cutout_fraction: float  # Of the input's side, that an erased square takes; 0 is off.
 
     def __call__(
         self,
@@ -30,6 +33,7 @@ class Augment:
         *,
         preprocess: Preprocess,
         extents: jax.Array | None = None,
+        flips: jax.Array | None = None,
     ) -> jax.Array:
         """Images as the network sees them in training, float32 `[B, H, W, 3]`.
 
@@ -38,24 +42,42 @@ class Augment:
           rngs: keys `[B]`; image `i` uses only `rngs[i]`.
           preprocess: Of the network.
           extents: As in `Preprocess`.
+          flips: bool `[B]`, which to mirror where `flip` is `"alternating"`.
         """
         shift_rngs, crop_rngs, flip_rngs, colour_rngs = jax.vmap(
             lambda rng: jax.random.split(rng, 4), out_axes=1
         )(rngs)
+        # Folded in, so that the other parts draw what they drew without these.
+        method_rngs, cutout_rngs = jax.vmap(
+            lambda rng: (jax.random.fold_in(rng, 4), jax.random.fold_in(rng, 5))
+        )(rngs)
         if self.crop_padding_pixels:
             images = jax.vmap(self._shift)(images, shift_rngs)
-        if self.crop_min_area < 1:
+        methods = None
+        if self.interpolations != ("bilinear",):
+            methods = jax.vmap(self._draw_method)(method_rngs)
+        if self.crop_min_area < 1 or methods is not None:
             extents = whole_extents(images) if extents is None else extents
-            boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
+            if self.crop_min_area < 1:
+                boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
+            else:
+                boxes = crop_boxes(extents, preprocess.crop)
             pixels = images.astype(jnp.float32)
-            pixels = as_rgb(resample(pixels, boxes, preprocess.image_size, extents))
+            pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
+            pixels = as_rgb(jnp.clip(pixels, 0, 255))  # A cubic overshoots.
         else:
             pixels = preprocess.cut(images, extents)
-        if self.flip:
-            pixels = jax.vmap(_flip)(pixels, flip_rngs)
+        if self.flip != "none":
+            if self.flip == "random":
+                flips = jax.vmap(jax.random.bernoulli)(flip_rngs)
+            assert flips is not None
+            pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
         if self.photometric_strength:
             pixels = jax.vmap(self._distort)(pixels, colour_rngs)
-        return preprocess.normalise(pixels)
+        pixels = preprocess.normalise(pixels)
+        if self.cutout_fraction:
+            pixels = jax.vmap(self._cut_out)(pixels, cutout_rngs)
+        return pixels
 
     def _shift(self, image: jax.Array, rng: jax.Array) -> jax.Array:
         """A crop of the zero-padded image, of its own size."""
@@ -100,6 +122,38 @@ class Augment:
         coloured = grey + colour * (pixels - grey)
         return jnp.clip(brightness * (mean + contrast * (coloured - mean)), 0, 255)
 
+    def _draw_method(self, rng: jax.Array) -> jax.Array:
+        """An index into `INTERPOLATIONS` (section 6: random interpolation methods)."""
+        names = list(INTERPOLATIONS)
+        allowed = jnp.asarray([names.index(name) for name in self.interpolations])
+        return jax.random.choice(rng, allowed)
 
-def _flip(pixels: jax.Array, rng: jax.Array) -> jax.Array:
-    return jnp.where(jax.random.bernoulli(rng), pixels[:, ::-1], pixels)
+    def _cut_out(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
+        """Zeros in a square around a random pixel of `[H, W, 3]` (arXiv 1708.04552).
+
+        It may reach beyond the border, and is smaller there.
+        """
+        size = pixels.shape[0]
+        side = round(self.cutout_fraction * size)
+        first = jax.random.randint(rng, (2, 1), 0, size) - side // 2
+        row, column = (jnp.arange(size) >= first) & (jnp.arange(size) < first + side)
+        inside = row[:, None] & column
+        return jnp.where(inside[..., None], 0, pixels)
+
+
+def alternating_flips(rng: jax.Array, indices: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Which examples are mirrored in an epoch: half of them, the others in the next.
+
+    Jordan 2024, arXiv 2404.00498, section 3.6: no example is seen twice in a row the same
+    way.
+
+    Args:
+      rng: The same throughout a run.
+      indices: int `[B]`, numbers of the examples.
+      epoch: int `[]`.
+
+    Returns:
+      bool `[B]`.
+    """
+    bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(rng, index)))
+    return bits(indices) ^ (epoch % 2 == 1)

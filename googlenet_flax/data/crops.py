@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-CROP_NUMBERS = (1, 10, 144)  # Table 3 of the paper.
+CROP_NUMBERS = (1, 2, 6, 10, 144)  # 1, 10 and 144 are Table 3 of the paper.
 TRAINING_PIXELS = 224  # The crops of the literature are 224 pixels of a resized picture.
 ONE_SCALE = (256,)  # Shorter side after resizing, in pixels.
 PAPER_SCALES = (256, 288, 320, 352)  # Section 7.
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 CENTRE = (0.5, 0.5)
+SHIFT = 1 / 32  # One pixel of a CIFAR picture.
 
 
 class Crop(NamedTuple):
@@ -26,6 +27,8 @@ class Crop(NamedTuple):
     row: float  # Of the crop in the largest square.
     column: float
     mirror: bool = False  # Left and right exchanged.
+    down: float = 0.0  # Shift as a fraction of the crop's side; beyond the picture its
+    right: float = 0.0  # border is repeated.
 
 
 def central_crop(side: float) -> Crop:
@@ -63,9 +66,28 @@ def paper_crops() -> tuple[Crop, ...]:
     return _with_mirrors(crops)
 
 
-def evaluation_crops(number: int) -> tuple[Crop | None, ...]:
-    """What to average over: 1 (the network's own crop, here None), 10 or 144 crops."""
-    return {1: (None,), 10: ten_crops(), 144: paper_crops()}[number]
+def shifted_crops(side: float) -> tuple[Crop, ...]:
+    """The central crop, the same shifted up left and down right, and the mirror images."""
+    centre = central_crop(side)
+    shifts = [centre._replace(down=shift, right=shift) for shift in (0.0, -SHIFT, SHIFT)]
+    return _with_mirrors(shifts)
+
+
+def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
+    """What to average over.
+
+    Args:
+      number: 1, the network's own crop, here None; 2, it and its mirror image; 6, both
+        shifted too; 10 or 144 crops of the papers.
+      side: Of the network's own crop, as a fraction of the picture's shorter side.
+    """
+    return {
+        1: (None,),
+        2: (None, central_crop(side)._replace(mirror=True)),
+        6: shifted_crops(side),
+        10: ten_crops(),
+        144: paper_crops(),
+    }[number]
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
@@ -79,17 +101,22 @@ def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
     short = jnp.min(sizes, axis=1, keepdims=True)
     side = short * crop.side
     place = jnp.stack([jnp.asarray(crop.row), jnp.asarray(crop.column)])
-    corner = (sizes - short) * crop.square + (short - side) * place  # [B, 2]
+    shift = jnp.stack([jnp.asarray(crop.down), jnp.asarray(crop.right)])
+    corner = (sizes - short) * crop.square + (short - side) * place + side * shift
     return jnp.concatenate([corner, side, side], axis=1)
 
 
 def resample(
-    images: jax.Array, boxes: jax.Array, size: int, extents: jax.Array
+    images: jax.Array,
+    boxes: jax.Array,
+    size: int,
+    extents: jax.Array,
+    methods: jax.Array | None = None,
 ) -> jax.Array:
     """Cuts a box out of each image and resizes it to a square.
 
-    Bilinear with half-pixel centres, antialiased where it shrinks, like
-    `jax.image.resize`; pixels beyond the extent have no weight.
+    Half-pixel centres, antialiased where it shrinks, like `jax.image.resize`; pixels
+    beyond the extent have no weight.
 
     Args:
       images: float `[B, h, w, C]`.
@@ -97,6 +124,7 @@ def resample(
       size: Side of the result in pixels.
       extents: int `[B, 2]`, height and width of each picture, which lies in the top left
         corner of its image.
+      methods: int `[B]`, index into `INTERPOLATIONS`; default: bilinear for all.
 
     Returns:
       `[B, size, size, C]` in the dtype of `images`.
@@ -107,7 +135,8 @@ def resample(
             boxes[:, 2 + axis],
             size,
             extents[:, axis],
-            images.shape[1 + axis],
+            stored=images.shape[1 + axis],
+            methods=methods,
         )
         for axis in (0, 1)
     )
@@ -121,13 +150,59 @@ def resample(
 
 
 def _interpolation_weights(
-    start: jax.Array, length: jax.Array, size: int, extent: jax.Array, stored: int
+    start: jax.Array,
+    length: jax.Array,
+    size: int,
+    extent: jax.Array,
+    *,
+    stored: int,
+    methods: jax.Array | None,
 ) -> jax.Array:
     """Weights `[B, size, stored]` of the stored pixels in each new pixel of an axis."""
     step = (length / size)[:, None, None]  # Stored pixels per new pixel.
     centres = start[:, None, None] + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
-    pixels = jnp.arange(stored)
-    distance = jnp.abs(pixels - centres) / jnp.maximum(step, 1)
-    exists = pixels < extent[:, None, None]
-    weights = jnp.where(exists, jnp.maximum(0, 1 - distance), 0)
+    limits = extent[:, None, None]
+    centres = jnp.clip(centres, -0.5, limits - 0.5)  # A shifted box repeats the border.
+    distance = jnp.abs(jnp.arange(stored) - centres)
+    if methods is None:
+        weights = _bilinear(distance, step)
+    else:
+        each = [weigh(distance, step) for weigh in INTERPOLATIONS.values()]
+        weights = jnp.choose(methods[:, None, None], each, mode="clip")
+    weights = jnp.where(jnp.arange(stored) < limits, weights, 0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _bilinear(distance: jax.Array, step: jax.Array) -> jax.Array:
+    return jnp.maximum(0, 1 - distance / jnp.maximum(step, 1))
+
+
+def _cubic(distance: jax.Array, step: jax.Array) -> jax.Array:
+    """Keys 1981 with a = -0.5, as in `jax.image`."""
+    x = distance / jnp.maximum(step, 1)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+
+
+def _area(distance: jax.Array, step: jax.Array) -> jax.Array:
+    """How much of a stored pixel the new one covers."""
+    return jnp.clip((1 + step) / 2 - distance, 0, jnp.minimum(1, step))
+
+
+def _nearest(distance: jax.Array, step: jax.Array) -> jax.Array:
+    """One stored pixel; the last of two at the same distance, as in `jax.image`."""
+    del step
+    stored = distance.shape[-1]
+    nearest = stored - 1 - jnp.argmin(distance[..., ::-1], axis=-1)
+    return jax.nn.one_hot(nearest, stored, dtype=distance.dtype)
+
+
+# By the distance of a stored pixel from the centre of a new one, in stored pixels, and the
+# number of stored pixels per new one.
+INTERPOLATIONS = {
+    "bilinear": _bilinear,
+    "cubic": _cubic,
+    "area": _area,
+    "nearest": _nearest,
+}

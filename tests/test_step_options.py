@@ -1,0 +1,348 @@
+"""What a step can do besides: soft targets, mixtures, averages, parts of a batch."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from conftest import augment, preprocess, random_images, small_googlenet
+from test_augment import assert_evenly_spread
+from test_train_step import assert_same_tree, random_batch, run_steps
+
+from googlenet_flax.errors import UserError
+from googlenet_flax.model import GoogLeNetOutput
+from googlenet_flax.schedule import linear_decay
+from googlenet_flax.train_step import (
+    AXIS_NAME,
+    Averaging,
+    TrainState,
+    check_batch_divides,
+    create_optimizer,
+    create_state,
+    parallel_train_step,
+    replicate,
+    split_over_devices,
+    train_step,
+    with_partners,
+)
+
+SIDE = 10
+PREPROCESS = preprocess(image_size=SIDE, input_scale=1 / 255)
+TX = create_optimizer(lambda step: 0.5, momentum=0.9, weight_decay=0.0)
+
+
+class Linear:
+    """Stands in for the network: logits are a matrix times the first row of an image.
+
+    It keeps a running mean of these rows, and what it was shown.
+    """
+
+    def __init__(self):
+        self.seen = []
+
+    def apply(self, variables, images, *, train, example_ids, rngs, mutable):
+        assert train and mutable == ["batch_stats"] and "dropout" in rngs
+        assert example_ids.shape == images.shape[:1]
+        self.seen.append(images)
+        row = images[:, 0, :, 0]
+        logits = row @ variables["params"]["kernel"]
+        mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * jnp.mean(row, axis=0)
+        updates = {"batch_stats": {"mean": mean}}
+        return GoogLeNetOutput(logits, -logits, logits / 2), updates
+
+
+def linear_state(**fields):
+    kernel = np.random.default_rng(1).normal(size=(SIDE, 10)).astype(np.float32)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params={"kernel": jnp.asarray(kernel)},
+        batch_stats={"mean": jnp.full(SIDE, 0.2)},
+        opt_state=TX.init({"kernel": jnp.asarray(kernel)}),
+    )
+    return dataclasses.replace(state, **fields)
+
+
+def square_batch(size, first_index=17):
+    return {
+        "image": random_images(size, SIDE, SIDE, 3),
+        "label": np.random.default_rng(2).integers(0, 10, size).astype(np.int32),
+        "index": np.arange(size, dtype=np.int32) + first_index,
+    }
+
+
+def step_with(**fields):
+    off = {"model": Linear(), "tx": TX, "preprocess": PREPROCESS, "augment": augment()}
+    return partial(train_step, **{**off, "seed": 3, "aux_weight": 0.3, **fields})
+
+
+def view_of(batch, *, step=0, **fields):
+    """What the network is shown of a batch."""
+    model = Linear()
+    state = linear_state(step=jnp.asarray(step, jnp.int32))
+    step_with(model=model, **fields)(state, batch)  # Not compiled: the images are there.
+    return np.asarray(model.seen[0])
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def losses_against(images, targets):
+    """By classifier, of `linear_state`, the mean over the batch; and the whole."""
+    logits = np.float64(images)[:, 0, :, 0] @ np.float64(linear_state().params["kernel"])
+    heads = {"main": logits, "aux_4a": -logits, "aux_4d": logits / 2}
+    losses = {
+        f"{name}_loss": -np.mean(np.sum(targets * log_softmax(values), axis=1))
+        for name, values in heads.items()
+    }
+    aux = losses["aux_4a_loss"] + losses["aux_4d_loss"]
+    return {**losses, "loss": losses["main_loss"] + 0.3 * aux}
+
+
+def assert_losses(metrics, expected):
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_label_smoothing_is_that_of_its_paper(smoothing):
+    # arXiv 1512.00567, section 7: q'(k) = (1 - eps) * delta(k, y) + eps / K.
+    batch = square_batch(8)
+    targets = (1 - smoothing) * np.eye(10)[batch["label"]] + smoothing / 10
+    _, metrics = step_with(label_smoothing=smoothing)(linear_state(), batch)
+    assert_losses(metrics, losses_against(batch["image"] / 255, targets))
+
+
+def test_without_label_smoothing_the_label_has_all():
+    batch = square_batch(8)
+    logits = (view_of(batch)[:, 0, :, 0]) @ linear_state().params["kernel"]
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    state, metrics = step_with(label_smoothing=0.0)(linear_state(), batch)
+    np.testing.assert_array_equal(metrics["main_loss"], jnp.mean(expected))
+    same, plain = step_with()(linear_state(), batch)
+    jax.tree.map(np.testing.assert_array_equal, (state, metrics), (same, plain))
+
+
+def shares_of(mixed, views):
+    """How much of each view lies in its mixture with the one before it."""
+    others = np.roll(views, 1, axis=0)
+    axes = (1, 2, 3)
+    shares = np.sum((mixed - others) * (views - others), axes)
+    shares /= np.sum((views - others) ** 2, axes)
+    expected = others + shares[:, None, None, None] * (views - others)
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-5)
+    return shares
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("flip", ["none", "random", "alternating"])
+def test_mixup_is_of_each_example_and_the_one_before_it(flip, smoothing):
+    batch, fields = square_batch(8), {"augment": augment(flip=flip, cutout_fraction=0.3)}
+    views = view_of(batch, **fields)  # Of the partner, too, what it would be shown as.
+    model = Linear()
+    step = step_with(model=model, mixup_alpha=1.0, label_smoothing=smoothing, **fields)
+    _, metrics = step(linear_state(), with_partners(batch))
+    mixed = np.asarray(model.seen[0])
+    shares = shares_of(mixed, views)
+    assert 0.5 <= shares.min() < 0.9 < shares.max() <= 1
+    # arXiv 1710.09412: of images and of labels alike.
+    labels = np.eye(10)[batch["label"]]
+    targets = shares[:, None] * labels
+    targets += (1 - shares[:, None]) * np.roll(labels, 1, axis=0)
+    targets = (1 - smoothing) * targets + smoothing / 10
+    assert_losses(metrics, losses_against(mixed, targets))
+    # A hit is one of the example that has the larger share.
+    logits = mixed[:, 0, :, 0] @ linear_state().params["kernel"]
+    hits = np.argmax(logits, axis=1) == batch["label"]
+    assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_shares_are_of_the_beta_distribution_folded(alpha):
+    number = 3000
+    batch = square_batch(number)
+    mixed = view_of(with_partners(batch), mixup_alpha=alpha)
+    shares = shares_of(mixed, batch["image"] / np.float32(255))
+    # Of the larger of a share and the rest: P(max(x, 1 - x) < s) = 2 F(s) - 1.
+    levels = 2 * scipy.stats.beta(alpha, alpha).cdf(np.minimum(shares, 1)) - 1
+    assert_evenly_spread(levels, 0, 1)
+
+
+def test_shares_are_a_function_of_seed_step_and_index():
+    batch = square_batch(8)
+    fields = {"mixup_alpha": 1.0}
+    views = batch["image"] / np.float32(255)
+    shares = shares_of(view_of(with_partners(batch), **fields), views)
+    order = np.random.default_rng(1).permutation(8)
+    other = {name: values[order] for name, values in batch.items()}
+    again = shares_of(view_of(with_partners(other), **fields), views[order])
+    np.testing.assert_allclose(again, shares[order], rtol=0, atol=1e-5)
+    for change in ({"step": 1}, {"seed": 4}):
+        moved = shares_of(view_of(with_partners(batch), **fields, **change), views)
+        assert np.abs(moved - shares).min() > 1e-5
+
+
+def test_partners_are_the_same_on_any_number_of_devices():
+    batch, results = with_partners(square_batch(8)), []
+    fields = {"mixup_alpha": 1.0, "label_smoothing": 0.1, "augment": augment(flip="random")}
+    for count in (1, 2, 4):
+        devices = jax.devices()[:count]
+        step = parallel_train_step(step_with(axis_name=AXIS_NAME, **fields), devices)
+        state = replicate(linear_state(), devices)
+        state, metrics = step(state, split_over_devices(batch, count))
+        metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
+        results.append(jax.device_get((state.params, state.opt_state, metrics)))
+    for result in results[1:]:
+        assert_same_tree(result, results[0], rtol=1e-5)
+
+
+def test_alternating_flips_last_an_epoch():
+    batch = square_batch(16)
+    plain = batch["image"] / np.float32(255)
+    fields = {"augment": augment(flip="alternating"), "epoch_steps": 3}
+    flips = []
+    for step in (0, 1, 2, 3, 5, 6):
+        view = view_of(batch, step=step, **fields)
+        flipped = np.abs(view - plain).max(axis=(1, 2, 3)) > 1e-6
+        expected = np.where(flipped[:, None, None, None], plain[:, :, ::-1], plain)
+        np.testing.assert_allclose(view, expected, rtol=0, atol=1e-6)
+        flips.append(flipped.tolist())
+    first, second = flips[0], [not flip for flip in flips[0]]
+    assert flips == [first] * 3 + [second] * 2 + [first]
+    assert 0 < sum(first) < 16
+
+
+def test_weight_of_the_heads_may_fall():
+    falling = linear_decay(learning_rate=0.3, final_fraction=0.0, steps=10)
+    batch = square_batch(8)
+    for step, weight in ((0, 0.3), (5, 0.15), (10, 0.0)):
+        state = linear_state(step=jnp.asarray(step, jnp.int32))
+        after, metrics = step_with(aux_weight=falling)(state, batch)
+        heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
+        expected = metrics["main_loss"] + weight * heads
+        assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
+        same, _ = step_with(aux_weight=weight)(state, batch)
+        assert_same_tree(after.params, same.params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("start", [0, 2, 9])
+@pytest.mark.parametrize("kind", ["ema", "polyak"])
+def test_averages_against_numpy(kind, start):
+    averaging = Averaging(kind=kind, decay=0.6, start_step=start)
+    state = linear_state()
+    state = dataclasses.replace(state, averages=state.variables)
+    step = jax.jit(step_with(averaging=averaging))
+    plain = jax.jit(step_with())
+    raw, history, expected = linear_state(), [], None
+    for number in range(6):
+        batch = square_batch(8, first_index=8 * number)
+        batch["image"] = np.roll(batch["image"], number, axis=1)
+        state, _ = step(state, batch)
+        raw, _ = plain(raw, batch)
+        history.append(jax.device_get(raw.variables))
+        if number <= start:
+            expected = history[-1]
+        elif kind == "polyak":
+            expected = jax.tree.map(lambda *all: np.mean(all, axis=0), *history[start:])
+        else:
+            # A plain mean until the latest would weigh less than 1 - 0.6.
+            weight = max(1 / (number - start + 1), 1 - 0.6)
+            pull = partial(np.average, axis=0, weights=[1 - weight, weight])
+            pairs = jax.tree.map(lambda *pair: np.stack(pair), expected, history[-1])
+            expected = jax.tree.map(pull, pairs)
+        assert state.averages.keys() == {"params", "batch_stats"}
+        assert_same_tree(state.averages, expected, rtol=1e-5)
+    # And training goes on as without.
+    assert_same_tree(state.variables, raw.variables, rtol=1e-6)
+    if start < 5:
+        difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])
+        assert difference.max() > 1e-3
+
+
+def test_a_fresh_state_averages_its_own_weights():
+    def state_of(averaging):
+        model = small_googlenet("bn")
+        create = partial(create_state, model, TX, image_size=80, averaging=averaging)
+        return jax.eval_shape(create, jax.random.key(0))
+
+    with_averages = state_of(Averaging(kind="ema", decay=0.9, start_step=0))
+    assert with_averages.averages == dict(with_averages.variables)
+    assert state_of(None).averages == {}
+
+
+PARTS = (1, 2, 4)
+
+
+def test_parts_of_a_batch_give_the_update_of_the_whole():
+    batch = with_partners(square_batch(8))
+    fields = {
+        "augment": augment(flip="random", cutout_fraction=0.3),
+        "mixup_alpha": 1.0,
+        "label_smoothing": 0.1,
+    }
+    results = []
+    for parts in PARTS:
+        step = jax.jit(step_with(accumulation_steps=parts, **fields))
+        state, metrics = step(linear_state(), batch)
+        results.append((state.params, state.opt_state, metrics))
+    for result in results[1:]:
+        assert_same_tree(result, results[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_statistics_are_updated_part_after_part(parts):
+    batch = square_batch(8)
+    state, _ = jax.jit(step_with(accumulation_steps=parts))(linear_state(), batch)
+    mean = np.full(SIDE, 0.2)
+    for part in np.split(batch["image"] / 255, parts):
+        mean = 0.9 * mean + 0.1 * part[:, 0, :, 0].mean(axis=0)
+    np.testing.assert_allclose(state.batch_stats["mean"], mean, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "parts"),
+    [(1, 2), (1, 4), (2, 2)],
+)
+def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
+    """With dropout and augmentation; in float64, as over devices."""
+    with jax.enable_x64(True):
+        model, batch = small_googlenet("seed", dtype=jnp.dtype("float64")), random_batch(8)
+        fields = {"num_steps": 1, "devices": jax.devices()[:devices]}
+        whole = run_steps(model, batch, **{**fields, "devices": jax.devices()[:1]})
+        in_parts = run_steps(model, batch, accumulation_steps=parts, **fields)
+        assert_same_tree(in_parts, whole, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_batch_norm_normalises_each_part_by_itself():
+    """Two parts in one step, with no rate to learn at, are two steps of half a batch."""
+    model, batch = small_googlenet("bn"), random_batch(8)
+    tx = create_optimizer(lambda step: 0.0, momentum=0.0, weight_decay=0.0)
+    fields = {"tx": tx, "augment": augment(), "devices": jax.devices()[:1]}
+    both, _ = run_steps(model, batch, num_steps=1, accumulation_steps=2, **fields)
+    halves = {name: np.split(values, 2) for name, values in batch.items()}
+    first, second = ({name: x[part] for name, x in halves.items()} for part in (0, 1))
+    after, _ = run_steps(model, first, num_steps=1, **fields)
+    start = dataclasses.replace(after, step=np.zeros((), np.int32))
+    after, _ = run_steps(model, second, num_steps=1, state=start, **fields)
+    assert_same_tree(both.batch_stats, after.batch_stats, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices", "parts", "hint"),
+    [
+        (10, 1, 4, "batch_size=8 or 12$"),
+        (12, 4, 2, "batch_size=8 or 16$"),
+        (3, 1, 4, "batch_size=4$"),
+        (24, 2, 8, "batch_size=16 or 32$"),
+    ],
+)
+def test_refuses_a_batch_that_the_parts_cannot_share(batch_size, num_devices, parts, hint):
+    with pytest.raises(UserError, match=f"in {parts} steps: .*{hint}"):
+        check_batch_divides(batch_size, num_devices, parts)
+    check_batch_divides(2 * num_devices * parts, num_devices, parts)

@@ -1,0 +1,204 @@
+"""One tiny run with every part of a recipe switched on, and what it leaves."""
+
+import collections
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import SMALL_INCEPTIONS
+from test_configs import named_config
+from test_train import COMPILATION
+from tiny_run import rows_without_timings, saved_leaves, saved_steps
+
+from googlenet_flax import evaluate, model
+from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.errors import UserError
+from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.predictor import Predictor
+from googlenet_flax.train import train_and_evaluate
+from googlenet_flax.workdir import Workdir
+
+EPOCH_STEPS = 3
+FINAL_STEP = 9
+WARMUP_STEPS = 2  # Half an epoch, rounded.
+CONFIG = {
+    **named_config("digits"),
+    **{"width_multiplier": 0.25, "train_split": "train[:24]", "batch_size": 8},
+    **{"eval_split": "test[:12]", "num_epochs": 3, "log_every_steps": 1},
+    **{"checkpoint_every_steps": 1, "learning_rate": 0.02},
+    **{"image_size": 88, "early_image_sizes": (80,), "early_image_size_epochs": (2,)},
+    **{"interpolations": ("bilinear", "cubic", "area", "nearest")},
+    **{"flip": "alternating", "cutout_fraction": 0.3, "mixup_alpha": 0.2},
+    **{"schedule": "cosine", "warmup_epochs": 0.5, "final_rate_fraction": 0.1},
+    **{"label_smoothing": 0.1, "final_aux_fraction": 0.0, "averaging": "ema"},
+    **{"ema_decay": 0.7, "average_from_epoch": 1, "weight_decay": 1e-4},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """How often each function was compiled; a second run finds what the first compiled."""
+    counts = collections.Counter()
+
+    def listen(event, _, *, fun_name="", **about):
+        del about
+        if event == COMPILATION:
+            counts[fun_name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, compiled):
+    """The run whole; its workdir, and what was compiled."""
+    workdir = tmp_path_factory.mktemp("whole")
+    before = collections.Counter(compiled)
+    train_and_evaluate(CONFIG, workdir)
+    return workdir, compiled - before
+
+
+def rows_of(workdir, split):
+    return [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == split]
+
+
+def test_each_size_is_compiled_once(run):
+    """And the evaluation, of raw and averaged weights alike; and the rate for the log."""
+    _, compiled = run
+    assert compiled["jit(_fun)"] == 2 + 1
+    assert compiled["jit(warmed)"] == 1
+    assert compiled["jit(create_state)"] == 1
+
+
+def test_every_step_and_evaluation_has_a_row(run):
+    workdir, _ = run
+    assert [row["step"] for row in rows_of(workdir, "train")] == list(range(1, 10))
+    assert [row["step"] for row in rows_of(workdir, "eval")] == [3, 6, 9]
+
+
+def test_rates_are_those_of_the_schedule(run):
+    steps = np.arange(FINAL_STEP)
+    rising = 0.02 * (steps + 1) / WARMUP_STEPS
+    done = (steps - WARMUP_STEPS) / (FINAL_STEP - WARMUP_STEPS)
+    falling = 0.02 * (0.1 + 0.9 * (1 + np.cos(math.pi * done)) / 2)
+    expected = np.where(steps < WARMUP_STEPS, rising, falling)
+    rates = [row["learning_rate"] for row in rows_of(run[0], "train")]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_the_heads_weigh_less_with_each_step(run):
+    for row in rows_of(run[0], "train"):
+        weight = 0.3 * (1 - (row["step"] - 1) / FINAL_STEP)
+        heads = row["aux_4a_loss"] + row["aux_4d_loss"]
+        assert row["loss"] == pytest.approx(row["main_loss"] + weight * heads, rel=1e-5)
+
+
+def test_evaluation_is_of_raw_and_of_averaged_weights(run):
+    first, *later = rows_of(run[0], "eval")
+    names = {name for name in first if "loss" in name or "acc" in name or "top5" in name}
+    raw = {name for name in names if not name.startswith("averaged_")}
+    assert names == raw | {f"averaged_{name}" for name in raw}
+    assert {"loss", "accuracy", "top5", "main_loss", "aux_4a_accuracy"} <= raw
+    # Until an epoch has passed the averages are the latest weights, but for rounding.
+    assert first["averaged_loss"] == pytest.approx(first["loss"], rel=1e-4)
+    for row in later:
+        assert abs(row["averaged_loss"] / row["loss"] - 1) > 1e-4
+        # What is evaluated is not smoothed, nor do the heads weigh less.
+        heads = row["averaged_aux_4a_loss"] + row["averaged_aux_4d_loss"]
+        expected = row["averaged_main_loss"] + 0.3 * heads
+        assert row["averaged_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_best_checkpoint_has_the_best_averages(run):
+    workdir, _ = run
+    rows = rows_of(workdir, "eval")
+    best = max(rows, key=lambda row: (row["averaged_accuracy"], row["step"]))
+    with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
+        assert checkpoints.best_step == best["step"]
+        assert checkpoints.has_averages(FINAL_STEP)
+
+
+def test_averages_are_a_numpy_loop_over_the_saved_weights(run):
+    """Of the checkpoints that are left, each from the one before it."""
+    workdir, _ = run
+    steps = [step for step in saved_steps(workdir) if step - 1 in saved_steps(workdir)]
+    assert steps
+    for step in steps:
+        before, after = (items_of(workdir, number) for number in (step - 1, step))
+        # The update after step - 1 updates; the first average is after update 4.
+        weight = max(1 / (step - 1 - EPOCH_STEPS + 1), 1 - 0.7)
+        for mean, new, result in zip(
+            before["averages"], after["variables"], after["averages"], strict=True
+        ):
+            expected = (1 - weight) * np.float64(mean) + weight * new
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6 * scale)
+
+
+def items_of(workdir, step):
+    """Leaves of the items of a checkpoint, as the package reads them."""
+    with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
+        like = checkpoints.describe(step).variables_like()
+        raw, averages = (
+            checkpoints.restore_variables(step, like, jax.devices(), raw=raw)
+            for raw in (True, False)
+        )
+    return {
+        "variables": [np.asarray(leaf) for leaf in jax.tree.leaves(raw)],
+        "averages": [np.asarray(leaf) for leaf in jax.tree.leaves(averages)],
+    }
+
+
+def test_the_commands_take_the_averages(run, run_command):
+    workdir, _ = run
+    last = rows_of(workdir, "eval")[-1]
+    flags = f"--workdir={workdir}", f"--checkpoint={FINAL_STEP}", "--json"
+    for prefix, more in (("averaged_", []), ("", ["--raw_weights"])):
+        code, out, err = run_command(evaluate, *flags, *more)
+        assert code == 0, err
+        metrics = json.loads(out)
+        assert metrics.pop("step") == FINAL_STEP
+        for name, value in metrics.items():
+            assert value == pytest.approx(last[f"{prefix}{name}"], rel=1e-5), name
+    for raw in (True, False):
+        predictor = Predictor.load(Workdir(workdir), "latest", jax.devices(), raw=raw)
+        expected = items_of(workdir, FINAL_STEP)["variables" if raw else "averages"]
+        leaves = jax.tree.leaves(predictor.variables)
+        for leaf, wanted in zip(leaves, expected, strict=True):
+            np.testing.assert_array_equal(leaf, wanted)
+
+
+@pytest.mark.slow
+def test_resumed_in_any_stage_it_ends_the_same(run, tmp_path):
+    """After step 7, in the second epoch of averages and at the last size."""
+    workdir, _ = run
+    assert 7 in saved_steps(workdir)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(workdir, resumed)
+    for step in saved_steps(resumed):
+        if step > 7:
+            shutil.rmtree(resumed / "checkpoints" / str(step))
+    train_and_evaluate(CONFIG, resumed)
+    assert rows_without_timings(resumed) == rows_without_timings(workdir)
+    ours, theirs = (saved_leaves(path, FINAL_STEP) for path in (resumed, workdir))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Weights and statistics twice, and momentum.
+    assert len(ours) > 2 * len(items_of(workdir, FINAL_STEP)["variables"])
+
+
+def test_another_length_would_be_another_run(run):
+    for name, value in (("num_epochs", 4), ("max_steps", 12)):
+        with pytest.raises(UserError, match=f"{name} was {CONFIG[name]} and is now"):
+            train_and_evaluate({**CONFIG, name: value}, run[0])
