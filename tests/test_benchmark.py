@@ -62,6 +62,7 @@ def check(report: dict) -> None:
     assert report["peak_memory_bytes"] > 2**27  # JAX alone takes so much of a process.
 
 
+@pytest.mark.slow
 def test_without_data_in_bfloat16_on_two_devices(small_config, tmp_path, capsys):
     config = small_config("cifar10", dtype="bfloat16", data_dir=str(tmp_path))
     report = command.benchmark(config, jax.local_devices()[:2], seconds=0)

@@ -466,6 +466,7 @@ def test_the_arithmetics_to_measure_hold_stock_and_what_gpus_use():
     assert FASTEST["gpu"] in map(gpu_ours.find_arithmetic, gpu.CHOICES)
 
 
+@pytest.mark.slow
 def test_our_networks_are_measured_though_one_fails(tmp_path, monkeypatch):
     def build(entry, choice, work):
         if choice == "merge_1x1":

@@ -52,6 +52,7 @@ def test_a_step_finds_the_memory_of_the_one_before():
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_without_it_every_step_faults_again():
     first, *later = faults(keep=False)  # Otherwise the module could be deleted.
     assert later[-1] > first / 2

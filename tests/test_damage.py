@@ -301,6 +301,7 @@ def test_a_second_damage_of_the_same_step_is_kept_beside_the_first(
         pytest.param("10", marks=pytest.mark.faults),
     ],
 )
+@pytest.mark.faults
 def test_evaluate_refuses_a_damaged_checkpoint(
     finished_run, compilation_cache, tmp_path, name
 ):
@@ -325,6 +326,7 @@ def test_a_damaged_momentum_is_no_matter_to_evaluate(
     assert code == 0, err
 
 
+@pytest.mark.faults
 def test_another_networks_checkpoint_is_compared_leaf_by_leaf(
     finished_run, compilation_cache, tmp_path
 ):

@@ -243,7 +243,11 @@ def assert_same(actual, expected, rtol=1e-4):
 EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
 
 
-@pytest.mark.parametrize("numbers", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "numbers",
+    [*(pytest.param((n,), marks=pytest.mark.slow) for n in (0, 1)), (0, 1)],
+    ids=str,
+)
 @pytest.mark.parametrize("crops", [1, 10])
 def test_the_mean_of_softmax(predictors, numbers, crops):
     """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
@@ -392,6 +396,7 @@ def test_each_members_views_are_of_its_own_crop(members, evaluate_json):
     assert_same(both, expected_metrics((0, 1), examples, 2, 0.5))
 
 
+@pytest.mark.slow
 def test_a_run_named_twice_counts_once(
     members, loaded, evaluate_json, tmp_path, monkeypatch
 ):

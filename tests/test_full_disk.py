@@ -57,6 +57,7 @@ def assert_cannot_be_written(result: tuple[int, str, str], path: pathlib.Path) -
     assert "run the same command" in line
 
 
+@pytest.mark.faults
 def test_a_disk_too_full_for_a_checkpoint(finished_run, compilation_cache, tmp_path):
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
     result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(200_000))
@@ -226,6 +227,7 @@ def test_something_else_in_the_place_of(compilation_cache, tmp_path, name):
     assert (workdir / name).exists()
 
 
+@pytest.mark.faults
 def test_a_relative_link_with_a_strange_name(finished_run, compilation_cache, tmp_path):
     """Spaces, letters of other alphabets, a relative path and a link in one."""
     real = copy_run(finished_run[0], tmp_path / "mein Lauf ä 雪 %s", newest=8)

@@ -33,6 +33,7 @@ def test_a_run_says_what_it_does(finished_run):
         assert row["loss"] == pytest.approx(row["main_loss"] + 0.3 * heads, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so(finished_run, compilation_cache):
     workdir, _, _ = finished_run
     before = (workdir / "metrics.jsonl").read_text()

@@ -58,6 +58,7 @@ def path_seen_first_at(step: int, root: pathlib.Path) -> str:
         pytest.param((100, 2), [2], marks=pytest.mark.faults),
     ],
 )
+@pytest.mark.faults
 def test_a_poisoned_batch(compilation_cache, tmp_path, every, saved):
     log_every_steps, checkpoint_every_steps = every
     write_pictures(tmp_path)

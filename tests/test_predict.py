@@ -165,7 +165,8 @@ def test_probabilities_are_the_networks(predictor, variables, pictures):
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "batch_size"), [(4, 1), (4, 4), (4, 5), (4, 32), (1, 4)]
+    ("num_devices", "batch_size"),
+    [(4, 1), (4, 4), (4, 5), (4, 32), pytest.param(1, 4, marks=pytest.mark.slow)],
 )
 def test_batches_and_devices_change_nothing(
     workdir, predictor, variables, pictures, num_devices, batch_size

@@ -94,6 +94,7 @@ def wait_for_owner(process, workdir):
         time.sleep(0.01)
 
 
+@pytest.mark.faults
 def test_a_second_run_is_kept_out_until_the_first_is_dead(
     tmp_path, finished_run, compilation_cache
 ):

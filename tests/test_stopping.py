@@ -101,6 +101,7 @@ def assert_goes_on(workdir, expected, env, after_step):
         *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
     ],
 )
+@pytest.mark.faults
 def test_stopped_while_it_compiles(tmp_path, number):
     workdir = tmp_path / "run"
     process = start_tiny(workdir, env=NOT_COMPILED)
@@ -126,13 +127,11 @@ def test_stopped_while_it_compiles_to_go_on(tmp_path, finished_run, compilation_
     ("window", "number"),
     [
         ("step", signal.SIGTERM),
-        ("evaluation", signal.SIGINT),
         *(
             pytest.param(window, number, marks=pytest.mark.faults)
             for window in ("step", "evaluation", "write")
             for number in SIGNALS
-            if (window, number)
-            not in {("step", signal.SIGTERM), ("evaluation", signal.SIGINT)}
+            if (window, number) != ("step", signal.SIGTERM)
         ),
     ],
 )
@@ -197,6 +196,7 @@ def send_until_it_ends(process, number):
         pytest.param(signal.SIGHUP, signal.SIGTERM, marks=pytest.mark.faults),
     ],
 )
+@pytest.mark.faults
 def test_a_second_signal_ends_it_at_once(
     tmp_path, finished_run, compilation_cache, first, second
 ):

@@ -30,6 +30,7 @@ def half_run(finished_run, tmp_path):
     return copy_run(finished_run[0], tmp_path / "run", newest=8)
 
 
+@pytest.mark.faults
 def test_a_pipe_that_closes_after_the_first_line(half_run, finished_run, compilation_cache):
     """As before `| head -1`."""
     process = start_tiny(half_run, env=compilation_cache)

@@ -102,7 +102,7 @@ def assert_same_tree(actual, expected, *, rtol):
     ("variant", "options"),
     [  # The slow ones have no operation that the others lack.
         pytest.param("seed", {}, marks=pytest.mark.slow),
-        ("paper", {}),
+        pytest.param("paper", {}, marks=pytest.mark.slow),
         ("bn", {}),
         pytest.param("bn", OPTIONS, marks=pytest.mark.slow),
         pytest.param("torchvision", {}, marks=pytest.mark.slow),

@@ -221,6 +221,7 @@ def test_what_may_differ(source, change):
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_size_that_seed_is_tied_to(tmp_path):
     """Where the map that a head flattens is another."""
     description = changed(DESCRIPTION, variant="seed")
@@ -403,6 +404,7 @@ def rows_without_timings(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_weights_are_from(straight_run, source, pictures):
     _, out = straight_run
     assert f"weights from {source[0].path}, checkpoint 0; new, for 3 classes: " in out
@@ -413,6 +415,7 @@ def test_a_run_says_where_its_weights_are_from(straight_run, source, pictures):
     assert f"unreadable pictures skipped so far: 1: {pictures[1]} (truncated)" in out
 
 
+@pytest.mark.slow
 def test_only_the_classifiers_are_trained(straight_run, source):
     """Neither a kernel nor a statistic of the others moves by a bit."""
     workdir, _ = straight_run
@@ -459,6 +462,7 @@ def test_resuming_needs_no_source(tmp_path, straight_run, fine_tune, source, pic
         np.testing.assert_array_equal(resumed, whole)
 
 
+@pytest.mark.slow
 def test_a_broken_picture_stops_the_run(tmp_path, fine_tune, source, pictures):
     """In a workdir where a start was refused before: that is not in the way."""
     Workdir(tmp_path).write_config({"width_multiplier": 0.2})

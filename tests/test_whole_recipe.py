@@ -21,6 +21,8 @@ from googlenet_flax.predictor import Predictor
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.workdir import Workdir
 
+pytestmark = pytest.mark.slow
+
 EPOCH_STEPS = 3
 FINAL_STEP = 9
 WARMUP_STEPS = 2  # Half an epoch, rounded.
