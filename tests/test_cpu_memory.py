@@ -1,5 +1,6 @@
 import ctypes
 import platform
+import statistics
 import subprocess
 import sys
 
@@ -26,7 +27,7 @@ def half_a_gigabyte(x):
 
 x = jnp.ones((1 << 19, 64))  # 128 MiB
 step = jax.jit(half_a_gigabyte).lower(x).compile()
-for _ in range(4):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -34,7 +35,7 @@ for _ in range(4):
 
 
 def faults(keep: bool) -> list[int]:
-    """Page faults of each of four steps."""
+    """Page faults of each of twelve steps."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT_FAULTS.format(keep=keep)],
         check=True,
@@ -48,14 +49,15 @@ def faults(keep: bool) -> list[int]:
 def test_a_step_finds_the_memory_of_the_one_before():
     first, *later = faults(keep=True)
     assert first > 10_000
-    assert later[-1] < first / 20
+    # The heap settles in some steps: a small block of another thread may split the gap.
+    assert statistics.median(later) < first / 20
 
 
 @needs_glibc
 @pytest.mark.slow
 def test_without_it_every_step_faults_again():
     first, *later = faults(keep=False)  # Otherwise the module could be deleted.
-    assert later[-1] > first / 2
+    assert statistics.median(later) > first / 2
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
