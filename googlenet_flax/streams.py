@@ -1,6 +1,7 @@
 """Standard output and error, which may be closed, full or unable to show a name."""
 
 import contextlib
+import inspect
 import io
 import os
 import sys
@@ -10,8 +11,8 @@ from typing import Any, TextIO
 def make_streams_safe() -> None:
     """Lets text of any kind be printed, also where a stream is closed from the start.
 
-    What tensorstore's threads have to say after a checkpoint could not be read or written
-    is left out: the error itself is raised where it was asked for.
+    What Orbax's coroutines and tensorstore's threads have to say after a checkpoint could
+    not be read or written is left out: the error itself is raised where it was asked for.
     """
     sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
     sys.stdout = sys.stdout or _nowhere()
@@ -45,7 +46,8 @@ def _is_noise(error: BaseException | None) -> bool:
 
 
 def _unraisable(unraisable: Any) -> None:
-    if not _is_noise(unraisable.exc_value):
+    abandoned = inspect.iscoroutine(unraisable.object)  # Only Orbax has coroutines here.
+    if not abandoned and not _is_noise(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 

@@ -20,13 +20,13 @@ if {keep}:
     keep_freed_memory()
 import jax, jax.numpy as jnp
 
-def half_a_gigabyte(x):
+def quarter_of_a_gigabyte(x):
     for _ in range(4):
         x = (jnp.concatenate([x, 2 * x]) @ jnp.ones((64, 64)))[: len(x)]
     return x.sum()
 
-x = jnp.ones((1 << 19, 64))  # 128 MiB
-step = jax.jit(half_a_gigabyte).lower(x).compile()
+x = jnp.ones((1 << 18, 64))  # 64 MiB
+step = jax.jit(quarter_of_a_gigabyte).lower(x).compile()
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()

@@ -248,7 +248,7 @@ EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
     [*(pytest.param((n,), marks=pytest.mark.slow) for n in (0, 1)), (0, 1)],
     ids=str,
 )
-@pytest.mark.parametrize("crops", [1, 10])
+@pytest.mark.parametrize("crops", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_the_mean_of_softmax(predictors, numbers, crops):
     """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
     metrics = evaluate_averaged(
@@ -273,6 +273,7 @@ def test_views_of_ones_own_crop(predictors, number, crops):
     assert_same(metrics, expected_metrics((number,), EXAMPLES, crops, 0.5))
 
 
+@pytest.mark.slow
 def test_the_papers_crops(predictors):
     few = dataclasses.replace(
         PICTURES, pictures=PICTURES.pictures[1:3], labels=PICTURES.labels[1:3]

@@ -495,7 +495,8 @@ def start(*args, env):
     )
 
 
-def test_as_a_process(tmp_path, workdir, variables, compilation_cache):
+@pytest.mark.parametrize("form", ["json", pytest.param("table", marks=pytest.mark.slow)])
+def test_as_a_process(tmp_path, workdir, variables, compilation_cache, form):
     """With a name as from an old archive: bytes that no encoding explains."""
     arrays = [coloured(number) for number in range(6)]
     for number, pixels in enumerate(arrays):
@@ -504,24 +505,23 @@ def test_as_a_process(tmp_path, workdir, variables, compilation_cache):
     os.rename(tmp_path / "5.png", strange)
     # As in a locale such as en_US.UTF-8; in C.UTF-8 Python lets such names pass.
     env = {**compilation_cache, "PYTHONIOENCODING": "utf-8:strict"}
-    for form in (["--json"], []):
-        flags = [*form, f"--workdir={workdir}", "--batch_size=4", "--top=7"]
-        process = start(*flags, tmp_path, env=env)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and not err, err
-        if form:
-            rows = [json.loads(line) for line in out.splitlines()]
-            by_name = [{e["name"]: e["probability"] for e in r["classes"]} for r in rows]
-            ours = [[row[name] for name in CLASS_NAMES] for row in by_name]
-            expected = expected_probabilities(variables, arrays)
-            np.testing.assert_allclose(ours, expected, **PROBABILITY)
-        else:
-            assert len(out.splitlines()) == 1 + 6 * 7
+    json_flag = ["--json"] if form == "json" else []
+    flags = [*json_flag, f"--workdir={workdir}", "--batch_size=4", "--top=7"]
+    process = start(*flags, tmp_path, env=env)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and not err, err
+    if form == "table":
+        assert len(out.splitlines()) == 1 + 6 * 7
+        return
+    rows = [json.loads(line) for line in out.splitlines()]
+    by_name = [{e["name"]: e["probability"] for e in r["classes"]} for r in rows]
+    ours = [[row[name] for name in CLASS_NAMES] for row in by_name]
+    expected = expected_probabilities(variables, arrays)
+    np.testing.assert_allclose(ours, expected, **PROBABILITY)
 
 
-@pytest.mark.parametrize(
-    "form", [[], pytest.param(["--json"], marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
 def test_a_pipe_that_closes(tmp_path, workdir, compilation_cache, form):
     """As before `| head -1`."""
     for number in range(40):

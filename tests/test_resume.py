@@ -150,6 +150,7 @@ def evaluated_on(number, workdir, compilation_cache):
     return json.loads(out)
 
 
+@pytest.mark.faults
 def test_a_checkpoint_evaluates_equally_on_other_devices(finished_run, compilation_cache):
     workdir, _, _ = finished_run
     rows = [row for row in rows_without_timings(workdir) if row["split"] == "eval"]

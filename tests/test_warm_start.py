@@ -261,8 +261,12 @@ def described_by(config):
 @pytest.mark.parametrize(
     ("source_fields", "names"),
     [
-        ({"width_multiplier": 0.125}, ["width_multiplier"]),
-        ({"input_mean": (0.485, 0.456, 0.406)}, ["input_mean"]),
+        pytest.param(
+            {"width_multiplier": 0.125}, ["width_multiplier"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"input_mean": (0.485, 0.456, 0.406)}, ["input_mean"], marks=pytest.mark.slow
+        ),
         (
             {
                 "variant": "torchvision",
