@@ -323,10 +323,11 @@ def cut_by(method, images, boxes, size, extents=None):
 JAX_METHODS = {"bilinear": "linear", "cubic": "cubic", "nearest": "nearest"}
 
 
-@pytest.mark.parametrize("side", [4, 8, 12])
-@pytest.mark.parametrize("size", [3, 4, 6, 8, 11, 24])
+@pytest.mark.parametrize(
+    ("side", "size"), [(4, 3), (4, 24), (8, 8), (8, 11), (12, 6), (12, 8)]
+)
 @pytest.mark.parametrize("method", JAX_METHODS)
-def test_a_method_is_that_of_jax(method, size, side):
+def test_a_method_is_that_of_jax(method, side, size):
     images = random_images(3, side, side, 3).astype(np.float32)
     expected = jax.image.resize(images, (3, size, size, 3), JAX_METHODS[method])
     out = cut_by(method, images, whole(images), size)

@@ -243,12 +243,9 @@ def assert_same(actual, expected, rtol=1e-4):
 EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [*(pytest.param((n,), marks=pytest.mark.slow) for n in (0, 1)), (0, 1)],
-    ids=str,
-)
-@pytest.mark.parametrize("crops", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("crops", [1, 10])
 def test_the_mean_of_softmax(predictors, numbers, crops):
     """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
     metrics = evaluate_averaged(
