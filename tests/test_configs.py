@@ -11,7 +11,7 @@ from absl import flags
 from conftest import REPOSITORY
 from ml_collections import config_flags
 
-from googlenet_flax.config import FIELDS
+from googlenet_flax.config import FIELDS, validate
 from googlenet_flax.data.augment import Augment
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -214,3 +214,19 @@ def test_digits_runs_on_a_laptop():
     config = named_config("digits")
     chosen = (config["variant"], config["image_size"], config["dataset"])
     assert chosen == ("bn", 80, "digits")
+
+
+def documented_runs() -> list[str]:
+    """Commands that train, as README, docs and the files themselves print them."""
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *CONFIG_FILES]
+    text = "\n".join(page.read_text() for page in pages)
+    text = text.replace("\\\n", " ").replace("seed=S", "seed=0")
+    commands = re.findall(r"googlenet_flax\.(?:main|benchmark)( .*--config=.*)", text)
+    return [command for command in commands if "configs/X.py" not in command]
+
+
+@pytest.mark.parametrize("arguments", documented_runs(), ids=str.strip)
+def test_documented_commands_have_valid_configs(arguments, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    flag, *overrides = re.findall(r"--config[.=][^\s`]+", arguments)
+    validate(load_config(flag.partition("=")[2], *overrides))
