@@ -188,6 +188,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("timing", set()),
         ("limits", {"timing"}),
         ("cost", {"model"}),
+        ("endpoints", {"model"}),
         (
             "benchmark",
             {

@@ -1,0 +1,131 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import numpy_variables, random_images, small_googlenet
+
+from googlenet_flax import create_model
+from googlenet_flax.endpoints import (
+    ENDPOINTS,
+    MAPS,
+    activation_and_gradient,
+    activations,
+)
+from googlenet_flax.model import VARIANTS
+
+SMALL_MAPS = ("conv1", "conv2_reduce", "conv2", "inception_4a", "inception_4d")
+
+
+@pytest.fixture(scope="module", params=["paper", "bn"])
+def network(request):
+    model = small_googlenet(request.param)
+    images = jnp.asarray(random_images(2, 80, 80, 3), jnp.float32) / 255
+    return model, numpy_variables(model), images
+
+
+def test_names_are_the_papers_and_shapes_those_of_table_1():
+    # Side and depth of the rows of Table 1 at 224 px, in front of each pool.
+    sides = {"conv1": (112, 64), "conv2_reduce": (56, 64), "conv2": (56, 192)}
+    sides |= {"inception_3a": (28, 256), "inception_3b": (28, 480)}
+    depths = {"4a": 512, "4b": 512, "4c": 512, "4d": 528, "4e": 832}
+    sides |= {f"inception_{name}": (14, depth) for name, depth in depths.items()}
+    sides |= {"inception_5a": (7, 832), "inception_5b": (7, 1024)}
+    for variant in VARIANTS:
+        model = create_model(variant, num_classes=1000)
+        outputs = jax.eval_shape(partial(initial_activations, model))
+        assert sorted(outputs) == sorted(ENDPOINTS)
+        shapes = {name: outputs[name].shape for name in MAPS}
+        assert shapes == {n: (1, side, side, depth) for n, (side, depth) in sides.items()}
+        for name in ("aux_4a", "aux_4d", "classifier"):
+            assert outputs[name].shape == (1, 1000)
+
+
+def initial_activations(model):
+    images = jnp.zeros((1, 224, 224, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    return activations(model, variables, images)
+
+
+def test_logits_are_those_of_the_network(network):
+    model, variables, images = network
+    output = model.apply(variables, images, train=False)
+    found = activations(model, variables, images, ["aux_4a", "aux_4d", "classifier"])
+    np.testing.assert_array_equal(found["classifier"], output.logits)
+    np.testing.assert_array_equal(found["aux_4a"], output.aux_4a)
+    np.testing.assert_array_equal(found["aux_4d"], output.aux_4d)
+
+
+def test_the_last_block_explains_the_logits(network):
+    model, variables, images = network
+    last = activations(model, variables, images, ["inception_5a", "classifier"])
+    layer = variables["params"]["classifier"]
+    pooled = np.asarray(last["inception_5a"], np.float64).mean(axis=(1, 2))
+    expected = pooled @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(last["classifier"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_the_last_block_is_the_classifiers_kernel(network):
+    model, variables, images = network
+
+    def score(output):
+        return output.logits[:, 3]
+
+    maps, gradient = activation_and_gradient(
+        model, variables, images, "inception_5a", score
+    )
+    expected = activations(model, variables, images, ["inception_5a"])["inception_5a"]
+    np.testing.assert_array_equal(maps, expected)
+    kernel = variables["params"]["classifier"]["kernel"][:, 3]
+    spread = np.broadcast_to(kernel / np.prod(maps.shape[1:3]), maps.shape)
+    np.testing.assert_allclose(gradient, spread, rtol=1e-5)
+
+
+def test_the_gradient_goes_on_to_the_images(network):
+    model, variables, images = network
+
+    def score(output):
+        return output.logits[:, 1]
+
+    def maps_of(images):
+        return activations(model, variables, images, ["inception_4a"])["inception_4a"]
+
+    def score_of(images):
+        return score(model.apply(variables, images, train=False)).sum()
+
+    _, gradient = activation_and_gradient(model, variables, images, "inception_4a", score)
+    _, to_images = jax.vjp(maps_of, images)
+    actual, expected = to_images(gradient)[0], jax.grad(score_of)(images)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_what_lies_behind_a_head_has_no_say_in_it(network):
+    model, variables, images = network
+
+    def score(output):
+        return output.aux_4d[:, 1]
+
+    for name, has_a_say in [("inception_4d", True), ("inception_5a", False)]:
+        _, gradient = activation_and_gradient(model, variables, images, name, score)
+        assert bool(np.any(gradient)) == has_a_say
+
+
+def test_unknown_names_and_parts_that_are_not_there(network):
+    model, variables, images = network
+    with pytest.raises(ValueError, match="no part is called 'inception_6a'"):
+        activations(model, variables, images, ["inception_6a"])
+    with pytest.raises(ValueError, match="built without inception_3a"):
+        activations(model, variables, images, ["inception_3a"])
+    with pytest.raises(ValueError, match="'classifier' has no map"):
+        activation_and_gradient(model, variables, images, "classifier", lambda out: 0)
+    headless = model.clone(aux_heads=False)
+    with pytest.raises(ValueError, match="built without aux_4a"):
+        activations(headless, variables, images, ["aux_4a"])
+
+
+def test_activations_of_some_cost_no_more(network):
+    model, variables, images = network
+    found = activations(model, variables, images, SMALL_MAPS)
+    assert tuple(found) == SMALL_MAPS
