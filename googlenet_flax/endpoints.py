@@ -50,7 +50,7 @@ def activations(
         mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.path in paths,
     )
-    outputs = captured.get("intermediates", {})
+    outputs: Any = captured.get("intermediates", {})
     missing = [name for name in names if name not in outputs]
     if missing:
         raise ValueError(f"this network was built without {', '.join(missing)}")

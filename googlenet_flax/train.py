@@ -103,8 +103,8 @@ class Experiment:
         rest = {name: batch[name] for name in batch if name != "readable"}
         return with_partners(rest) if self.config["mixup_alpha"] else rest
 
-    def compile_train_step(self, state_like: TrainState, step: int) -> None:
-        """Compiles the step ahead of its first call, which finds it ready.
+    def compile_train_step(self, state_like: TrainState, step: int) -> Any:
+        """Compiles the step ahead of its first call, which finds it ready; returns it.
 
         Args:
           state_like: Shapes and types, as from `jax.eval_shape`.
@@ -118,7 +118,7 @@ class Experiment:
             for name, values in example.items()
         }
         jitted: Any = self.train_step(step)
-        jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
+        return jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
 
     def evaluate(
         self, state: TrainState, before_batch: Callable[[], None] = lambda: None

@@ -184,11 +184,13 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("compilation_cache", set()),
         ("cpu_memory", set()),
         ("command_line", {"errors", *START}),
-        ("main", {"command_line", "train"}),
+        ("main", {"command_line", "dry_run", "errors", "train"}),
         ("timing", set()),
         ("limits", {"timing"}),
         ("cost", {"model"}),
         ("endpoints", {"model"}),
+        ("table1", {"cost", "endpoints", "model"}),
+        ("dry_run", {"config", "cost", "table1", "train"}),
         (
             "benchmark",
             {

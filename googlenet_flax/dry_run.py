@@ -1,0 +1,96 @@
+"""What a config would do, in words and numbers, without training."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from googlenet_flax.config import validate
+from googlenet_flax.cost import image_cost
+from googlenet_flax.table1 import format_table_1
+from googlenet_flax.train import Experiment, build_experiment, load_config_split
+
+RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Of the run, where the learning rate is told.
+
+
+def describe_run(config: Mapping[str, Any]) -> str:
+    """The network as Table 1 prints it, and the plan of the run.
+
+    Reads the data, so what is wrong with them is found here too, but prepares and trains
+    nothing.
+
+    Args:
+      config: The fields of `googlenet_flax.config.FIELDS`.
+
+    Raises:
+      UserError: Config or data that the user can mend.
+    """
+    config = dict(config)
+    validate(config)
+    splits = [
+        load_config_split(config, config[name], may_prepare=False)
+        for name in ("train_split", "eval_split")
+    ]
+    experiment = build_experiment(config, jax.local_devices(), *splits)
+    model = experiment.description.create_model()
+    lines = [f"{name + ':':<14} {text}" for name, text in _plan(experiment)]
+    return "\n".join([format_table_1(model, config["image_size"]), "", *lines])
+
+
+def _plan(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    config, devices = experiment.config, experiment.devices
+    yield (
+        "data",
+        f"{config['dataset']}, {len(experiment.train_set):,} images to train on "
+        f"({config['train_split']}), {len(experiment.eval_set):,} to evaluate on "
+        f"({config['eval_split']}), {len(experiment.description.class_names)} classes",
+    )
+    epochs = experiment.total_steps / experiment.epoch_steps
+    yield (
+        "steps",
+        f"{experiment.total_steps:,} of {config['batch_size']} images, "
+        f"{experiment.epoch_steps:,} an epoch, {epochs:g} epochs, on {len(devices)} x "
+        f"{devices[0].device_kind}",
+    )
+    if experiment.stage_ends:
+        sizes = [f"{px} px" for px in (*config["early_image_sizes"], config["image_size"])]
+        ends = [f"to step {end:,}" for end in experiment.stage_ends] + ["to the end"]
+        stages = (f"{size} {end}" for size, end in zip(sizes, ends, strict=True))
+        yield "image size", ", ".join(stages)
+    yield "learning rate", f"{_rates(experiment)} ({config['schedule']})"
+    evaluations = sum(map(experiment.is_eval_due, range(1, experiment.total_steps + 1)))
+    yield "evaluations", f"{evaluations}, each saves a checkpoint"
+    model = experiment.description.create_model()
+    head_only = config["trainable"] == "head"
+    cost = image_cost(model, config["image_size"], head_only=head_only)
+    flops = cost.training_flops * config["batch_size"] * experiment.total_steps
+    yield (
+        "operations",
+        f"{cost.training_flops / 1e9:.3g} GFLOP to train on an image of "
+        f"{config['image_size']} px, {flops / 1e15:.3g} PFLOP in all",
+    )
+    yield "memory", _memory(experiment)
+
+
+def _rates(experiment: Experiment) -> str:
+    last = experiment.total_steps - 1
+    steps = [round(share * last) for share in RATE_SHARES]
+    rates = [f"{experiment.learning_rate(step):.3g}" for step in steps]
+    shares = [f"at {share:.0%}" for share in RATE_SHARES]
+    return ", ".join(f"{r} {share}" for r, share in zip(rates, shares, strict=True))
+
+
+def _memory(experiment: Experiment) -> str:
+    """What the largest step needs of each device, by the plan of the compiler."""
+    state_like = jax.eval_shape(experiment.create_state)
+    compiled = experiment.compile_train_step(state_like, experiment.total_steps - 1)
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return "this platform's compiler does not say"
+    inputs = plan.argument_size_in_bytes
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    needed = inputs + outputs + plan.temp_size_in_bytes
+    return (
+        f"{needed / 2**30:.3g} GiB of each device for a step, {inputs / 2**20:,.0f} MiB of "
+        "it parameters, momentum and images; by the compiler's plan"
+    )

@@ -1,0 +1,49 @@
+import re
+
+import pytest
+from test_configs import named_config
+
+from googlenet_flax.dry_run import describe_run
+from googlenet_flax.errors import UserError
+
+
+def plan_of(**fields) -> dict[str, str]:
+    text = describe_run({**named_config("digits"), "width_multiplier": 0.1, **fields})
+    assert "\ninception (3a)" in text
+    return dict(re.findall(r"^([a-z ]+): +(.*)$", text, flags=re.MULTILINE))
+
+
+def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of(
+        train_split="train[:40]",
+        batch_size=8,
+        num_epochs=4,
+        early_image_sizes=(80,),
+        early_image_size_epochs=(1,),
+        image_size=96,
+        learning_rate=0.5,
+        schedule="linear",
+        warmup_epochs=0.0,
+        final_rate_fraction=0.0,
+    )
+    assert plan["data"].startswith("digits, 40 images to train on (train[:40]), 360 to")
+    assert plan["steps"].startswith("20 of 8 images, 5 an epoch, 4 epochs, on 4 x ")
+    assert plan["image size"] == "80 px to step 5, 96 px to the end"
+    # Steps 0, 5, 10, 14 and 19 of 20: what is left of the way to 0.
+    rates = "0.5 at 0%, 0.375 at 25%, 0.25 at 50%, 0.15 at 75%, 0.025 at 100%"
+    assert plan["learning rate"] == f"{rates} (linear)"
+    assert plan["evaluations"] == "4, each saves a checkpoint"
+    # Weights and momentum of 108,614 parameters, 4 bytes each, and little else.
+    needed, inputs = re.match(
+        r"([\d.e-]+) GiB of each device for a step, (\d+) MiB", plan["memory"]
+    ).groups()
+    assert 0.83 <= float(inputs) <= 2 and float(inputs) / 1024 < float(needed) < 0.5
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_is_found():
+    with pytest.raises(UserError, match="unknown split 'nothing'"):
+        plan_of(train_split="nothing")
+    with pytest.raises(UserError, match=r"config.image_size is 79"):
+        plan_of(image_size=79)

@@ -1,0 +1,125 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from googlenet_flax import create_model
+from googlenet_flax.model import VARIANTS
+from googlenet_flax.table1 import PAPER, format_table_1, table_1
+
+# The paper's network. Inputs of each block as in the table; a kernel has no bias here.
+BLOCKS = {
+    "3a": (192, 28, (64, 96, 128, 16, 32, 32)),
+    "3b": (256, 28, (128, 128, 192, 32, 96, 64)),
+    "4a": (480, 14, (192, 96, 208, 16, 48, 64)),
+    "4b": (512, 14, (160, 112, 224, 24, 64, 64)),
+    "4c": (512, 14, (128, 128, 256, 24, 64, 64)),
+    "4d": (512, 14, (112, 144, 288, 32, 64, 64)),
+    "4e": (528, 14, (256, 160, 320, 32, 128, 128)),
+    "5a": (832, 7, (256, 160, 320, 32, 128, 128)),
+    "5b": (832, 7, (384, 192, 384, 48, 128, 128)),
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return table_1(create_model("paper", num_classes=1000), 224)
+
+
+def test_outputs_are_those_that_the_paper_prints(rows):
+    outputs = [(row.type.split(" (")[0], "x".join(map(str, row.output))) for row in rows]
+    assert outputs == [
+        ("convolution", "112x112x64"),
+        ("max pool", "56x56x64"),
+        ("convolution", "56x56x192"),
+        ("max pool", "28x28x192"),
+        ("inception", "28x28x256"),
+        ("inception", "28x28x480"),
+        ("max pool", "14x14x480"),
+        *[("inception", "14x14x512")] * 3,
+        ("inception", "14x14x528"),
+        ("inception", "14x14x832"),
+        ("max pool", "7x7x832"),
+        ("inception", "7x7x832"),
+        ("inception", "7x7x1024"),
+        ("avg pool", "1x1x1024"),
+        ("dropout", "1x1x1024"),
+        ("linear", "1x1x1000"),
+        ("softmax", "1x1x1000"),
+        ("aux_4a", "1x1x1000"),
+        ("aux_4d", "1x1x1000"),
+    ]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_counted_by_arithmetic(rows, name):
+    depth_in, side, widths = BLOCKS[name]
+    one, reduce_3, three, reduce_5, five, proj = widths
+    weights = (
+        depth_in * (one + reduce_3 + reduce_5 + proj)
+        + 9 * reduce_3 * three
+        + 25 * reduce_5 * five
+    )
+    (row,) = (row for row in rows if row.type == f"inception ({name})")
+    assert row.widths == widths
+    assert row.weights == weights
+    assert row.params == weights + sum(widths)
+    assert row.ops == weights * side**2
+    assert row.printed is PAPER[f"inception_{name}"]
+
+
+def test_the_rest_is_counted_by_arithmetic(rows):
+    conv1, conv2 = (row for row in rows if row.type == "convolution")
+    assert (conv1.params, conv1.ops) == (9_472, 9_408 * 112**2)
+    assert conv2.params == 64 * 64 + 64 + 9 * 64 * 192 + 192
+    assert conv2.ops == (64 * 64 + 9 * 64 * 192) * 56**2
+    (linear,) = (row for row in rows if row.type == "linear")
+    assert (linear.params, linear.ops) == (1_025_000, 1_024_000)
+    heads = [row for row in rows if row.type.startswith("aux")]
+    for row, depth in zip(heads, (512, 528), strict=True):
+        assert row.weights == depth * 128 + 16 * 128 * 1024 + 1024 * 1000
+        assert row.ops == 16 * depth * 128 + 16 * 128 * 1024 + 1024 * 1000
+
+
+def test_sums():
+    # Ours as the field counts them; the paper's operations as its column adds up.
+    text = format_table_1(create_model("paper", num_classes=1000), 224)
+    total, with_heads = (
+        re.sub(r" +", " ", line)
+        for line in text.splitlines()
+        if line.startswith(("sum", "with heads"))
+    )
+    assert total == "sum 6,998,552 6,798K 1,582.7M 1,502M"
+    assert with_heads == "with heads 13,378,280 1,591.0M"
+    assert sum(printed.ops for printed in PAPER.values()) == 1502
+
+
+def test_marks_are_the_papers_misprints(rows):
+    # conv1 by a factor; the rest by some percent, more than any rounding.
+    params = {row.type: row.params / 1024 for row in rows if row.params_differ()}
+    assert set(params) == {
+        "convolution",
+        *(f"inception ({name})" for name in ("4a", "4b", "4c", "4d", "4e", "5a", "5b")),
+    }
+    ops = {row.type for row in rows if row.ops_differ()}
+    assert ops == {"convolution", "inception (5a)"}
+
+
+INIT_ARGS = jax.random.key(0), jnp.zeros((1, 97, 97, 3))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("heads", [False, True])
+def test_any_network_has_a_table(variant, heads):
+    model = create_model(variant, num_classes=7, width_multiplier=0.3, aux_heads=heads)
+    rows = table_1(model, 97)
+    text = format_table_1(model, 97)
+    assert len(rows) == (21 if heads else 19)
+    assert f"{sum(row.params for row in rows):,}" in text
+    assert "97 px, 7 classes, widths times 0.3" in text
+    lines = text.splitlines()
+    assert len({len(line) for line in lines if re.match(r"conv|incep|linear", line)}) <= 2
+    variables = jax.eval_shape(lambda: model.init(*INIT_ARGS, train=False))
+    sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
+    assert sum(row.params for row in rows) == sum(sizes)
