@@ -70,6 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 50
     config.eval_every_epochs = 5
     config.checkpoint_every_steps = 100
+    config.profile_steps = ()
+    config.wandb_project = ""
     config.restart = False
 
     return config

@@ -71,6 +71,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 10
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 200
+    config.profile_steps = ()
+    config.wandb_project = ""
     config.restart = False
 
     return config

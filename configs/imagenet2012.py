@@ -76,6 +76,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 100
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 5000
+    config.profile_steps = ()
+    config.wandb_project = ""
     config.restart = False
 
     return config

@@ -73,6 +73,10 @@ def _is_count(value: Any) -> bool:
     return _is_a(value, int) and 1 <= value <= MAX_NUMBER
 
 
+def _are_rising_counts(values: tuple) -> bool:
+    return all(map(_is_count, values)) and all(a < b for a, b in itertools.pairwise(values))
+
+
 def _is_a(value: Any, expected: type) -> bool:
     if isinstance(value, bool):
         return expected is bool
@@ -182,10 +186,7 @@ FIELDS: Mapping[str, Field] = {
     "early_image_size_epochs": Field(
         tuple,
         "as many rising numbers of epochs as early_image_sizes has sizes",
-        lambda ends: (
-            all(_is_count(end) for end in ends)
-            and all(a < b for a, b in itertools.pairwise(ends))
-        ),
+        _are_rising_counts,
         "When each of the early_image_sizes gives way to the next.",
     ),
     # The start
@@ -238,6 +239,18 @@ FIELDS: Mapping[str, Field] = {
     "eval_every_epochs": _at_least(1, int, "Evaluations, each of which saves."),
     "checkpoint_every_steps": _at_least(
         0, int, "Saves between evaluations; 0 saves at evaluations only."
+    ),
+    "profile_steps": Field(
+        tuple,
+        "the first and the last step to trace, as (10, 13), or ()",
+        lambda steps: not steps or (len(steps) == 2 and _are_rising_counts(steps)),
+        "Training steps whose trace is written into the workdir's profile/.",
+    ),
+    "wandb_project": Field(
+        str,
+        "the name of a W&B project",
+        lambda value: True,
+        'Weights & Biases project that gets the metrics too; "" is none.',
     ),
     "restart": Field(
         bool,

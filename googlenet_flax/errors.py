@@ -17,7 +17,7 @@ class RunError(Exception):
     exit_code = 1
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class UserError(RunError):

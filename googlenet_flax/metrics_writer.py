@@ -81,8 +81,11 @@ class MetricsWriter:
         step: int,
         epoch: int,
         split: Literal["train", "eval"],
-    ) -> None:
+    ) -> dict[str, Any]:
         """Writes a row, whole or not at all, and makes it visible to readers at once.
+
+        Returns:
+          The row.
 
         Raises:
           UserError: It cannot be written.
@@ -92,6 +95,7 @@ class MetricsWriter:
             self._append(_to_line(row).encode())
         with writing(self._tensorboard_dir):
             self._write_scalars(row)
+        return row
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._jsonl).st_size

@@ -37,6 +37,7 @@ from googlenet_flax.evaluate import (
 )
 from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.progress import Progress
+from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.streams import tell
 from googlenet_flax.train_step import (
@@ -56,6 +57,7 @@ from googlenet_flax.train_step import (
     train_step,
     with_partners,
 )
+from googlenet_flax.wandb_mirror import WandbMirror
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir
 
@@ -333,6 +335,8 @@ class _Run:
     writer: MetricsWriter
     progress: Progress
     stop: StopRequest
+    profile: StepProfile
+    mirror: WandbMirror | None
     unchecked: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
@@ -343,7 +347,9 @@ class _Run:
             self.evaluate_and_save(state, start_step)  # It stopped just before.
         with closing(experiment.batches(start_step)) as batches:
             for step, batch in enumerate(batches, start_step + 1):
+                self.profile.before(step)
                 state, device_metrics = experiment.train_step(step - 1)(state, batch)
+                self.profile.after(step, state)
                 if step == start_step + 1:
                     jax.block_until_ready(state)
                     self.progress.restart_clock(step)  # The first one is slow.
@@ -443,9 +449,11 @@ class _Run:
     def write(
         self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
     ) -> None:
-        """Writes one row to disk."""
+        """Writes one row to disk, and to W&B where it is wanted."""
         epoch = step // self.experiment.epoch_steps
-        self.writer.write(metrics, step=step, epoch=epoch, split=split)
+        row = self.writer.write(metrics, step=step, epoch=epoch, split=split)
+        if self.mirror is not None:
+            self.mirror.write(row)
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, float]:
@@ -496,12 +504,19 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
             start_step=start_step,
             batch_size=config["batch_size"],
         )
+        mirror = None
+        if config["wandb_project"]:
+            mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
+            stack.enter_context(mirror)
+        profile = StepProfile(run_dir.profile, config["profile_steps"])
         run = _Run(
             experiment,
             checkpoints,
             stack.enter_context(writer),
             stack.enter_context(progress),
             stop,
+            stack.enter_context(profile),
+            mirror,
         )
         is_finished = start_step >= experiment.total_steps and was_evaluated
         state = _start(experiment, state, progress, is_finished=is_finished)

@@ -23,6 +23,8 @@ RESUMABLE_FIELDS = LENGTH_FIELDS | frozenset(
         "log_every_steps",
         "eval_every_epochs",
         "checkpoint_every_steps",
+        "profile_steps",
+        "wandb_project",
         "restart",
     }
 )
@@ -56,6 +58,8 @@ class Workdir:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
+        self.wandb = self.path / "wandb"
         self._lock_file: IO[str] | None = None
 
     def __enter__(self) -> Self:

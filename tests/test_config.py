@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import numpy_variables, small_googlenet
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_configs import CONFIG_FILES, load_config, named_config
 
@@ -120,6 +120,7 @@ OUT_OF_RANGE = {
     "log_every_steps": [0, -1],
     "eval_every_epochs": [0, -1],
     "checkpoint_every_steps": [-1],
+    "profile_steps": [(1,), (0, 2), (3, 3), (3, 2), (1, 2, 3), (1.0, 2.0), (True, 2)],
 }
 
 BAD_VALUES = [
@@ -146,8 +147,9 @@ def test_every_config_is_valid(path):
 
 
 def test_every_range_is_tested():
-    # Any text is a folder, and a bool has no range.
-    assert set(FIELDS) - set(OUT_OF_RANGE) == {"data_dir", "init_from", "restart"}
+    # Any text is a folder or a project, and a bool has no range.
+    free = {"data_dir", "init_from", "restart", "wandb_project"}
+    assert set(FIELDS) - set(OUT_OF_RANGE) == free
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -328,6 +330,7 @@ def test_any_value_passes_or_is_a_user_error(name, value):
 
 
 @settings(max_examples=100, deadline=None)
+@example(name="two  spaces")
 @given(name=st.text().filter(lambda name: name not in FIELDS))
 def test_any_unknown_field_is_a_user_error(name):
     assert repr(name) in error_of({**GOOD, name: 1})

@@ -150,6 +150,8 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("workdir", {"errors"}),
         ("progress", {"streams"}),
         ("metrics_writer", {"errors"}),
+        ("step_profile", {"errors"}),
+        ("wandb_mirror", {"errors"}),
         ("config", {"data.augment", "data.crops", "errors", "model"}),
         ("stop_request", set()),
         ("description", {"data.preprocess", "model"}),

@@ -1,0 +1,52 @@
+"""A trace of a few training steps, for TensorBoard, XProf or Perfetto."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+
+from googlenet_flax.errors import writing
+
+
+class StepProfile:
+    """Traces the steps from the first to the last of `steps`; none if it is empty.
+
+    Args:
+      directory: Gets `plugins/profile/TIME/`, as `jax.profiler` writes it.
+      steps: Two updates, counted from 1.
+    """
+
+    def __init__(self, directory: pathlib.Path, steps: Sequence[int]):
+        self._directory = directory
+        self._first, self._last = steps or (0, 0)
+        self._is_tracing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def before(self, step: int) -> None:
+        """Call it in front of an update: may begin to trace.
+
+        Raises:
+          UserError: The directory cannot be written.
+        """
+        if self._first <= step <= self._last and not self._is_tracing:
+            with writing(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self._directory)
+            self._is_tracing = True
+
+    def after(self, step: int, state: Any) -> None:
+        """Call it after an update, with what it returned: may write the trace."""
+        if self._is_tracing and step >= self._last:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()

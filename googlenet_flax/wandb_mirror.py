@@ -1,0 +1,76 @@
+"""The rows of `metrics.jsonl` sent to Weights & Biases too, for those who use it."""
+
+import pathlib
+import secrets
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from googlenet_flax.errors import UserError, writing
+
+ID_BYTES = 8
+
+
+class WandbMirror:
+    """One W&B run a workdir, which a resumed run goes on with.
+
+    Rows that a killed run wrote after its last checkpoint arrive twice.
+
+    Args:
+      project: Name of the W&B project.
+      directory: Where W&B keeps its files; holds the id of the run.
+      config: Shown beside the run.
+
+    Raises:
+      UserError: The package `wandb` is missing, or W&B refuses.
+    """
+
+    def __init__(self, project: str, directory: pathlib.Path, config: Mapping[str, Any]):
+        try:
+            import wandb  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise UserError(
+                "config.wandb_project needs the package wandb: pip install -c "
+                "constraints.txt -e '.[wandb]', or set --config.wandb_project="
+            ) from error
+        with writing(directory):
+            directory.mkdir(exist_ok=True)
+            id_file = directory / "run_id"
+            if not id_file.exists():
+                id_file.write_text(secrets.token_hex(ID_BYTES), encoding="utf-8")
+            run_id = id_file.read_text(encoding="utf-8")
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                id=run_id,
+                resume="allow",
+                dir=str(directory),
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off", save_code=False),
+            )
+        except Exception as error:  # Of many kinds: no login, no network, a bad name.
+            raise UserError(
+                f"W&B cannot start ({' '.join(str(error).split())}): run `wandb login`, or "
+                "set WANDB_MODE=offline, or --config.wandb_project="
+            ) from error
+        self._run.define_metric("*", step_metric="step")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._run.finish(exit_code=0 if kind is None else 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Sends a row of `metrics.jsonl`, its names as in TensorBoard."""
+        numbers = {
+            f"{row['split']}/{name}": value
+            for name, value in row.items()
+            if name not in ("step", "epoch", "split")
+        }
+        self._run.log({**numbers, "step": row["step"], "epoch": row["epoch"]})
