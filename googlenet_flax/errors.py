@@ -26,10 +26,10 @@ class UserError(RunError):
     exit_code = 2
 
 
-def missing_package(package: str, purpose: str) -> UserError:
-    """The error for a package that only some users need."""
+def missing_package(package: str, purpose: str, extra: str = "import") -> UserError:
+    """The error for a package that only some users need, as `extra` declares."""
     return UserError(
-        f"{purpose} needs {package}: pip install {package}, or googlenet_flax[import]"
+        f"{purpose} needs {package}: pip install {package}, or googlenet_flax[{extra}]"
     )
 
 

@@ -246,7 +246,7 @@ class AuxClassifier(nn.Module):
     proj_features: int
     fc_features: int
     dropout_rate: float
-    pool: Callable[[jax.Array], jax.Array]
+    pool_windows: Callable[[int], ops.Windows]  # By side of the map.
     conv: ModuleFactory
     dense: ModuleFactory
     fc_bias_init: nn.initializers.Initializer
@@ -254,7 +254,8 @@ class AuxClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, example_ids: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[B, H, W, C]` to float32 logits `[B, num_classes]`."""
-        x = self.pool(x)
+        rows, columns = map(self.pool_windows, x.shape[1:3])
+        x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
         x = x.reshape(x.shape[0], -1)  # Flattened as H, W, C in every variant.
         x = self.dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)

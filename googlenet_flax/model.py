@@ -46,15 +46,8 @@ BATCH_NORM_EPSILON = 1e-3
 
 MIN_IMAGE_SIZE = 80  # Below this the maps of 4a and 4d are smaller than 5x5.
 
-
-def _pool_5x5(x: jax.Array, *, round_up: bool) -> jax.Array:
-    windows = partial(ops.sliding_windows, window=5, stride=3, round_up=round_up)
-    return ops.average_windows(x, windows(x.shape[1]), windows(x.shape[2]))
-
-
-def _pool_to_4x4(x: jax.Array) -> jax.Array:
-    rows, columns = (ops.adaptive_windows(n, AUX_POOL_BINS) for n in x.shape[1:3])
-    return ops.average_windows(x, rows, columns)
+_windows_5x5 = partial(ops.sliding_windows, window=5, stride=3)
+_windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Variant:
     kernel_5x5: int
     local_response_norm: bool
     batch_norm: bool
-    aux_pool: Callable[[jax.Array], jax.Array]
+    aux_windows: Callable[[int], ops.Windows]  # Of the heads' pool, by side of the map.
     kernel_init: nn.initializers.Initializer
     bias: float  # Start value of the biases of conv1 and of the inception blocks.
     conv2_bias: float
@@ -84,7 +77,7 @@ VARIANTS: Mapping[str, Variant] = {
         kernel_5x5=5,
         local_response_norm=False,
         batch_norm=False,
-        aux_pool=partial(_pool_5x5, round_up=False),
+        aux_windows=partial(_windows_5x5, round_up=False),
         kernel_init=nn.initializers.glorot_uniform(),
         bias=0.2,
         conv2_bias=0.0,
@@ -100,7 +93,7 @@ VARIANTS: Mapping[str, Variant] = {
         kernel_5x5=5,
         local_response_norm=True,
         batch_norm=False,
-        aux_pool=partial(_pool_5x5, round_up=True),
+        aux_windows=partial(_windows_5x5, round_up=True),
         kernel_init=nn.initializers.lecun_uniform(),
         bias=0.2,
         conv2_bias=0.2,
@@ -115,7 +108,7 @@ VARIANTS: Mapping[str, Variant] = {
         kernel_5x5=5,
         local_response_norm=False,
         batch_norm=True,
-        aux_pool=_pool_to_4x4,
+        aux_windows=_windows_4x4,
         kernel_init=nn.initializers.he_normal(),
         bias=0.0,
         conv2_bias=0.0,
@@ -130,7 +123,7 @@ VARIANTS: Mapping[str, Variant] = {
         kernel_5x5=3,
         local_response_norm=False,
         batch_norm=True,
-        aux_pool=_pool_to_4x4,
+        aux_windows=_windows_4x4,
         kernel_init=nn.initializers.truncated_normal(stddev=0.01),
         bias=0.0,
         conv2_bias=0.0,
@@ -141,7 +134,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 # Their heads pool to 4x4, so that no parameter depends on the size of the input.
 SIZE_FREE_VARIANTS = tuple(
-    name for name, variant in VARIANTS.items() if variant.aux_pool is _pool_to_4x4
+    name for name, variant in VARIANTS.items() if variant.aux_windows is _windows_4x4
 )
 
 
@@ -272,7 +265,7 @@ class GoogLeNet(nn.Module):
             proj_features=self._width(AUX_PROJ_FEATURES),
             fc_features=self._width(AUX_FC_FEATURES),
             dropout_rate=AUX_DROPOUT_RATE,
-            pool=self.variant.aux_pool,
+            pool_windows=self.variant.aux_windows,
             conv=partial(conv, bias_init=nn.initializers.constant(proj_bias)),
             dense=dense,
             fc_bias_init=nn.initializers.constant(fc_bias),

@@ -16,6 +16,12 @@ from googlenet_flax.convolution import Padding2D
 PoolPadding = Literal["SAME", "CEIL"]
 Windows = Sequence[tuple[int, int]]
 
+# Local response norm of Caffe's `bvlc_googlenet`, where alpha is divided by the size.
+LRN_SIZE = 5  # Channels.
+LRN_ALPHA = 1e-4
+LRN_BETA = 0.75
+LRN_K = 1.0
+
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
@@ -59,8 +65,8 @@ def max_pool(
     """
     _, height, width, _ = x.shape
     pads = (
-        _pool_padding(height, window, stride, padding),
-        _pool_padding(width, window, stride, padding),
+        pool_padding(height, window, stride, padding),
+        pool_padding(width, window, stride, padding),
     )
     if gather:
         return _max_pool(x, window, stride, pads)
@@ -74,9 +80,10 @@ def max_pool(
     )
 
 
-def _pool_padding(
+def pool_padding(
     size: int, window: int, stride: int, padding: PoolPadding
 ) -> tuple[int, int]:
+    """Pixels that `max_pool` adds before and after rows (or columns) of `size` pixels."""
     if padding == "SAME":
         total = max((-(-size // stride) - 1) * stride + window - size, 0)
         return total // 2, total - total // 2
@@ -161,8 +168,8 @@ def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     wide = _at_least_float32(x)
     return jnp.einsum(
         "rh,sw,bhwc->brsc",
-        _averaging_matrix(rows, x.shape[1], wide.dtype),
-        _averaging_matrix(columns, x.shape[2], wide.dtype),
+        averaging_matrix(rows, x.shape[1], wide.dtype),
+        averaging_matrix(columns, x.shape[2], wide.dtype),
         wide,
         precision=jax.lax.Precision.HIGHEST,
     ).astype(x.dtype)
@@ -172,7 +179,8 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarray:
+def averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarray:
+    """What maps `size` pixels to the means of their windows, `[len(windows), size]`."""
     matrix = np.zeros((len(windows), size), dtype)
     for row, (start, stop) in zip(matrix, windows, strict=True):
         row[start:stop] = 1 / (stop - start)
@@ -200,16 +208,15 @@ def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
 def local_response_norm(
     x: jax.Array,
     *,
-    size: int = 5,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
+    size: int = LRN_SIZE,
+    alpha: float = LRN_ALPHA,
+    beta: float = LRN_BETA,
+    k: float = LRN_K,
 ) -> jax.Array:
     """Divides each channel by the energy of its neighbours.
 
     `x / (k + alpha / size * sum of squares over size channels) ** beta`, computed in
-    float32. Defaults: Caffe's `bvlc_googlenet` (alpha is divided by the size there too);
-    the operation is from Krizhevsky et al. 2012, section 3.3.
+    float32. The operation is from Krizhevsky et al. 2012, section 3.3.
 
     Args:
       x: `[B, H, W, C]`.

@@ -52,11 +52,13 @@ def outsiders(module: str, walk=ast.walk) -> set[str]:
     return {name.split(".")[0] for name in imports(module, walk)}
 
 
-NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision", "onnxruntime"}
-# What only those need who import an original's weights (the extra `import`).
-ORIGINALS_ONLY = {"torch", "onnx", "google", "h5py", "safetensors"}
+NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision"}
+# What only those need who import an original's weights, or export their own (the extras
+# `import` and `export`).
+ORIGINALS_ONLY = {"torch", "h5py"}
+EXTRAS_ONLY = ORIGINALS_ONLY | {"onnx", "onnxruntime", "google", "safetensors"}
 # Run by `python -m`, and so by nobody else.
-COMMANDS = {"main", "predict", "import_weights", "benchmark"}
+COMMANDS = {"main", "predict", "import_weights", "benchmark", "export"}
 
 each_module = pytest.mark.parametrize("module", TREES)
 
@@ -79,6 +81,8 @@ def test_the_modules_are_found():
     expected |= {f".data.{name}" for name in (*device, *files)}
     originals = ("caffe", "keras", "leaves", "torchvision")
     expected |= {f".originals.{name}" for name in originals}
+    exports = ("network", "onnx", "safetensors", "stablehlo")
+    expected |= {".export", ".exports"} | {f".exports.{name}" for name in exports}
     assert {f"googlenet_flax{name}" for name in expected} <= set(TREES)
 
 
@@ -106,10 +110,12 @@ def test_outsiders_that_are_not_for_the_package(module):
 
 
 @each_module
-def test_only_the_originals_need_packages_of_their_own_and_only_when_called(module):
+def test_only_foreign_files_need_packages_of_their_own_and_only_when_called(module):
+    if not module.startswith(("googlenet_flax.originals.", "googlenet_flax.exports.")):
+        assert not outsiders(module) & EXTRAS_ONLY
     if not module.startswith("googlenet_flax.originals."):
         assert not outsiders(module) & ORIGINALS_ONLY
-    assert not outsiders(module, at_load) & ORIGINALS_ONLY
+    assert not outsiders(module, at_load) & EXTRAS_ONLY
 
 
 def test_imports_in_functions_are_told_from_those_at_load():
@@ -181,6 +187,20 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
                 *SAVED,
                 *(f"originals.{name}" for name in ("caffe", "keras", "torchvision")),
                 "originals.leaves",
+            },
+        ),
+        ("exports.network", {"data.preprocess", "description", "model", "version"}),
+        (
+            "exports.onnx",
+            {"convolution", "errors", "exports.network", "model", "ops"},
+        ),
+        ("exports.safetensors", {"errors", "exports.network"}),
+        ("exports.stablehlo", {"exports.network"}),
+        (
+            "export",
+            {
+                *("convolution", "errors", "predictor", "workdir", "exports.network"),
+                *(f"exports.{name}" for name in ("onnx", "safetensors", "stablehlo")),
             },
         ),
         ("compilation_cache", set()),
@@ -270,4 +290,4 @@ def test_import_is_light(modules, absent):
     )
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert "googlenet_flax" in loaded
-    assert not loaded & (SLOW | absent | (ORIGINALS_ONLY - {"google"}))
+    assert not loaded & (SLOW | absent | (EXTRAS_ONLY - {"google"}))

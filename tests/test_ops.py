@@ -70,7 +70,7 @@ def test_max_pool_equals_xla_ties_included(
     # Small integers: nearly every window holds a tie.
     x = jnp.asarray(rng.integers(-2, 2, (2, height, width, 3)), jnp.float32)
     pads = tuple(
-        ops._pool_padding(size, window, stride, padding) for size in (height, width)
+        ops.pool_padding(size, window, stride, padding) for size in (height, width)
     )
     max_pool = functools.partial(
         ops.max_pool, window=window, stride=stride, padding=padding, gather=gather

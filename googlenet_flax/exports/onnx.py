@@ -1,0 +1,286 @@
+"""The network as an ONNX graph, written by walking the same table as the network.
+
+Tensors have the layout `[B, C, H, W]` inside; nodes and weights bear the paper's names.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from googlenet_flax import ops
+from googlenet_flax.convolution import Padding2D
+from googlenet_flax.errors import missing_package
+from googlenet_flax.exports.network import IMAGES, Network, as_text
+from googlenet_flax.model import AUX_TAPS, BATCH_NORM_EPSILON
+
+OPSET = 17  # Of 2022, like the version of the file format: old runtimes read both.
+IR_VERSION = 8
+BATCH = "batch"  # Name of the open dimension.
+
+
+class Node(NamedTuple):
+    """One operation with one output."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any]
+
+
+class Map(NamedTuple):
+    """A tensor float32 `[B, C, side, side]`."""
+
+    name: str
+    side: int  # Pixels.
+
+
+class Graph:
+    """Nodes and weights in the order of the computation."""
+
+    def __init__(self, leaves: Mapping[str, np.ndarray]):
+        self.leaves = leaves  # Of the network, by path.
+        self.nodes: list[Node] = []
+        self.weights: dict[str, np.ndarray] = {}
+
+    def add(
+        self, op: str, name: str, *inputs: str, output: str = "", **attributes: Any
+    ) -> str:
+        """A node; returns the name of its output, by default its own."""
+        self.nodes.append(Node(op, name, inputs, output or name, attributes))
+        return output or name
+
+    def weight(self, name: str, values: np.ndarray) -> str:
+        """An array that nodes take as input; returns its name."""
+        self.weights[name] = np.ascontiguousarray(values)
+        return name
+
+    def leaf(self, name: str) -> str:
+        """The same, of a leaf of the network that keeps its layout."""
+        return self.weight(name, self.leaves[name])
+
+    def conv_block(
+        self, x: Map, path: str, *, stride: int = 1, padding: str | Padding2D = "SAME"
+    ) -> Map:
+        """As `layers.ConvBlock`."""
+        kernel = self.leaves[f"{path}/conv/kernel"]
+        window = kernel.shape[0]
+        pads: Sequence[tuple[int, int]]
+        if isinstance(padding, str):
+            sides, windows, strides = (x.side,) * 2, (window,) * 2, (stride,) * 2
+            pads = jax.lax.padtype_to_pads(sides, windows, strides, padding)
+        else:
+            pads = padding
+        has_norm = f"{path}/bn/scale" in self.leaves
+        inputs = [self.weight(f"{path}/conv/kernel", kernel.transpose(3, 2, 0, 1))]  # OIHW
+        if not has_norm:
+            inputs.append(self.leaf(f"{path}/conv/bias"))
+        y, side = self._slide(
+            "Conv", f"{path}/conv", x, *inputs, window=window, stride=stride, pads=pads
+        )
+        if has_norm:
+            names = ("scale", "bias", "mean", "var")
+            norm = [self.leaf(f"{path}/bn/{name}") for name in names]
+            y = self.add(
+                "BatchNormalization", f"{path}/bn", y, *norm, epsilon=BATCH_NORM_EPSILON
+            )
+        return Map(self.add("Relu", path, y), side)
+
+    def max_pool(
+        self, x: Map, name: str, *, window: int, stride: int, padding: ops.PoolPadding
+    ) -> Map:
+        """As `ops.max_pool`; what ONNX pads never wins."""
+        pads = ops.pool_padding(x.side, window, stride, padding)
+        return self._slide(
+            "MaxPool", name, x, window=window, stride=stride, pads=(pads, pads)
+        )
+
+    def _slide(
+        self,
+        op: str,
+        name: str,
+        x: Map,
+        *inputs: str,
+        window: int,
+        stride: int,
+        pads: Sequence[tuple[int, int]],
+    ) -> Map:
+        (top, bottom), (left, right) = pads
+        y = self.add(
+            op,
+            name,
+            x.name,
+            *inputs,
+            kernel_shape=[window, window],
+            strides=[stride, stride],
+            pads=[top, left, bottom, right],
+        )
+        return Map(y, (x.side + top + bottom - window) // stride + 1)
+
+    def average_pool(self, x: Map, name: str, windows: ops.Windows) -> Map:
+        """As `ops.average_windows`: no pool of ONNX has windows of several widths."""
+        matrix = ops.averaging_matrix(windows, x.side, np.dtype(np.float32))
+        rows = self.weight(f"{name}/rows", matrix)
+        columns = self.weight(f"{name}/columns", matrix.T)
+        y = self.add("MatMul", f"{name}/over_rows", rows, x.name)
+        return Map(self.add("MatMul", name, y, columns), len(windows))
+
+    def dense(self, x: str, path: str, output: str = "") -> str:
+        """As `flax.linen.Dense`, from `[B, in]` to `[B, out]`."""
+        kernel, bias = self.leaf(f"{path}/kernel"), self.leaf(f"{path}/bias")
+        return self.add("Gemm", path, x, kernel, bias, output=output)
+
+
+def walk(network: Network) -> tuple[Graph, list[str]]:
+    """The graph, and the names of its outputs."""
+    graph, variant = Graph(network.leaves()), network.model.variant
+    x = _stem(graph, _normalise(graph, network), network)
+    # Number and window of the pools between the stages, by the block that follows.
+    pools = {
+        "inception_4a": ("pool3", 3),
+        "inception_5a": ("pool4", variant.pool_5a_window),
+    }
+    outputs = ["logits"]
+    for name in network.model.inceptions:
+        if name in pools:
+            pool_name, window = pools[name]
+            x = graph.max_pool(
+                x, pool_name, window=window, stride=2, padding=variant.pool_padding
+            )
+        x = _inception(graph, x, name)
+        if network.model.aux_heads and name in AUX_TAPS:
+            head = AUX_TAPS[name]
+            outputs.append(_aux_classifier(graph, x, head, variant.aux_windows(x.side)))
+    pooled = graph.add("GlobalAveragePool", "pool5", x.name)
+    flat = graph.add("Flatten", "pool5/flat", pooled)
+    graph.dense(flat, "classifier", output="logits")
+    return graph, outputs
+
+
+def _normalise(graph: Graph, network: Network) -> Map:
+    """As `Preprocess.normalise`, after which channels come first."""
+    preprocess, name = network.preprocess, "preprocess"
+
+    def constant(field: str, values: Any) -> str:
+        per_channel = np.asarray(values, np.float32).reshape(-1, 1, 1)
+        return graph.weight(f"{name}/{field}", per_channel)
+
+    x = graph.add("Transpose", f"{name}/channels_first", IMAGES, perm=[0, 3, 1, 2])
+    if preprocess.channel_order == "BGR":
+        order = graph.weight(f"{name}/channel_order", np.array([2, 1, 0]))
+        x = graph.add("Gather", f"{name}/reordered", x, order, axis=1)
+    scale = constant("input_scale", preprocess.input_scale)
+    mean = constant("input_mean", preprocess.input_mean)
+    std = constant("input_std", preprocess.input_std)
+    x = graph.add("Mul", f"{name}/scaled", x, scale)
+    x = graph.add("Sub", f"{name}/centred", x, mean)
+    return Map(graph.add("Div", name, x, std), preprocess.image_size)
+
+
+def _stem(graph: Graph, x: Map, network: Network) -> Map:
+    """The rows of Table 1 in front of the first block."""
+    variant = network.model.variant
+
+    def pool(x: Map, name: str) -> Map:
+        return graph.max_pool(x, name, window=3, stride=2, padding=variant.pool_padding)
+
+    def norm(x: Map, name: str) -> Map:
+        if not variant.local_response_norm:
+            return x
+        # ONNX, too, divides alpha by the size.
+        y = graph.add(
+            "LRN",
+            name,
+            x.name,
+            size=ops.LRN_SIZE,
+            alpha=ops.LRN_ALPHA,
+            beta=ops.LRN_BETA,
+            bias=ops.LRN_K,
+        )
+        return Map(y, x.side)
+
+    x = graph.conv_block(x, "conv1", stride=2, padding=variant.conv1_padding)
+    x = norm(pool(x, "pool1"), "norm1")
+    x = graph.conv_block(x, "conv2_reduce")
+    x = graph.conv_block(x, "conv2")
+    return pool(norm(x, "norm2"), "pool2")
+
+
+def _inception(graph: Graph, x: Map, path: str) -> Map:
+    """As `layers.Inception`."""
+    reduced_3x3 = graph.conv_block(x, f"{path}/3x3_reduce")
+    reduced_5x5 = graph.conv_block(x, f"{path}/5x5_reduce")
+    pooled = graph.max_pool(x, f"{path}/pool", window=3, stride=1, padding="SAME")
+    branches = [
+        graph.conv_block(x, f"{path}/1x1"),
+        graph.conv_block(reduced_3x3, f"{path}/3x3"),
+        graph.conv_block(reduced_5x5, f"{path}/5x5"),
+        graph.conv_block(pooled, f"{path}/pool_proj"),
+    ]
+    names = (branch.name for branch in branches)
+    return Map(graph.add("Concat", path, *names, axis=1), x.side)
+
+
+def _aux_classifier(graph: Graph, x: Map, path: str, windows: ops.Windows) -> str:
+    """As `layers.AuxClassifier`; the output is called like the head."""
+    x = graph.conv_block(graph.average_pool(x, f"{path}/pool", windows), f"{path}/proj")
+    channels_last = graph.add("Transpose", f"{path}/hwc", x.name, perm=[0, 2, 3, 1])
+    flat = graph.add("Flatten", f"{path}/flat", channels_last)
+    hidden = graph.add("Relu", f"{path}/relu", graph.dense(flat, f"{path}/fc"))
+    return graph.dense(hidden, f"{path}/classifier", output=path)
+
+
+def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
+    """The file; from `images`, `[batch, S, S, 3]`, to `logits` and perhaps the heads'.
+
+    Raises:
+      UserError: The package onnx is missing.
+    """
+    try:
+        import onnx  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise missing_package("onnx", "--format=onnx", "export") from error
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    graph, outputs = walk(network)
+    size, num_classes = network.preprocess.image_size, network.model.num_classes
+    proto = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node(op, inputs, [output], name=name, **attributes)
+                for op, name, inputs, output, attributes in graph.nodes
+            ],
+            "googlenet",
+            [helper.make_tensor_value_info(IMAGES, float32, [BATCH, size, size, 3])],
+            [
+                helper.make_tensor_value_info(name, float32, [BATCH, num_classes])
+                for name in outputs
+            ],
+            [
+                onnx.numpy_helper.from_array(values, name)
+                for name, values in graph.weights.items()
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    helper.set_model_props(proto, as_text(metadata))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()
+
+
+def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits by name, as onnxruntime computes them.
+
+    Raises:
+      ImportError: The package onnxruntime is missing.
+    """
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # Errors alone.
+    session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs: Any = session.run(names, {IMAGES: images})
+    return dict(zip(names, outputs, strict=True))

@@ -1,0 +1,52 @@
+"""A function for any program that runs StableHLO, such as JAX without this package.
+
+exported = jax.export.deserialize(open("googlenet.stablehlo", "rb").read())
+exported.call(images)["logits"]
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from googlenet_flax.exports.network import Network
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write(network: Network) -> bytes:
+    """The serialised function of a batch of any size, with the weights inside."""
+    from jax import export  # noqa: PLC0415 - slow
+
+    (batch,) = export.symbolic_shape("batch")
+    size = network.preprocess.image_size
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+
+    def googlenet(images: jax.Array) -> dict[str, jax.Array]:
+        return network(images)
+
+    with _without_source_locations():
+        exported = export.export(jax.jit(googlenet), platforms=PLATFORMS)(images)
+    return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Keeps the folders of this machine out of the file."""
+    config: Any = jax.config  # Has an attribute for each option.
+    limit = config.jax_traceback_in_locations_limit
+    config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        config.update("jax_traceback_in_locations_limit", limit)
+
+
+def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits by name, as a program that has nothing but the file computes them."""
+    from jax import export  # noqa: PLC0415 - slow
+
+    return jax.device_get(export.deserialize(bytearray(data)).call(images))

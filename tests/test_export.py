@@ -1,0 +1,419 @@
+"""Each kind of file, read again by the program that it is meant for."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+from conftest import (
+    SMALL_INCEPTIONS,
+    numpy_variables,
+    preprocess,
+    random_images,
+    small_googlenet,
+    write_run,
+)
+from flax import traverse_util
+
+from googlenet_flax import create_model, model
+from googlenet_flax import export as command
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.errors import UserError
+from googlenet_flax.exports import onnx as onnx_file
+from googlenet_flax.exports import safetensors as safetensors_file
+from googlenet_flax.exports import stablehlo
+from googlenet_flax.exports.network import Network, describe
+
+HEADS = ("aux_4a", "aux_4d")
+TOLERANCE = 1e-5  # Of the largest logit.
+# Nothing is as it would be by default.
+INPUT = {
+    "storage_size": 300,
+    "crop_fraction": 0.875,
+    "input_scale": 1 / 100,
+    "input_mean": (1.0, 0.8, 1.2),
+    "input_std": (0.9, 1.0, 1.3),
+    "channel_order": "BGR",
+}
+DESCRIPTION = ModelDescription(
+    variant="bn",
+    width_multiplier=0.25,
+    dtype="bfloat16",  # Exported all the same in float32.
+    class_names=("ant", "Zoë the bird", "caf\udce9", "cat, any cat", '"dog"'),
+    preprocess=preprocess(image_size=83, **INPUT),
+)
+
+
+def vary(variables):
+    """No two channels and statistics alike, so that a mix-up is seen."""
+    rng = np.random.default_rng(1)
+    names = ("bias", "scale", "mean", "var")
+
+    def draw(path, leaf):
+        if path[-1].key not in names:
+            return leaf
+        return leaf + rng.uniform(0, 0.5, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def draw_images(size):
+    """Three: noise, colours in blocks, and one half dark."""
+    images = random_images(3, size, size, 3).astype(np.float32)
+    images[1] = np.kron(images[1, :8, :8], np.ones((-(-size // 8),) * 2 + (1,)))[
+        :size, :size
+    ]
+    images[2, : size // 2] /= 16
+    return images
+
+
+@functools.cache
+def create_network(variant, size, inceptions):
+    """Of three blocks (`small`) or nine (`whole`), all narrow."""
+    whole = functools.partial(create_model, num_classes=10, width_multiplier=0.1)
+    build = {"small": small_googlenet, "whole": whole}[inceptions]
+    googlenet = build(variant, arithmetic=command.STOCK)
+    variables = vary(numpy_variables(googlenet, size))
+    return Network(googlenet, variables, preprocess(image_size=size, **INPUT))
+
+
+@functools.cache
+def expected_outputs(network):
+    """Of `draw_images`; written out, but for the network itself."""
+    pixels = draw_images(network.preprocess.image_size)[..., ::-1] * np.float32(1 / 100)
+    inputs = (pixels - np.float32([1, 0.8, 1.2])) / np.float32([0.9, 1, 1.3])
+    apply = jax.jit(functools.partial(network.model.apply, train=False))
+    output = apply(network.variables, inputs)
+    return {name: np.asarray(getattr(output, name)) for name in ("logits", *HEADS)}
+
+
+def check(actual, expected, rows=slice(None)):
+    assert actual.keys() == expected.keys()
+    for name, logits in expected.items():
+        assert actual[name].dtype == np.float32
+        difference = np.abs(actual[name] - logits[rows]).max()
+        assert difference < TOLERANCE * np.abs(logits).max(), name
+
+
+SMALL = [  # Sides that SAME and CEIL pad in one way and in the other.
+    ("seed", 80, "small"),
+    ("seed", 127, "small"),
+    ("paper", 97, "small"),
+    ("paper", 127, "small"),
+    ("bn", 113, "small"),
+    ("torchvision", 81, "small"),
+]
+WHOLE = [
+    pytest.param((variant, size, "whole"), marks=pytest.mark.slow)
+    for variant in model.VARIANTS
+    for size in (80, 97, 127, 224)
+]
+
+
+def networks(*params):
+    return pytest.mark.parametrize(
+        "network", params, ids=lambda network: "-".join(map(str, network))
+    )
+
+
+@networks(*SMALL, *WHOLE)
+def test_onnxruntime_computes_what_the_network_does(network):
+    network = create_network(*network)
+    images, expected = draw_images(network.preprocess.image_size), expected_outputs(network)
+    session = onnxruntime.InferenceSession(onnx_file.write(network, {}))
+    names = [output.name for output in session.get_outputs()]
+    for rows in (slice(3), slice(1)):  # Batches of 3 and of 1.
+        outputs = session.run(names, {"images": images[rows]})
+        check(dict(zip(names, outputs, strict=True)), expected, rows)
+
+
+@networks(("paper", 97, "small"), ("torchvision", 81, "small"), *WHOLE)
+def test_stablehlo_computes_what_the_network_does(network):
+    network = create_network(*network)
+    images, expected = draw_images(network.preprocess.image_size), expected_outputs(network)
+    exported = jax.export.deserialize(bytearray(stablehlo.write(network)))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    for rows in (slice(3), slice(1)):
+        check(jax.device_get(exported.call(images[rows])), expected, rows)
+
+
+def test_stablehlo_keeps_the_folders_of_this_machine_to_itself():
+    limit = jax.config.jax_traceback_in_locations_limit
+    data = stablehlo.write(create_network(*SMALL[0]))
+    for text in (command.__file__, "googlenet_flax", "site-packages", ".py"):
+        assert text.encode() not in data
+    assert jax.config.jax_traceback_in_locations_limit == limit
+
+
+@pytest.mark.parametrize("variant", ["paper", "bn"])
+def test_safetensors_hold_every_leaf(tmp_path, variant):
+    network = create_network(variant, 80, "small")
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(safetensors_file.write(network, {}))
+    leaves = {}
+    with safetensors.safe_open(path, "numpy") as file:
+        for name in file.keys():
+            collection = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
+            leaves[collection, *name.split("/")] = file.get_tensor(name)
+    variables = traverse_util.unflatten_dict(leaves)
+    assert jax.tree.structure(variables) == jax.tree.structure(network.variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
+    assert jax.tree.structure(
+        safetensors_file.read(path.read_bytes())
+    ) == jax.tree.structure(variables)
+    assert {leaf.dtype for leaf in leaves.values()} == {np.dtype(np.float32)}
+
+
+def test_names_in_the_onnx_graph_are_the_papers():
+    network = create_network("bn", 80, "whole")
+    graph = onnx.load_from_string(onnx_file.write(network, {})).graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    assert network.leaves().keys() <= weights.keys()
+    # Table 1 at a tenth of its widths: out, in, height, width.
+    assert weights["inception_3a/3x3/conv/kernel"] == (13, 10, 3, 3)
+    nodes = {node.name for node in graph.node}
+    assert nodes >= {"conv1", "pool1", "inception_3a/pool_proj/conv", "inception_5b"}
+    assert nodes >= {"classifier", "aux_4d/fc"}
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    logits = {name: ["batch", 10] for name in ("logits", *HEADS)}
+    assert shapes == {"images": ["batch", 80, 80, 3], **logits}
+
+
+def test_outputs_without_heads_and_their_weights():
+    network = create_network(*SMALL[0])
+    network = Network(
+        network.model.clone(aux_heads=False), network.variables, network.preprocess
+    )
+    graph = onnx.load_from_string(onnx_file.write(network, {})).graph
+    assert [output.name for output in graph.output] == ["logits"]
+    assert not any("aux" in tensor.name for tensor in graph.initializer)
+    exported = jax.export.deserialize(bytearray(stablehlo.write(network)))
+    assert jax.tree.map(lambda aval: aval.shape[1:], exported.out_avals) == ((10,),)
+    assert any("aux_4a" in name for name in network.leaves())
+
+
+def test_the_description_comes_back():
+    fields = json.loads(json.dumps(describe(DESCRIPTION, 7, done_inside=True)))
+    assert ModelDescription.from_json(fields) == DESCRIPTION
+    assert fields["checkpoint_step"] == 7
+    assert set(fields["done_inside"]) < set(fields["preprocess"])
+    assert not describe(DESCRIPTION, 7, done_inside=False)["done_inside"]
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """Lets `create_model` build three blocks instead of nine, quick to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+        patch.setattr(model, "FASTEST", {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def network(small_network):
+    googlenet = DESCRIPTION.create_model().clone(
+        dtype=np.dtype(np.float32), arithmetic=command.STOCK
+    )
+    return Network(googlenet, vary(numpy_variables(googlenet, 83)), DESCRIPTION.preprocess)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, network):
+    return write_run(tmp_path_factory.mktemp("run"), DESCRIPTION, network.variables)
+
+
+@pytest.fixture
+def export_to(workdir, run_command):
+    def export_to(out, format_name, *args):
+        flags = (f"--workdir={workdir}", f"--format={format_name}", f"--out={out}")
+        return run_command(command, *flags, *args)
+
+    return export_to
+
+
+def read_text(metadata):
+    """What a format that holds text alone knows of the network."""
+    return {
+        name: json.loads(text) if text[0] in "[{0123456789" else text
+        for name, text in metadata.items()
+    }
+
+
+def read_stablehlo(path):
+    run = jax.export.deserialize(bytearray(path.read_bytes())).call
+    fields = json.loads((path.parent / f"{path.name}.json").read_text())
+    return fields, lambda images: jax.device_get(run(images))
+
+
+def read_onnx(path):
+    properties = onnx.load(path).metadata_props
+    fields = read_text({entry.key: entry.value for entry in properties})
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    names = [output.name for output in session.get_outputs()]
+    return fields, lambda images: dict(
+        zip(names, session.run(names, {"images": images}), strict=True)
+    )
+
+
+READERS = {"stablehlo": read_stablehlo, "onnx": read_onnx}
+
+
+@pytest.mark.parametrize(
+    ("format_name", "heads"),
+    [
+        ("onnx", ()),
+        ("stablehlo", HEADS),
+        pytest.param("onnx", HEADS, marks=pytest.mark.slow),
+        pytest.param("stablehlo", (), marks=pytest.mark.slow),
+    ],
+)
+def test_command_writes_a_function(tmp_path, network, export_to, format_name, heads):
+    out = tmp_path / f"caf\udce9.{format_name}"
+    code, printed, err = export_to(out, format_name, *(["--aux_heads"] if heads else []))
+    assert code == 0 and not err, err
+    assert "5 classes: 'ant'" in printed and "RGB, 0 to 255" in printed
+    assert "verified" in printed and "not verified" not in printed
+    fields, run = READERS[format_name](out)
+    assert ModelDescription.from_json(fields) == DESCRIPTION
+    assert fields["input"] == "images: float32 [batch, 83, 83, 3], RGB, 0 to 255"
+    expected = expected_outputs(network)
+    check(run(draw_images(83)), {name: expected[name] for name in ("logits", *heads)})
+    side = [out.with_name(out.name + ".json")] if format_name == "stablehlo" else []
+    assert sorted(tmp_path.iterdir()) == [out, *side]  # And nothing temporary.
+
+
+def test_command_writes_safetensors(tmp_path, network, export_to):
+    out = tmp_path / "network.safetensors"
+    code, printed, err = export_to(out, "safetensors")
+    assert code == 0 and not err, err
+    assert "read back bit for bit" in printed
+    with safetensors.safe_open(out, "numpy") as file:
+        fields = read_text(file.metadata())
+        assert set(file.keys()) == network.leaves().keys()
+    assert ModelDescription.from_json(fields) == DESCRIPTION
+    assert fields["format"] == "flax" and not fields["done_inside"]
+
+
+def test_a_missing_package_is_named(tmp_path, export_to, monkeypatch):
+    for module, format_name in (("onnx", "onnx"), ("safetensors.numpy", "safetensors")):
+        monkeypatch.setitem(sys.modules, module, None)
+        code, _, err = export_to(tmp_path / "file", format_name)
+        assert code == 2 and len(err.splitlines()) == 1
+        assert f"pip install {format_name}, or googlenet_flax[export]" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnxruntime_the_command_says_what_it_did_not_do(
+    tmp_path, export_to, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, printed, _ = export_to(tmp_path / "file", "onnx")
+    assert code == 0
+    assert "not verified: that needs onnxruntime: pip install onnxruntime" in printed
+    onnx.checker.check_model(onnx.load(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("error", [2e-4, pytest.param(np.nan, marks=pytest.mark.slow)])
+def test_another_network_is_not_written(tmp_path, export_to, monkeypatch, error):
+    run = onnx_file.run
+
+    def run_wrongly(data, images):
+        logits = run(data, images)["logits"]
+        logits[1, 2] += error * np.abs(logits).max()
+        return {"logits": logits}
+
+    monkeypatch.setattr(onnx_file, "run", run_wrongly)
+    code, _, err = export_to(tmp_path / "file", "onnx")
+    assert code == 2 and "other logits" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_weights_are_not_written(tmp_path, export_to, monkeypatch):
+    read = safetensors_file.read
+
+    def read_wrongly(data):
+        variables = read(data)
+        variables["params"]["classifier"]["bias"][3] = 0
+        return variables
+
+    monkeypatch.setattr(safetensors_file, "read", read_wrongly)
+    code, _, err = export_to(tmp_path / "file", "safetensors")
+    assert code == 2 and "other weights" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        (".", "no file"),
+        ("", "no file"),
+        ("/dev/null", "no file"),
+        ("missing/file", "no folder"),
+        ("x" * 300, "cannot be written (File name too long)"),
+    ],
+)
+def test_places_that_are_no_file(tmp_path, export_to, monkeypatch, out, reason):
+    monkeypatch.chdir(tmp_path)
+    code, printed, err = export_to(out, "safetensors")
+    assert code == 2 and not printed
+    assert reason in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format_name", command.FORMATS)
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, format_name):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "file"
+    out.write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="No space left"):
+        command.write_files(out, command.Exported(b"new", {}, ""), format_name)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_link_is_followed(tmp_path, export_to):
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "link").symlink_to("old")
+    code, _, err = export_to(tmp_path / "link", "safetensors")
+    assert code == 0, err
+    assert (tmp_path / "link").is_symlink()
+    assert safetensors.numpy.load_file(tmp_path / "old")
+
+
+def test_flags(tmp_path, run_command, export_to):
+    code, _, err = export_to(tmp_path / "file", "caffe")
+    assert code == 2 and "invalid choice: 'caffe'" in err
+    code, _, err = export_to(tmp_path / "file", "onnx", "--checkpoint=17")
+    assert code == 2 and "17" in err and len(err.splitlines()) == 1
+    out, nowhere = f"--out={tmp_path / 'file'}", f"--workdir={tmp_path / 'nowhere'}"
+    code, _, err = run_command(command, nowhere, "--format=onnx", out)
+    assert code == 2 and "no run in" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_stablehlo_needs_nothing_of_this_package(tmp_path):
+    network = create_network("paper", 97, "whole")
+    (tmp_path / "network").write_bytes(stablehlo.write(network))
+    np.save(tmp_path / "images.npy", draw_images(97))
+    program = (
+        "import sys, numpy as np\n"
+        "from jax import export\n"
+        "exported = export.deserialize(bytearray(open('network', 'rb').read()))\n"
+        "np.savez('outputs', **exported.call(np.load('images.npy')))\n"
+        "assert not {'googlenet_flax', 'flax'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    check(dict(np.load(tmp_path / "outputs.npz")), expected_outputs(network))
