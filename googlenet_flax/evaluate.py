@@ -118,7 +118,7 @@ def _mean_metrics(
     batch_size = -(-batch_size // num_devices) * num_devices
     sums: collections.defaultdict[str, float] = collections.defaultdict(float)
     expected = 0
-    for batch in _padded_batches(split, batch_size):
+    for batch in padded_batches(split, np.arange(len(split)), batch_size):
         expected += int(np.sum(batch["mask"]))
         for name, values in batch_sums(batch).items():
             sums[name] += float(np.sum(values, dtype=np.float64))
@@ -128,12 +128,21 @@ def _mean_metrics(
     return {name: value / count for name, value in sums.items()}
 
 
-def _padded_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """The whole split, filled up with example 0; `mask` is true where one counts."""
-    starts = range(0, len(split), batch_size)
+def padded_batches(split: Split, examples: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    """Batches of these examples, the last filled up; `mask` is true where one counts.
+
+    Args:
+      split: To read from.
+      examples: Numbers in the split, int `[N]`, at least one.
+      batch_size: Of every batch.
+    """
+    starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size) for start in starts]
-    masks = [rows < len(split) for rows in positions]
-    indices = [np.where(mask, rows, 0) for mask, rows in zip(masks, positions, strict=True)]
+    masks = [rows < len(examples) for rows in positions]
+    indices = [
+        examples[np.where(mask, rows, 0)]
+        for mask, rows in zip(masks, positions, strict=True)
+    ]
     batches = zip(split.batches(indices), masks, strict=True)
     bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=None)
     for batch, mask in bar:
@@ -174,8 +183,19 @@ class EvaluationData:
     eval_fraction: float = 0.0
     batch_size: int = 0
 
-    def load(self, config: Mapping[str, Any], description: ModelDescription) -> Split:
+    def load(
+        self,
+        config: Mapping[str, Any],
+        description: ModelDescription,
+        *,
+        may_prepare: bool = True,
+    ) -> Split:
         """The split.
+
+        Args:
+          config: Of the run.
+          description: Of its network.
+          may_prepare: As in `data.load_split`.
 
         Raises:
           UserError: No such data, or of other classes than the network knows.
@@ -191,6 +211,7 @@ class EvaluationData:
             dataset,
             self.split or (config["eval_split"] if same else "test"),
             data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
+            may_prepare=may_prepare,
             folder=FolderOptions(
                 storage_size=description.preprocess.storage_size,
                 eval_fraction=self.eval_fraction or config.get("eval_fraction", 0.0),

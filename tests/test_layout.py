@@ -58,7 +58,7 @@ NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision"}
 ORIGINALS_ONLY = {"torch", "h5py"}
 EXTRAS_ONLY = ORIGINALS_ONLY | {"onnx", "onnxruntime", "google", "safetensors"}
 # Run by `python -m`, and so by nobody else.
-COMMANDS = {"main", "predict", "import_weights", "benchmark", "export"}
+COMMANDS = {"main", "predict", "import_weights", "benchmark", "dream", "export", "report"}
 
 each_module = pytest.mark.parametrize("module", TREES)
 
@@ -79,6 +79,8 @@ def test_the_modules_are_found():
         "read_ahead",
     )
     expected |= {f".data.{name}" for name in (*device, *files)}
+    pages = ("page", "record", "run_page", "comparison_page", "look_inside")
+    expected |= {".report", ".reports", *(f".reports.{name}" for name in pages)}
     originals = ("caffe", "keras", "leaves", "torchvision")
     expected |= {f".originals.{name}" for name in originals}
     exports = ("network", "onnx", "safetensors", "stablehlo")
@@ -134,6 +136,13 @@ def test_only_the_data_know_tensorflow_datasets():
     users = {module for module in TREES if "tensorflow_datasets" in outsiders(module)}
     assert users
     assert all(module.startswith("googlenet_flax.data.") for module in users)
+
+
+def test_only_the_reports_draw_and_never_by_global_state():
+    users = {module for module in TREES if "matplotlib" in outsiders(module)}
+    assert users
+    assert all(module.startswith("googlenet_flax.reports.") for module in users)
+    assert not any("matplotlib.pyplot" in imports(module) for module in users)
 
 
 NETWORK = {"errors", "description", "model", "train_step"}
@@ -219,6 +228,43 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
                 *("command_line", "config", "cost", "data.fabricated", "errors", "limits"),
                 *("schedule", "timing", "train", "train_step"),
             },
+        ),
+        (
+            "report",
+            {
+                *("data", "data.decode", "evaluate", "predictor", "streams"),
+                *(f"reports.{name}" for name in ("answers", "look_inside", "page")),
+                *(f"reports.{name}" for name in ("comparison_page", "record", "run_page")),
+                *NETWORK,
+                *SAVED,
+                *START,
+            },
+        ),
+        # Inside the reports: numbers, figures, pages.
+        ("reports.style", set()),
+        ("reports.page", {"errors", "reports.style"}),
+        ("reports.record", {"checkpoint", "metrics_writer", "workdir"}),
+        ("reports.answers", {"data", "errors", "evaluate", "predictor"}),
+        ("reports.curves", {"reports.record", "reports.style"}),
+        ("reports.answer_figures", {"reports.answers", "reports.style"}),
+        (
+            "reports.look_inside",
+            {
+                *("data.preprocess", "endpoints", "model", "train_step"),
+                *("reports.answers", "reports.style"),
+            },
+        ),
+        (
+            "reports.run_page",
+            {
+                *("description", "train_step", "version"),
+                *(f"reports.{name}" for name in ("answer_figures", "answers", "curves")),
+                *(f"reports.{name}" for name in ("look_inside", "page", "record")),
+            },
+        ),
+        (
+            "reports.comparison_page",
+            {f"reports.{name}" for name in ("curves", "page", "record", "run_page")},
         ),
         # Inside the data: reading files, and what runs on the device.
         ("data.crops", set()),

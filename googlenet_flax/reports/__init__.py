@@ -1,0 +1,1 @@
+"""What a report shows: numbers of a run, its figures, and the page that holds them."""

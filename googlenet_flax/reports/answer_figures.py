@@ -1,0 +1,138 @@
+"""Figures of what a network says of a split: confusions, classes, calibration, mistakes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from googlenet_flax.reports.answers import Calibration, PerClass
+from googlenet_flax.reports.style import (
+    BLACK,
+    BLUE,
+    VERMILLION,
+    name_label,
+    new_figure,
+    pictures_grid,
+    styled,
+)
+
+MAX_NAMED_CLASSES = 30  # Along a matrix; the names of more cannot be read.
+SMALLEST_COUNT = 5.0  # Points.
+MAX_MATRIX_CLASSES = 200  # Beyond, a cell is smaller than three pixels.
+MAX_LISTED_CLASSES = 30
+MISTAKE_COLUMNS = 4
+
+
+def count_size(confusions: np.ndarray) -> float:
+    """Font size in points of the counts in a matrix; 0 where they cannot be read."""
+    digits = len(str(confusions.max()))
+    size = min(9.0, 400 / (len(confusions) * digits))  # As wide as a cell at most.
+    return size if size >= SMALLEST_COUNT else 0.0
+
+
+@styled
+def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """The confusion matrix, coloured by the share of each true class.
+
+    Args:
+      confusions: Counts `[K, K]`, true classes in rows.
+      class_names: Of the K classes.
+    """
+    classes = len(class_names)
+    shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
+    figure = new_figure(6.6)
+    ax = figure.subplots()
+    image = ax.imshow(shares * 100, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    ax.grid(False)
+    by_number = ", by number"
+    if classes <= MAX_NAMED_CLASSES:
+        by_number, names = "", [name_label(name) for name in class_names]
+        turned = max(map(len, names)) * classes > 45
+        ax.set_xticks(range(classes), names, rotation=90 if turned else 0)
+        ax.set_yticks(range(classes), names)
+        ax.tick_params(length=0, labelsize=min(9.0, 200 / classes))
+    size = count_size(confusions)
+    for row, column in np.argwhere(confusions) if size else ():
+        colour = "white" if shares[row, column] > 0.5 else BLACK
+        text = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+        ax.text(column, row, f"{confusions[row, column]}", **text)
+    ax.set_xlabel(f"predicted class{by_number}")
+    ax.set_ylabel(f"true class{by_number}")
+    label = "share of the true class (%)"
+    figure.colorbar(image, ax=ax, label=label, location="top", aspect=50)
+    return figure
+
+
+@styled
+def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
+    """Precision and recall of each class; of many, of those with the lowest F1."""
+    order = worst_classes(scores)
+    rows = np.arange(len(order))
+    figure = new_figure(1.3 + 0.21 * len(order))
+    ax = figure.subplots()
+    ax.hlines(rows, 100 * scores.precision[order], 100 * scores.recall[order], "#999999")
+    hollow = {"color": VERMILLION, "markerfacecolor": "none", "markersize": 8}
+    ax.plot(100 * scores.precision[order], rows, "o", color=BLUE, label="precision")
+    ax.plot(100 * scores.recall[order], rows, "D", label="recall", **hollow)
+    ax.set_yticks(rows, [name_label(class_names[i]) for i in order])
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.set_xlabel("precision, recall (%)")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def worst_classes(scores: PerClass) -> np.ndarray:
+    """The classes to list, in their order; of many, those with the lowest F1."""
+    known = np.flatnonzero(scores.support > 0)
+    worst = known[np.argsort(scores.f1[known], kind="stable")]
+    return np.sort(worst[:MAX_LISTED_CLASSES])
+
+
+@styled
+def calibration_figure(calibration: Calibration) -> Figure:
+    """Reliability diagram: accuracy over confidence, and how many examples say so."""
+    bins = len(calibration.count)
+    edges = 100 * np.arange(bins) / bins
+    options = {"width": 100 / bins, "align": "edge", "edgecolor": "white"}
+    figure = new_figure(4.8)
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    top.bar(edges, 100 * np.nan_to_num(calibration.accuracy), color=BLUE, **options)
+    top.plot([0, 100], [0, 100], "--", color=BLACK, label="perfectly calibrated")
+    filled = calibration.count > 0
+    means = 100 * calibration.confidence[filled], 100 * calibration.accuracy[filled]
+    top.plot(*means, "o", color=VERMILLION, label="mean of the bin")
+    top.set_ylabel("accuracy (%)")
+    top.set_ylim(0, 105)
+    top.legend(loc="upper left")
+    bottom.bar(
+        edges, 100 * calibration.count / calibration.count.sum(), color=BLUE, **options
+    )
+    bottom.set_ylabel("examples (%)")
+    bottom.set_xlabel("confidence in the predicted class (%)")
+    bottom.set_xlim(0, 100)
+    return figure
+
+
+@styled
+def mistakes_figure(
+    pictures: np.ndarray,
+    labels: Sequence[str],
+    predictions: Sequence[str],
+    confidences: np.ndarray,
+) -> Figure:
+    """Pictures that a classifier took for something else.
+
+    Args:
+      pictures: uint8 `[N, H, W, 3]`, RGB.
+      labels: Names of the true classes, `[N]`.
+      predictions: Names of the predicted ones, `[N]`.
+      confidences: Their probabilities, `[N]`.
+    """
+    rows = -(-len(pictures) // MISTAKE_COLUMNS)
+    figure, axes = pictures_grid(rows, MISTAKE_COLUMNS, title_height=0.45)
+    told = zip(pictures, labels, predictions, confidences, strict=True)
+    for ax, (picture, label, prediction, confidence) in zip(axes.flat, told, strict=False):
+        ax.imshow(picture, interpolation="nearest")
+        said = f"{name_label(prediction)}, {confidence:.1%}"
+        ax.set_title(f"said {said}\nis {name_label(label)}", fontsize=9)
+    return figure

@@ -1,0 +1,170 @@
+"""A page of text, tables and figures, in one HTML file that needs nothing else."""
+
+import base64
+import html
+import importlib.resources
+import math
+import pathlib
+import string
+import struct
+from collections.abc import Sequence
+
+from googlenet_flax.errors import writing
+from googlenet_flax.reports.style import (
+    SHOWN_PIXELS_PER_INCH,
+    STORED_PIXELS_PER_INCH,
+    plain_text,
+)
+
+
+class Number(str):
+    """Text of a number, which stands at the right of its column."""
+
+    __slots__ = ()
+
+
+Cell = str | None  # None is a dash.
+
+
+def number(value: float | None, form: str = ",") -> Number | None:
+    """A number in a format; None where there is none."""
+    is_known = value is not None and not math.isnan(value)
+    return Number(format(value, form)) if is_known else None
+
+
+def percent(fraction: float | None) -> Number | None:
+    """A fraction in percent; None where there is none."""
+    is_known = fraction is not None and not math.isnan(fraction)
+    return Number(f"{100 * fraction:.2f} %") if is_known else None
+
+
+class Page:
+    """Collects what a page shows, in order; all text is escaped."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._parts: list[str] = []
+        self._sections: list[str] = []
+        self.pictures: dict[str, bytes] = {}  # Names and PNGs.
+
+    def section(self, title: str) -> None:
+        """Begins a section."""
+        self._sections.append(title)
+        self._parts.append(f'<h2 id="section-{len(self._sections)}">{_text(title)}</h2>')
+
+    def heading(self, title: str) -> None:
+        """Begins a part of a section."""
+        self._parts.append(f"<h3>{_text(title)}</h3>")
+
+    def text(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{_text(text)}</p>")
+
+    def missing(self, text: str) -> None:
+        """A paragraph that says what cannot be shown, and why."""
+        self._parts.append(f'<p class="missing">{_text(text)}</p>')
+
+    def figure(self, name: str, png: bytes, *, caption: str, alt: str) -> None:
+        """A figure; `name` is that of its PNG beside the page, without suffix."""
+        self.pictures[f"{name}.png"] = png
+        width, height = (
+            side * SHOWN_PIXELS_PER_INCH // STORED_PIXELS_PER_INCH
+            for side in struct.unpack(">II", png[16:24])  # Of the IHDR chunk.
+        )
+        data = base64.b64encode(png).decode()
+        self._parts.append(
+            f'<figure id="{_text(name)}"><img src="data:image/png;base64,{data}" '
+            f'width="{width}" height="{height}" alt="{_text(alt)}">'
+            f"<figcaption>{_text(caption)}</figcaption></figure>"
+        )
+
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        caption: str,
+        folded: bool = False,
+    ) -> None:
+        """A table, which scrolls by itself where it is wider than the screen.
+
+        Args:
+          header: Names of the columns.
+          rows: Each as long as the header; its first cell names it.
+          caption: What it shows.
+          folded: Show only the caption until it is clicked.
+        """
+        columns = list(zip(*rows, strict=True)) or [()] * len(header)
+        numeric = [any(isinstance(cell, Number) for cell in column) for column in columns]
+        head = "".join(
+            f'<th scope="col"{_align(is_number)}>{_text(name)}</th>'
+            for name, is_number in zip(header, numeric, strict=True)
+        )
+        body = "\n".join(f"<tr>{_row(row, numeric)}</tr>" for row in rows)
+        label = _text(caption)
+        table = (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">\n'
+            f"<table>{'' if folded else f'<caption>{label}</caption>'}\n"
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        )
+        folded_table = f"<details><summary>{label}</summary>\n{table}\n</details>"
+        self._parts.append(folded_table if folded else table)
+
+    def to_html(self) -> str:
+        """The whole page."""
+        links = "".join(
+            f'<li><a href="#section-{number}">{_text(title)}</a></li>'
+            for number, title in enumerate(self._sections, start=1)
+        )
+        before = next(
+            (i for i, part in enumerate(self._parts) if part.startswith("<h2")),
+            len(self._parts),
+        )
+        parts = [
+            f"<h1>{_text(self._title)}</h1>",
+            *self._parts[:before],
+            f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
+            *self._parts[before:],
+        ]
+        template = importlib.resources.files("googlenet_flax.reports") / "template.html"
+        page = string.Template(template.read_text(encoding="utf-8"))
+        return page.substitute(title=_text(self._title), body="\n".join(parts))
+
+    def write(self, file: pathlib.Path) -> None:
+        """Writes the figures, and then the page; each file whole or not at all.
+
+        Raises:
+          UserError: A file or its folder cannot be written.
+        """
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for name, png in self.pictures.items():
+                _replace(file.with_name(name), png)
+            _replace(file, self.to_html().encode())
+
+
+def _replace(file: pathlib.Path, data: bytes) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(file)
+
+
+def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
+    first, *rest = (
+        f"{_align(is_number)}>{_cell(cell)}"
+        for cell, is_number in zip(row, numeric, strict=True)
+    )
+    cells = "".join(f"<td{cell}</td>" for cell in rest)
+    return f'<th scope="row"{first}</th>{cells}'
+
+
+def _align(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""
+
+
+def _cell(cell: Cell) -> str:
+    return "-" if cell is None else _text(cell)
+
+
+def _text(text: str) -> str:
+    return html.escape(plain_text(text))

@@ -1,0 +1,119 @@
+"""The one style of all figures, and how a figure becomes a PNG."""
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+Params = ParamSpec("Params")
+
+# Okabe and Ito, "Color Universal Design": told apart with any colour vision.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+CLASSIFIER_COLOURS = {"main": BLUE, "aux_4a": ORANGE, "aux_4d": GREEN}
+
+WIDTH = 6.0  # Inches.
+SHOWN_PIXELS_PER_INCH = 100  # On the page: 600 px, where the smallest text is 11 px high.
+STORED_PIXELS_PER_INCH = 150  # In the file, for screens with finer pixels.
+LOG_RATIO = 20  # Of largest to smallest value, from which an axis is logarithmic.
+MAX_LABEL_LENGTH = 18  # Letters of a class name in a figure.
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": STORED_PIXELS_PER_INCH,
+    "savefig.dpi": STORED_PIXELS_PER_INCH,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "image.cmap": "cividis",
+    "text.parse_math": False,  # A class may be called "$".
+}
+
+
+def styled(draw: Callable[Params, Figure]) -> Callable[Params, bytes]:
+    """Makes a function that draws a figure return it as a PNG.
+
+    It looks the same whatever the user's own matplotlib settings are, and these are left
+    as they were.
+    """
+
+    @functools.wraps(draw)
+    def draw_png(*args: Params.args, **kwargs: Params.kwargs) -> bytes:
+        with mpl.rc_context(), warnings.catch_warnings():
+            # The name of a class may have letters that the font lacks.
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            mpl.rcdefaults()
+            mpl.rcParams.update(STYLE)
+            png = io.BytesIO()
+            draw(*args, **kwargs).savefig(png, format="png", metadata={"Software": None})
+        return png.getvalue()
+
+    return draw_png
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure, `height` inches high."""
+    return Figure(figsize=(WIDTH, height))
+
+
+def pictures_grid(rows: int, columns: int, *, title_height: float) -> tuple[Figure, Any]:
+    """A figure of square frames without axes, and these, `[rows, columns]`.
+
+    Args:
+      rows: Of frames.
+      columns: Of frames; they share the width.
+      title_height: Inches above each row of frames.
+    """
+    figure = new_figure(rows * (WIDTH / columns + title_height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    return figure, axes
+
+
+def plain_text(text: str) -> str:
+    """The text with escapes for what is no Unicode, such as bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def name_label(name: str) -> str:
+    """A name of any kind as a short line of text."""
+    line = " ".join(plain_text(name).split())
+    short = len(line) <= MAX_LABEL_LENGTH
+    return line if short else f"{line[: MAX_LABEL_LENGTH - 1]}…"
+
+
+def use_log_scale_where_wide(ax: Axes, values: np.ndarray) -> None:
+    """Makes the y axis logarithmic if positive `values` span more than `LOG_RATIO`."""
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0 or values.max() < LOG_RATIO * values.min():
+        return
+    ax.set_yscale("log")
+    decades = np.log10(values.max() / values.min())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.minorticks_off()

@@ -1,0 +1,819 @@
+import html.parser
+import io
+import json
+import re
+import shutil
+import struct
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import PIL.Image
+import pytest
+import sklearn.metrics
+from conftest import numpy_variables, preprocess, random_images, small_googlenet, write_run
+
+from googlenet_flax import create_model
+from googlenet_flax import report as command
+from googlenet_flax.checkpoint import DamagedCheckpointError
+from googlenet_flax.data import load_split
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.endpoints import activation_and_gradient, activations
+from googlenet_flax.evaluate import EvaluationData
+from googlenet_flax.metrics_writer import MetricsWriter
+from googlenet_flax.predictor import Predictor
+from googlenet_flax.report import gather
+from googlenet_flax.reports import answer_figures, curves
+from googlenet_flax.reports.answers import (
+    answers_of,
+    calibrate,
+    confident_mistakes,
+    count_confusions,
+    most_confused,
+    score_classes,
+)
+from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.look_inside import (
+    filter_pictures,
+    grad_cam,
+    look_inside,
+    overlay,
+    strongest_channels,
+)
+from googlenet_flax.reports.page import Page, number, percent
+from googlenet_flax.reports.record import RunRecord
+from googlenet_flax.reports.run_page import Material, create_run_page, duration
+from googlenet_flax.workdir import Workdir
+
+TESTED = 60  # Digits.
+CLASSIFIERS = ("main", "aux_4a", "aux_4d")
+DESCRIPTION = ModelDescription(
+    variant="seed",
+    width_multiplier=0.1,
+    dtype="float32",
+    class_names=tuple("0123456789"),
+    preprocess=preprocess(storage_size=8, input_scale=1 / 16),
+)
+CONFIG = {
+    "dataset": "digits",
+    "data_dir": "",
+    "train_split": "train",
+    "eval_split": "test",
+    "image_size": 80,
+    "variant": "seed",
+    "batch_size": 32,
+    "num_epochs": 3,
+    "max_steps": 0,
+    "eval_every_epochs": 1,
+    "averaging": "none",
+    "seed": 7,
+}
+
+
+def training_row(step, epoch, loss):
+    heads = {
+        f"aux_{tap}_{name}": 0.5 for tap in ("4a", "4d") for name in ("loss", "accuracy")
+    }
+    row = {"step": step, "epoch": epoch, "split": "train", "main_loss": loss, **heads}
+    rates = {"learning_rate": 0.1 / (1 + epoch), "images_per_second": 100.0 + step}
+    return {**row, "accuracy": 1 - loss / 4, "loss": loss + 0.3, **rates}
+
+
+def evaluation_row(step, epoch, accuracy):
+    return {
+        **{"step": step, "epoch": epoch, "split": "eval", "loss": 2 - accuracy},
+        **{"accuracy": accuracy, "top5": 0.9, "main_loss": 1 - accuracy},
+        **{"aux_4a_loss": 0.7, "aux_4a_accuracy": 0.3125, "eval_seconds": 1.5},
+        **{"aux_4d_loss": 0.6, "aux_4d_accuracy": 0.4375},
+    }
+
+
+# Two epochs of five steps, and a little of a third.
+ROWS = [
+    *(training_row(step, step // 5, 3 / step) for step in range(1, 6)),
+    evaluation_row(5, 1, 0.625),
+    *(training_row(step, step // 5, 3 / step) for step in range(6, 11)),
+    evaluation_row(10, 2, 0.5625),
+    training_row(11, 2, 0.2),
+]
+
+
+def write_rows(workdir, rows):
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (workdir / "metrics.jsonl").write_text(lines)
+    return workdir
+
+
+def bare_run(workdir, rows=ROWS, **config):
+    """A run without a checkpoint."""
+    write_rows(workdir, rows)
+    (workdir / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def digits():
+    split = load_split("digits", "test", data_dir="")
+    chosen = np.arange(TESTED) * len(split) // TESTED
+    return split.images[chosen], split.labels[chosen], chosen
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    """The network of every description here: three narrow blocks, for the time it takes."""
+    model = small_googlenet("seed", width_multiplier=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelDescription, "create_model", lambda self: model)
+        yield model
+
+
+@pytest.fixture(scope="module")
+def compute(small_model, digits):
+    """Logits of all digits, maps of the last block, and those of a head with gradient."""
+
+    def head_score(output):
+        return output.aux_4a.max(axis=-1)
+
+    @jax.jit
+    def forward(variables, images):
+        of = small_model, variables, images
+        output = small_model.apply(variables, images, train=False)
+        return {
+            "main": output.logits,
+            "aux_4a": output.aux_4a,
+            "aux_4d": output.aux_4d,
+            "maps": activations(*of, ["inception_5a"])["inception_5a"],
+            "head": activation_and_gradient(*of, "inception_4a", head_score),
+        }
+
+    inputs = DESCRIPTION.preprocess(jnp.asarray(digits[0]))
+    return lambda variables: forward(variables, inputs)
+
+
+@pytest.fixture(scope="module")
+def variables(small_model, compute):
+    """Weights whose answers are right and wrong with all kinds of confidence."""
+    variables = numpy_variables(small_model)
+    logits = np.asarray(compute(variables)["main"])
+    scale = 2 / logits.std(axis=0)
+    layer = variables["params"]["classifier"]
+    layer["kernel"] = layer["kernel"] * scale
+    layer["bias"] = (layer["bias"] - logits.mean(axis=0)) * scale
+    return variables
+
+
+@pytest.fixture(scope="module")
+def computed(compute, variables):
+    return compute(variables)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, variables):
+    path = tmp_path_factory.mktemp("runs") / "a run"
+    write_run(path, DESCRIPTION, variables, **CONFIG)
+    return write_rows(path, ROWS)
+
+
+@pytest.fixture(scope="module")
+def made(workdir):
+    """Page, its file and what it is made of."""
+    material = gather(
+        Workdir(workdir), checkpoint="best", data=EvaluationData(), max_examples=TESTED
+    )
+    page, file = create_run_page(material), workdir / "report" / "index.html"
+    page.write(file)
+    return page, file, material
+
+
+class Reader(html.parser.HTMLParser):
+    """Tables by their captions, and a check of the grammar."""
+
+    EMPTY = frozenset({"meta", "img"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tables, self.images, self.ids = [], {}, [], []
+        self.text, self.references, self.tags = "", [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.add(tag)
+        self.references += [attributes[n] for n in ("src", "href") if n in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag == "img":
+            self.images.append(attributes)
+        if attributes.get("role") == "region":
+            self.rows = self.tables[attributes["aria-label"]] = []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def reader(made):
+    return Reader(made[1].read_text(encoding="utf-8"))
+
+
+def table_of(reader, beginning):
+    (name,) = [name for name in reader.tables if name.startswith(beginning)]
+    return reader.tables[name]
+
+
+def softmax(logits):
+    powers = np.exp(np.float64(logits) - np.max(logits, axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+# The page of a run.
+
+
+def test_scores_are_those_of_scikit_learn(reader, digits, computed):
+    table, labels = table_of(reader, "Of 60 examples"), digits[1]
+    rows = {row[0]: row[1:] for row in table}
+    assert list(rows) == ["classifier", "main", "aux_4a", "aux_4d"]
+    for name in CLASSIFIERS:
+        probabilities = softmax(computed[name])
+        right = sklearn.metrics.accuracy_score(labels, probabilities.argmax(1))
+        among_5 = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5)
+        loss = -np.log(probabilities[np.arange(TESTED), labels]).mean()
+        sure = 100 * probabilities.max(1).mean()
+        assert 0 < right < 1 or name != "main"
+        accuracies = [f"{100 * value:.2f} %" for value in (right, among_5)]
+        assert rows[name][:2] == accuracies
+        assert float(rows[name][2]) == pytest.approx(loss, abs=1e-3)
+        assert float(rows[name][3].split()[0]) == pytest.approx(sure, abs=0.02)
+
+
+def test_classes_are_those_of_scikit_learn(reader, digits, computed):
+    labels, predicted = digits[1], softmax(computed["main"]).argmax(1)
+    assert len(set(predicted)) > 3
+    report = sklearn.metrics.classification_report(
+        labels, predicted, output_dict=True, zero_division=np.nan
+    )
+    for name, _, *cells in table_of(reader, "Precision, recall and F1")[1:]:
+        scores = report[name]
+        expected = [scores["precision"], scores["recall"], scores["f1-score"]]
+        shown = ["-" if np.isnan(v) else f"{100 * v:.2f} %" for v in expected]
+        assert cells == [*shown, str(int(scores["support"]))]
+
+
+def test_mistakes_are_the_surest_ones(made, reader, digits, computed):
+    images, labels, chosen = digits
+    probabilities = softmax(computed["main"])
+    wrong = [(-p.max(), i) for i, p in enumerate(probabilities) if p.argmax() != labels[i]]
+    surest = [i for _, i in sorted(wrong)[:12]]
+    tested = made[2].tested
+    np.testing.assert_array_equal(tested.answers.examples[tested.mistakes], chosen[surest])
+    assert f"the examples {', '.join(str(i) for i in chosen[surest])}" in reader.text
+    # What the network is shown, and not another picture.
+    shown = DESCRIPTION.preprocess.cut(jnp.asarray(images[surest]), None)
+    np.testing.assert_allclose(tested.pictures, shown, atol=0.5)
+
+
+def test_training_is_that_of_the_rows(reader):
+    table = table_of(reader, "Evaluations")
+    assert table[1] == [
+        *("5", "1", "1.3750", "62.50 %", "90.00 %"),
+        "31.25 %",
+        "43.75 %",
+        "1.5",
+    ]
+    assert [row[0] for row in table[1:]] == ["5", "10"]
+    assert "11 of 15 steps done (73%)" in reader.text
+    assert "Best accuracy: 62.50%, after step 5." in reader.text
+    rates = np.median([100 + step for step in range(1, 12)])
+    assert any(f"median {rates:.1f}" in image["alt"] for image in reader.images)
+
+
+def test_settings(reader, workdir):
+    config = dict(table_of(reader, "Config of the run")[1:])
+    assert config == {name: repr(value) for name, value in CONFIG.items()}
+    made_with = dict(table_of(reader, "Report made with")[1:])
+    assert made_with["jax"] == jax.__version__
+    assert "does not record" in next(
+        n for n in reader.tables if n.startswith("Report made")
+    )
+    facts = dict(table_of(reader, "Facts")[1:])
+    assert facts["workdir"] == str(workdir)
+    assert facts["checkpoint"] == "0 (weights as trained)"
+
+
+def test_the_picture_is_the_first_one(made, reader, computed):
+    probabilities = softmax(computed["main"])[0]
+    best = int(np.argmax(probabilities))
+    row = table_of(reader, "What the network says")[1]
+    assert row == ["main", str(best), f"{100 * probabilities[best]:.2f} %"]
+
+
+@pytest.mark.slow
+def test_blocks_and_evidence_of_the_whole_network():
+    model = create_model("seed", num_classes=10, width_multiplier=0.1)
+    image = random_images(80, 80, 3)
+    view = look_inside(model, preprocess(), numpy_variables(model), image)
+    blocks = [f"inception_{name}" for name in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
+    assert list(view.maps) == blocks
+    places = [
+        (one.classifier, one.block.removeprefix("inception_")) for one in view.evidence
+    ]
+    assert places == [("aux_4a", "4a"), ("aux_4d", "4d"), ("main", "4e"), ("main", "5b")]
+
+
+def test_page_stands_alone(made, reader):
+    text = made[1].read_text(encoding="utf-8")
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert "url(" not in text and not reader.tags & {"script", "link", "iframe", "object"}
+    assert all(ref.startswith(("data:image/png;base64,", "#")) for ref in reader.references)
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert {ref[1:] for ref in reader.references if ref.startswith("#")} <= set(reader.ids)
+    assert len(reader.images) == 11
+    assert all(len(image["alt"]) > 20 for image in reader.images)
+    assert not list(made[1].parent.glob("*.tmp"))
+
+
+def test_pngs_show_something(made, reader):
+    names = {path.stem for path in made[1].parent.glob("*.png")}
+    curve_names = {"loss", "accuracy", "learning_rate", "throughput"}
+    answer_names = {"confusion", "classes", "calibration", "mistakes"}
+    assert names == curve_names | answer_names | {"filters", "grad_cam", "activations"}
+    for name in names:
+        with PIL.Image.open(made[1].with_name(f"{name}.png")) as image:
+            assert image.format == "PNG" and image.width == 900
+            grey = np.asarray(image.convert("L"))
+        assert np.mean(grey != 255) > 0.005 and len(np.unique(grey)) > 20
+    widths = {image["width"] for image in reader.images}
+    assert widths == {"600"}
+
+
+@pytest.mark.slow
+def test_the_same_run_gives_the_same_page(made):
+    page, _, material = made
+    again = create_run_page(material)
+    assert again.pictures == page.pictures and again.to_html() == page.to_html()
+
+
+# What is not there.
+
+
+def test_a_torn_line_changes_nothing(tmp_path, made):
+    whole = RunRecord.read(Workdir(bare_run(tmp_path / "run")))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "epoch": 2, "spl')
+    assert RunRecord.read(Workdir(tmp_path / "run")).rows == whole.rows == ROWS
+
+
+def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
+    path = bare_run(tmp_path / "run")
+    with Workdir(path):  # As the training process holds it.
+        before = (path / ".lock").read_text()
+        code, out, err = run_command(command, f"--workdir={path}")
+        assert (path / ".lock").read_text() == before
+    file = path / "report" / "index.html"
+    assert (code, out) == (0, f"{file}\n")
+    assert err.count("\n") == 1 and "train first" in err
+    reader = Reader(file.read_text())
+    assert "There is nothing about answers and weights: no checkpoint in" in reader.text
+    assert {image["alt"].split()[0] for image in reader.images} == {
+        "Curves",
+        "The",
+        "Images",
+    }
+    assert "Answers" not in reader.text.split("Training")[0]
+
+
+def test_a_run_that_has_just_begun(tmp_path, run_command):
+    path = bare_run(tmp_path / "run", rows=[])
+    (path / "metrics.jsonl").unlink()
+    code, _, err = run_command(command, f"--workdir={path}")
+    assert code == 0 and err.count("\n") == 2
+    text = Reader((path / "report" / "index.html").read_text()).text
+    assert "There are no curves: none was written." in text
+    assert "0 steps done." in text
+
+
+@pytest.mark.parametrize("keep", [1, 6])
+def test_a_run_of_few_rows(tmp_path, keep):
+    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=ROWS[:keep])))
+    page = create_run_page(Material(record))
+    assert {"loss.png", "accuracy.png", "throughput.png"} <= set(page.pictures)
+    reader = Reader(page.to_html())
+    assert ("Evaluations" in reader.tables) == (keep == 6)
+
+
+def test_the_data_are_gone(tmp_path, variables):
+    config = {**CONFIG, "dataset": "cifar10", "data_dir": str(tmp_path)}
+    path = write_run(tmp_path / "run", DESCRIPTION, variables, **config)
+    material = gather(Workdir(path), checkpoint="best", data=EvaluationData())
+    assert material.tested is None and material.inside is None
+    text = Reader(create_run_page(material).to_html()).text
+    assert "nothing about answers to a data set: data set 'cifar10' is not prepared" in text
+    assert "name one with --image=FILE" in text
+    assert "filters of conv1" in text
+    assert not list(tmp_path.glob("cifar*"))
+
+
+def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
+    seen = []
+
+    def look(*args):
+        seen.append(args)
+        raise KeyboardInterrupt
+
+    path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from="keras")
+    PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
+    monkeypatch.setattr(command, "look_inside", look)
+    with pytest.raises(KeyboardInterrupt):
+        gather(
+            Workdir(path),
+            checkpoint="best",
+            data=EvaluationData(),
+            image=str(tmp_path / "my.png"),
+        )
+    ((_, _, _, pixels, extent),) = seen
+    assert extent == (6, 8)
+    np.testing.assert_array_equal(pixels[:6, :8], random_images(6, 8, 3))
+    material = gather(Workdir(path), checkpoint="latest", data=EvaluationData())
+    text = Reader(create_run_page(material).to_html()).text
+    assert "Imported weights; they were not trained here." in text
+    assert "these weights were imported" in text and "name --dataset" in text
+
+
+def test_a_checkpoint_vanishes(workdir, monkeypatch):
+    load, failures = Predictor.load, []
+
+    def vanish(*args):
+        if not failures:
+            failures.append(args)
+            raise DamagedCheckpointError(workdir / "checkpoints" / "5", "gone")
+        return load(*args)
+
+    monkeypatch.setattr(Predictor, "load", vanish)
+    assert command._load_predictor(Workdir(workdir), "best").checkpoint_step == 0
+    monkeypatch.setattr(command, "LOAD_ATTEMPTS", 1)
+    failures.clear()
+    material = gather(Workdir(workdir), checkpoint="best", data=EvaluationData())
+    assert material.network is None and "is damaged: gone" in material.missing[0]
+
+
+# What the user can mend.
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--workdir={other}"], "no run in"),
+        (["--workdir=,"], "name a run with --workdir"),
+        (["--workdir={run}", "--checkpoint=7"], "no checkpoint '7'"),
+        (["--workdir={run}", "--max_examples=-1"], "must be 0 or more"),
+        (["--workdir={run}", "--image={run}/none.png"], "none.png cannot be read: no such"),
+        (["--workdir={run}", "--out={run}/config.json/page.html"], "cannot be written"),
+        (["--workdir={run}", "--out={run}"], "cannot be written"),
+        (
+            ["--workdir={run},{second}", "--image=my.png"],
+            "--image is for the report of one",
+        ),
+        (["--workdir={run},{second}", "--max_examples=5"], "--max_examples is for"),
+    ],
+)
+def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monkeypatch):
+    monkeypatch.setattr(command, "gather", _gather_without_computing)
+    second = bare_run(tmp_path / "second")
+    names = {"run": workdir, "second": second, "other": tmp_path / "none"}
+    code, out, err = run_command(command, *(arg.format(**names) for arg in args))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and words in err
+    assert not (tmp_path / "none").exists()
+
+
+def _gather_without_computing(workdir, **options):
+    if options["image"] or options["checkpoint"] != "best":
+        return gather(workdir, **options)
+    return Material(RunRecord.read(workdir))
+
+
+# The numbers.
+
+
+def test_calibration_by_hand():
+    # Five bins of 0.2: (0.4, 0.6] holds 0.55 and 0.6, (0.6, 0.8] nothing, (0.8, 1] two.
+    confidence = np.array([0.95, 0.85, 0.6, 0.55, 0.1])
+    right = np.array([True, False, True, True, False])
+    result = calibrate(confidence, right, bins=5)
+    np.testing.assert_array_equal(result.count, [1, 0, 2, 0, 2])
+    np.testing.assert_allclose(result.confidence[[0, 2, 4]], [0.1, 0.575, 0.9])
+    np.testing.assert_allclose(result.accuracy[[0, 2, 4]], [0, 1, 0.5])
+    assert np.isnan(result.accuracy[[1, 3]]).all()
+    assert result.error == pytest.approx((0.1 + 2 * 0.425 + 2 * 0.4) / 5)
+    certain = calibrate(np.array([1.0, 1.0000001]), np.array([True, True]))
+    assert certain.error == pytest.approx(0, abs=1e-6) and certain.count[14] == 2
+
+
+def test_answers_by_hand():
+    probabilities = np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
+    answers = answers_of(np.log(probabilities), np.array([1, 1]))
+    np.testing.assert_array_equal(answers.predicted, [0, 1])
+    np.testing.assert_allclose(answers.confidence, [0.5, 0.8])
+    np.testing.assert_allclose(np.exp(answers.label_log_probability), [0.2, 0.8])
+    np.testing.assert_array_equal(answers.label_rank, [2, 0])
+
+
+def test_confusions_by_hand():
+    labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0, 0])
+    confusions = count_confusions(labels, predicted, 4)
+    expected = [[1, 2, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    np.testing.assert_array_equal(confusions, expected)
+    assert most_confused(confusions, 9) == [(0, 1, 2), (1, 0, 1), (3, 0, 1)]
+    assert most_confused(confusions, 1) == [(0, 1, 2)]
+    scores = score_classes(labels, predicted, 4)
+    np.testing.assert_allclose(scores.precision, [1 / 3, 1 / 3, np.nan, np.nan])
+    np.testing.assert_allclose(scores.recall, [1 / 3, 1 / 2, np.nan, 0])
+    np.testing.assert_array_equal(scores.support, [3, 2, 0, 1])
+    np.testing.assert_array_equal(answer_figures.worst_classes(scores), [0, 1, 3])
+
+
+def test_confident_mistakes_leave_out_what_is_right():
+    answers = answers_of(
+        np.log([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 0, 0, 0])
+    )
+    np.testing.assert_array_equal(confident_mistakes(answers, np.zeros(4), 9), [1, 3, 2])
+    np.testing.assert_array_equal(confident_mistakes(answers, np.zeros(4), 2), [1, 3])
+
+
+def test_grad_cam_by_hand():
+    maps = np.array([[[1.0, 2.0], [0.0, 1.0]], [[3.0, 0.0], [4.0, 4.0]]])
+    gradient = np.array([[[1.0, -1.0], [3.0, -1.0]], [[2.0, -3.0], [2.0, -3.0]]])
+    # Weights 2 and -2: 2 * (map 0 - map 1) = -2, -2, 6, 0.
+    np.testing.assert_allclose(grad_cam(maps, gradient), [[0, 0], [1, 0]])
+    np.testing.assert_array_equal(
+        grad_cam(-maps[..., :1], gradient[..., :1]), np.zeros((2, 2))
+    )
+
+
+def test_grad_cam_of_a_network_is_the_classifiers_kernel(made, variables, computed):
+    # Behind the last block are a mean and one layer, so its weights are that layer's.
+    head, _, last = made[2].inside.view.evidence
+    assert (last.classifier, last.block) == ("main", "inception_5a")
+    assert last.predicted == np.argmax(computed["main"][0])
+    kernel = variables["params"]["classifier"]["kernel"]
+    heat = np.maximum(np.float64(computed["maps"][0]) @ kernel[:, last.predicted], 0)
+    assert last.heat.max() == 1
+    np.testing.assert_allclose(last.heat, heat / heat.max(), atol=1e-4)
+    # A head's evidence is about its own class.
+    assert (head.classifier, head.block) == ("aux_4a", "inception_4a")
+    assert head.predicted == np.argmax(computed["aux_4a"][0])
+    maps, gradient = (values[0] for values in computed["head"])
+    np.testing.assert_allclose(head.heat, grad_cam(maps, gradient), atol=1e-3)
+
+
+def test_channels_filters_and_overlay():
+    maps = np.stack([np.full((2, 2), level) for level in (1.0, 5.0, 3.0)], axis=2)
+    np.testing.assert_array_equal(strongest_channels(maps, 2), [1, 2])
+    kernel = np.zeros((1, 1, 3, 2))
+    kernel[0, 0, :, 1] = 2.0, -1.0, 0.0
+    np.testing.assert_allclose(
+        filter_pictures(kernel, "RGB")[:, 0, 0], [[0.5] * 3, [1, 0.25, 0.5]]
+    )
+    np.testing.assert_allclose(filter_pictures(kernel, "BGR")[1, 0, 0], [0.5, 0.25, 1])
+    picture = np.full((4, 4, 3), 100, np.uint8)
+    cold, hot = overlay(picture, np.zeros((2, 2))), overlay(picture, np.ones((2, 2)))
+    np.testing.assert_array_equal(cold, picture)
+    np.testing.assert_allclose(hot[0, 0], 0.2 * 100 + 0.8 * np.array([213, 94, 0]), atol=1)
+
+
+# The record of a run.
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "expected"),
+    [
+        (ROWS, {}, 5),
+        (ROWS[:5], {}, None),  # Step 5 alone might also be the middle of an epoch of 5.
+        ([training_row(4, 0, 1), training_row(5, 1, 1)], {}, 5),
+        ([training_row(4, 0, 1), training_row(6, 1, 1)], {}, None),
+        ([training_row(3, 0, 1), evaluation_row(10, 2, 0.5)], {}, 5),
+        # max_steps ended it in the second epoch, and every other epoch is evaluated.
+        (
+            [training_row(3, 0, 1), evaluation_row(7, 1, 0.5)],
+            {"eval_every_epochs": 2},
+            None,
+        ),
+        ([], {}, None),
+    ],
+)
+def test_length_of_an_epoch(tmp_path, rows, config, expected):
+    rows = [
+        row if row["step"] != 5 or rows != ROWS[:5] else {**row, "epoch": 0} for row in rows
+    ]
+    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows, **config)))
+    assert record.epoch_steps == expected
+    assert record.total_steps == (expected and 3 * expected)
+    limited = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows, max_steps=12)))
+    assert limited.total_steps == 12
+
+
+def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
+    rows = [evaluation_row(5, 1, 0.9), evaluation_row(10, 2, 0.8)]
+    for row, averaged in zip(rows, (0.5, 0.6), strict=True):
+        row["averaged_accuracy"] = averaged
+    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows)))
+    assert record.best["step"] == 10
+    text = Reader(create_run_page(Material(record)).to_html()).text
+    assert "Best averaged weights' accuracy: 60.00%, after step 10." in text
+
+
+def test_time_is_that_of_the_events(tmp_path, monkeypatch):
+    path = bare_run(tmp_path / "run", rows=[])
+    now = iter(np.arange(1000.0, 2000.0, 10.0))
+    monkeypatch.setattr("time.time", lambda: float(next(now)))
+    for rows in (3, 2):  # Two starts.
+        with MetricsWriter(
+            path / "metrics.jsonl", path / "tensorboard", resume_step=0
+        ) as writer:
+            for step in range(1, rows + 1):
+                writer.write({"loss": 1.0}, step=step, epoch=0, split="train")
+    events = sorted((path / "tensorboard").iterdir())
+    times = RunRecord.read(Workdir(path)).session_seconds
+    assert sorted(times) == [30, 40]  # Two events at the start, and one a row.
+    data = events[0].read_bytes()
+    events[0].write_bytes(data[:-7])  # Torn.
+    assert sum(RunRecord.read(Workdir(path)).session_seconds) == 60
+    events[0].write_bytes(struct.pack("<Q", 1 << 40))
+    assert min(RunRecord.read(Workdir(path)).session_seconds) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7384, "2 h 03 min")],
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+# Figures.
+
+
+def test_smoothing_is_a_running_mean():
+    values = np.random.default_rng(0).normal(size=100)
+    window = curves.smoothing_window(100)
+    assert window == 5
+    expected = [values[max(0, i - 2) : i + 3].mean() for i in range(100)]
+    np.testing.assert_allclose(curves.smoothed(values), expected)
+    np.testing.assert_array_equal(curves.smoothed(values[:7]), values[:7])
+
+
+def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
+    record = RunRecord.read(Workdir(bare_run(tmp_path / "run")))
+    before = curves.loss_figure(record)
+    with mpl.rc_context({"font.size": 40, "figure.facecolor": "red"}):
+        assert curves.loss_figure(record) == before
+        assert mpl.rcParams["font.size"] == 40
+    assert "text.parse_math" not in mpl.rcParams or mpl.rcParams["text.parse_math"]
+
+
+@pytest.mark.parametrize("classes", [2, 30, 31, 120])
+def test_names_of_any_kind_and_number(classes, recwarn):
+    names = [f"$x_{i} <b>猫 \udcff {'long ' * (i % 9)}" for i in range(classes)]
+    labels = np.arange(5 * classes) % classes
+    confusions = count_confusions(labels, (labels * 3) % classes, classes)
+    png = answer_figures.confusion_figure(confusions, names)
+    scores = score_classes(labels, (labels * 3) % classes, classes)
+    for data in (png, answer_figures.per_class_figure(scores, names)):
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            assert image.width == 900 and image.height < 1300
+    assert not recwarn.list
+
+
+def test_counts_are_printed_where_they_can_be_read():
+    assert answer_figures.count_size(np.full((10, 10), 999)) == 9
+    assert answer_figures.count_size(np.full((25, 25), 99)) == 8
+    assert answer_figures.count_size(np.full((30, 30), 9999)) == 0
+    assert answer_figures.count_size(np.full((100, 100), 9)) == 0
+
+
+def test_text_of_a_page_is_escaped():
+    page = Page("<script>alert(1)</script> \udcff & $body")
+    page.section('a "quoted" <i>title</i>')
+    page.table(["<th>", "n"], [["<td>", number(1234567)], ["x", None]], caption='"><b>')
+    page.missing("1 < 2")
+    reader = Reader(page.to_html())
+    assert not reader.tags & {"script", "i", "b"}
+    assert "<script>alert(1)</script> \\udcff & $body" in reader.text
+    assert reader.tables['"><b>'] == [["<th>", "n"], ["<td>", "1,234,567"], ["x", "-"]]
+    assert percent(float("nan")) is None and percent(0.98333) == "98.33 %"
+
+
+# Several runs.
+
+
+def test_comparison(tmp_path, run_command):
+    first = bare_run(tmp_path / "first")
+    better = [evaluation_row(8, 1, 0.75), evaluation_row(16, 2, 0.6875)]
+    second = bare_run(tmp_path / "second", rows=better, seed=8, flip="random")
+    code, out, err = run_command(command, f"--workdir={first},{second},{first}/")
+    file = first / "report" / "comparison.html"
+    assert (code, out, err) == (0, f"{file}\n", "")
+    reader = Reader(file.read_text())
+    assert "2 runs compared" in reader.text
+    table = table_of(reader, "Evaluations of the main")
+    assert table[1] == [
+        "first",
+        *("11 of 15", "62.50 %", "5", "56.25 %", "0.4375"),
+        "106.0",
+        "-",
+    ]
+    assert table[2] == [
+        "second",
+        *("16 of 24", "75.00 %", "8", "68.75 %", "0.3125"),
+        "-",
+        "-",
+    ]
+    differences = table_of(reader, "Where the configs differ")[1:]
+    assert differences == [["flip", "-", "'random'"], ["seed", "7", "8"]]
+    names = {path.name for path in file.parent.iterdir()}
+    assert names == {
+        *("comparison.html", "comparison_accuracy.png"),
+        "comparison_main_loss.png",
+    }
+
+
+def test_comparison_to_another_place_of_runs_of_one_name(tmp_path, run_command):
+    paths = [bare_run(tmp_path / name / "run") for name in "ab"]
+    out_file = tmp_path / "new" / "page.html"
+    code, _, _ = run_command(
+        command, f"--workdir={paths[0]},{paths[1]}", f"--out={out_file}"
+    )
+    assert code == 0 and not (paths[0] / "report").exists()
+    table = table_of(Reader(out_file.read_text()), "Evaluations of the main")
+    assert [row[0] for row in table[1:]] == [str(path) for path in paths]
+    assert "The runs have the same config." in out_file.read_text()
+
+
+def test_comparison_of_runs_that_have_nothing_to_show(tmp_path):
+    records = [
+        RunRecord.read(Workdir(bare_run(tmp_path / name, rows=[]))) for name in ("a", "b")
+    ]
+    page = create_comparison_page(records)
+    assert not page.pictures
+    assert "No run has been evaluated yet" in Reader(page.to_html()).text
+
+
+def test_curves_of_runs_in_steps_where_an_epoch_is_unknown(tmp_path):
+    known = RunRecord.read(Workdir(bare_run(tmp_path / "a")))
+    unknown = RunRecord.read(Workdir(bare_run(tmp_path / "b", rows=ROWS[:2])))
+    assert curves.x_axis([known]) == (5, "training (epochs of 5 steps)")
+    assert curves.x_axis([known, known]).label == "training (epochs)"
+    assert curves.x_axis([known, unknown]) == (1, "training (steps)")
+
+
+# In a browser.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# The page tells its frame how wide it is, and where its pictures end.
+MEASURE = """<script>
+const ends = [...document.images].map(image => image.getBoundingClientRect().right);
+const page = document.documentElement;
+parent.postMessage([innerWidth, page.scrollWidth, ...ends.map(Math.round)].join(" "), "*");
+</script></body>"""
+# Chromium makes no window narrower than 500 px.
+FRAME = """<body><iframe src="page.html" style="border: 0; width: {}px"></iframe>
+<script>onmessage = event => {{ document.body.dataset.sizes = event.data }};</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_is_wider_than_the_screen(made, tmp_path, width):
+    text = made[1].read_text(encoding="utf-8")
+    text = re.sub("<meta http-equiv.*?>", "", text, flags=re.DOTALL)
+    (tmp_path / "page.html").write_text(text.replace("</body>", MEASURE), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width))
+    arguments = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900"),
+        *("--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path}/frame.html"),
+    ]
+    result = subprocess.run(
+        [CHROMIUM, *arguments], capture_output=True, text=True, check=True, timeout=120
+    )
+    sizes = re.search('data-sizes="([^"]*)"', result.stdout)
+    inner, page, *ends = map(int, sizes[1].split())
+    assert inner == width
+    assert page <= width
+    assert len(ends) == 11 and 300 < max(ends) <= width
