@@ -202,33 +202,8 @@ def _add_answers(page: Page, network: Network, tested: Tested) -> None:
     confusions = count_confusions(labels, main.predicted, len(names))
     _add_confusions(page, confusions, names)
     _add_classes(page, labels, main, names)
-    calibration = calibrate(main.confidence, main.right(labels))
-    page.heading("Calibration")
-    page.figure(
-        "calibration",
-        answer_figures.calibration_figure(calibration),
-        caption="How often the main classifier is right when it is so sure. Bars below the "
-        "dashed line: surer than it should be. Expected calibration error "
-        f"{calibration.error:.2%} ({len(calibration.count)} bins). Below: how many "
-        "examples are in each bin.",
-        alt="Reliability diagram: accuracy over confidence, and the share of examples in "
-        f"each bin; expected calibration error {calibration.error:.2%}.",
-    )
-    page.heading("Most confident mistakes")
-    rows = tested.mistakes
-    if not len(rows):
-        page.text("There is no mistake.")
-        return
-    said = [names[i] for i in main.predicted[rows]]
-    truth = [names[i] for i in labels[rows]]
-    page.figure(
-        "mistakes",
-        answer_figures.mistakes_figure(tested.pictures, truth, said, main.confidence[rows]),
-        caption=f"The {len(rows)} of {np.sum(~main.right(labels)):,} mistakes that the "
-        "main classifier was surest of, as the network is shown them. In the split they "
-        f"are the examples {', '.join(map(str, answers.examples[rows]))}.",
-        alt="; ".join(f"{a} taken for {b}" for a, b in zip(truth, said, strict=True)),
-    )
+    _add_calibration(page, labels, main)
+    _add_mistakes(page, tested, names)
 
 
 def _add_scores(page: Page, answers: SplitAnswers) -> None:
@@ -304,6 +279,42 @@ def _add_classes(
         ],
         caption=f"Precision, recall and F1 of the {len(names):,} classes",
         folded=len(names) > MAX_OPEN_ROWS,
+    )
+
+
+def _add_calibration(page: Page, labels: np.ndarray, main: Answers) -> None:
+    calibration = calibrate(main.confidence, main.right(labels))
+    page.heading("Calibration")
+    page.figure(
+        "calibration",
+        answer_figures.calibration_figure(calibration),
+        caption="How often the main classifier is right when it is so sure. Bars below the "
+        "dashed line: surer than it should be. Expected calibration error "
+        f"{calibration.error:.2%} ({len(calibration.count)} bins). Below: how many "
+        "examples are in each bin.",
+        alt="Reliability diagram: accuracy over confidence, and the share of examples in "
+        f"each bin; expected calibration error {calibration.error:.2%}.",
+    )
+
+
+def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
+    answers, rows = tested.answers, tested.mistakes
+    main = answers.classifiers["main"]
+    page.heading("Most confident mistakes")
+    if not len(rows):
+        page.text("There is no mistake.")
+        return
+    said = [names[i] for i in main.predicted[rows]]
+    truth = [names[i] for i in answers.labels[rows]]
+    wrong = int(np.sum(~main.right(answers.labels)))
+    some = f"{len(rows)} of {wrong:,}" if len(rows) < wrong else f"All {wrong}"
+    page.figure(
+        "mistakes",
+        answer_figures.mistakes_figure(tested.pictures, truth, said, main.confidence[rows]),
+        caption=f"{some} mistakes of the main classifier, those that it was surest of "
+        "first, as the network is shown them. In the split they are the examples "
+        f"{', '.join(map(str, answers.examples[rows]))}.",
+        alt="; ".join(f"{a} taken for {b}" for a, b in zip(truth, said, strict=True)),
     )
 
 
