@@ -3,6 +3,7 @@
 Orbax writes a step whole or not at all, but reads a flipped bit without a word, takes any
 folder with a number for the newest step and then refuses to save older ones. So every
 checkpoint carries a label with a digest of each leaf, and only what fits its label counts.
+Nor does Orbax delete whole or not at all, so what is superseded is renamed first.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,10 +27,10 @@ from googlenet_flax.errors import NotFiniteError, UserError, writing
 from googlenet_flax.train_step import TrainState, replicated_like
 
 KEEP_LATEST = 3
-KEEP_BEST = 1
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.
 MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
 ASIDE = ".damaged"
+DROPPED = ".dropped"  # Superseded, and about to be deleted.
 UNREADABLE = "it cannot be read"
 
 # Two items, so that evaluation and prediction read the weights without the optimizer.
@@ -94,7 +96,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()  # Orbax refuses a relative path.
         self._checkpointer: Any = None  # Made by the first save.
-        self._pending_save: tuple[int, Any] | None = None
+        self._pending_save: tuple[int, Label, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -247,14 +249,19 @@ class Checkpoints:
     def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
         if self._checkpointer is None:
             _check_writable(self.directory)
+            for path in self.directory.glob(f"*{DROPPED}"):
+                shutil.rmtree(path, ignore_errors=True)
             self._checkpointer = _create_checkpointer(self.directory)
+        if self._path(step).exists():
+            _drop(self._path(step))
+            self._forget_scan()
+            self._checkpointer.reload()
         try:
             pending = self._checkpointer.save_checkpointables_async(
                 step,
                 items,
                 metrics=None if label.metrics is None else dict(label.metrics),
                 custom_metadata=label.to_json(),
-                overwrite=True,
             )
         except Exception as error:
             raise _cannot_save(self._path(step), error) from error
@@ -263,22 +270,28 @@ class Checkpoints:
                 f"checkpoint {step} was not saved in {self.directory}: a newer one "
                 "appeared there; move it away and run the same command"
             )
-        self._pending_save = step, pending
+        self._pending_save = step, label, pending
 
     def wait(self) -> None:
-        """Waits for the last save.
+        """Waits for the last save, and drops what it supersedes.
 
         Raises:
           UserError: It failed; the checkpoints before it are whole.
         """
         if self._pending_save is None:
             return
-        (step, pending), self._pending_save = self._pending_save, None
-        self._forget_scan()
+        (step, label, pending), self._pending_save = self._pending_save, None
         try:
             pending.result()
         except Exception as error:
+            self._forget_scan()
             raise _cannot_save(self._path(step), error) from error
+        self._scan.labels[step] = label
+        self.__dict__.pop("_labels", None)
+        kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}
+        for superseded in self._labels.keys() - kept:
+            _drop(self._path(superseded))
+            del self._scan.labels[superseded], self._labels[superseded]
 
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
@@ -376,6 +389,8 @@ class _Scan:
 def _scan(directory: pathlib.Path) -> _Scan:
     scan = _Scan({}, {}, [])
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.name.endswith(DROPPED):
+            continue
         if not path.name.isdecimal() or path.name != str(int(path.name)):
             scan.strays.append(path.name)
             continue
@@ -415,21 +430,20 @@ def _check_writable(directory: pathlib.Path) -> None:
 def _create_checkpointer(directory: pathlib.Path) -> Any:
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
-    policies: Any = ocp.training.preservation_policies  # Typed for v0 inside.
-    save_policies: Any = ocp.training.save_decision_policies
-    best = policies.BestN(
-        get_metric_fn=best_metric,
-        n=KEEP_BEST,
-        keep_checkpoints_without_metrics=False,
-    )
+    save_policies: Any = ocp.training.save_decision_policies  # Typed for v0 inside.
     return ocp.training.Checkpointer(
         str(directory),
         # When to save is the training loop's business: every call saves.
         save_decision_policy=save_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.AnyPreservationPolicy(
-            [policies.LatestN(KEEP_LATEST), best]
-        ),
     )
+
+
+def _drop(path: pathlib.Path) -> None:
+    """Deletes a checkpoint; a process killed meanwhile leaves none that looks damaged."""
+    target = path.with_name(path.name + DROPPED)
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _cannot_save(path: pathlib.Path, error: Exception) -> UserError:

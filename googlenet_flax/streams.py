@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import sys
+import warnings
 from typing import Any, TextIO
 
 
@@ -15,6 +16,7 @@ def make_streams_safe() -> None:
     not be read or written is left out: the error itself is raised where it was asked for.
     """
     sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):

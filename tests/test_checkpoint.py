@@ -1,10 +1,11 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import preprocess, small_googlenet
+from conftest import preprocess, save_weights, small_googlenet
 from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
 from googlenet_flax.checkpoint import Checkpoints
@@ -236,3 +237,20 @@ def test_refuses_leaves_that_do_not_fit(tmp_path, params, message):
         state_like = tiny_state(0).replace(params=params)
         with pytest.raises(UserError, match=message):
             checkpoints.restore(1, state_like, jax.devices()[:1])
+
+
+def test_a_process_killed_while_it_deletes_leaves_no_damage(tmp_path, monkeypatch):
+    variables = {"params": {"kernel": np.ones(3, np.float32)}}
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # As if killed there.
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in range(1, 6):
+                save_weights(checkpoints, step, variables, DESCRIPTION)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("1.dropped", "2.dropped", "3", "4", "5")
+    ]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not checkpoints.damaged and not checkpoints.strays
+        assert checkpoints.latest_step == 5
+        save_weights(checkpoints, 6, variables, DESCRIPTION)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]

@@ -13,6 +13,9 @@ FIRST_EVALUATION = EPOCHS_BETWEEN_EVALUATIONS * EPOCH_STEPS
 CHECKPOINT_EVERY_STEPS = 50
 SETTLED_STEP = 500  # After five evaluations and ten checkpoints.
 WINDOW = 500
+# Pools start their threads when there is work for them, on a busy machine late. One left
+# behind by each of the evaluations or checkpoints between the windows would be fifteen.
+LAZY_THREADS = 8
 MAX_GROWTH = 0.02  # A state kept at each step would be twenty times that.
 
 # Says what is compiled, also what a cache held.
@@ -68,5 +71,5 @@ def assert_flat(samples):
     memory, threads, files = zip(*early[SETTLED_STEP // LOG_EVERY_STEPS :], strict=True)
     late_memory, late_threads, late_files = zip(*late, strict=True)
     assert max(late_memory) <= max(memory) * (1 + MAX_GROWTH), (memory, late_memory)
-    assert max(late_threads) <= max(threads), (threads, late_threads)
+    assert max(late_threads) <= max(threads) + LAZY_THREADS, (threads, late_threads)
     assert max(late_files) <= max(files), (files, late_files)
