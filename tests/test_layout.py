@@ -67,7 +67,7 @@ def test_the_modules_are_found():
     expected = {"", ".main", ".train", ".model", ".data", ".data.cifar", ".evaluate"}
     expected |= {".predictor", ".predict", ".warm_start", ".import_weights", ".originals"}
     expected |= {".benchmark", ".command_line", ".cost", ".limits", ".timing"}
-    expected |= {".compilation_cache"}
+    expected |= {".compilation_cache", ".ascent", ".dream"}
     device = ("augment", "crops", "preprocess")
     files = (
         "decode",
@@ -222,6 +222,14 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("endpoints", {"model"}),
         ("table1", {"cost", "endpoints", "model"}),
         ("dry_run", {"config", "cost", "table1", "train"}),
+        ("ascent", {"data.preprocess", "endpoints", "model"}),
+        (
+            "dream",
+            {
+                *("ascent", "data.decode", "description", "endpoints", "errors", "model"),
+                *("predictor", "workdir", *START),
+            },
+        ),
         (
             "benchmark",
             {

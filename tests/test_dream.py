@@ -1,0 +1,447 @@
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import (
+    numpy_variables,
+    preprocess,
+    random_images,
+    small_googlenet,
+    write_run,
+)
+
+from googlenet_flax import ascent as library
+from googlenet_flax import dream as command
+from googlenet_flax.ascent import (
+    Objective,
+    Octave,
+    Settings,
+    create_ascent,
+    dream,
+    grey_noise,
+    octave_sizes,
+)
+from googlenet_flax.description import ModelDescription
+from googlenet_flax.endpoints import activations
+from googlenet_flax.errors import UserError
+from googlenet_flax.predictor import Predictor
+
+MODEL = small_googlenet("seed")  # Whose heads fit 80 pixels only.
+SCALING = preprocess(
+    input_scale=1 / 127.5,
+    input_mean=(1.0, 0.8, 1.2),
+    input_std=(0.9, 1.0, 1.3),
+    channel_order="BGR",
+)
+CLIMB = Settings(octaves=1, steps=5, rate=2.0, jitter=3, smoothness=0.0)
+STAY = jnp.zeros(2, jnp.int32)
+# A program is compiled once for each size, whatever the test.
+create_ascent_once = functools.cache(
+    lambda smoothness: create_ascent(MODEL, SCALING, smoothness)
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return numpy_variables(MODEL)
+
+
+@pytest.fixture(autouse=True)
+def few_compilations(monkeypatch):
+    def create(model, scaling, smoothness):
+        same = model is MODEL and scaling is SCALING
+        make = functools.partial(create_ascent, model, scaling)
+        return create_ascent_once(smoothness) if same else make(smoothness)
+
+    monkeypatch.setattr(library, "create_ascent", create)
+
+
+def picture(height=80, width=80):
+    return jnp.asarray(random_images(height, width, 3), jnp.float32)
+
+
+def climb(variables, objective, image=None, seed=0, **settings):
+    image = picture() if image is None else image
+    settings = dataclasses.replace(CLIMB, **settings)
+    rng = jax.random.key(seed)
+    return dream(MODEL, variables, SCALING, image, objective, settings=settings, rng=rng)
+
+
+def normalised(pixels):
+    """As `SCALING` says."""
+    return (pixels[..., ::-1] / 127.5 - jnp.array([1, 0.8, 1.2])) / jnp.array([0.9, 1, 1.3])
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def answers(variables, pixels, layer):
+    """Mean of each channel, or the logits."""
+    found = activations(MODEL, variables, normalised(pixels)[None], [layer])[layer]
+    return found.reshape(-1, found.shape[-1]).mean(axis=0)
+
+
+# The ascent.
+
+
+def test_sizes_of_octaves():
+    assert octave_sizes(224, 224, 4) == [(82, 82), (114, 114), (160, 160), (224, 224)]
+    assert octave_sizes(224, 224, 9) == octave_sizes(224, 224, 4)
+    assert octave_sizes(224, 224, 1) == [(224, 224)]
+    assert octave_sizes(400, 120, 3) == [(286, 86), (400, 120)]
+    assert octave_sizes(80, 80, 9) == [(80, 80)]
+
+
+def test_each_step_follows_the_gradient(variables):
+    """Written out, with the network called as by anyone else."""
+
+    def score(pixels):
+        output = MODEL.apply(variables, normalised(pixels)[None], train=False)
+        return output.logits[0, 4]
+
+    expected, scores = picture(), []
+    value_and_gradient = jax.jit(jax.value_and_grad(score))
+    for _ in range(3):
+        value, gradient = value_and_gradient(expected)
+        scores.append(value)
+        step = gradient / jnp.abs(gradient).mean()
+        expected = jnp.clip(expected + 2.0 * step, 0, 255)
+    scores.append(value_and_gradient(expected)[0])
+    objective = Objective("classifier", 4)
+    pixels, (octave,) = climb(variables, objective, steps=3, jitter=0)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=0.05)
+    assert octave[:2] == (80, 80)
+    np.testing.assert_allclose(octave[2:], [scores[0], scores[-1]], rtol=1e-4)
+
+
+def test_a_shift_moves_the_picture_around_its_edges_and_the_direction_back(variables):
+    ascent, objective = create_ascent_once(0.0), Objective("inception_4a")
+    pixels, shift = picture(), np.array([17, -5])
+    score, direction = ascent(objective, variables, pixels, shift)
+    moved = jnp.asarray(np.roll(pixels, shift, axis=(0, 1)))
+    expected_score, there = ascent(objective, variables, moved, STAY)
+    assert score == pytest.approx(float(expected_score), rel=1e-6)
+    expected = np.roll(there, -shift, axis=(0, 1))
+    np.testing.assert_allclose(direction, expected, rtol=0, atol=1e-4)
+    assert np.abs(direction).mean() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 4), (0, 2), (0, 0)])
+def test_smoothing_divides_each_wave_by_its_frequency(power, rows, columns):
+    y, x = np.mgrid[:40, :50]
+    wave = np.cos(2 * np.pi * (rows * y / 40 + columns * x / 50))[..., None] * [1, 2, 3]
+    frequency = np.hypot(rows / 40, columns / 50) or 1 / 50  # The mean: as the lowest.
+    smooth = library._smooth(jnp.asarray(wave, jnp.float32), power)
+    np.testing.assert_allclose(smooth, wave / frequency**power, rtol=0, atol=2e-3)
+
+
+def test_what_an_octave_drew_is_carried_to_the_next(monkeypatch, variables):
+    shifts = []
+
+    def brighten(objective, variables, pixels, shift):
+        shifts.append((pixels.shape, tuple(map(int, shift))))
+        return pixels.mean(), jnp.ones_like(pixels)
+
+    monkeypatch.setattr(library, "create_ascent", lambda *_: brighten)
+    image = picture(180, 160) / 2
+    pixels, octaves = climb(variables, None, image, octaves=3, steps=4, rate=1.5)
+    np.testing.assert_allclose(pixels, image + 3 * 4 * 1.5, rtol=0, atol=1e-3)
+    sizes = [(92, 82), (129, 114), (180, 160)]
+    assert [octave[:2] for octave in octaves] == sizes
+    for number, octave in enumerate(octaves, start=1):
+        assert octave.after - octave.before == pytest.approx(number * 6, abs=1e-2)
+    steps = [shift for _, shift in shifts if shift != (0, 0)]
+    assert len(set(steps)) > 6  # Of twelve; the 49 there are may be drawn twice.
+    assert all(max(map(abs, shift)) <= 3 for shift in steps)
+    assert {shape for shape, _ in shifts} == {(*size, 3) for size in sizes}
+    bright, _ = climb(variables, None, image, octaves=2, steps=4, rate=50.0)
+    assert bright.max() == 255 and bright.min() == 255
+
+
+@pytest.mark.parametrize(("channel", "size"), [(None, 80), (3, 112)])
+def test_the_objective_rises_in_every_octave(variables, channel, size):
+    objective = Objective("inception_4a", channel)
+    pixels, octaves = climb(variables, objective, picture(size, size), octaves=2)
+    assert [octave[0] for octave in octaves] == [80, 112][: len(octaves)]
+    for octave in octaves:
+        assert octave.after > octave.before > 0
+    assert pixels.shape == (size, size, 3) and pixels.dtype == jnp.float32
+    assert pixels.min() >= 0 and pixels.max() <= 255
+
+
+def test_the_chosen_channel_rises_most(variables):
+    before = answers(variables, picture(), "inception_4a")
+    for channel in (3, 8, 12):
+        objective = Objective("inception_4a", channel)
+        pixels, _ = climb(variables, objective, steps=20, rate=4.0)
+        after = answers(variables, pixels, "inception_4a")
+        assert np.argmax(after - before) == channel
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_chosen_class_becomes_likelier(variables, number):
+    """Where classes look at different features; random ones look at all."""
+    kernel = variables["params"]["classifier"]["kernel"]
+    noise = grey_noise(jax.random.key(0), 80, 80)
+    features = np.argsort(answers(variables, noise, "inception_5a"))[::-1]
+    apart = {"kernel": np.zeros_like(kernel), "bias": np.zeros(10, np.float32)}
+    apart["kernel"][features[:10], range(10)] = 1
+    variables = {"params": {**variables["params"], "classifier": apart}}
+
+    def probability(pixels):
+        return float(jax.nn.softmax(answers(variables, pixels, "classifier"))[number])
+
+    objective = Objective("classifier", number)
+    pixels, _ = climb(variables, objective, noise, steps=20, rate=4.0)
+    assert probability(pixels) > 1.5 * probability(noise)
+
+
+def test_the_rng_alone_decides(variables):
+    objective = Objective("inception_4a")
+    one, again, other = (climb(variables, objective, seed=s)[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1
+
+
+def test_a_rate_of_zero_gives_the_picture_back(variables):
+    image, objective = picture(112, 112), Objective("inception_4a", 3)
+    pixels, octaves = climb(variables, objective, image, octaves=2, rate=0.0)
+    np.testing.assert_array_equal(pixels, image)
+    assert all(octave.before == octave.after for octave in octaves)
+
+
+def test_what_does_not_respond_leaves_the_picture_alone(variables):
+    silent = jax.tree.map(jnp.zeros_like, variables)
+    pixels, (octave,) = climb(silent, Objective("inception_4a"), steps=2)
+    np.testing.assert_array_equal(pixels, picture())
+    assert octave.before == octave.after == 0
+
+
+# The command.
+
+
+CLASS_NAMES = ("ant", "Zoë the bird", "3", "dog")  # The third is number 2.
+DESCRIPTION = ModelDescription(
+    variant="bn",
+    width_multiplier=0.1,
+    dtype="float32",
+    class_names=CLASS_NAMES,
+    preprocess=preprocess(input_scale=1 / 255),
+)
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """The workdir of a described network that compiles in seconds."""
+    network = small_googlenet("bn", num_classes=len(CLASS_NAMES))
+    monkeypatch.setattr(ModelDescription, "create_model", lambda _: network)
+    return write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
+
+
+@pytest.fixture
+def quick_command(monkeypatch, run_command):
+    """The command with a stand-in for the weights and the ascent; notes its arguments."""
+    calls = []
+
+    def stand_in(model, variables, scaling, image, objective, *, settings, rng):
+        assert scaling is DESCRIPTION.preprocess
+        calls.append((image, objective, settings, rng))
+        return image, [Octave(*image.shape[:2], 1.0, 2.5)]
+
+    predictor = types.SimpleNamespace(description=DESCRIPTION, variables={})
+    monkeypatch.setattr(command, "dream", stand_in)
+    monkeypatch.setattr(Predictor, "load", lambda *_: predictor)
+
+    def quick_command(*args):
+        return *run_command(command, "--workdir=run", *args), calls
+
+    return quick_command
+
+
+def save(path, pixels, mode=None):
+    PIL.Image.fromarray(pixels, mode).save(path)
+    return path
+
+
+def test_from_grey_to_a_class(tmp_path, small_run, run_command):
+    out = tmp_path / "pictures" / "zoë.png"
+    out.parent.mkdir()
+    flags = ["--layer=aux_4a", "--channel=Zoë the bird", "--steps=3", f"--out={out}"]
+    code, stdout, stderr = run_command(command, f"--workdir={small_run}", *flags)
+    assert code == 0 and not stderr
+    head, _, scores = stdout.strip().partition(" from ")
+    what = "objective of aux_4a channel Zoë the bird"
+    assert head == f"{out}: 80x80 pixels, {what}"
+    before, after = map(float, scores.split(" to "))
+    assert after > before
+    first = out.read_bytes()
+    with PIL.Image.open(out) as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (80, 80), "RGB")
+        assert not image.info
+        assert np.std(image) > 4
+    run_command(command, f"--workdir={small_run}", *flags)
+    assert out.read_bytes() == first
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_from_a_picture(tmp_path, small_run, run_command):
+    pixels = random_images(80, 96, 3)
+    image, out = save(tmp_path / "in.png", pixels), tmp_path / "out.PNG"
+    flags = [f"--image={image}", "--layer=conv2", "--steps=1", "--rate=3", f"--out={out}"]
+    code, stdout, stderr = run_command(command, f"--workdir={small_run}", *flags)
+    assert code == 0 and not stderr
+    assert stdout.startswith(f"{out}: 96x80 pixels, objective of conv2 from ")
+    change = np.abs(np.int32(PIL.Image.open(out)) - pixels)
+    assert 1 < change.mean() <= 3.1  # What lies at black or white is clipped.
+
+
+def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
+    image, out = save(tmp_path / "in.png", random_images(90, 100, 3)), tmp_path / "o.png"
+    flags = ["--layer=inception_4c", "--steps=7", "--seed=3", f"--out={out}"]
+    quick_command(*flags)
+    *_, calls = quick_command(f"--image={image}", "--smoothness=0.5", *flags)
+    (noise, objective, settings, _), (start, _, from_picture, _) = calls
+    assert noise.shape == (80, 80, 3)
+    assert abs(float(noise.mean()) - 128) < 1 and 1 < float(noise.std()) < 3
+    assert objective == Objective("inception_4c")
+    assert settings == dataclasses.replace(command.FROM_NOISE, steps=7)
+    changed = {"steps": 7, "smoothness": 0.5}
+    assert from_picture == dataclasses.replace(command.FROM_PICTURE, **changed)
+    np.testing.assert_array_equal(start, np.asarray(PIL.Image.open(image)))
+    np.testing.assert_array_equal(PIL.Image.open(out), start)
+    *_, calls = quick_command(*flags[:-2], "--seed=4", "--size=100", flags[-1])
+    assert calls[-1][0].shape == (100, 100, 3)
+    assert jax.random.key_data(calls[-1][3]).tolist() != (
+        jax.random.key_data(calls[0][3]).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "channel", "expected"),
+    [
+        ("classifier", "dog", 3),
+        ("aux_4a", "0", 0),
+        ("aux_4d", "3", 2),  # A name before a number.
+        ("classifier", "2", 2),
+        ("inception_4c", "50", 50),
+        ("inception_4c", "", None),
+    ],
+)
+def test_channels(layer, channel, expected):
+    objective = command.choose_objective(layer, channel, DESCRIPTION)
+    assert objective == Objective(layer, expected)
+
+
+def test_pictures_of_all_kinds(tmp_path):
+    grey, colour = random_images(90, 120), random_images(90, 120, 3)
+    loaded = command.load_picture(save(tmp_path / "grey.png", grey), None)
+    np.testing.assert_array_equal(loaded, np.repeat(grey[..., None], 3, 2))
+    half = np.dstack([colour, np.where(np.arange(120) < 60, 0, 255) + 0 * grey])
+    loaded = command.load_picture(save(tmp_path / "half.png", half.astype(np.uint8)), None)
+    np.testing.assert_array_equal(loaded, np.where(half[..., 3:], colour, 255))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((90, 120), None, (90, 120)),
+        ((600, 1024), None, (300, 512)),
+        ((90, 120), 240, (180, 240)),
+        ((600, 300), 200, (200, 100)),
+        ((8, 8), 96, (96, 96)),
+    ],
+)
+def test_sizes_of_pictures(tmp_path, shape, size, expected):
+    file = save(tmp_path / "a.png", random_images(*shape, 3))
+    assert command.load_picture(file, size).shape == (*expected, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "enough"), [((8, 8), None, 80), ((30, 300), 200, 800)]
+)
+def test_pictures_that_are_too_small(tmp_path, shape, size, enough):
+    file = save(tmp_path / "a.png", random_images(*shape, 3))
+    with pytest.raises(UserError, match=f"use --size={enough} or more"):
+        command.load_picture(file, size)
+    assert min(command.load_picture(file, enough).shape[:2]) == 80
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--layer=inception_6a", "no part is called 'inception_6a'; there are conv1"),
+        ("--layer=classifier", "needs --channel=CLASS, one of ant, Zoë the bird, 3, dog"),
+        ("--channel=51", "--channel is '51' but must be a number from 0 to 50"),
+        ("--channel=-1", "--channel is '-1' but must be a number from 0 to 50"),
+        ("--channel=dog", "--channel is 'dog' but must be a number from 0 to 50"),
+        ("--image=nowhere.jpg", "--image nowhere.jpg cannot be read: no such file"),
+        ("--size=79", "--size is 79 but must be 80 to 4096"),
+        ("--octaves=0", "--octaves is 0 but must be 1 to 16"),
+        ("--steps=0", "--steps is 0 but must be 1"),
+        ("--rate=nan", "--rate is nan but must be 0 to 255"),
+        ("--jitter=-1", "--jitter is -1 but must be 0"),
+        ("--smoothness=5", "--smoothness is 5.0 but must be 0 to 4"),
+        ("--seed=-1", "--seed is -1 but must be 0 to 4294967295"),
+        ("--out=a.jpg", "--out is a.jpg but must end in .png"),
+        ("--out=", "--out is . but must end in .png"),
+        ("--out=nowhere/a.png", "--out nowhere/a.png cannot be written (No such file"),
+        ("--out=folder.png", "--out folder.png is a directory"),
+        (f"--out={'a' * 300}.png", "cannot be written (File name too long)"),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, quick_command, flag, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    flags = ["--layer=inception_4c", "--out=a.png", flag]
+    code, stdout, stderr, calls = quick_command(*flags)
+    assert code == 2 and not stdout and not calls
+    assert message in stderr and stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_an_unknown_class(tmp_path, quick_command):
+    out = f"--out={tmp_path / 'a.png'}"
+    code, _, stderr, calls = quick_command("--layer=aux_4a", "--channel=cat", out)
+    assert code == 2 and not calls
+    assert "from 0 to 3 or one of ant, Zoë the bird, 3, dog" in stderr
+
+
+def test_a_head_that_knows_one_size(tmp_path):
+    seed = dataclasses.replace(DESCRIPTION, variant="seed")
+    objective = Objective("aux_4a", 1)
+    command.check_head_size(objective, seed, [(80, 80)])
+    command.check_head_size(objective, DESCRIPTION, [(80, 80), (112, 112)])
+    command.check_head_size(Objective("classifier", 1), seed, [(80, 80), (112, 112)])
+    for sizes in ([(80, 80), (112, 112)], [(112, 112)], [(80, 96)]):
+        with pytest.raises(UserError, match="takes 80x80 pixels only: use --octaves=1"):
+            command.check_head_size(objective, seed, sizes)
+
+
+def test_a_silent_channel_is_said_and_nothing_written(tmp_path, monkeypatch, quick_command):
+    def silent(model, variables, scaling, image, *_, **__):
+        return image, [Octave(80, 80, 0.0, 0.0)]
+
+    monkeypatch.setattr(command, "dream", silent)
+    out = tmp_path / "a.png"
+    code, _, stderr, _ = quick_command("--layer=conv1", "--channel=5", f"--out={out}")
+    assert code == 2 and not out.exists()
+    assert "conv1 channel 5 does not respond at all" in stderr
+
+
+def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path, monkeypatch):
+    out = tmp_path / "a.png"
+    command.save_picture(picture(), out)
+    before = out.read_bytes()
+
+    def fill_up(image, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PIL.Image.Image, "save", fill_up)
+    with pytest.raises(UserError, match="No space left"):
+        command.save_picture(picture() / 2, out)
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
