@@ -37,8 +37,8 @@ from googlenet_flax.predictor import Predictor
 from googlenet_flax.workdir import Workdir
 
 # A picture shows through, so few and rough steps do; grey needs many and smooth ones.
-FROM_PICTURE = Settings(octaves=4, steps=20, rate=1.5, jitter=16, smoothness=0.0)
-FROM_NOISE = Settings(octaves=4, steps=100, rate=2.0, jitter=8, smoothness=1.0)
+FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
+FROM_NOISE = Settings(octaves=4, steps=50, rate=2.0, jitter=8, smoothness=1.0)
 PICTURE_SIZE = 512  # Longer side in pixels, at most, unless --size is given.
 SIZE_DEFAULT = f"the network's, or of --image its own up to {PICTURE_SIZE}"
 LIMITS = {  # Lowest and highest.

@@ -235,15 +235,20 @@ DESCRIPTION = ModelDescription(
 
 
 @pytest.fixture
-def small_run(tmp_path, monkeypatch):
-    """The workdir of a described network that compiles in seconds."""
+def network(monkeypatch):
+    """What is described compiles in seconds."""
     network = small_googlenet("bn", num_classes=len(CLASS_NAMES))
     monkeypatch.setattr(ModelDescription, "create_model", lambda _: network)
+    return network
+
+
+@pytest.fixture
+def small_run(tmp_path, network):
     return write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
 
 
 @pytest.fixture
-def quick_command(monkeypatch, run_command):
+def quick_command(monkeypatch, network, run_command):
     """The command with a stand-in for the weights and the ascent; notes its arguments."""
     calls = []
 
@@ -301,13 +306,13 @@ def test_from_a_picture(tmp_path, small_run, run_command):
 
 def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
     image, out = save(tmp_path / "in.png", random_images(90, 100, 3)), tmp_path / "o.png"
-    flags = ["--layer=inception_4c", "--steps=7", "--seed=3", f"--out={out}"]
+    flags = ["--layer=inception_4a", "--steps=7", "--seed=3", f"--out={out}"]
     quick_command(*flags)
     *_, calls = quick_command(f"--image={image}", "--smoothness=0.5", *flags)
     (noise, objective, settings, _), (start, _, from_picture, _) = calls
     assert noise.shape == (80, 80, 3)
     assert abs(float(noise.mean()) - 128) < 1 and 1 < float(noise.std()) < 3
-    assert objective == Objective("inception_4c")
+    assert objective == Objective("inception_4a")
     assert settings == dataclasses.replace(command.FROM_NOISE, steps=7)
     changed = {"steps": 7, "smoothness": 0.5}
     assert from_picture == dataclasses.replace(command.FROM_PICTURE, **changed)
@@ -327,11 +332,11 @@ def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
         ("aux_4a", "0", 0),
         ("aux_4d", "3", 2),  # A name before a number.
         ("classifier", "2", 2),
-        ("inception_4c", "50", 50),
-        ("inception_4c", "", None),
+        ("inception_4a", "15", 15),
+        ("inception_4a", "", None),
     ],
 )
-def test_channels(layer, channel, expected):
+def test_channels(network, layer, channel, expected):
     objective = command.choose_objective(layer, channel, DESCRIPTION)
     assert objective == Objective(layer, expected)
 
@@ -375,9 +380,9 @@ def test_pictures_that_are_too_small(tmp_path, shape, size, enough):
     [
         ("--layer=inception_6a", "no part is called 'inception_6a'; there are conv1"),
         ("--layer=classifier", "needs --channel=CLASS, one of ant, Zoë the bird, 3, dog"),
-        ("--channel=51", "--channel is '51' but must be a number from 0 to 50"),
-        ("--channel=-1", "--channel is '-1' but must be a number from 0 to 50"),
-        ("--channel=dog", "--channel is 'dog' but must be a number from 0 to 50"),
+        ("--channel=16", "--channel is '16' but must be a number from 0 to 15"),
+        ("--channel=-1", "--channel is '-1' but must be a number from 0 to 15"),
+        ("--channel=dog", "--channel is 'dog' but must be a number from 0 to 15"),
         ("--image=nowhere.jpg", "--image nowhere.jpg cannot be read: no such file"),
         ("--size=79", "--size is 79 but must be 80 to 4096"),
         ("--octaves=0", "--octaves is 0 but must be 1 to 16"),
@@ -396,7 +401,7 @@ def test_pictures_that_are_too_small(tmp_path, shape, size, enough):
 def test_bad_arguments(tmp_path, monkeypatch, quick_command, flag, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
-    flags = ["--layer=inception_4c", "--out=a.png", flag]
+    flags = ["--layer=inception_4a", "--out=a.png", flag]
     code, stdout, stderr, calls = quick_command(*flags)
     assert code == 2 and not stdout and not calls
     assert message in stderr and stderr.count("\n") == 1
