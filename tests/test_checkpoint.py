@@ -58,6 +58,7 @@ def save_all(directory, accuracies):
     return Checkpoints(directory)
 
 
+@pytest.mark.slow
 def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
     model, batch = small_googlenet("bn"), random_batch(4)
     tx = create_optimizer(lambda step: 0.05 / (1 + step), momentum=0.9, weight_decay=1e-4)

@@ -3,6 +3,7 @@ import re
 import pytest
 from test_configs import named_config
 
+from googlenet_flax import dry_run
 from googlenet_flax.dry_run import describe_run
 from googlenet_flax.errors import UserError
 
@@ -14,6 +15,7 @@ def plan_of(**fields) -> dict[str, str]:
 
 
 def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "_memory", lambda _: "not asked")  # It compiles.
     monkeypatch.chdir(tmp_path)
     plan = plan_of(
         train_split="train[:40]",
@@ -34,12 +36,17 @@ def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
     rates = "0.5 at 0%, 0.375 at 25%, 0.25 at 50%, 0.15 at 75%, 0.025 at 100%"
     assert plan["learning rate"] == f"{rates} (linear)"
     assert plan["evaluations"] == "4, each saves a checkpoint"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_memory_is_that_of_the_compiled_step():
+    plan = plan_of(train_split="train[:40]", batch_size=8)
     # Weights and momentum of 108,614 parameters, 4 bytes each, and little else.
     needed, inputs = re.match(
         r"([\d.e-]+) GiB of each device for a step, (\d+) MiB", plan["memory"]
     ).groups()
     assert 0.83 <= float(inputs) <= 2 and float(inputs) / 1024 < float(needed) < 0.5
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_wrong_is_found():

@@ -18,7 +18,9 @@ from googlenet_flax.model import VARIANTS
 SMALL_MAPS = ("conv1", "conv2_reduce", "conv2", "inception_4a", "inception_4d")
 
 
-@pytest.fixture(scope="module", params=["paper", "bn"])
+@pytest.fixture(
+    scope="module", params=["paper", pytest.param("bn", marks=pytest.mark.slow)]
+)
 def network(request):
     model = small_googlenet(request.param)
     images = jnp.asarray(random_images(2, 80, 80, 3), jnp.float32) / 255

@@ -258,6 +258,7 @@ def test_the_mean_of_softmax(predictors, numbers, crops):
     assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "crops"), [(0, 2), (1, 2), (0, 6), (1, 6)], ids=str)
 def test_views_of_ones_own_crop(predictors, number, crops):
     metrics = evaluate_averaged(
@@ -290,6 +291,7 @@ def test_the_mean_is_of_another_mind(predictors):
     assert np.abs(first - ten).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
     first = predictors[0]
     options = {"batch_size": 4}
@@ -383,6 +385,7 @@ def test_the_command(members, evaluate_json):
         assert_same(evaluate_json(*flags, "--crops=10"), ten, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_members_views_are_of_its_own_crop(members, evaluate_json):
     digits = evaluate.load_split("digits", RECIPE["eval_split"], data_dir="")
     pictures = np.repeat(digits.images, 3, axis=-1)
@@ -412,6 +415,7 @@ def test_a_run_named_twice_counts_once(
         assert again == both, other
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures(members, tmp_path, run_command, loaded):
     """Each member crops the stored picture; a broken file is named."""
     for number, (picture, label) in enumerate(EXAMPLES):

@@ -106,11 +106,22 @@ def test_marks_are_the_papers_misprints(rows):
     assert ops == {"convolution", "inception (5a)"}
 
 
+QUICK = [("bn", True), ("torchvision", False)]
 INIT_ARGS = jax.random.key(0), jnp.zeros((1, 97, 97, 3))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "heads"),
+    [
+        pytest.param(
+            variant,
+            heads,
+            marks=() if (variant, heads) in QUICK else pytest.mark.slow,
+        )
+        for variant in VARIANTS
+        for heads in (False, True)
+    ],
+)
 def test_any_network_has_a_table(variant, heads):
     model = create_model(variant, num_classes=7, width_multiplier=0.3, aux_heads=heads)
     rows = table_1(model, 97)

@@ -130,6 +130,7 @@ def test_every_leaf_is_the_sources(source):
     assert listing(run.path) == before, "the source was touched"
 
 
+@pytest.mark.slow
 def test_averages_begin_with_the_sources_weights(source):
     run, theirs = source
     description = changed(DESCRIPTION, class_names=THREE)
@@ -149,6 +150,7 @@ def test_averages_begin_with_the_sources_weights(source):
         assert averages[path].sharding == leaf.sharding
 
 
+@pytest.mark.slow
 def test_weights_are_the_sources_averages(tmp_path):
     run, raw = source_run(tmp_path)
     averages = trained_variables(DESCRIPTION, seed=2)
@@ -163,6 +165,7 @@ def test_weights_are_the_sources_averages(tmp_path):
         np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_other_classes_of_the_same_number(source):
     run, theirs = source
     after, said, _ = start(run, changed(DESCRIPTION, class_names=tuple("abcdefghij")))
@@ -300,6 +303,7 @@ def test_what_must_not_differ(tmp_path, monkeypatch, source_fields, names):
             np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
+@pytest.mark.slow
 def test_sources_without_weights(tmp_path):
     missing, empty = Workdir(tmp_path / "missing"), Workdir(tmp_path / "empty")
     empty.path.mkdir()
