@@ -270,7 +270,7 @@ def test_the_central_crop_is_a_fraction_of_the_shorter_side(picture, side, box):
     np.testing.assert_allclose(crop_boxes(np.array([picture]), crop), [box], atol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(extents=st.lists(st.tuples(*[st.integers(1, 1024)] * 2), min_size=6, max_size=6))
 def test_crops_are_squares_inside_the_picture(extents):
     extents = np.array(extents)

@@ -280,6 +280,7 @@ def test_the_papers_crops(predictors):
     assert_same(metrics, expected_metrics((0,), EXAMPLES[1:3], 144, 0.5))
 
 
+@pytest.mark.slow
 def test_the_mean_is_of_another_mind(predictors):
     """Otherwise the tests above could not tell one network from two."""
     picture = PICTURES.pictures[0]
@@ -301,6 +302,7 @@ def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
     assert_same(averaged, plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(predictors):
     """Rounded up to the devices, and the last batch filled up."""
     options = {"aux_weight": 0.5, "batch_size": 1}
@@ -308,6 +310,7 @@ def test_the_batch_size_changes_nothing(predictors):
     assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 1, 0.5))
 
 
+@pytest.mark.slow
 def test_a_network_and_itself_are_as_the_network(predictors):
     first, second = predictors
     options = {"aux_weight": 0.5, "batch_size": 4}
@@ -320,6 +323,7 @@ def test_a_network_and_itself_are_as_the_network(predictors):
     assert abs(both["loss"] - alone["loss"]) > 0.1
 
 
+@pytest.mark.slow
 def test_small_probabilities_are_not_lost(predictors):
     """A network that is sure, and wrong, has a loss of hundreds and not of infinity."""
     params = predictors[0].variables["params"]

@@ -43,6 +43,7 @@ def test_a_finished_run_says_so(finished_run, compilation_cache):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
     workdir, _, _ = finished_run
     code, out, err = run(

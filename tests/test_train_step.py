@@ -162,6 +162,7 @@ def test_randomness_is_a_function_of_the_step():
     assert first["loss"] == again["loss"] != second["loss"]
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt_by_heart():
     rng = np.random.default_rng(0)
     batch = random_batch(8)
