@@ -23,6 +23,7 @@ from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.description import ModelDescription
+from googlenet_flax.environment import describe_environment
 from googlenet_flax.errors import (
     NotFiniteError,
     StoppedBySignal,
@@ -493,6 +494,14 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         start_step = 0 if state is None else int(state.step)
         was_evaluated = checkpoints.was_evaluated(start_step)
         run_dir.write_config(config)
+        run_dir.write_start(
+            {
+                "step": start_step,
+                "epoch_steps": experiment.epoch_steps,
+                "total_steps": experiment.total_steps,
+                "environment": describe_environment(experiment.devices),
+            }
+        )
         writer = MetricsWriter(
             run_dir.metrics_file,
             run_dir.tensorboard,

@@ -1,10 +1,12 @@
 """The directory of a run: who owns it, what it was configured with, where things lie."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
@@ -55,6 +57,7 @@ class Workdir:
                 "PYTHONUTF8=1 in the environment"
             ) from error
         self.config_file = self.path / "config.json"
+        self.starts_file = self.path / "starts.jsonl"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -128,6 +131,24 @@ class Workdir:
             text = json.dumps(dict(config), indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.config_file)
+
+    def write_start(self, facts: Mapping[str, Any]) -> None:
+        """Records that the run starts or goes on: when, with what, for how long.
+
+        Raises:
+          UserError: The disk is full, say.
+        """
+        line = json.dumps({"time": time.time(), **facts}) + "\n"
+        with writing(self.starts_file), self.starts_file.open("ab") as file:
+            file.write(line.encode())
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """What `write_start` wrote, as far as it can be read."""
+        starts = []
+        with contextlib.suppress(OSError, ValueError):  # Or torn by a crash.
+            for line in self.starts_file.read_text(encoding="utf-8").splitlines():
+                starts.append(json.loads(line))
+        return starts
 
     def check_resumable(self, config: Mapping[str, Any]) -> list[str]:
         """Refuses to continue a run under a config that would make it another run.

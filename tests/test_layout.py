@@ -159,6 +159,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("convolution", {"winograd"}),
         ("ops", {"convolution"}),
         ("version", set()),
+        ("environment", {"version"}),
         ("layers", {"convolution", "ops"}),
         ("model", {"convolution", "layers", "ops"}),
         ("schedule", {"errors"}),
@@ -265,7 +266,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         (
             "reports.run_page",
             {
-                *("description", "train_step", "version"),
+                *("description", "environment", "train_step", "version"),
                 *(f"reports.{name}" for name in ("answer_figures", "answers", "curves")),
                 *(f"reports.{name}" for name in ("look_inside", "page", "record")),
             },

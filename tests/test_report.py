@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import io
 import json
@@ -100,10 +101,15 @@ ROWS = [
 ]
 
 
+START = {"time": 1.6e9, "step": 0, "epoch_steps": 5, "total_steps": 15}
+START["environment"] = {"jax": "0.0.1", "devices": "8 x TPU"}
+
+
 def write_rows(workdir, rows):
     workdir.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (workdir / "metrics.jsonl").write_text(lines)
+    (workdir / "starts.jsonl").write_text(json.dumps(START) + "\n")
     return workdir
 
 
@@ -308,9 +314,9 @@ def test_settings(reader, workdir):
     assert config == {name: repr(value) for name, value in CONFIG.items()}
     made_with = dict(table_of(reader, "Report made with")[1:])
     assert made_with["jax"] == jax.__version__
-    assert "does not record" in next(
-        n for n in reader.tables if n.startswith("Report made")
-    )
+    assert table_of(reader, "Starts of the run")[1:] == [
+        ["2020-09-13 12:26:40 UTC", "0", "jax 0.0.1, devices 8 x TPU"]
+    ]
     facts = dict(table_of(reader, "Facts")[1:])
     assert facts["workdir"] == str(workdir)
     assert facts["checkpoint"] == "0 (weights as trained)"
@@ -405,7 +411,7 @@ def test_a_run_that_has_just_begun(tmp_path, run_command):
     assert code == 0 and err.count("\n") == 2
     text = Reader((path / "report" / "index.html").read_text()).text
     assert "There are no curves: none was written." in text
-    assert "0 steps done." in text
+    assert "0 of 15 steps done (0%)." in text
 
 
 @pytest.mark.parametrize("keep", [1, 6])
@@ -600,32 +606,15 @@ def test_channels_filters_and_overlay():
 # The record of a run.
 
 
-@pytest.mark.parametrize(
-    ("rows", "config", "expected"),
-    [
-        (ROWS, {}, 5),
-        (ROWS[:5], {}, None),  # Step 5 alone might also be the middle of an epoch of 5.
-        ([training_row(4, 0, 1), training_row(5, 1, 1)], {}, 5),
-        ([training_row(4, 0, 1), training_row(6, 1, 1)], {}, None),
-        ([training_row(3, 0, 1), evaluation_row(10, 2, 0.5)], {}, 5),
-        # max_steps ended it in the second epoch, and every other epoch is evaluated.
-        (
-            [training_row(3, 0, 1), evaluation_row(7, 1, 0.5)],
-            {"eval_every_epochs": 2},
-            None,
-        ),
-        ([], {}, None),
-    ],
-)
-def test_length_of_an_epoch(tmp_path, rows, config, expected):
-    rows = [
-        row if row["step"] != 5 or rows != ROWS[:5] else {**row, "epoch": 0} for row in rows
-    ]
-    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows, **config)))
-    assert record.epoch_steps == expected
-    assert record.total_steps == (expected and 3 * expected)
-    limited = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows, max_steps=12)))
-    assert limited.total_steps == 12
+def test_a_run_whose_starts_cannot_be_read(tmp_path):
+    run = bare_run(tmp_path / "run")
+    record = RunRecord.read(Workdir(run))
+    assert (record.epoch_steps, record.total_steps) == (5, 15)
+    (run / "starts.jsonl").unlink()
+    record = RunRecord.read(Workdir(run))
+    assert record.epoch_steps is None and record.total_steps is None
+    reader = Reader(create_run_page(Material(record)).to_html())
+    assert "11 steps done" in reader.text and "Starts of the run" not in reader.tables
 
 
 def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
@@ -724,7 +713,7 @@ def test_text_of_a_page_is_escaped():
 
 def test_comparison(tmp_path, run_command):
     first = bare_run(tmp_path / "first")
-    better = [evaluation_row(8, 1, 0.75), evaluation_row(16, 2, 0.6875)]
+    better = [evaluation_row(5, 1, 0.75), evaluation_row(10, 2, 0.6875)]
     second = bare_run(tmp_path / "second", rows=better, seed=8, flip="random")
     code, out, err = run_command(command, f"--workdir={first},{second},{first}/")
     file = first / "report" / "comparison.html"
@@ -740,7 +729,7 @@ def test_comparison(tmp_path, run_command):
     ]
     assert table[2] == [
         "second",
-        *("16 of 24", "75.00 %", "8", "68.75 %", "0.3125"),
+        *("10 of 15", "75.00 %", "5", "68.75 %", "0.3125"),
         "-",
         "-",
     ]
@@ -776,7 +765,7 @@ def test_comparison_of_runs_that_have_nothing_to_show(tmp_path):
 
 def test_curves_of_runs_in_steps_where_an_epoch_is_unknown(tmp_path):
     known = RunRecord.read(Workdir(bare_run(tmp_path / "a")))
-    unknown = RunRecord.read(Workdir(bare_run(tmp_path / "b", rows=ROWS[:2])))
+    unknown = dataclasses.replace(known, starts=[])
     assert curves.x_axis([known]) == (5, "training (epochs of 5 steps)")
     assert curves.x_axis([known, known]).label == "training (epochs)"
     assert curves.x_axis([known, unknown]) == (1, "training (steps)")

@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from test_configs import named_config
@@ -254,3 +255,15 @@ def test_a_staircase_may_be_climbed_on(tmp_path, fields):
     workdir.write_config({**CONFIG, **fields})
     for name in ("num_epochs", "max_steps"):
         workdir.check_resumable({**changed(name), **fields})
+
+
+def test_starts_are_recorded_and_a_torn_line_is_left_out(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.read_starts() == []
+    workdir.write_start({"step": 0})
+    workdir.write_start({"step": 7})
+    with workdir.starts_file.open("a") as file:
+        file.write('{"step": 9, "ti')
+    first, second = workdir.read_starts()
+    assert (first["step"], second["step"]) == (0, 7)
+    assert time.time() - 60 < first["time"] <= second["time"] <= time.time()

@@ -30,6 +30,7 @@ class RunRecord:
     path: pathlib.Path
     config: Mapping[str, Any]
     rows: Sequence[Row]
+    starts: Sequence[Mapping[str, Any]]  # As `Workdir.write_start` wrote them.
     session_seconds: Sequence[float]  # Of each start: until its last row.
     written_at: float | None  # Seconds since 1970 at the last row.
 
@@ -49,7 +50,8 @@ class RunRecord:
         sessions = [
             _session_seconds(path) for path in sorted(workdir.tensorboard.glob("events*"))
         ]
-        return cls(workdir.path, config, rows, sessions, written_at)
+        starts = workdir.read_starts()
+        return cls(workdir.path, config, rows, starts, sessions, written_at)
 
     @property
     def name(self) -> str:
@@ -78,28 +80,13 @@ class RunRecord:
 
     @property
     def epoch_steps(self) -> int | None:
-        """Steps in an epoch; None where the rows do not tell yet."""
-        # `epoch` is step // epoch_steps in every row.
-        ended = [row for row in self.rows if row.get("epoch", 0) > 0]
-        if not ended:
-            return None
-        most = min(row["step"] // row["epoch"] for row in ended)
-        least = max(row["step"] // (row["epoch"] + 1) + 1 for row in self.rows)
-        every = self.config.get("eval_every_epochs", 1)
-        at_the_end = any(
-            row["epoch"] % every == 0 and row["step"] == row["epoch"] * most
-            for row in self.evaluations
-            if row["epoch"]
-        )
-        return most if most == least or at_the_end else None
+        """Steps in an epoch, as the last start counted them; None if none is recorded."""
+        return self.starts[-1]["epoch_steps"] if self.starts else None
 
     @property
     def total_steps(self) -> int | None:
-        """Updates of the whole run; None where the rows do not tell yet."""
-        if self.config.get("max_steps"):
-            return self.config["max_steps"]
-        epochs = self.config.get("num_epochs")
-        return self.epoch_steps * epochs if self.epoch_steps and epochs else None
+        """Updates of the whole run, likewise."""
+        return self.starts[-1]["total_steps"] if self.starts else None
 
     def series(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of what the rows of a split call `name`, float64 `[N]` each."""

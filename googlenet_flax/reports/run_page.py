@@ -2,8 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 
 from googlenet_flax.description import ModelDescription
+from googlenet_flax.environment import describe_environment
 from googlenet_flax.reports import answer_figures, curves, look_inside
 from googlenet_flax.reports.answers import (
     Answers,
@@ -20,15 +19,13 @@ from googlenet_flax.reports.answers import (
     most_confused,
     score_classes,
 )
-from googlenet_flax.reports.page import Page, number, percent
+from googlenet_flax.reports.page import Cell, Number, Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
 from googlenet_flax.train_step import TOP_K
-from googlenet_flax.version import __version__
 
 MOST_CONFUSED = 15  # Pairs to list.
 NAMED_CLASSES = 3  # For a picture, by each classifier.
 MAX_OPEN_ROWS = 30  # A longer table is folded.
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "matplotlib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,11 +378,25 @@ def _add_settings(page: Page, material: Material) -> None:
         )
     page.table(["what", "value"], list(facts.items()), caption="Facts")
     page.table(["field", "value"], config_rows(record.config), caption="Config of the run")
+    if record.starts:
+        page.table(
+            ["time", "after step", "made with"],
+            [_start(start) for start in record.starts],
+            caption="Starts of the run",
+        )
+    devices = jax.local_devices() if material.network else None
     page.table(
         ["what", "value"],
-        list(versions(with_device=material.network is not None).items()),
-        caption="Report made with (the run does not record its versions and hardware)",
+        list(describe_environment(devices).items()),
+        caption="Report made with",
     )
+
+
+def _start(start: Mapping[str, Any]) -> list[Cell]:
+    moment = datetime.datetime.fromtimestamp(start["time"], datetime.UTC)
+    programs = (f"{name} {version}" for name, version in start["environment"].items())
+    time = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return [time, Number(f"{start['step']:,}"), ", ".join(programs)]
 
 
 def config_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -400,14 +411,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def versions(*, with_device: bool) -> dict[str, str]:
-    """Of the programs and, if asked to wake it, the device that make the report."""
-    found = {"googlenet_flax": __version__, "Python": platform.python_version()}
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    found["system"] = f"{platform.system()} on {platform.machine()}"
-    if with_device:
-        devices = jax.local_devices()
-        found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
-    return found
