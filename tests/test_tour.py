@@ -25,6 +25,7 @@ def test_every_cell_runs(tmp_path):
     program = tmp_path / "tour.py"
     program.write_text("\n\n".join(code_cells()))
     env = {"MPLBACKEND": "agg", "TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    env["XLA_FLAGS"] = ""  # It trains a real network: well compiled is faster.
     code, out, err = finish(start_python(program, env=env))
     assert code == 0, err
     assert "10,334,030 parameters" in out
