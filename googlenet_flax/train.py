@@ -192,39 +192,14 @@ def build_experiment(
         epoch_steps=epoch_steps,
     )
     schedule = _create_schedule(config, epoch_steps, total_steps)
-    averaging = None
-    if config["averaging"] != "none":
-        averaging = Averaging(
-            kind=config["averaging"],
-            decay=config["ema_decay"],
-            start_step=config["average_from_epoch"] * epoch_steps,
-        )
-    head_only = config["trainable"] == "head"
+    averaging = _create_averaging(config, epoch_steps)
     tx = create_optimizer(
         schedule,
         momentum=config["momentum"],
         weight_decay=config["weight_decay"],
-        head_only=head_only,
+        head_only=config["trainable"] == "head",
     )
     description = _describe(config, train_set)
-    step = partial(
-        train_step,
-        model=description.create_model(axis_name=AXIS_NAME, freeze_norm=head_only),
-        tx=tx,
-        augment=Augment(
-            **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
-        ),
-        seed=config["seed"],
-        aux_weight=_aux_weight(config, total_steps),
-        axis_name=AXIS_NAME,
-        epoch_steps=epoch_steps,
-        label_smoothing=config["label_smoothing"],
-        mixup_alpha=config["mixup_alpha"],
-        averaging=averaging,
-        accumulation_steps=config["accumulation_steps"],
-    )
-    sizes = *config["early_image_sizes"], config["image_size"]
-    looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
     return Experiment(
         config=config,
         devices=devices,
@@ -243,13 +218,62 @@ def build_experiment(
             averaging=averaging,
         ),
         stage_ends=[epochs * epoch_steps for epochs in config["early_image_size_epochs"]],
-        train_steps=[
-            parallel_train_step(partial(step, preprocess=look), devices) for look in looks
-        ],
+        train_steps=_create_train_steps(
+            config,
+            devices,
+            description,
+            tx=tx,
+            averaging=averaging,
+            epoch_steps=epoch_steps,
+            total_steps=total_steps,
+        ),
         eval_step=create_eval_step(
             description, aux_weight=config["aux_weight"], devices=devices
         ),
     )
+
+
+def _create_averaging(config: Mapping[str, Any], epoch_steps: int) -> Averaging | None:
+    if config["averaging"] == "none":
+        return None
+    return Averaging(
+        kind=config["averaging"],
+        decay=config["ema_decay"],
+        start_step=config["average_from_epoch"] * epoch_steps,
+    )
+
+
+def _create_train_steps(
+    config: Mapping[str, Any],
+    devices: list[jax.Device],
+    description: ModelDescription,
+    *,
+    tx: optax.GradientTransformation,
+    averaging: Averaging | None,
+    epoch_steps: int,
+    total_steps: int,
+) -> list[TrainStep]:
+    """One for each size of the images, from the earliest."""
+    freeze_norm = config["trainable"] == "head"
+    step = partial(
+        train_step,
+        model=description.create_model(axis_name=AXIS_NAME, freeze_norm=freeze_norm),
+        tx=tx,
+        augment=Augment(
+            **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
+        ),
+        seed=config["seed"],
+        aux_weight=_aux_weight(config, total_steps),
+        axis_name=AXIS_NAME,
+        epoch_steps=epoch_steps,
+        label_smoothing=config["label_smoothing"],
+        mixup_alpha=config["mixup_alpha"],
+        averaging=averaging,
+        accumulation_steps=config["accumulation_steps"],
+    )
+    sizes = *config["early_image_sizes"], config["image_size"]
+    looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
+    return [parallel_train_step(partial(step, preprocess=look), devices) for look in looks]
 
 
 def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
@@ -502,38 +526,61 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                 "environment": describe_environment(experiment.devices),
             }
         )
-        writer = MetricsWriter(
-            run_dir.metrics_file,
-            run_dir.tensorboard,
-            resume_step=start_step,
-            was_evaluated=was_evaluated,
-        )
-        progress = Progress(
-            total_steps=experiment.total_steps,
-            start_step=start_step,
-            batch_size=config["batch_size"],
-        )
-        mirror = None
-        if config["wandb_project"]:
-            mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
-            stack.enter_context(mirror)
-        profile = StepProfile(run_dir.profile, config["profile_steps"])
-        run = _Run(
+        run = _create_run(
+            stack,
+            run_dir,
             experiment,
             checkpoints,
-            stack.enter_context(writer),
-            stack.enter_context(progress),
             stop,
-            stack.enter_context(profile),
-            mirror,
+            start_step=start_step,
+            was_evaluated=was_evaluated,
         )
         is_finished = start_step >= experiment.total_steps and was_evaluated
-        state = _start(experiment, state, progress, is_finished=is_finished)
+        state = _start(experiment, state, run.progress, is_finished=is_finished)
         run.train(state, start_step, was_evaluated=was_evaluated)
         checkpoints.wait()
-        progress.say(f"Done. Results: {run_dir.path}; best step {checkpoints.best_step}")
+        best_step = checkpoints.best_step
+        run.progress.say(f"Done. Results: {run_dir.path}; best step {best_step}")
     rows = read_rows(run_dir.metrics_file)
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
+
+
+def _create_run(
+    stack: ExitStack,
+    run_dir: Workdir,
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    *,
+    start_step: int,
+    was_evaluated: bool,
+) -> _Run:
+    """Opens what the run writes to; `stack` closes it."""
+    config = experiment.config
+    writer = MetricsWriter(
+        run_dir.metrics_file,
+        run_dir.tensorboard,
+        resume_step=start_step,
+        was_evaluated=was_evaluated,
+    )
+    progress = Progress(
+        total_steps=experiment.total_steps,
+        start_step=start_step,
+        batch_size=config["batch_size"],
+    )
+    mirror = None
+    if config["wandb_project"]:
+        mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
+        stack.enter_context(mirror)
+    return _Run(
+        experiment,
+        checkpoints,
+        stack.enter_context(writer),
+        stack.enter_context(progress),
+        stop,
+        stack.enter_context(StepProfile(run_dir.profile, config["profile_steps"])),
+        mirror,
+    )
 
 
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:

@@ -213,19 +213,13 @@ def train_step(
     augment_rng, dropout_rng = jax.random.split(step_rng)
     weight = aux_weight(state.step) if callable(aux_weight) else aux_weight
 
-    def look(batch: Batch) -> jax.Array:
-        rngs = jax.vmap(partial(jax.random.fold_in, augment_rng))(batch["index"])
-        flips = None
-        if augment.flip == "alternating":
-            epoch = state.step // epoch_steps
-            flips = alternating_flips(root_rng, batch["index"], epoch)
-        return augment(
-            batch["image"],
-            rngs,
-            preprocess=preprocess,
-            extents=batch.get("extent"),
-            flips=flips,
-        )
+    look = partial(
+        _augmented,
+        rngs=(root_rng, augment_rng),
+        epoch=state.step // epoch_steps,
+        augment=augment,
+        preprocess=preprocess,
+    )
 
     def loss_fn(
         params: Params, batch_stats: Params, batch: Batch
@@ -269,6 +263,28 @@ def train_step(
         averages = averaging.update(state.averages, new_state.variables, state.step)
         new_state = dataclasses.replace(new_state, averages=averages)
     return new_state, metrics
+
+
+def _augmented(
+    batch: Batch,
+    *,
+    rngs: tuple[jax.Array, jax.Array],
+    epoch: jax.Array,
+    augment: Augment,
+    preprocess: Preprocess,
+) -> jax.Array:
+    """What the network sees of a batch; `rngs` are those of the run and of the step."""
+    run_rng, step_rng = rngs
+    flips = None
+    if augment.flip == "alternating":
+        flips = alternating_flips(run_rng, batch["index"], epoch)
+    return augment(
+        batch["image"],
+        jax.vmap(partial(jax.random.fold_in, step_rng))(batch["index"]),
+        preprocess=preprocess,
+        extents=batch.get("extent"),
+        flips=flips,
+    )
 
 
 def _accumulate(

@@ -144,9 +144,13 @@ class Workdir:
 
     def read_starts(self) -> list[dict[str, Any]]:
         """What `write_start` wrote, as far as it can be read."""
+        try:
+            lines = self.starts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return []
         starts = []
-        with contextlib.suppress(OSError, ValueError):  # Or torn by a crash.
-            for line in self.starts_file.read_text(encoding="utf-8").splitlines():
+        for line in lines:
+            with contextlib.suppress(ValueError):  # Torn by a crash.
                 starts.append(json.loads(line))
         return starts
 
