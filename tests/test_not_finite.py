@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_run import copy_run, last_line, rows_without_timings, run, saved_steps, train_tiny
+from tiny_run import (
+    SEED,
+    copy_run,
+    last_line,
+    rows_without_timings,
+    run,
+    saved_steps,
+    train_tiny,
+)
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.folder import FolderOptions, load_folder
@@ -44,7 +52,7 @@ def poison(path: str) -> None:
 def path_seen_first_at(step: int, root: pathlib.Path) -> str:
     """Of a picture in the batch of that step and, in this epoch, in no other."""
     train = load_folder("train", str(root), FolderOptions(SIZE))
-    order = TrainingOrder(0, 0, step, num_examples=len(train), batch_size=8)
+    order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
     return train.paths[order[step - 1][3]]
 
 
