@@ -1,14 +1,21 @@
 """Keeps freed memory for the next step, on CPUs."""
 
 import ctypes
+import os
 import sys
+from typing import Any
 
 import jax
+
+# A block of a step fits only where one has been; small ones that come to lie between have
+# been seen to make the heap grow to three times the step.
+MAX_KEPT_FRACTION = 1 / 8  # Of the machine's memory.
 
 # <malloc.h> of glibc.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _NEVER = -1  # As a size, the largest.
+_DEFAULT_MMAP_MAX = 65536
 
 
 def keep_freed_memory() -> None:
@@ -23,12 +30,33 @@ def keep_freed_memory() -> None:
     Call it before the first computation. Does nothing without glibc, and on accelerators
     changes nothing that matters.
     """
+    if _set_option(_M_MMAP_MAX, 0):
+        _set_option(_M_TRIM_THRESHOLD, _NEVER)
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def give_large_steps_back(compiled: Any) -> bool:
+    """Undoes it where a step needs so much that the heap could fill the machine.
+
+    Args:
+      compiled: The step, as from `jax.jit(...).lower(...).compile()`.
+
+    Returns:
+      Whether it was undone.
+    """
+    plan = compiled.memory_analysis()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if plan is None or plan.temp_size_in_bytes <= MAX_KEPT_FRACTION * memory:
+        return False
+    return _set_option(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+
+
+def _set_option(number: int, value: int) -> bool:
+    """Of glibc's malloc; returns whether there is one."""
     if not sys.platform.startswith("linux"):
-        return
+        return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        ctypes.CDLL(None).mallopt(number, value)
     except AttributeError:  # Another C library.
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+        return False
+    return True

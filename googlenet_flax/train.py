@@ -18,6 +18,7 @@ import optax
 from googlenet_flax import schedule as schedules
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
+from googlenet_flax.cpu_memory import give_large_steps_back
 from googlenet_flax.data import FolderOptions, Split, load_split
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
@@ -632,7 +633,7 @@ def _start(
             step = int(state.step)
             compiling.append(pool.submit(experiment.compile_train_step, state_like, step))
         for future in compiling:
-            future.result()
+            give_large_steps_back(future.result())
     return state
 
 

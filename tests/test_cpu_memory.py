@@ -1,13 +1,16 @@
 import ctypes
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
-from googlenet_flax.cpu_memory import keep_freed_memory
+from googlenet_flax import cpu_memory
+from googlenet_flax.cpu_memory import give_large_steps_back, keep_freed_memory
 
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so eagerly"
@@ -15,7 +18,8 @@ needs_glibc = pytest.mark.skipif(
 
 COUNT_FAULTS = """
 import resource
-from googlenet_flax.cpu_memory import keep_freed_memory
+from googlenet_flax import cpu_memory
+from googlenet_flax.cpu_memory import give_large_steps_back, keep_freed_memory
 if {keep}:
     keep_freed_memory()
 import jax, jax.numpy as jnp
@@ -27,6 +31,9 @@ def quarter_of_a_gigabyte(x):
 
 x = jnp.ones((1 << 18, 64))  # 64 MiB
 step = jax.jit(quarter_of_a_gigabyte).lower(x).compile()
+if {is_large}:
+    cpu_memory.MAX_KEPT_FRACTION = 0
+    assert cpu_memory.give_large_steps_back(step)
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
@@ -34,10 +41,10 @@ for _ in range(12):
 """
 
 
-def faults(keep: bool) -> list[int]:
+def faults(*, keep: bool, is_large: bool = False) -> list[int]:
     """Page faults of each of twelve steps."""
     done = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS.format(keep=keep)],
+        [sys.executable, "-c", COUNT_FAULTS.format(keep=keep, is_large=is_large)],
         check=True,
         capture_output=True,
         text=True,
@@ -51,6 +58,26 @@ def test_a_step_finds_the_memory_of_the_one_before():
     assert first > 10_000
     # The heap settles in some steps: a small block of another thread may split the gap.
     assert statistics.median(later) < first / 20
+
+
+@needs_glibc
+def test_a_step_that_could_fill_the_machine_gives_its_memory_back():
+    first, *later = faults(keep=True, is_large=True)
+    assert statistics.median(later) > first / 2
+
+
+@pytest.mark.parametrize("share", [0.1, 10])
+def test_how_large_a_step_must_be_for_that(monkeypatch, share):
+    options = []
+    monkeypatch.setattr(cpu_memory, "_set_option", lambda *args: options.append(args) or 1)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes.
+    limit = cpu_memory.MAX_KEPT_FRACTION * 10_000
+
+    class Compiled:
+        def memory_analysis(self):
+            return types.SimpleNamespace(temp_size_in_bytes=share * limit)
+
+    assert bool(give_large_steps_back(Compiled())) == bool(options) == (share > 1)
 
 
 @needs_glibc

@@ -234,6 +234,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         (
             "benchmark",
             {
+                "cpu_memory",
                 *("command_line", "config", "cost", "data.fabricated", "errors", "limits"),
                 *("schedule", "timing", "train", "train_step"),
             },
