@@ -3,7 +3,12 @@
     python -m googlenet_flax.main --config=configs/imagenet2012.py \
         --config.data_dir=DIR --workdir=runs/imagenet
 
-DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG. From section 6: crops of 8 to 100 % of the
+DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org. The first
+run writes them as the TFDS set imagenet2012/5.1.0 (144 GiB more in DIR), after which they
+are not needed. From an unpacked tree, DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG,
+the same recipe reads with --config.dataset=folder --config.eval_split=val instead.
+
+From section 6: crops of 8 to 100 % of the
 area with sides of 3:4 to 4:3, photometric distortion, random interpolation, 4 % less
 learning rate every 8 epochs, momentum 0.9, heads at 0.3, averaged weights. Left open there
 and taken from Caffe's bvlc_googlenet: the start of the learning rate (0.01), 250 epochs,
@@ -23,10 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.width_multiplier = 1.0
     config.dtype = "bfloat16"
 
-    config.dataset = "folder"
+    config.dataset = "imagenet2012"
     config.data_dir = ""
     config.train_split = "train"
-    config.eval_split = "val"
+    config.eval_split = "validation"
     config.eval_fraction = 0.0
     config.storage_size = 320
     config.on_bad_image = "skip"

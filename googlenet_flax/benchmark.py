@@ -152,7 +152,7 @@ def fabricated_experiment(
     noise = fabricate(
         config["dataset"],
         num_examples=config["batch_size"],
-        folder_storage_size=config["storage_size"],
+        storage_size=config["storage_size"],
     )
     endless = {**config, "max_steps": MAX_NUMBER}
     return build_experiment(endless, devices, train_set=noise, eval_set=noise)

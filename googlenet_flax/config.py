@@ -94,8 +94,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     # The data
     "dataset": _text(
-        "digits, cifar10, cifar100, folder or the name of a TFDS set",
-        "Image classification set to learn; folder is your own pictures.",
+        "digits, cifar10, cifar100, imagenet2012, folder or the name of a TFDS set",
+        "Image classification set to learn; folder is your own pictures, imagenet2012 is "
+        "prepared from the two official archives in data_dir.",
     ),
     "data_dir": Field(
         str,
@@ -111,13 +112,14 @@ FIELDS: Mapping[str, Field] = {
     "storage_size": _at_least(
         1,
         int,
-        "Longer side in pixels that a folder's pictures are reduced to when read.",
+        "Longer side in pixels that pictures of any size (of folder or imagenet2012) are "
+        "reduced to when read.",
     ),
     "on_bad_image": _one_of(
-        "stop", "skip", help="What a picture of a folder that cannot be read does."
+        "stop", "skip", help="What such a picture that cannot be read does."
     ),
     "decode_workers": _at_least(
-        0, int, "Processes that read a folder's pictures; 0 reads in threads."
+        0, int, "Processes that read such pictures; 0 reads in threads."
     ),
     # The network's input
     "image_size": Field(

@@ -49,6 +49,13 @@ def test_exact_formats(tmp_path, suffix):
     np.testing.assert_array_equal(picture[:16, :24], np.asarray(quarters()))
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_bytes_are_read_as_their_file_is(tmp_path, size):
+    expected = decode_saved(tmp_path, quarters(), ".jpg", size)
+    content = (tmp_path / "picture.jpg").read_bytes()
+    np.testing.assert_equal(decode_image(content, size), expected)
+
+
 @pytest.mark.parametrize(
     ("suffix", "options"),
     [
@@ -294,9 +301,10 @@ def first_half(suffix, tmp_path, **options) -> bytes:
 )
 def test_bad_images(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(BadImageError) as error:
-        decode_image(tmp_path / name, 32)
-    assert str(error.value).startswith(reason)
+    for picture in (tmp_path / name, data):
+        with pytest.raises(BadImageError) as error:
+            decode_image(picture, 32)
+        assert str(error.value).startswith(reason)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".bmp", ".ppm"])

@@ -7,7 +7,7 @@ from googlenet_flax.data.fabricated import fabricate
 
 def test_digits_look_like_the_real_ones():
     real = load_split("digits", "train", data_dir="")
-    noise = fabricate("digits", num_examples=32, folder_storage_size=256)
+    noise = fabricate("digits", num_examples=32, storage_size=256)
     order = [np.arange(4)]
     (batch,), (other,) = noise.batches(order), real.batches(order)
     assert batch.keys() == other.keys()
@@ -24,13 +24,14 @@ def test_digits_look_like_the_real_ones():
     [("cifar10", 10), ("cifar10:3.0.2", 10), ("cifar100", 100), ("mnist", 1000)],
 )
 def test_sets_of_tfds(dataset, num_classes):
-    noise = fabricate(dataset, num_examples=5, folder_storage_size=256)
+    noise = fabricate(dataset, num_examples=5, storage_size=256)
     assert noise.images.shape == (5, 32, 32, 3)
     assert len(noise.class_names) == num_classes
 
 
-def test_a_folder_has_extents():
-    noise = fabricate("folder", num_examples=3, folder_storage_size=20)
+@pytest.mark.parametrize("dataset", ["folder", "imagenet2012", "imagenet2012:5.1.0"])
+def test_what_is_streamed_has_extents(dataset):
+    noise = fabricate(dataset, num_examples=3, storage_size=20)
     (batch,) = noise.batches([np.arange(2)])
     assert batch["image"].shape == (2, 20, 20, 3)
     assert batch["extent"].tolist() == [[20, 20], [20, 20]]

@@ -52,21 +52,21 @@ def classes_dir(tmp_path_factory):
 
 
 def relative_paths(folder_set, root):
-    return [os.path.relpath(path, root) for path in folder_set.paths]
+    return [os.path.relpath(path, root) for path in folder_set.pictures.paths]
 
 
 def test_folder_with_splits(splits_dir):
     train = load_folder("train", str(splits_dir), OPTIONS)
     assert len(train) == 32
     assert train.class_names == ("Zoë b", "ant")
-    assert train.labels.dtype == np.int32
+    assert train.pictures.labels.dtype == np.int32
     paths = relative_paths(train, splits_dir)
     classes = [path.split(os.sep)[1] for path in paths]
-    assert [train.class_names[label] for label in train.labels] == classes
+    assert [train.class_names[label] for label in train.pictures.labels] == classes
     assert len(set(paths)) == 32
     val = load_folder("val", str(splits_dir), OPTIONS)
     assert val.class_names == train.class_names
-    assert val.labels.tolist() == [1] * 6
+    assert val.pictures.labels.tolist() == [1] * 6
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,18 @@ def test_folder_with_splits(splits_dir):
     [("train[:80%]+val", 26 + 6), ("train[:3]", 3), ("val[2:]+train[30:]", 4 + 2)],
 )
 def test_slices(splits_dir, split, count):
-    parts = [load_folder(p, str(splits_dir), OPTIONS).paths for p in split.split("+")]
+    parts = [
+        load_folder(p, str(splits_dir), OPTIONS).pictures.paths for p in split.split("+")
+    ]
     whole = load_folder(split, str(splits_dir), OPTIONS)
     assert len(whole) == count
-    assert whole.paths == tuple(path for part in parts for path in part)
+    assert whole.pictures.paths == tuple(path for part in parts for path in part)
 
 
 def test_slices_are_fair_samples(tmp_path):
     write_pictures(tmp_path, {f"train/{name}": 30 for name in "abc"})
     part = load_folder("train[:50%]", str(tmp_path), OPTIONS)
-    assert (np.bincount(part.labels) >= 10).all()
+    assert (np.bincount(part.pictures.labels) >= 10).all()
 
 
 def test_what_is_no_picture_is_ignored(tmp_path):
@@ -92,7 +94,7 @@ def test_what_is_no_picture_is_ignored(tmp_path):
         (tmp_path / name).touch()
     train = load_folder("train", str(tmp_path), OPTIONS)
     assert train.class_names == ("ant", "bee")
-    assert sorted(train.labels) == [0, 0, 1, 1]
+    assert sorted(train.pictures.labels) == [0, 0, 1, 1]
 
 
 def test_data_dir_may_start_at_home(splits_dir, monkeypatch):
@@ -112,7 +114,7 @@ def test_classes_of_a_network(splits_dir):
     options = dataclasses.replace(OPTIONS, class_names=known)
     val = load_folder("val", str(splits_dir), options)
     assert val.class_names == known
-    assert val.labels.tolist() == [2] * 6
+    assert val.pictures.labels.tolist() == [2] * 6
     options = dataclasses.replace(OPTIONS, class_names=("Zoë b", "wasp"))
     with pytest.raises(UserError, match=r"'ant' of .*val is not among the 2"):
         load_folder("val", str(splits_dir), options)
@@ -130,11 +132,11 @@ def test_one_folder_is_split(classes_dir):
     train = load_folder("train", str(classes_dir), HELD_OUT)
     test = load_folder("test", str(classes_dir), HELD_OUT)
     assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog")
-    assert np.bincount(train.labels).tolist() == [30, 7, 1, 1]
-    assert np.bincount(test.labels).tolist() == [10, 2, 1]
-    assert not set(train.paths) & set(test.paths)
+    assert np.bincount(train.pictures.labels).tolist() == [30, 7, 1, 1]
+    assert np.bincount(test.pictures.labels).tolist() == [10, 2, 1]
+    assert not set(train.pictures.paths) & set(test.pictures.paths)
     both = load_folder("train+test", str(classes_dir), HELD_OUT)
-    assert set(both.paths) == {str(path) for path in classes_dir.rglob("*.png")}
+    assert set(both.pictures.paths) == {str(path) for path in classes_dir.rglob("*.png")}
 
 
 @given(
@@ -238,7 +240,7 @@ def test_no_folder(tmp_path):
 
 def assert_batch(batch, folder_set, indices):
     size = folder_set.storage_size
-    expected = [decode_image(folder_set.paths[index], size) for index in indices]
+    expected = [decode_image(folder_set.pictures.paths[index], size) for index in indices]
     assert set(batch) == {"image", "extent", "label", "index", "readable"}
     assert {name: (array.dtype, type(array)) for name, array in batch.items()} == {
         "image": (np.uint8, np.ndarray),
@@ -249,7 +251,7 @@ def assert_batch(batch, folder_set, indices):
     }
     np.testing.assert_array_equal(batch["image"], [image for image, _ in expected])
     np.testing.assert_array_equal(batch["extent"], [extent for _, extent in expected])
-    np.testing.assert_array_equal(batch["label"], folder_set.labels[indices])
+    np.testing.assert_array_equal(batch["label"], folder_set.pictures.labels[indices])
     np.testing.assert_array_equal(batch["index"], indices)
 
 
@@ -316,7 +318,7 @@ def test_few_batches_are_asked_for_ahead(splits_dir):
 def broken_dir(tmp_path):
     """30 pictures to train on; 0, 1, 15 and 29 cannot be read."""
     write_pictures(tmp_path, {"train/ant": 15, "train/bee": 15})
-    paths = load_folder("train", str(tmp_path), OPTIONS).paths
+    paths = load_folder("train", str(tmp_path), OPTIONS).pictures.paths
     for index in (0, 1, 15, 29):
         with open(paths[index], "wb") as file:
             file.write(b"" if index % 2 else b"Not a picture.")
@@ -332,7 +334,9 @@ def assert_replaced(folder_set, batches):
     readable = np.concatenate([batch["readable"] for batch in batches])
     assert np.flatnonzero(~readable).tolist() == [0, 1, 15, 29]
     reasons = dict.fromkeys((1, 15, 29), "empty file") | {0: "not a picture"}
-    expected = {folder_set.paths[index]: reason for index, reason in reasons.items()}
+    expected = {
+        folder_set.pictures.paths[index]: reason for index, reason in reasons.items()
+    }
     assert folder_set.unreadable == expected
 
 
@@ -348,8 +352,8 @@ def test_unreadable_pictures_stop(broken_dir):
     with pytest.raises(UserError) as error:
         list(batches)
     assert str(error.value) == (
-        f"{train.paths[15]} cannot be read (empty file): delete or mend it, or set "
-        "--config.on_bad_image=skip"
+        f"{train.pictures.paths[15]} cannot be read (empty file): delete or mend it, or "
+        "set --config.on_bad_image=skip"
     )
 
 

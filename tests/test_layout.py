@@ -75,8 +75,11 @@ def test_the_modules_are_found():
         "folder",
         "image_set",
         "imagenet",
+        "imagenet_builder",
         "picture_set",
+        "prepared",
         "read_ahead",
+        "records",
     )
     expected |= {f".data.{name}" for name in (*device, *files)}
     pages = ("page", "record", "run_page", "comparison_page", "look_inside")
@@ -285,6 +288,18 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("data.image_set", {"errors"}),
         ("data.decode", {"errors"}),
         ("data.imagenet", set()),
+        ("data.archives", set()),
+        ("data.cifar", {"data.archives", "errors"}),
+        ("data.imagenet_builder", {"data.archives", "data.imagenet", "errors"}),
+        ("data.records", {"data.decode"}),
+        (
+            "data.prepared",
+            {
+                *("data.folder", "data.image_set", "data.imagenet", "data.picture_set"),
+                *("data.cifar", "data.imagenet_builder", "data.records", "data.splits"),
+                "errors",
+            },
+        ),
         ("data.fabricated", {"data.image_set"}),
         ("data.read_ahead", {"errors"}),
         (

@@ -53,7 +53,7 @@ def path_seen_first_at(step: int, root: pathlib.Path) -> str:
     """Of a picture in the batch of that step and, in this epoch, in no other."""
     train = load_folder("train", str(root), FolderOptions(SIZE))
     order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
-    return train.paths[order[step - 1][3]]
+    return train.pictures.paths[order[step - 1][3]]
 
 
 @pytest.mark.parametrize(

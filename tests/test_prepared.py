@@ -7,13 +7,14 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data import load_split, prepared
+from googlenet_flax.data import FolderOptions, load_split, prepared
 from googlenet_flax.errors import UserError
 
 SIZES = {"train": 12, "test": 5}
 GREY = tfds.features.Image(shape=(28, 28, 1))
 COLOUR = tfds.features.Image(shape=(6, 9, 3))
 VARIABLE = tfds.features.Image(shape=(None, None, 3))
+DEEP = tfds.features.Image(shape=(28, 28, 1), dtype=np.uint16)
 LABEL = tfds.features.ClassLabel(names=["zero", "one", "two"])
 
 
@@ -39,7 +40,7 @@ class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(split) for split in SIZES}
 
     def _generate_examples(self, split):
-        shape = [size or 7 for size in self.FEATURES["image"].shape]
+        shape = [size or 7 for size in self.FEATURES.get("image", GREY).shape]
         for index in range(SIZES[split]):
             png = io.BytesIO()
             image = pixels(split, index, shape)
@@ -67,6 +68,14 @@ class NoLabel(TinySet, skip_registration=True):
 
 class NumberLabel(TinySet, skip_registration=True):
     FEATURES = MappingProxyType({"image": GREY, "label": tfds.features.Scalar(np.int64)})
+
+
+class Deep(TinySet, skip_registration=True):
+    FEATURES = MappingProxyType({"image": DEEP, "label": LABEL})
+
+
+class NoImage(TinySet, skip_registration=True):
+    FEATURES = MappingProxyType({"label": LABEL})
 
 
 class AnySize(TinySet, skip_registration=True):
@@ -182,7 +191,8 @@ def test_empty_slice(tiny_grey, spec):
     [
         (NoLabel, "no_label", "label"),
         (NumberLabel, "number_label", "label"),
-        (AnySize, "any_size", "(None, None, 3)"),
+        (Deep, "deep", "uint16"),
+        (NoImage, "no_image", "image"),
     ],
 )
 def test_sets_that_cannot_be_classified(tmp_path, builder_class, name, message):
@@ -191,6 +201,29 @@ def test_sets_that_cannot_be_classified(tmp_path, builder_class, name, message):
         load_split(name, "train", data_dir=str(tmp_path))
     assert message in str(error.value)
     assert name in str(error.value)
+
+
+def test_images_of_any_size_are_streamed(tmp_path):
+    prepare(AnySize, tmp_path)
+    spec, data_dir = "train[10:]+test[1:3]", str(tmp_path)
+    picture_set = load_split(
+        "any_size", spec, data_dir=data_dir, folder=FolderOptions(storage_size=9)
+    )
+    assert picture_set.class_names == ("zero", "one", "two")
+    assert (len(picture_set), picture_set.storage_size) == (4, 9)
+    (batch,) = picture_set.batches([np.arange(4)])
+    expected = [
+        *expected_images("train", slice(10, None), (7, 7, 3)),
+        *expected_images("test", slice(1, 3), (7, 7, 3)),
+    ]
+    np.testing.assert_array_equal(batch["image"][:, :7, :7], expected)
+    assert batch["label"].tolist() == [10 % 3, 11 % 3, 1, 2]
+    assert batch["extent"].tolist() == [[7, 7]] * 4
+    names = [picture_set.pictures.name(index) for index in range(4)]
+    assert names == [
+        *("any_size train record 10", "any_size train record 11"),
+        *("any_size test record 1", "any_size test record 2"),
+    ]
 
 
 def test_tfrecord_is_refused(tmp_path):

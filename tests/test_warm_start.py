@@ -337,9 +337,9 @@ def pictures(tmp_path_factory):
     options = FolderOptions(storage_size=64, eval_fraction=0.2)
     train = load_folder("train", str(root), options)
     assert len(train) == 24
-    with open(train.paths[7], "r+b") as file:
+    with open(train.pictures.paths[7], "r+b") as file:
         file.truncate(200)
-    return root, train.paths[7]
+    return root, train.pictures.paths[7]
 
 
 @pytest.fixture(scope="module")

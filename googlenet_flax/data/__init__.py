@@ -14,17 +14,18 @@ def load_split(
     folder: FolderOptions | None = None,
     may_prepare: bool = True,
 ) -> Split:
-    """Opens a split; all but `folder` are read into memory.
+    """Opens a split; images of one fixed size are read into memory, others streamed.
 
     Args:
-      dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"` and
-        `"cifar100"` (prepared when missing), or any image-classification set that TFDS has
-        prepared as array_record.
+      dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"`,
+        `"cifar100"` and `"imagenet2012"` (prepared when missing), or any
+        image-classification set that TFDS has prepared as array_record.
       split: In TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
       data_dir: Folder of TFDS data sets, "" is TFDS's own default; or the folder of
         pictures.
-      folder: How to read pictures; `"folder"` alone needs it.
-      may_prepare: Download and write CIFAR where it is missing; otherwise that is an error.
+      folder: How to read what is streamed: `"folder"`, and sets without a fixed size.
+      may_prepare: Download CIFAR and write CIFAR and ImageNet where they are missing;
+        otherwise that is an error.
 
     Raises:
       UserError: The set or split does not exist or cannot be read.
@@ -38,4 +39,4 @@ def load_split(
         return load_folder(split, data_dir, folder)
     from googlenet_flax.data.prepared import load_prepared  # noqa: PLC0415 - slow
 
-    return load_prepared(dataset, split, data_dir, may_prepare=may_prepare)
+    return load_prepared(dataset, split, data_dir, folder, may_prepare=may_prepare)

@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
+from googlenet_flax.data.archives import find_archive, hand_placed_paths
 from googlenet_flax.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -102,7 +103,7 @@ class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         archive = self.ARCHIVE
-        path = find_archive(archive, pathlib.Path(self.data_dir_root))
+        path = find_archive(archive.file_name, pathlib.Path(self.data_dir_root))
         if path is None:
             path = pathlib.Path(dl_manager.download(archive.url))
         verify_archive(archive, path)
@@ -155,7 +156,7 @@ def prepare(builder: _CifarBuilder) -> None:
       UserError: No archive and no network, or an archive that is not the official one.
     """
     archive, root = builder.ARCHIVE, pathlib.Path(builder.data_dir_root)
-    if find_archive(archive, root) is None and not _can_connect(archive.url):
+    if find_archive(archive.file_name, root) is None and not _can_connect(archive.url):
         raise UserError(_not_found_message(builder))
     try:
         builder.download_and_prepare(file_format="array_record")
@@ -165,21 +166,6 @@ def prepare(builder: _CifarBuilder) -> None:
         raise UserError(f"{_not_found_message(builder)} ({error})") from error
     except tfds.download.DownloadError as error:
         raise UserError(f"{_not_found_message(builder)} ({error})") from error
-
-
-def find_archive(archive: Archive, data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The archive where a person would have put it, or None."""
-    for path in _hand_placed_paths(archive, data_dir):
-        if path.is_file():
-            return path
-    return None
-
-
-def _hand_placed_paths(archive: Archive, data_dir: pathlib.Path) -> list[pathlib.Path]:
-    return [
-        data_dir / archive.file_name,
-        data_dir / "downloads" / "manual" / archive.file_name,
-    ]
 
 
 def verify_archive(archive: Archive, path: pathlib.Path) -> None:
@@ -259,7 +245,7 @@ def _can_connect(url: str) -> bool:
 def _not_found_message(builder: _CifarBuilder) -> str:
     archive, root = builder.ARCHIVE, pathlib.Path(builder.data_dir_root)
     prepared = root / builder.name / str(builder.version)
-    places = ", ".join(map(str, [prepared, *_hand_placed_paths(archive, root)]))
+    places = ", ".join(map(str, [prepared, *hand_placed_paths(archive.file_name, root)]))
     host = urllib.parse.urlsplit(archive.url).hostname
     return (
         f"data set {builder.name!r} was not found (looked at {places}) and {host} cannot "

@@ -13,13 +13,14 @@ KNOWN_SETS = {
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
 }
+STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Pictures of any size.
 OTHER_SHAPE = (32, 32, 3)  # Of the sets of TFDS that fit into memory.
 OTHER_CLASSES = 1000  # Of these and of a folder, which is counted only when it is read.
 
 
 @dataclasses.dataclass(frozen=True)
 class FabricatedPictures(ImageSet):
-    """Square pictures that come with their extents, like those of a folder."""
+    """Square pictures that come with their extents, as those that are streamed."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """As in `Split`."""
@@ -28,19 +29,19 @@ class FabricatedPictures(ImageSet):
             yield {**batch, "extent": extents}
 
 
-def fabricate(dataset: str, *, num_examples: int, folder_storage_size: int) -> ImageSet:
+def fabricate(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
     """Noise uint8 with the image shape and classes of a data set.
 
     Args:
       dataset: As in `data.load_split`. A folder is taken to have 1000 classes, a set that
         is not known here 1000 and colour images of 32 px.
       num_examples: How many.
-      folder_storage_size: Side in pixels of a folder's pictures.
+      storage_size: Side in pixels of pictures that are streamed.
     """
     kind, known = ImageSet, dataset.split(":", maxsplit=1)[0]
     shape, num_classes = KNOWN_SETS.get(known, (OTHER_SHAPE, OTHER_CLASSES))
-    if dataset == "folder":
-        kind, shape = FabricatedPictures, (folder_storage_size, folder_storage_size, 3)
+    if known in STREAMED_SETS:
+        kind, shape = FabricatedPictures, (storage_size, storage_size, 3)
     rng = np.random.default_rng(0)
     return kind(
         images=rng.integers(0, 256, (num_examples, *shape), dtype=np.uint8),

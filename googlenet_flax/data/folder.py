@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from googlenet_flax.data import splits
-from googlenet_flax.data.decode import SUFFIXES, find_images
+from googlenet_flax.data.decode import SUFFIXES, find_images, printable
 from googlenet_flax.data.image_set import Split
 from googlenet_flax.errors import UserError
 
@@ -19,13 +19,33 @@ _Listing = dict[str, list[str]]  # Class to paths below the folder of pictures.
 
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:
-    """How a folder of pictures is split and read."""
+    """How a folder of pictures is split, and how any pictures are read from disk."""
 
     storage_size: int  # Longer side in pixels that pictures are reduced to.
     eval_fraction: float = 0.0  # Of one folder of classes, for its test split; 0: none.
-    on_bad_image: str = "stop"  # Or "skip": what a file that cannot be read does.
+    on_bad_image: str = "stop"  # Or "skip": what one that cannot be read does.
     decode_workers: int = 0  # Processes that decode; 0 decodes in threads.
     class_names: tuple[str, ...] = ()  # A network's; () are those of the train split.
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePictures:
+    """Picture files, as `picture_set.PictureSource` asks for them."""
+
+    paths: tuple[str, ...]
+    labels: np.ndarray  # int32 [N]
+    remedy = "delete or mend it"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[str, int]:
+        """Path and label."""
+        return self.paths[index], int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """The path, which print() takes."""
+        return printable(self.paths[index])
 
 
 def load_folder(split: str, data_dir: str, options: FolderOptions) -> Split:
@@ -55,8 +75,10 @@ def load_folder(split: str, data_dir: str, options: FolderOptions) -> Split:
     chosen = [example for name, rows in positions for example in examples[name][rows]]
     label_of = {name: label for label, name in enumerate(class_names)}
     return PictureSet(
-        paths=tuple(os.path.join(root, path) for path, _ in chosen),
-        labels=np.array([label_of[name] for _, name in chosen], np.int32),
+        FilePictures(
+            paths=tuple(os.path.join(root, path) for path, _ in chosen),
+            labels=np.array([label_of[name] for _, name in chosen], np.int32),
+        ),
         class_names=class_names,
         storage_size=options.storage_size,
         on_bad_image=options.on_bad_image,

@@ -1,5 +1,8 @@
 """The classes of ImageNet 2012, in the order in which every original numbers them."""
 
+from collections.abc import Sequence
+
+from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from tensorflow_datasets.datasets.siscore import labels
 
 NUM_CLASSES = 1000
@@ -8,3 +11,14 @@ NUM_CLASSES = 1000
 def imagenet_class_names() -> tuple[str, ...]:
     """From "tench, Tinca tinca" to "toilet tissue, toilet paper, bathroom tissue"."""
     return tuple(labels.IMAGENET_LABELS_LIST)
+
+
+def wordnet_numbers() -> tuple[str, ...]:
+    """The same classes as TFDS stores them: from "n01440764" to "n15075141"."""
+    return tuple(imagenet_common.label_names_file().read_text().split())
+
+
+def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names with those that are a WordNet number of ImageNet 2012 put into words."""
+    words = dict(zip(wordnet_numbers(), imagenet_class_names(), strict=True))
+    return tuple(words.get(name, name) for name in class_names)

@@ -1,14 +1,15 @@
-"""Labelled picture files, decoded by grain as they are asked for."""
+"""Labelled pictures in files or records, decoded by grain as they are asked for."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Protocol
 
 import grain
 import numpy as np
 
-from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.data.decode import BadImageError, Picture, decode_image
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.errors import UserError
@@ -17,21 +18,43 @@ SHARE_EXAMPLES = 8  # Of a batch, that one thread or process decodes at a time.
 PREFETCH_BATCHES = 2  # 256 pictures of 320x320 are 79 MB.
 
 
+class PictureSource(Protocol):
+    """Where the pictures of one split lie; processes that decode get a copy."""
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do about a picture that cannot be read."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Picture, int]:
+        """A picture as `decode_image` takes it, and its label.
+
+        Raises:
+          BadImageError: There is none.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person finds the picture by."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-    """The pictures of one split in their files, with labels and class names."""
+    """The pictures of one split, of any sizes, with labels and class names."""
 
-    paths: tuple[str, ...]
-    labels: np.ndarray  # int32 [N]
+    pictures: PictureSource
     class_names: tuple[str, ...]
     storage_size: int
     on_bad_image: str
     decode_workers: int
-    # Files that were skipped so far and what is wrong with each.
+    # Pictures that were skipped so far and what is wrong with each.
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One batch for each array of example numbers, in turn, decoded ahead of time.
@@ -39,8 +62,8 @@ class PictureSet:
         A batch holds `image` uint8 `[B, S, S, 3]`, RGB, with the picture in the top-left
         corner and zeros elsewhere; `extent` int32 `[B, 2]`, its height and width; `label`
         and `index` int32 `[B]`, the number of the example; and `readable` bool `[B]`.
-        Where that is false the file could not be read: image, label and index are those
-        of the next picture that can, and `unreadable` tells why. Closing the iterator
+        Where that is false the picture could not be read: image, label and index are
+        those of the next one that can, and `unreadable` tells why. Closing the iterator
         ends its threads or processes.
 
         Args:
@@ -48,14 +71,12 @@ class PictureSet:
             get a copy.
 
         Raises:
-          UserError: A file cannot be read and `on_bad_image` is `"stop"`, or none can.
+          UserError: A picture cannot be read and `on_bad_image` is `"stop"`, or none can.
         """
         if not len(index_batches):
             return
         shares = _Shares(index_batches, -(-len(index_batches[0]) // SHARE_EXAMPLES))
-        decoder = _Decoder(
-            self.paths, self.labels, self.storage_size, self.on_bad_image == "skip"
-        )
+        decoder = _Decoder(self.pictures, self.storage_size, self.on_bad_image == "skip")
         decoded = grain.MapDataset.source(shares).map(decoder)
         ahead = PREFETCH_BATCHES * shares.per_batch
         with closing(read_ahead(decoded, ahead, workers=self.decode_workers)) as parts:
@@ -70,17 +91,17 @@ class PictureSet:
         requested, reasons = batch.pop("requested"), batch.pop("reason")
         batch["readable"] = reasons == ""
         for row in np.flatnonzero(~batch["readable"]):
-            path, reason = printable(self.paths[requested[row]]), str(reasons[row])
+            name, reason = self.pictures.name(int(requested[row])), str(reasons[row])
             if self.on_bad_image != "skip":
                 raise UserError(
-                    f"{path} cannot be read ({reason}): delete or mend it, or set "
+                    f"{name} cannot be read ({reason}): {self.pictures.remedy}, or set "
                     "--config.on_bad_image=skip"
                 )
             if batch["index"][row] < 0:
                 raise UserError(
-                    f"none of the {len(self)} pictures can be read; {path}: {reason}"
+                    f"none of the {len(self)} pictures can be read; {name}: {reason}"
                 )
-            self.unreadable[path] = reason
+            self.unreadable[name] = reason
         return batch
 
 
@@ -103,36 +124,38 @@ class _Shares(Sequence):
 class _Decoder:
     """Reads the pictures of a share; what cannot be read travels as data, too."""
 
-    paths: tuple[str, ...]
-    labels: np.ndarray
+    pictures: PictureSource
     storage_size: int
     replaces: bool
 
     def __call__(self, requested: np.ndarray) -> Batch:
-        """As `PictureSet.batches`, with the `reason` that a file cannot be read or ""."""
+        """As `PictureSet.batches`, with the `reason` that one cannot be read or ""."""
         size = self.storage_size
         images = np.zeros((len(requested), size, size, 3), np.uint8)
         extents = np.zeros((len(requested), 2), np.int32)
+        labels = np.zeros(len(requested), np.int32)
         indices = np.full(len(requested), -1, np.int32)
         reasons = [""] * len(requested)
         for row, example in enumerate(requested.tolist()):
             for index in self._candidates(example):
                 try:
-                    images[row], extents[row] = decode_image(self.paths[index], size)
+                    picture, label = self.pictures.read(index)
+                    images[row], extents[row] = decode_image(picture, size)
                 except BadImageError as error:
                     reasons[row] = reasons[row] or str(error)
                 else:
-                    indices[row] = index
+                    labels[row], indices[row] = label, index
                     break
         return {
             "image": images,
             "extent": extents,
-            "label": self.labels[indices],
+            "label": labels,
             "index": indices,
             "requested": requested,
             "reason": np.array(reasons, np.str_),
         }
 
     def _candidates(self, example: int) -> Iterator[int]:
-        count = len(self.paths) if self.replaces else 1
-        return ((example + offset) % len(self.paths) for offset in range(count))
+        total = len(self.pictures)
+        count = total if self.replaces else 1
+        return ((example + offset) % total for offset in range(count))

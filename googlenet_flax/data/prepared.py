@@ -4,28 +4,43 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data import cifar, splits
-from googlenet_flax.data.image_set import ImageSet
+from googlenet_flax.data import cifar, imagenet_builder, splits
+from googlenet_flax.data.folder import FolderOptions
+from googlenet_flax.data.image_set import ImageSet, Split
+from googlenet_flax.data.imagenet import in_words
+from googlenet_flax.data.picture_set import PictureSet
+from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.errors import UserError
 
+OWN_SETS = (cifar, imagenet_builder)  # Those that are prepared here.
 READ_CHUNK_EXAMPLES = 1000
 MAX_MEMORY_FRACTION = 0.5  # Of the machine's memory, for one split.
 
 
 def load_prepared(
-    dataset: str, split: str, data_dir: str, *, may_prepare: bool = True
-) -> ImageSet:
-    """Reads a split into memory; prepares `cifar10` and `cifar100` where they are missing.
+    dataset: str,
+    split: str,
+    data_dir: str,
+    options: FolderOptions | None = None,
+    *,
+    may_prepare: bool = True,
+) -> Split:
+    """Opens a split; prepares CIFAR and `imagenet2012` where they are missing.
+
+    Images of one fixed shape are read into memory. Others are decoded as they are asked
+    for.
 
     Args:
       dataset: Name as in TFDS, `mnist` or `cifar10:3.0.2`.
       split: Split in TFDS notation.
       data_dir: Folder of TFDS data sets; "" is TFDS's own default.
+      options: How images without a fixed shape are read; only these need it.
       may_prepare: Otherwise a set that is missing is an error.
 
     Raises:
@@ -36,20 +51,66 @@ def load_prepared(
         _check_features(builder)
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
     positions = splits.split_positions(split, sizes)
+    with _readable(dataset, data_dir):
+        if None not in builder.info.features["image"].shape:
+            return _read_images(builder, split, positions)
+        assert options is not None
+        return _open_pictures(builder, split, positions, options)
+
+
+def _read_images(
+    builder: tfds.core.DatasetBuilder, split: str, positions: Sequence[tuple[str, slice]]
+) -> ImageSet:
+    """All images of the split, in memory."""
     num_examples = sum(len(range(rows.start, rows.stop)) for _, rows in positions)
     _check_memory(builder, split, num_examples)
-
     image, label = builder.info.features["image"], builder.info.features["label"]
     images = np.empty((num_examples, *image.shape), np.uint8)
     labels = np.empty(num_examples, np.int32)
-    with _readable(dataset, data_dir):
-        source = builder.as_data_source(split=split)
-        for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
-            rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
-            for row, example in zip(rows, source.__getitems__(rows), strict=True):
-                images[row] = example["image"]
-                labels[row] = example["label"]
-        return ImageSet(images, labels, tuple(label.names))
+    source = builder.as_data_source(split=split)
+    for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
+        rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
+        for row, example in zip(rows, source.__getitems__(rows), strict=True):
+            images[row] = example["image"]
+            labels[row] = example["label"]
+    return ImageSet(images, labels, in_words(label.names))
+
+
+def _open_pictures(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    positions: Sequence[tuple[str, slice]],
+    options: FolderOptions,
+) -> PictureSet:
+    """The records of the split; they are read when they are asked for."""
+    shards = [part.filename for part in builder.info.splits[split].file_instructions]
+    for path in shards:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{path} is missing")
+    _allow_open_files(len(shards))
+    class_names = in_words(builder.info.features["label"].names)
+    parts = ((name, range(rows.start, rows.stop)) for name, rows in positions)
+    return PictureSet(
+        RecordPictures(
+            source=builder.as_data_source(split=split).data_source,
+            dataset=builder.name,
+            parts=tuple(parts),
+            num_classes=len(class_names),
+        ),
+        class_names=class_names,
+        storage_size=options.storage_size,
+        on_bad_image=options.on_bad_image,
+        decode_workers=options.decode_workers,
+    )
+
+
+def _allow_open_files(more: int) -> None:
+    """Each shard stays open; ImageNet has more of them than the usual limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited:
+        wanted = soft + more if hard == unlimited else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager
@@ -73,23 +134,20 @@ def _find_builder(
 ) -> tfds.core.DatasetBuilder:
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
     name = dataset.split(":", maxsplit=1)[0]
-    if name in cifar.BUILDERS:
-        builder = cifar.BUILDERS[name](data_dir=root)
-        if not _is_prepared(builder):
-            if not may_prepare:
-                raise UserError(
-                    f"data set {name!r} is not prepared in {builder.data_dir_root}: "
-                    "training prepares it"
-                )
-            cifar.prepare(builder)
-        return builder
+    for own in OWN_SETS:
+        if name in own.BUILDERS:
+            builder = own.BUILDERS[name](data_dir=root)
+            if not _is_prepared(builder):
+                _refuse_unless(may_prepare, builder)
+                own.prepare(builder)
+            return builder
     try:
         builder = tfds.builder(dataset, data_dir=root)
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"unknown dataset {dataset!r}: use digits, cifar10, cifar100, or an image "
-            "classification set of TFDS that is prepared as array_record in "
-            f"--config.data_dir ({root or tfds.core.constants.DATA_DIR})"
+            f"unknown dataset {dataset!r}: use digits, cifar10, cifar100, imagenet2012, "
+            "folder, or an image classification set of TFDS that is prepared as "
+            f"array_record in --config.data_dir ({root or tfds.core.constants.DATA_DIR})"
         ) from error
     if not _is_prepared(builder):
         raise UserError(
@@ -98,6 +156,14 @@ def _find_builder(
             "and point --config.data_dir at the folder it writes"
         )
     return builder
+
+
+def _refuse_unless(may_prepare: bool, builder: tfds.core.DatasetBuilder) -> None:
+    if not may_prepare:
+        raise UserError(
+            f"data set {builder.name!r} is not prepared in {builder.data_dir_root}: "
+            "training prepares it"
+        )
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
@@ -126,11 +192,10 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
             f"data set {builder.name!r} has no class `label`; choose an image "
             "classification set"
         )
-    fixed_size = isinstance(image, tfds.features.Image) and None not in image.shape
-    if not fixed_size or image.np_dtype != np.uint8:
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise UserError(
-            f"data set {builder.name!r} has images {getattr(image, 'shape', None)}; only "
-            "uint8 images of one fixed shape are held in memory so far"
+            f"data set {builder.name!r} has no uint8 `image` but {image}; choose an image "
+            "classification set"
         )
 
 

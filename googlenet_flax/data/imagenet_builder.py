@@ -1,0 +1,258 @@
+"""ImageNet 2012 as a TFDS data set, prepared without TensorFlow.
+
+TFDS's own builder reads the two official archives through TensorFlow, and shuffles through
+a copy on disk. This one lists where each picture lies in them, and reads the pictures in
+the order in which the stock one stores them (name, version, features and keys are the
+same); stock TFDS reads the result. In memory it holds that list (1.3 million names) and
+one shard at a time.
+"""
+
+import dataclasses
+import io
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import PIL.Image
+import tensorflow_datasets as tfds
+import tqdm
+from tensorflow_datasets.core.hashing import Hasher
+from tensorflow_datasets.core.utils import shard_utils
+from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
+from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import (
+    CMYK_IMAGES,
+    PNG_IMAGES,
+)
+
+from googlenet_flax.data.archives import find_archive, hand_placed_paths
+from googlenet_flax.data.imagenet import wordnet_numbers
+from googlenet_flax.errors import UserError
+
+HOMEPAGE = "https://image-net.org/"
+READ_THREADS = 16  # The pictures of a shard lie all over the archive.
+REPAIRED = frozenset({*CMYK_IMAGES, *PNG_IMAGES})
+REPAIRED_QUALITY = 100  # Of JPEG, as in the stock builder.
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+class Member(NamedTuple):
+    """A picture in an archive."""
+
+    name: str
+    label: str  # WordNet number of its class.
+    offset: int  # Of its first byte in the archive.
+    size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """The official archive of one split."""
+
+    file_name: str
+    size_bytes: int  # As TFDS records it.
+    num_pictures: int
+    list_members: Callable[[tarfile.TarFile], Iterator[Member]]
+
+
+class _NotOfficialError(Exception):
+    """What an archive has that the official one has not; the message says it."""
+
+
+def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
+    """One archive for each class, `n01440764.tar`, lies in that of the split."""
+    known = frozenset(wordnet_numbers())
+    for inner in archive:
+        label, suffix = os.path.splitext(inner.name)
+        file = archive.extractfile(inner)
+        if file is None or suffix != ".tar" or label not in known:
+            raise _NotOfficialError(f"it holds {inner.name}")
+        with tarfile.open(fileobj=file, mode="r:") as pictures:
+            for info in pictures:
+                offset = inner.offset_data + info.offset_data
+                yield Member(info.name, label, offset, info.size)
+
+
+def _list_validation(archive: tarfile.TarFile) -> Iterator[Member]:
+    """Pictures are labelled by the number in their name."""
+    labels_file = imagenet_common.label_names_file().with_name("validation_labels.txt")
+    labels = labels_file.read_text().split()
+    for info in archive:
+        match = VALIDATION_NAME.fullmatch(info.name)
+        if match is None or not 1 <= int(match[1]) <= len(labels):
+            raise _NotOfficialError(f"it holds {info.name}")
+        label = labels[int(match[1]) - 1]
+        yield Member(info.name, label, info.offset_data, info.size)
+
+
+class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """TFDS `imagenet2012` 5.1.0, without its split `test`, whose labels are not public."""
+
+    VERSION = tfds.core.Version("5.1.0")
+    ARCHIVES = MappingProxyType(
+        {
+            "train": Archive(
+                "ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167, _list_train
+            ),
+            "validation": Archive(
+                "ILSVRC2012_img_val.tar", 6_744_924_160, 50_000, _list_validation
+            ),
+        }
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Photographs of 1,000 classes, as in ILSVRC 2012.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(
+                        names_file=imagenet_common.label_names_file()
+                    ),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=HOMEPAGE,
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager  # There is nothing to download.
+        root = pathlib.Path(self.data_dir_root)
+        paths, members = {}, {}
+        for split, archive in self.ARCHIVES.items():  # Before a byte is written.
+            path = find_archive(archive.file_name, root)
+            assert path is not None
+            paths[split], members[split] = path, list_members(archive, path)
+        _check_space(root, sum(m.size_bytes for part in members.values() for m in part))
+        return {
+            split: [
+                partial(_read_shard, paths[split], shard, f"{split}, shard {number}")
+                for number, shard in enumerate(_shards(members[split], split))
+            ]
+            for split in self.ARCHIVES
+        }
+
+
+BUILDERS = MappingProxyType({"imagenet2012": Imagenet2012})
+
+
+def prepare(builder: Imagenet2012) -> None:
+    """Writes the data set as array_record from the two archives.
+
+    Raises:
+      UserError: An archive is missing or not the official one, or the disk is full.
+    """
+    root = pathlib.Path(builder.data_dir_root)
+    names = [archive.file_name for archive in builder.ARCHIVES.values()]
+    if not all(find_archive(name, root) for name in names):
+        raise UserError(_not_found_message(builder, root, names))
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
+        left = sorted(map(str, builder.data_path.parent.glob("*.incomplete*")))
+        hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
+        raise UserError(
+            f"data set 'imagenet2012' cannot be written into {root} ({error}){hint}"
+        ) from error
+
+
+def _not_found_message(
+    builder: Imagenet2012, root: pathlib.Path, names: Sequence[str]
+) -> str:
+    missing = [name for name in names if find_archive(name, root) is None]
+    places = [builder.data_path, *hand_placed_paths("", root)]
+    return (
+        f"data set 'imagenet2012' was not found, nor {' and '.join(missing)} to prepare it "
+        f"from (looked at {', '.join(map(str, places))}). Download "
+        f"{' and '.join(names)} from {HOMEPAGE} (an account is needed) and put them into "
+        f"{root}; --config.data_dir names another folder. A tree of pictures in folders is "
+        "read with --config.dataset=folder"
+    )
+
+
+def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
+    """Where the pictures of an archive lie, in the archive's order.
+
+    Raises:
+      UserError: It is not the official archive.
+    """
+    try:
+        # NOTE: No digest: that would be reading 155 GB once more.
+        size_bytes = path.stat().st_size
+        if size_bytes != archive.size_bytes:
+            raise _NotOfficialError(f"{size_bytes} bytes, expected {archive.size_bytes}")
+        with tarfile.open(path, mode="r:") as tar:
+            found = archive.list_members(tar)
+            title, total = f"listing {path.name}", archive.num_pictures
+            members = list(tqdm.tqdm(found, title, total, leave=False, disable=None))
+        if len(members) != archive.num_pictures:
+            raise _NotOfficialError(
+                f"{len(members)} pictures, expected {archive.num_pictures}"
+            )
+    except (_NotOfficialError, tarfile.TarError, OSError) as error:
+        raise UserError(
+            f"{path} is not the official archive of imagenet2012 ({error}): download it "
+            f"again from {HOMEPAGE}"
+        ) from error
+    return members
+
+
+def _shards(members: Sequence[Member], split: str) -> list[list[Member]]:
+    """All in the order in which TFDS stores them, cut into as many shards."""
+    hasher = Hasher(split)
+    ordered = sorted(members, key=lambda member: hasher.hash_key(member.name))
+    size_bytes = sum(member.size_bytes for member in members)
+    count = shard_utils.ShardConfig.calculate_number_shards(size_bytes, len(ordered))
+    ends = shard_utils.get_shard_boundaries(len(ordered), count)
+    return [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def _check_space(folder: pathlib.Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise OSError(
+            f"{needed_bytes / 2**30:.1f} GiB are needed and {free_bytes / 2**30:.1f} free"
+        )
+
+
+def _read_shard(
+    path: pathlib.Path, members: Sequence[Member], title: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Keys and examples; TFDS keeps those of a shard in memory until it is written."""
+    with path.open("rb") as file, ThreadPoolExecutor(READ_THREADS) as pool:
+        contents = pool.map(partial(_read_member, file.fileno()), members)
+        pairs = zip(members, contents, strict=True)
+        bar = tqdm.tqdm(pairs, title, len(members), leave=False, disable=None)
+        for member, content in bar:
+            yield (
+                member.name,
+                {
+                    "image": io.BytesIO(content),
+                    "label": member.label,
+                    "file_name": member.name,
+                },
+            )
+
+
+def _read_member(descriptor: int, member: Member) -> bytes:
+    content = os.pread(descriptor, member.size_bytes, member.offset)
+    return _as_rgb_jpeg(content) if member.name in REPAIRED else content
+
+
+def _as_rgb_jpeg(content: bytes) -> bytes:
+    """A PNG or a JPEG of CMYK as the stock builder stores them."""
+    jpeg = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+        image.convert("RGB").save(jpeg, format="JPEG", quality=REPAIRED_QUALITY)
+    return jpeg.getvalue()

@@ -1,0 +1,634 @@
+"""ImageNet 2012 from fabricated official archives: prepared, streamed, trained on."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from unittest import mock
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source, array_record_module
+from conftest import REPOSITORY
+from tensorflow_datasets.core.utils import shard_utils
+from tensorflow_datasets.datasets.imagenet2012 import (
+    imagenet2012_dataset_builder as stock_module,
+)
+from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
+from tensorflow_datasets.proto import tf_example_pb2
+from tiny_run import assert_same_run, finish, run, start, wait_for_line
+
+from googlenet_flax.data import FolderOptions, imagenet_builder, load_split, prepared
+from googlenet_flax.data.decode import decode_image
+from googlenet_flax.data.imagenet import in_words, wordnet_numbers
+from googlenet_flax.data.imagenet_builder import Imagenet2012
+from googlenet_flax.data.picture_set import PictureSet
+from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.errors import UserError
+
+OPTIONS = FolderOptions(storage_size=32)
+SKIP = FolderOptions(storage_size=32, on_bad_image="skip")
+TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+# Those of the stock builder's lists.
+PNG_NAME, CMYK_NAME = "n02105855_2933.JPEG", "n01739381_1309.JPEG"
+CLASSES = ("n01440764", "n01739381", "n02105855", "n15075141")
+PICTURES_PER_CLASS = 6
+NUM_VALIDATION = 9
+MANY_SHARDS_BYTES = 4000  # So small a minimum cuts the small splits into several shards.
+
+
+def encoded(pixels, kind, **options):
+    file = io.BytesIO()
+    mode = "CMYK" if pixels.shape[2] == 4 else "RGB"
+    PIL.Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()).save(
+        file, format=kind, **options
+    )
+    return file.getvalue()
+
+
+def draw(rng, channels=3):
+    """Pixels of a small picture, smooth enough to survive JPEG."""
+    height, width = rng.integers(20, 70, 2)
+    rows, columns = np.ogrid[:height, :width]
+    rows, columns = rows[..., np.newaxis], columns[..., np.newaxis]
+    waves = np.sin(rows * rng.uniform(0, 0.2, channels) + columns * 0.1 + rng.uniform(0, 6))
+    return np.uint8(127 + 100 * waves)
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def tar_of(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            add(tar, name, content)
+    return buffer.getvalue()
+
+
+def draw_train(rng):
+    """Content of each file by class and name, and the pixels of the two odd ones."""
+    classes, odd = {}, {}
+    for number in CLASSES:
+        names = [f"{number}_{i}.JPEG" for i in range(PICTURES_PER_CLASS)]
+        files = {name: encoded(draw(rng), "JPEG", quality=90) for name in names}
+        if PNG_NAME.startswith(number):
+            odd[PNG_NAME] = draw(rng)
+            files[PNG_NAME] = encoded(odd[PNG_NAME], "PNG")
+        if CMYK_NAME.startswith(number):
+            odd[CMYK_NAME] = draw(rng, channels=4)
+            files[CMYK_NAME] = encoded(odd[CMYK_NAME], "JPEG", quality=100)
+        classes[number] = files
+    return classes, odd
+
+
+@dataclasses.dataclass(frozen=True)
+class Official:
+    """What lies in the fabricated archives."""
+
+    train: dict[str, bytes]  # By file name.
+    validation: dict[str, bytes]
+    odd: dict[str, np.ndarray]  # Pixels of the pictures that are repaired.
+    archives: dict[str, bytes]  # By file name of the archive.
+
+
+@pytest.fixture(scope="module")
+def official():
+    rng = np.random.default_rng(0)
+    classes, odd = draw_train(rng)
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, NUM_VALIDATION + 1)]
+    validation = {name: encoded(draw(rng), "JPEG") for name in rng.permutation(names)}
+    inner = {f"{number}.tar": tar_of(files) for number, files in classes.items()}
+    return Official(
+        train={name: data for files in classes.values() for name, data in files.items()},
+        validation=validation,
+        odd=odd,
+        archives={TRAIN: tar_of(inner), VALIDATION: tar_of(validation)},
+    )
+
+
+def write_archives(official, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in official.archives.items():
+        (folder / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def taken_for_official(official):
+    """Lets the builder expect the sizes of the fabricated archives."""
+    small = {
+        split: dataclasses.replace(
+            archive,
+            size_bytes=len(official.archives[archive.file_name]),
+            num_pictures=len(getattr(official, split)),
+        )
+        for split, archive in Imagenet2012.ARCHIVES.items()
+    }
+    shards = mock.patch.object(shard_utils.ShardConfig, "min_shard_size", MANY_SHARDS_BYTES)
+    with mock.patch.object(Imagenet2012, "ARCHIVES", small), shards:
+        yield
+
+
+@pytest.fixture
+def expected_here(official):
+    with taken_for_official(official):
+        yield
+
+
+def load(data_dir, split, options=OPTIONS) -> PictureSet:
+    return load_split("imagenet2012", split, data_dir=str(data_dir), folder=options)
+
+
+@pytest.fixture(scope="module")
+def data_dir(official, tmp_path_factory):
+    """Holds the prepared set, and no archives any more; tests must not change it."""
+    folder = tmp_path_factory.mktemp("data")
+    write_archives(official, folder / "downloads" / "manual")
+    with taken_for_official(official):
+        assert len(load(folder, "train")) == len(official.train)
+    shutil.rmtree(folder / "downloads")
+    return folder
+
+
+def stored(data_dir, split):
+    """The examples as stock TFDS reads them, but with the pictures' bytes."""
+    builder = tfds.builder("imagenet2012", data_dir=data_dir)
+    assert not isinstance(builder, Imagenet2012)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return list(builder.as_data_source(split=split, decoders=decoders))
+
+
+def test_the_builder_declares_what_the_stock_one_declares(tmp_path):
+    ours = Imagenet2012(data_dir=tmp_path)
+    stock = tfds.builder_cls("imagenet2012")(data_dir=tmp_path)
+    assert ours.info.full_name == stock.info.full_name
+    assert ours.data_dir == stock.data_dir
+    assert repr(ours.info.features) == repr(stock.info.features)
+    assert ours.info.features["label"].names == stock.info.features["label"].names
+    assert ours.info.supervised_keys == stock.info.supervised_keys
+
+
+def test_archives_are_those_tfds_has_on_record():
+    recorded = tfds.builder_cls("imagenet2012").url_infos
+    sizes = {url.rsplit("/", 1)[-1]: info.size for url, info in recorded.items()}
+    assert sizes == {a.file_name: a.size_bytes for a in Imagenet2012.ARCHIVES.values()}
+    # https://image-net.org/challenges/LSVRC/2012/
+    numbers = {name: a.num_pictures for name, a in Imagenet2012.ARCHIVES.items()}
+    assert numbers == {"train": 1_281_167, "validation": 50_000}
+
+
+class StockImagenet(stock_module.Builder, skip_registration=True):
+    """The stock builder, but for what it opens, and does to two pictures, by TensorFlow."""
+
+    name = "imagenet2012"
+
+    def _split_generators(self, dl_manager):
+        official = self.OFFICIAL
+        labels_path = imagenet_common.label_names_file().with_name("validation_labels.txt")
+        labels = dict(
+            zip(sorted(official.validation), labels_path.read_text().split(), strict=False)
+        )
+        archives = {
+            name: tfds.download.iter_archive(
+                io.BytesIO(content), tfds.download.ExtractMethod.TAR_STREAM
+            )
+            for name, content in official.archives.items()
+        }
+        return {
+            "train": self._generate_examples(archives[TRAIN]),
+            "validation": self._generate_examples(archives[VALIDATION], labels),
+        }
+
+    def _fix_image(self, image_fname, image):
+        return image
+
+
+def test_records_are_those_of_the_stock_builder(data_dir, official, tmp_path):
+    StockImagenet.OFFICIAL = official
+    stock = StockImagenet(data_dir=tmp_path, file_format="array_record")
+    stock.download_and_prepare()
+    for split, size in [("train", 26), ("validation", 9)]:
+        ours, theirs = stored(data_dir, split), stored(tmp_path, split)
+        names = [example["file_name"].decode() for example in ours]
+        assert len(names) == size and names != sorted(names)
+        for our, their in zip(ours, theirs, strict=True):
+            repaired = their["file_name"].decode() in {PNG_NAME, CMYK_NAME}
+            assert (our["image"] != their["image"]) == repaired
+            del our["image"], their["image"]
+            assert our == their
+
+
+def test_stock_tfds_reads_what_was_prepared(data_dir, official):
+    stock = tfds.builder("imagenet2012", data_dir=data_dir)
+    assert stock.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    assert stock.info.features["label"].names == list(wordnet_numbers())
+    splits = stock.info.splits
+    assert {name: split.num_examples for name, split in splits.items()} == {
+        "train": 26,
+        "validation": 9,
+    }
+    assert splits["train"].num_shards > 1
+    for example in stock.as_data_source(split="train"):
+        name = example["file_name"].decode()
+        assert stock.info.features["label"].int2str(example["label"]) == name.split("_")[0]
+        if name not in official.odd:
+            original = PIL.Image.open(io.BytesIO(official.train[name]))
+            np.testing.assert_array_equal(example["image"], original)
+
+
+def test_the_validation_labels_are_those_of_the_numbers(data_dir):
+    # The first lines of research/slim/datasets/imagenet_2012_validation_synset_labels.txt
+    # in https://github.com/tensorflow/models.
+    first = {1: "n01751748", 2: "n09193705", 3: "n02105855", 4: "n04263257"}
+    labels = {
+        int(example["file_name"].decode()[15:23]): wordnet_numbers()[example["label"]]
+        for example in stored(data_dir, "validation")
+    }
+    assert sorted(labels) == list(range(1, NUM_VALIDATION + 1))
+    assert first.items() <= labels.items()
+
+
+def test_two_kinds_of_pictures_are_repaired(data_dir, official):
+    pictures = {e["file_name"].decode(): e["image"] for e in stored(data_dir, "train")}
+    cyan_to_yellow, black = np.split(255.0 - official.odd[CMYK_NAME], [3], axis=2)
+    expected = {
+        PNG_NAME: official.odd[PNG_NAME],
+        CMYK_NAME: cyan_to_yellow * black / 255,
+    }
+    for name, pixels in expected.items():
+        image = PIL.Image.open(io.BytesIO(pictures[name]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert all(set(table) == {1} for table in image.quantization.values())  # 100
+        assert np.abs(np.asarray(image, np.float64) - pixels).mean() < 4
+
+
+def test_class_names_are_words_in_the_networks_order(data_dir):
+    names = load(data_dir, "train").class_names
+    # https://image-net.org/challenges/LSVRC/2012/browse-synsets
+    words = {
+        "n01440764": "tench, Tinca tinca",
+        "n02105855": "Shetland sheepdog, Shetland sheep dog, Shetland",
+        "n15075141": "toilet tissue, toilet paper, bathroom tissue",
+    }
+    assert len(names) == 1000
+    for number, name in words.items():
+        assert names[wordnet_numbers().index(number)] == name
+    assert in_words(["n01440764", "cat"]) == ("tench, Tinca tinca", "cat")
+
+
+def assert_batch(batch, examples, indices, size=32):
+    expected = [decode_image(examples[index]["image"], size) for index in indices]
+    np.testing.assert_array_equal(batch["image"], [image for image, _ in expected])
+    np.testing.assert_array_equal(batch["extent"], [extent for _, extent in expected])
+    assert batch["label"].tolist() == [examples[index]["label"] for index in indices]
+    assert batch["index"].tolist() == list(indices)
+    assert batch["readable"].all()
+
+
+def order(start_step, stop_step, num_examples=26, batch_size=6):
+    return TrainingOrder(0, start_step, stop_step, num_examples, batch_size)
+
+
+def test_batches_are_the_decoded_records_and_resume(data_dir):
+    train, examples = load(data_dir, "train"), stored(data_dir, "train")
+    batches = list(train.batches(order(0, 9)))
+    for batch, indices in zip(batches, order(0, 9), strict=True):
+        assert_batch(batch, examples, indices)
+    resumed = train.batches(order(5, 9))
+    for batch, expected in zip(resumed, batches[5:], strict=True):
+        np.testing.assert_equal(batch, expected)
+    assert train.unreadable == {}
+
+
+def test_slices(data_dir):
+    spec = "validation[50%:]+train[3:7]"
+    chosen = load(data_dir, spec)
+    examples = stored(data_dir, "validation")[4:] + stored(data_dir, "train")[3:7]
+    (batch,) = chosen.batches([np.arange(len(chosen))])
+    assert_batch(batch, examples, range(9))
+    assert chosen.pictures.name(4) == "imagenet2012 validation record 8"
+    assert chosen.pictures.name(5) == "imagenet2012 train record 3"
+
+
+def test_hosts_read_disjoint_shares_of_each_batch(data_dir):
+    train = load(data_dir, "train")
+    whole = list(train.batches(order(0, 4)))
+    shares = [
+        list(load(data_dir, "train").batches([rows[host::2] for rows in order(0, 4)]))
+        for host in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        for host in range(2):
+            share = {name: values[host::2] for name, values in batch.items()}
+            np.testing.assert_equal(shares[host][step], share)
+    seen = np.concatenate([batch["index"] for share in shares for batch in share])
+    assert len(set(seen.tolist())) == len(seen) == 24  # One epoch of 26 // 6 batches.
+
+
+def test_processes_read_what_threads_read(data_dir):
+    options = dataclasses.replace(OPTIONS, decode_workers=2)
+    processes = load(data_dir, "train", options).batches(order(0, 6))
+    threads = load(data_dir, "train").batches(order(0, 6))
+    for ours, theirs in zip(processes, threads, strict=True):
+        np.testing.assert_equal(ours, theirs)
+
+
+def shard_of(data_dir, record):
+    """The file of `train` that holds the record, and its number there."""
+    info = Imagenet2012(data_dir=data_dir).info.splits["train"]
+    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+        if record < length:
+            return path, record
+        record -= length
+    raise IndexError(record)
+
+
+@pytest.fixture
+def writable_dir(data_dir, tmp_path):
+    return shutil.copytree(data_dir, tmp_path / "copy")
+
+
+def write_records(path, records):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def cut_short(record):
+    """The record with half of its picture."""
+    example = tf_example_pb2.Example.FromString(record)
+    (picture,) = example.features.feature["image"].bytes_list.value
+    example.features.feature["image"].bytes_list.value[0] = picture[: len(picture) // 2]
+    return example.SerializeToString()
+
+
+BROKEN = "imagenet2012 train record 3"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_short, "truncated"),
+        (lambda record: b"\xff" * 9, "broken record: Error parsing message"),
+        (lambda record: b"", "broken record: not enough values to unpack"),
+    ],
+)
+def test_a_broken_record_is_named(writable_dir, damage, reason):
+    path, number = shard_of(writable_dir, 3)
+    records = list(array_record_data_source.ArrayRecordDataSource([str(path)]))
+    records[number] = damage(records[number])
+    write_records(path, records)
+    with pytest.raises(UserError) as error:
+        list(load(writable_dir, "train").batches([np.arange(6)]))
+    message = str(error.value)
+    assert message.startswith(f"{BROKEN} cannot be read ({reason}")
+    assert message.endswith("prepare the data set again, or set --config.on_bad_image=skip")
+
+    train = load(writable_dir, "train[2:]", SKIP)
+    (batch,) = train.batches([np.arange(4)])
+    assert batch["readable"].tolist() == [True, False, True, True]
+    assert batch["index"].tolist() == [0, 2, 2, 3]
+    assert list(train.unreadable) == [BROKEN]
+
+
+def test_all_records_of_a_broken_shard_are_named(writable_dir):
+    path, number = shard_of(writable_dir, 3)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    info = Imagenet2012(data_dir=writable_dir).info.splits["train"]
+    length = info.shard_lengths[info.filepaths.index(path)]
+    train = load(writable_dir, "train", SKIP)
+    (batch,) = train.batches([np.arange(len(train))])
+    broken = range(3 - number, 3 - number + length)
+    assert np.flatnonzero(~batch["readable"]).tolist() == list(broken)
+    assert list(train.unreadable) == [f"imagenet2012 train record {i}" for i in broken]
+
+
+def test_a_record_without_a_class_is_no_example(data_dir):
+    train = load(data_dir, "train")
+    few = dataclasses.replace(train.pictures, num_classes=0)
+    with pytest.raises(
+        UserError, match=r"record 1 cannot be read \(label \d+ of 0 classes"
+    ):
+        list(dataclasses.replace(train, pictures=few).batches([np.array([1])]))
+
+
+def test_a_missing_shard_is_found_at_the_door(writable_dir):
+    path, _ = shard_of(writable_dir, 3)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing") as error:
+        load(writable_dir, "train")
+    assert str(path) in str(error.value)
+    assert len(load(writable_dir, "validation")) == NUM_VALIDATION
+
+
+def test_every_shard_may_be_open():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 10, before[1]))
+        prepared._allow_open_files(4)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[0] - 6
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("there", [[], [TRAIN], [VALIDATION]])
+def test_missing_archives_are_named_at_once(official, tmp_path, there):
+    for name in there:
+        (tmp_path / name).write_bytes(official.archives[name])
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        load(tmp_path, "train")
+    assert time.monotonic() - started < 5
+    message = str(error.value)
+    missing = " and ".join(name for name in (TRAIN, VALIDATION) if name not in there)
+    for part in (
+        f"nor {missing} to prepare it",
+        f"Download {TRAIN} and {VALIDATION} from https://image-net.org/ (an account",
+        f"{tmp_path}/imagenet2012/5.1.0, {tmp_path}, {tmp_path}/downloads/manual",
+        "--config.data_dir",
+        "--config.dataset=folder",
+    ):
+        assert part in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+
+
+def test_a_set_is_not_prepared_where_it_may_not_be(official, tmp_path, expected_here):
+    write_archives(official, tmp_path)
+    with pytest.raises(UserError, match=r"'imagenet2012' is not prepared in"):
+        load_split("imagenet2012", "train", data_dir=str(tmp_path), may_prepare=False)
+    assert not (tmp_path / "imagenet2012").exists()
+
+
+def picture(name="n01440764_1.JPEG"):
+    return {name: b"JPEG"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (TRAIN, lambda whole: whole[:-1], "bytes, expected"),
+        (TRAIN, lambda whole: whole[: len(whole) // 2], "unexpected end of data"),
+        (TRAIN, lambda whole: b"\1" * 1024, "invalid header"),
+        (TRAIN, lambda whole: tar_of({"n01440764.tar": b"\1" * 1024}), "invalid header"),
+        (TRAIN, lambda whole: tar_of(picture()), "it holds n01440764_1.JPEG"),
+        (TRAIN, lambda whole: tar_of({"n00000000.tar": b""}), "it holds n00000000.tar"),
+        (TRAIN, lambda whole: tar_of({"n01440764.tar": tar_of(picture())}), "1 pictures"),
+        (VALIDATION, lambda whole: tar_of(picture()), "it holds n01440764_1.JPEG"),
+        (
+            VALIDATION,
+            lambda whole: tar_of(picture("ILSVRC2012_val_00050001.JPEG")),
+            "it holds ILSVRC2012_val_00050001.JPEG",
+        ),
+        (VALIDATION, lambda whole: whole[:700], "unexpected end of data"),
+    ],
+)
+def test_other_archives_are_refused(
+    official, tmp_path, expected_here, monkeypatch, name, content, reason
+):
+    write_archives(official, tmp_path)
+    data = content(official.archives[name])
+    (tmp_path / name).write_bytes(data)
+    if "bytes" not in reason:  # As if it had the right size.
+        split = "train" if name == TRAIN else "validation"
+        fake = dataclasses.replace(Imagenet2012.ARCHIVES[split], size_bytes=len(data))
+        archives = {**Imagenet2012.ARCHIVES, split: fake}
+        monkeypatch.setattr(Imagenet2012, "ARCHIVES", archives)
+    with pytest.raises(UserError) as error:
+        load(tmp_path, "train")
+    message = str(error.value)
+    assert f"{tmp_path / name} is not the official archive of imagenet2012" in message
+    assert reason in message and "https://image-net.org" in message
+    assert_nothing_prepared(tmp_path)
+
+
+def assert_nothing_prepared(data_dir):
+    assert not Imagenet2012(data_dir=data_dir).is_prepared()
+    assert list((data_dir / "imagenet2012").iterdir()) == []
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(
+    official, tmp_path, expected_here, monkeypatch
+):
+    write_archives(official, tmp_path)
+    left = tmp_path / "imagenet2012" / "5.1.0.incompleteABC"
+    left.mkdir(parents=True)
+    free = mock.Mock(free=1000)
+    monkeypatch.setattr(imagenet_builder.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"cannot be written into .* GiB are needed") as e:
+        load(tmp_path, "train")
+    assert str(e.value).endswith(f"an interrupted preparation left {left}")
+    left.rmdir()
+    assert_nothing_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_interrupted_preparation_leaves_nothing(
+    official, tmp_path, expected_here, monkeypatch, split
+):
+    write_archives(official, tmp_path)
+    read_shard = imagenet_builder._read_shard
+
+    def interrupted(path, members, title):
+        examples = read_shard(path, members, title)
+        yield next(examples)
+        if title == f"{split}, shard 0":
+            raise KeyboardInterrupt
+        yield from examples
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet_builder, "_read_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(tmp_path, "train")
+    assert_nothing_prepared(tmp_path)
+    assert len(load(tmp_path, "train")) == len(official.train)
+
+
+def test_an_archive_that_cannot_be_read_to_its_end(
+    official, tmp_path, expected_here, monkeypatch
+):
+    write_archives(official, tmp_path)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, size - 1, at))
+    with pytest.raises(UserError, match="cannot be written"):
+        load(tmp_path, "train")
+    assert_nothing_prepared(tmp_path)
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from googlenet_flax.data import FolderOptions, load_split
+
+def main():
+    options = FolderOptions(32, decode_workers=1)
+    train = load_split("imagenet2012", "train", data_dir=sys.argv[1], folder=options)
+    (batch,) = train.batches([np.arange(26)])
+    assert batch["readable"].all()
+    assert "tensorflow" not in sys.modules
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_nothing_imports_tensorflow(data_dir, tmp_path):
+    # An importable stand-in, so that an attempt is seen where TensorFlow is not installed.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text(
+        "raise SystemExit('TensorFlow was imported')"
+    )
+    (tmp_path / "program.py").write_text(PROGRAM)
+    path = [str(tmp_path), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(data_dir)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+    )
+
+
+def train_flags(data_dir, workdir):
+    fields = {
+        "data_dir": data_dir,
+        "width_multiplier": 0.1,
+        "dtype": "float32",
+        "storage_size": 64,
+        "decode_workers": 2,
+        "image_size": 80,
+        "batch_size": 4,
+        "num_epochs": 2,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["--config=configs/imagenet2012.py", f"--workdir={workdir}", *flags]
+
+
+@pytest.mark.slow
+def test_a_run_is_stopped_and_resumes_exactly(data_dir, tmp_path, compilation_cache):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    code, out, err = run("main", *train_flags(data_dir, straight), env=compilation_cache)
+    assert code == 0, err
+    assert "imagenet2012: 26 images to train on (train), 9 to evaluate on" in out
+    process = start("main", *train_flags(data_dir, stopped), env=compilation_cache)
+    wait_for_line(process, "step 3/")
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 128 + signal.SIGTERM, err
+    code, out, err = run("main", *train_flags(data_dir, stopped), env=compilation_cache)
+    assert code == 0, err
+    assert "resuming after step" in out
+    assert_same_run(stopped, straight, step=12)
