@@ -4,17 +4,16 @@
         --config.data_dir=DIR --workdir=runs/imagenet
 
 DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org. The first
-run writes them as the TFDS set imagenet2012/5.1.0 (144 GiB more in DIR), after which they
-are not needed. From an unpacked tree, DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG,
-the same recipe reads with --config.dataset=folder --config.eval_split=val instead.
+run writes them as the TFDS set imagenet2012/5.1.0, 150 GiB more in DIR, and does not need
+them any more. The same recipe reads an unpacked tree, DIR/train/CLASS/*.JPEG and
+DIR/val/CLASS/*.JPEG, with --config.dataset=folder --config.eval_split=val.
 
-From section 6: crops of 8 to 100 % of the
-area with sides of 3:4 to 4:3, photometric distortion, random interpolation, 4 % less
-learning rate every 8 epochs, momentum 0.9, heads at 0.3, averaged weights. Left open there
-and taken from Caffe's bvlc_googlenet: the start of the learning rate (0.01), 250 epochs,
-weight decay (2e-4). Our own choice: batch 256 (Caffe 32), strength of the distortion, from
-when weights are averaged. Hardware: GPUs. Time: not measured.
-Accuracy: not measured.
+From section 6: crops of 8 to 100 % of the area with sides of 3:4 to 4:3, photometric
+distortion, random interpolation, 4 % less learning rate every 8 epochs, momentum 0.9, heads
+at 0.3, averaged weights. Left open there and taken from Caffe's bvlc_googlenet: the start
+of the learning rate (0.01), 250 epochs, weight decay (2e-4). Our own choice: batch 256
+(Caffe 32), strength of the distortion, from when weights are averaged. Hardware: GPUs.
+Time: not measured. Accuracy: not measured.
 """
 
 import ml_collections

@@ -50,11 +50,12 @@ def load_prepared(
         builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
         _check_features(builder)
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        has_one_shape = None not in builder.info.features["image"].shape
     positions = splits.split_positions(split, sizes)
+    assert has_one_shape or options is not None
     with _readable(dataset, data_dir):
-        if None not in builder.info.features["image"].shape:
+        if options is None or has_one_shape:
             return _read_images(builder, split, positions)
-        assert options is not None
         return _open_pictures(builder, split, positions, options)
 
 

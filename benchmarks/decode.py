@@ -1,0 +1,197 @@
+"""How many JPEGs a second the input decodes, and how many cores a step rate needs.
+
+    python benchmarks/decode.py [--images_per_second=1000] [--seconds=2] [--rounds=3]
+
+The first table is one process on one core, by its CPU time, for pictures of ImageNet's
+typical size and for larger ones: as `googlenet_flax.data.decode` reads them, and with every
+JPEG decoded at its full size before it is reduced. The second reads the typical ones
+through the input pipeline on all cores, in threads and in processes. It needs no data set:
+pictures are random fields whose amplitude falls with the frequency as 1 / f^1.3, at quality
+95, which gives the typical ones about 110 kB.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
+
+import numpy as np
+import PIL.Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from googlenet_flax.data.decode import decode_image
+from googlenet_flax.data.folder import FilePictures
+from googlenet_flax.data.picture_set import PictureSet
+
+SIZES = ((375, 500), (750, 1000), (1500, 2000))  # Height and width; the typical one first.
+STORAGE_SIZES = (256, 320)
+NUM_PICTURES = 8  # Of each size.
+DECAY = 1.3  # Of the amplitude with the frequency: the typical size then has 110 kB.
+CONTRAST, COLOUR_CONTRAST = 50, 12  # Standard deviation of grey and of colours, 0-255.
+QUALITY = 95
+BATCH_SIZE = 64  # Of the input pipeline.
+
+
+def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
+    """A JPEG file of a random field in colour."""
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequencies[0, 0] = np.inf
+    fields = []
+    for _ in range(3):
+        spectrum = np.fft.rfft2(rng.normal(size=(height, width))) / frequencies**DECAY
+        field = np.fft.irfft2(spectrum, (height, width))
+        fields.append(field / field.std())
+    grey, red, blue = fields
+    tints = np.stack([red, np.zeros_like(grey), blue], axis=-1)
+    pixels = 128 + CONTRAST * grey[..., np.newaxis] + COLOUR_CONTRAST * tints
+    file = io.BytesIO()
+    image = PIL.Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
+    image.save(file, format="JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keeps this process on one core, where the system can (Linux)."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def decoded_at_full_size() -> contextlib.AbstractContextManager:
+    """Switches off that JPEG files are decoded at a reduced scale."""
+    return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
+
+
+def rates(
+    read: Callable[[], int],
+    clock: Callable[[], float],
+    *,
+    seconds: float,
+    rounds: int,
+) -> tuple[float, float, float]:
+    """Minimum, median and maximum over the rounds, in pictures per second.
+
+    Args:
+      read: Reads some and returns how many.
+      clock: Of the seconds.
+      seconds: Length of a round; what was begun is finished.
+      rounds: How many.
+    """
+    found = []
+    for _ in range(rounds):
+        count, started = 0, clock()
+        while not count or clock() - started < seconds:
+            count += read()
+        found.append(count / (clock() - started))
+    return min(found), statistics.median(found), max(found)
+
+
+def measure_core(
+    pictures: Sequence[bytes], storage_size: int, *, seconds: float, rounds: int
+) -> tuple[float, float, float]:
+    """Decoded pictures per second on one core."""
+
+    def read() -> int:
+        for picture in pictures:
+            decode_image(picture, storage_size)
+        return len(pictures)
+
+    with one_core():
+        read()
+        return rates(read, time.process_time, seconds=seconds, rounds=rounds)
+
+
+def measure_pipeline(
+    paths: Sequence[pathlib.Path], workers: int, *, seconds: float, rounds: int
+) -> tuple[float, float, float]:
+    """Pictures per second in batches, decoded by so many processes or, for 0, threads."""
+    names = tuple(map(str, paths))
+    split = PictureSet(
+        FilePictures(names, np.zeros(len(names), np.int32)),
+        class_names=("noise",),
+        storage_size=STORAGE_SIZES[0],
+        on_bad_image="stop",
+        decode_workers=workers,
+    )
+    order = np.arange(BATCH_SIZE) % len(names)
+    with contextlib.closing(split.batches([order] * 10**5)) as batches:
+        for _ in range(4):  # Workers start, and read ahead.
+            next(batches)
+
+        def read() -> int:
+            return len(next(batches)["index"])
+
+        return rates(read, time.perf_counter, seconds=seconds, rounds=rounds)
+
+
+def figures(values: tuple[float, float, float]) -> str:
+    """As the tables print them."""
+    return " / ".join(f"{value:.0f}" for value in values)
+
+
+def core_table(images_per_second: float, *, seconds: float, rounds: int) -> Iterator[str]:
+    """Lines of the first table."""
+    needed = f"cores for {images_per_second:,.0f} images/s"
+    yield f"| pictures | reduced to | images/s per core | all at full size | {needed} |"
+    yield "|---|---|---|---|---|"
+    rng = np.random.default_rng(0)
+    for height, width in SIZES:
+        pictures = [draw_picture(rng, height, width) for _ in range(NUM_PICTURES)]
+        kilobytes = statistics.mean(map(len, pictures)) / 1000
+        name = f"{width}x{height}, {kilobytes:.0f} kB"
+        for size in (*STORAGE_SIZES, width):
+            ours = measure_core(pictures, size, seconds=seconds, rounds=rounds)
+            with decoded_at_full_size():
+                full = measure_core(pictures, size, seconds=seconds, rounds=rounds)
+            target = "not reduced" if size == width else f"{size} px"
+            cores = math.ceil(images_per_second / ours[1])
+            yield f"| {name} | {target} | {figures(ours)} | {figures(full)} | {cores} |"
+
+
+def pipeline_table(*, seconds: float, rounds: int) -> Iterator[str]:
+    """Lines of the second table."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux; macOS has none.
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    yield f"| pipeline on {cores} cores, {STORAGE_SIZES[0]} px | images/s | per core |"
+    yield "|---|---|---|"
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder, f"{i}.jpg") for i in range(NUM_PICTURES)]
+        for path in paths:
+            path.write_bytes(draw_picture(rng, *SIZES[0]))
+        for name, workers in (("threads", 0), (f"{cores} processes", cores)):
+            found = measure_pipeline(paths, workers, seconds=seconds, rounds=rounds)
+            yield f"| {name} | {figures(found)} | {found[1] / cores:.0f} |"
+
+
+def main() -> None:
+    """Prints the tables; figures are minimum / median / maximum over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images_per_second", type=float, default=1000.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    length = {"seconds": args.seconds, "rounds": args.rounds}
+    for line in core_table(args.images_per_second, **length):
+        print(line, flush=True)
+    print()
+    for line in pipeline_table(**length):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

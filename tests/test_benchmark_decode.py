@@ -1,0 +1,78 @@
+"""benchmarks/decode.py: what it draws, switches off, counts and prints."""
+
+import io
+import os
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+import decode
+
+from googlenet_flax.data.decode import decode_image
+
+SHORT = {"seconds": 0.0, "rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def typical():
+    return [decode.draw_picture(np.random.default_rng(0), 375, 500) for _ in range(2)]
+
+
+def test_pictures_have_the_typical_size(typical):
+    # As of ImageNet's training pictures: 138 GB / 1.28 million, mostly 500x375.
+    for content in typical:
+        assert PIL.Image.open(io.BytesIO(content)).size == (500, 375)
+        assert 100e3 < len(content) < 120e3
+
+
+def test_full_size_is_what_it_says():
+    content = decode.draw_picture(np.random.default_rng(0), 96, 128)
+    image = PIL.Image.open(io.BytesIO(content))
+    reduced, _ = decode_image(content, 20)
+    with decode.decoded_at_full_size():
+        full, extent = decode_image(content, 20)
+    assert extent == (15, 20)
+    assert not np.array_equal(reduced, full)
+    expected = image.resize((20, 15), PIL.Image.Resampling.BILINEAR, reducing_gap=2)
+    np.testing.assert_array_equal(full[:15], expected)
+    np.testing.assert_array_equal(decode_image(content, 20)[0], reduced)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_one_core_and_all_again():
+    before = os.sched_getaffinity(0)
+    with decode.one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_rates_count_pictures():
+    times = iter([0, 1, 2, 2, 10, 11, 14, 14])  # Two rounds: 2 and 4 seconds.
+    assert decode.rates(lambda: 6, lambda: next(times), seconds=2, rounds=2) == (3, 4.5, 6)
+
+
+def test_the_tables(monkeypatch, capsys):
+    monkeypatch.setattr(decode, "SIZES", ((60, 80),))
+    monkeypatch.setattr(decode, "measure_core", lambda *_, **__: (90, 100, 110))
+    monkeypatch.setattr(decode, "measure_pipeline", lambda *_, **__: (1, 2, 3))
+    monkeypatch.setattr(sys, "argv", ["decode.py", "--images_per_second=250"])
+    decode.main()
+    core, pipeline = capsys.readouterr().out.split("\n\n")
+    head, _, *rows = core.splitlines()
+    assert "cores for 250 images/s" in head
+    assert [row.split(" | ")[1] for row in rows] == ["256 px", "320 px", "not reduced"]
+    assert all(row.endswith("| 90 / 100 / 110 | 90 / 100 / 110 | 3 |") for row in rows)
+    lines = [line.count("|") for line in (*core.splitlines(), *pipeline.splitlines())]
+    assert lines == [6] * 5 + [4] * 4
+    assert "| threads | 1 / 2 / 3 |" in pipeline
+
+
+def test_what_is_measured_is_decoded(typical, tmp_path):
+    assert all(rate > 0 for rate in decode.measure_core(typical, 256, **SHORT))
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(typical[0])
+    assert all(rate > 0 for rate in decode.measure_pipeline([path], 0, **SHORT))
