@@ -69,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.average_from_epoch = 0
     config.seed = 0
 
+    config.distributed = False
     config.log_every_steps = 50
     config.eval_every_epochs = 5
     config.checkpoint_every_steps = 100

@@ -77,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.average_from_epoch = 200
     config.seed = 0
 
+    config.distributed = False
     config.log_every_steps = 100
     config.eval_every_epochs = 1
     config.checkpoint_every_steps = 5000

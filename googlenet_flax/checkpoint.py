@@ -22,9 +22,10 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from googlenet_flax import distributed
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import NotFiniteError, UserError, writing
-from googlenet_flax.train_step import TrainState, replicated_like
+from googlenet_flax.train_step import TrainState, replicated_like, replicated_sharding
 
 KEEP_LATEST = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.
@@ -90,7 +91,8 @@ class Checkpoints:
     """The checkpoints in one directory, named by the number of updates done.
 
     Reading changes nothing there. To save, use it as a context manager: leaving it waits
-    for the last save.
+    for the last save. Processes that train together all call it alike, on a directory that
+    all of them see; Orbax writes each leaf once, and the first one renames and deletes.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -197,17 +199,17 @@ class Checkpoints:
         """Renames what is damaged, so that its steps can be saved again; deletes nothing.
 
         Returns:
-          The new names.
+          The new names, in the first process.
         """
         moved = []
-        for step in self.damaged:
-            path = self._path(step)
+        for path in map(self._path, self.damaged if distributed.is_first() else ()):
             target = path.with_name(path.name + ASIDE)
             number = 1
             while target.exists():
                 number += 1
                 target = path.with_name(f"{path.name}{ASIDE}-{number}")
             moved.append(path.rename(target))
+        distributed.wait_for_all()
         self._forget_scan()
         return moved
 
@@ -248,18 +250,20 @@ class Checkpoints:
 
     def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
         if self._checkpointer is None:
-            _check_writable(self.directory)
-            for path in self.directory.glob(f"*{DROPPED}"):
-                shutil.rmtree(path, ignore_errors=True)
+            with distributed.together():
+                if distributed.is_first():
+                    _prepare(self.directory)
             self._checkpointer = _create_checkpointer(self.directory)
-        if self._path(step).exists():
-            _drop(self._path(step))
+        if distributed.first_says(self._path(step).exists()):
+            if distributed.is_first():
+                _drop(self._path(step))
+            distributed.wait_for_all()
             self._forget_scan()
             self._checkpointer.reload()
         try:
             pending = self._checkpointer.save_checkpointables_async(
                 step,
-                items,
+                distributed.to_global(items, replicated_sharding(jax.devices())),
                 metrics=None if label.metrics is None else dict(label.metrics),
                 custom_metadata=label.to_json(),
             )
@@ -290,7 +294,8 @@ class Checkpoints:
         self.__dict__.pop("_labels", None)
         kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}
         for superseded in self._labels.keys() - kept:
-            _drop(self._path(superseded))
+            if distributed.is_first():
+                _drop(self._path(superseded))
             del self._scan.labels[superseded], self._labels[superseded]
 
     def restore_newest(
@@ -362,8 +367,12 @@ class Checkpoints:
         _check_shapes(step, saved, items_like)
         path = self._path(step)
         try:
-            items = ocp.load_checkpointables(
-                str(path), replicated_like(items_like, devices)
+            everywhere = distributed.all_devices(devices)
+            items = distributed.to_local(
+                ocp.load_checkpointables(
+                    str(path), replicated_like(items_like, everywhere)
+                ),
+                replicated_sharding(everywhere),
             )
         except Exception as error:  # Whatever Orbax makes of a broken file.
             raise DamagedCheckpointError(path, f"{UNREADABLE} ({_cause(error)})") from error
@@ -419,12 +428,14 @@ def _read_label(path: pathlib.Path) -> Label:
     return Label.from_json(fields or {})
 
 
-def _check_writable(directory: pathlib.Path) -> None:
-    """Finds out before Orbax does, whose threads would then wait for ten minutes."""
-    with writing(directory):
+def _prepare(directory: pathlib.Path) -> None:
+    """Finds out whether it can be written, and finishes the deletions of a killed run."""
+    with writing(directory):  # Orbax's threads would wait for ten minutes.
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+    for path in directory.glob(f"*{DROPPED}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _create_checkpointer(directory: pathlib.Path) -> Any:

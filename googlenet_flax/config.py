@@ -237,6 +237,12 @@ FIELDS: Mapping[str, Field] = {
     "average_from_epoch": _at_least(0, int, "Epochs before averaging begins."),
     "seed": _between(0, 2**31 - 1, "Of weights, order, dropout and augmentation.", of=int),
     # The run
+    "distributed": Field(
+        bool,
+        "True or False",
+        lambda value: True,
+        "Several processes train together; see docs/scaling.md.",
+    ),
     "log_every_steps": _at_least(1, int, "Training rows in metrics.jsonl."),
     "eval_every_epochs": _at_least(1, int, "Evaluations, each of which saves."),
     "checkpoint_every_steps": _at_least(

@@ -15,6 +15,7 @@ class RunError(Exception):
     """Ends the command with one line on stderr and `exit_code`."""
 
     exit_code = 1
+    is_shared = False  # Whether all processes that train together raise it at once.
 
     def __init__(self, message: str):
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
@@ -43,10 +44,13 @@ class NotFiniteError(RunError):
     """A loss became NaN or infinite."""
 
     exit_code = 4
+    is_shared = True
 
 
 class StoppedBySignal(RunError):
     """The run was asked to stop and has saved its state."""
+
+    is_shared = True
 
     def __init__(self, message: str, *, signal_number: int):
         super().__init__(message)

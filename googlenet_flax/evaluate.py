@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from googlenet_flax import distributed
 from googlenet_flax.compilation_cache import use_compilation_cache
 from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data import FolderOptions, Split, load_split
@@ -69,8 +70,9 @@ def evaluate_split(
       parallel_step: Made by `create_eval_step`.
       variables: `{"params", "batch_stats"}`, replicated.
       split: Every readable example counts once.
-      batch_size: At most this many examples at a time, rounded up to the devices.
-      num_devices: Of the step.
+      batch_size: At most this many examples at a time, rounded up to the devices; over
+        all processes, of which each reads and evaluates its share.
+      num_devices: Of the step, in this process.
       before_batch: Called before each batch; what it raises ends the evaluation.
     """
 
@@ -115,36 +117,42 @@ def _mean_metrics(
     num_devices: int,
 ) -> dict[str, float]:
     """Adds up what `batch_sums` returns for each batch, and divides by the count."""
+    num_devices *= distributed.num_processes()
     batch_size = -(-batch_size // num_devices) * num_devices
+    rows = distributed.own_rows(batch_size)
     sums: collections.defaultdict[str, float] = collections.defaultdict(float)
-    expected = 0
-    for batch in padded_batches(split, np.arange(len(split)), batch_size):
-        expected += int(np.sum(batch["mask"]))
+    for batch in padded_batches(split, np.arange(len(split)), batch_size, rows):
+        sums["expected"] += int(np.sum(batch["mask"]))
         for name, values in batch_sums(batch).items():
             sums[name] += float(np.sum(values, dtype=np.float64))
-    count = sums.pop("count")
+    totals = distributed.sum_over_all(sums)
+    count, expected = totals.pop("count"), totals.pop("expected")
     if count != expected:
         raise AssertionError(f"evaluated {count} examples of {expected}")
-    return {name: value / count for name, value in sums.items()}
+    return {name: value / count for name, value in totals.items()}
 
 
-def padded_batches(split: Split, examples: np.ndarray, batch_size: int) -> Iterator[Batch]:
+def padded_batches(
+    split: Split, examples: np.ndarray, batch_size: int, rows: slice = slice(None)
+) -> Iterator[Batch]:
     """Batches of these examples, the last filled up; `mask` is true where one counts.
 
     Args:
       split: To read from.
       examples: Numbers in the split, int `[N]`, at least one.
       batch_size: Of every batch.
+      rows: Of each batch, to read.
     """
     starts = range(0, len(examples), batch_size)
-    positions = [np.arange(start, start + batch_size) for start in starts]
-    masks = [rows < len(examples) for rows in positions]
+    positions = [np.arange(start, start + batch_size)[rows] for start in starts]
+    masks = [places < len(examples) for places in positions]
     indices = [
-        examples[np.where(mask, rows, 0)]
-        for mask, rows in zip(masks, positions, strict=True)
+        examples[np.where(mask, places, 0)]
+        for mask, places in zip(masks, positions, strict=True)
     ]
     batches = zip(split.batches(indices), masks, strict=True)
-    bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=None)
+    hidden = None if distributed.is_first() else True  # None: where it is no terminal.
+    bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=hidden)
     for batch, mask in bar:
         readable = batch.pop("readable", True)
         yield {**batch, "mask": mask & readable}

@@ -19,16 +19,25 @@ class Progress:
       total_steps: Of the whole run.
       start_step: Updates done before this start.
       batch_size: Images per step, for the rate.
+      is_shown: Of several processes that train together, one is enough.
     """
 
-    def __init__(self, *, total_steps: int, start_step: int, batch_size: int):
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        start_step: int,
+        batch_size: int,
+        is_shown: bool = True,
+    ):
+        self._is_shown = is_shown
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
             unit="step",
-            disable=not _is_terminal(sys.stderr),
+            disable=not is_shown or not _is_terminal(sys.stderr),
             dynamic_ncols=True,
             file=sys.stderr,
         )
@@ -57,7 +66,9 @@ class Progress:
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
         """Shows the state of the run at a logged step and restarts the rate."""
         rate = "" if images_per_second is None else f"{images_per_second:.1f} images/s"
-        if self._bar.disable:
+        if not self._is_shown:
+            pass
+        elif self._bar.disable:
             parts = [f"step {step}/{self._total_steps}", f"loss {loss:.4f}", rate]
             if images_per_second:
                 seconds = (self._total_steps - step) * self._batch_size / images_per_second
@@ -69,6 +80,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar, on stdout."""
+        if not self._is_shown:
+            return
         with self._bar.external_write_mode(file=sys.stdout):
             say(line, sys.stdout)
 

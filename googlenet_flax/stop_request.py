@@ -18,12 +18,14 @@ class StopRequested(Exception):
 class StopRequest:
     """Which signal, if any, has asked the run to stop.
 
-    Until `wait_for_loop` is set there is no state that is not on disk or a function of the
+    Where processes train together they agree on the step at which all stop. Until
+    `wait_for_loop` is set there is no state that is not on disk or a function of the
     seed, and the first signal ends the process, whatever it waits for.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.has_heard = False
         self.wait_for_loop = False
 
     def is_due(self, step: int) -> bool:
@@ -46,7 +48,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     """Turns the first of `STOP_SIGNALS` into a request; a second one ends the process.
 
     A signal that is ignored, as by `nohup`, stays so. With `jax.distributed`, SIGTERM is a
-    notice of preemption, which JAX passes on to all processes.
+    notice of preemption, which JAX passes on to all processes, and the others become one.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -54,15 +56,19 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
 
     def ask_to_stop(number: int, _: object) -> None:
-        if request.signal_number is not None:
+        if request.has_heard:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        request.signal_number = number
+        request.has_heard = True
         if not request.wait_for_loop:
             name = signal.Signals(number).name
             line = f"googlenet_flax: stopped by {name} before the first step\n"
             os.write(2, line.encode())
             os._exit(128 + number)  # The compiler, in a thread of its own, would go on.
+        if signal.SIGTERM in taken:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            request.signal_number = number
 
     taken = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
     previous = {

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from googlenet_flax import distributed
 from googlenet_flax import schedule as schedules
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
@@ -22,8 +23,9 @@ from googlenet_flax.cpu_memory import give_large_steps_back
 from googlenet_flax.data import FolderOptions, Split, load_split
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
-from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.data.sampler import OwnRows, TrainingOrder
 from googlenet_flax.description import ModelDescription
+from googlenet_flax.distributed import tell_once
 from googlenet_flax.environment import describe_environment
 from googlenet_flax.errors import (
     NotFiniteError,
@@ -41,7 +43,6 @@ from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.progress import Progress
 from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_signal
-from googlenet_flax.streams import tell
 from googlenet_flax.train_step import (
     AXIS_NAME,
     Averaging,
@@ -73,7 +74,7 @@ class Experiment:
     """All that a run needs and that no step changes."""
 
     config: Mapping[str, Any]
-    devices: list[jax.Device]
+    devices: list[jax.Device]  # Of this process.
     train_set: Split
     eval_set: Split
     description: ModelDescription
@@ -90,7 +91,10 @@ class Experiment:
         return self.train_steps[schedules.stage_of(step, self.stage_ends)]
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """What each update after `start_step` updates learns from, `[D, B/D, ...]`."""
+        """What each update after `start_step` updates learns from, `[D, B/D, ...]`.
+
+        Of several processes each gets its rows of the global batch.
+        """
         order = TrainingOrder(
             seed=self.config["seed"],
             start_step=start_step,
@@ -98,14 +102,28 @@ class Experiment:
             num_examples=len(self.train_set),
             batch_size=self.config["batch_size"],
         )
-        for batch in self.train_set.batches(order):
+        own = OwnRows(order, self.own_rows, with_previous=self.mixes)
+        for batch in self.train_set.batches(own):
             yield split_over_devices(self._complete(batch), len(self.devices))
+
+    @property
+    def own_rows(self) -> slice:
+        """Of a global batch, those that this process steps on."""
+        return distributed.own_rows(self.config["batch_size"])
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each example is mixed with the one before it."""
+        return self.config["mixup_alpha"] > 0
 
     def _complete(self, batch: Batch) -> Batch:
         """What the step takes of what the split gives."""
         # What stands in for a picture that cannot be read is trained on.
         rest = {name: batch[name] for name in batch if name != "readable"}
-        return with_partners(rest) if self.config["mixup_alpha"] else rest
+        if not self.mixes:
+            return rest
+        # The first row was read for the second one only.
+        return {name: values[1:] for name, values in with_partners(rest).items()}
 
     def compile_train_step(self, state_like: TrainState, step: int) -> Any:
         """Compiles the step ahead of its first call, which finds it ready; returns it.
@@ -165,13 +183,29 @@ class Experiment:
 def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> Experiment:
     """Loads the data and builds the experiment on them.
 
+    Of several processes the first one prepares what is missing.
+
     Raises:
       UserError: The data cannot be read or do not fit the config.
     """
+    load = partial(_load_splits, config, devices)
+    with distributed.together():
+        own_sets = load(may_prepare=True) if distributed.is_first() else None
+    with distributed.together():
+        train_set, eval_set = own_sets or load(may_prepare=False)
+        return build_experiment(config, devices, train_set, eval_set)
+
+
+def _load_splits(
+    config: Mapping[str, Any], devices: list[jax.Device], *, may_prepare: bool
+) -> tuple[Split, Split]:
+    """What is trained and what is evaluated on."""
     _check_batch(config, devices)  # Before all is read.
-    train_set = load_config_split(config, config["train_split"])
-    eval_set = load_config_split(config, config["eval_split"])
-    return build_experiment(config, devices, train_set, eval_set)
+    names = config["train_split"], config["eval_split"]
+    train_set, eval_set = (
+        load_config_split(config, name, may_prepare=may_prepare) for name in names
+    )
+    return train_set, eval_set
 
 
 def build_experiment(
@@ -274,11 +308,15 @@ def _create_train_steps(
     )
     sizes = *config["early_image_sizes"], config["image_size"]
     looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
-    return [parallel_train_step(partial(step, preprocess=look), devices) for look in looks]
+    everywhere = distributed.all_devices(devices)
+    return [
+        parallel_train_step(partial(step, preprocess=look), everywhere) for look in looks
+    ]
 
 
 def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
-    check_batch_divides(config["batch_size"], len(devices), config["accumulation_steps"])
+    num_devices = len(distributed.all_devices(devices))
+    check_batch_divides(config["batch_size"], num_devices, config["accumulation_steps"])
 
 
 def _create_schedule(
@@ -358,7 +396,7 @@ class _Run:
 
     experiment: Experiment
     checkpoints: Checkpoints
-    writer: MetricsWriter
+    writer: MetricsWriter | None  # Of several processes, the first one's.
     progress: Progress
     stop: StopRequest
     profile: StepProfile
@@ -476,6 +514,8 @@ class _Run:
         self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
     ) -> None:
         """Writes one row to disk, and to W&B where it is wanted."""
+        if self.writer is None:
+            return
         epoch = step // self.experiment.epoch_steps
         row = self.writer.write(metrics, step=step, epoch=epoch, split=split)
         if self.mirror is not None:
@@ -507,35 +547,28 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                 f"--config.image_size (now {config['image_size']})"
             )
         )
-        run_dir = stack.enter_context(Workdir(workdir))
+        run_dir = _open_workdir(stack, workdir, config)
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
-        if checkpoints.latest_step is not None:
-            changes = run_dir.check_resumable(config)
-            if changes:
-                tell(f"the config of this run has changed: {'; '.join(changes)}")
+        with distributed.together():
+            if checkpoints.latest_step is not None:
+                changes = run_dir.check_resumable(config)
+                if changes:
+                    tell_once(f"the config of this run has changed: {'; '.join(changes)}")
         experiment = create_experiment(config, jax.local_devices())
         state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
         was_evaluated = checkpoints.was_evaluated(start_step)
-        run_dir.write_config(config)
-        run_dir.write_start(
-            {
-                "step": start_step,
-                "epoch_steps": experiment.epoch_steps,
-                "total_steps": experiment.total_steps,
-                "environment": describe_environment(experiment.devices),
-            }
-        )
-        run = _create_run(
-            stack,
-            run_dir,
-            experiment,
-            checkpoints,
-            stop,
-            start_step=start_step,
-            was_evaluated=was_evaluated,
-        )
+        with distributed.together():
+            run = _create_run(
+                stack,
+                run_dir,
+                experiment,
+                checkpoints,
+                stop,
+                start_step=start_step,
+                was_evaluated=was_evaluated,
+            )
         is_finished = start_step >= experiment.total_steps and was_evaluated
         state = _start(experiment, state, run.progress, is_finished=is_finished)
         run.train(state, start_step, was_evaluated=was_evaluated)
@@ -544,6 +577,25 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
         run.progress.say(f"Done. Results: {run_dir.path}; best step {best_step}")
     rows = read_rows(run_dir.metrics_file)
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
+
+
+def _open_workdir(stack: ExitStack, path: str, config: Mapping[str, Any]) -> Workdir:
+    """The directory of the run, owned by the first process and seen by all."""
+    with distributed.together():
+        if config["distributed"] and not jax.distributed.is_initialized():
+            raise UserError(
+                "config.distributed is True but this process has joined no others: use "
+                "`python -m googlenet_flax.main`, or googlenet_flax.distributed.joined"
+            )
+        run_dir = Workdir(path)
+        if distributed.is_first():
+            stack.enter_context(run_dir)
+    distributed.check_same(
+        {"the owner of the workdir": run_dir.owner},
+        f"{run_dir.path} must be one directory that all processes see",
+    )
+    distributed.check_same(config, "start all processes with the same config")
+    return run_dir
 
 
 def _create_run(
@@ -557,30 +609,50 @@ def _create_run(
     was_evaluated: bool,
 ) -> _Run:
     """Opens what the run writes to; `stack` closes it."""
-    config = experiment.config
-    writer = MetricsWriter(
-        run_dir.metrics_file,
-        run_dir.tensorboard,
-        resume_step=start_step,
-        was_evaluated=was_evaluated,
-    )
+    config, is_first = experiment.config, distributed.is_first()
     progress = Progress(
         total_steps=experiment.total_steps,
         start_step=start_step,
         batch_size=config["batch_size"],
+        is_shown=is_first,
     )
-    mirror = None
-    if config["wandb_project"]:
-        mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
-        stack.enter_context(mirror)
+    profile = StepProfile(run_dir.profile, config["profile_steps"] if is_first else ())
+    writer = mirror = None
+    if is_first:
+        _record_start(run_dir, experiment, start_step)
+        writer = stack.enter_context(
+            MetricsWriter(
+                run_dir.metrics_file,
+                run_dir.tensorboard,
+                resume_step=start_step,
+                was_evaluated=was_evaluated,
+            )
+        )
+        if config["wandb_project"]:
+            mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
+            stack.enter_context(mirror)
     return _Run(
         experiment,
         checkpoints,
-        stack.enter_context(writer),
+        writer,
         stack.enter_context(progress),
         stop,
-        stack.enter_context(StepProfile(run_dir.profile, config["profile_steps"])),
+        stack.enter_context(profile),
         mirror,
+    )
+
+
+def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
+    """Leaves in the workdir what it is that starts."""
+    devices = distributed.all_devices(experiment.devices)
+    run_dir.write_config(experiment.config)
+    run_dir.write_start(
+        {
+            "step": start_step,
+            "epoch_steps": experiment.epoch_steps,
+            "total_steps": experiment.total_steps,
+            "environment": describe_environment(devices),
+        }
     )
 
 
@@ -590,10 +662,14 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
     Raises:
       UserError: Checkpoints lie there and none of them can be read.
     """
+    distributed.check_same(
+        {"the newest checkpoint": checkpoints.latest_step},
+        f"{checkpoints.directory} must be one directory that all processes see",
+    )
     state_like = jax.eval_shape(experiment.create_state)
     state = checkpoints.restore_newest(state_like, experiment.devices)
     if checkpoints.strays:
-        tell(f"left alone in {checkpoints.directory}: {', '.join(checkpoints.strays)}")
+        tell_once(f"left alone in {checkpoints.directory}: {', '.join(checkpoints.strays)}")
     if checkpoints.damaged:
         damaged = checkpoints.name_damaged()
         if state is None and not experiment.config["restart"]:
@@ -602,7 +678,9 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
                 "one back, or set --config.restart=True to start over and keep them aside"
             )
         aside = ", ".join(path.name for path in checkpoints.set_damaged_aside())
-        tell(f"damaged checkpoints in {checkpoints.directory}: {damaged}; kept as {aside}")
+        tell_once(
+            f"damaged checkpoints in {checkpoints.directory}: {damaged}; kept as {aside}"
+        )
     return state
 
 
@@ -617,18 +695,20 @@ def _start(
 
     Compiling has a thread of its own: a fresh state is made meanwhile, and a signal is
     heard. With other weights, something may have to be said that should not wait for it.
+    Only one process alone can compile a `pmap` before its first call.
     """
+    is_alone = distributed.num_processes() == 1
     from_scratch = state is None and not experiment.config["init_from"]
     with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
         compiling = []
-        if from_scratch:
+        if from_scratch and is_alone:
             state_like = jax.eval_shape(experiment.create_state)
             compiling.append(pool.submit(experiment.compile_train_step, state_like, 0))
         state, origin = _first_state(experiment, state)
         if is_finished:
             origin = "finished before; nothing left to do"
         progress.say(_summary(experiment, state, origin))
-        if not from_scratch and not is_finished:
+        if is_alone and not from_scratch and not is_finished:
             state_like = jax.eval_shape(lambda: state)
             step = int(state.step)
             compiling.append(pool.submit(experiment.compile_train_step, state_like, step))
@@ -672,7 +752,9 @@ def fresh_state(experiment: Experiment) -> TrainState:
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
     """What runs, for the person who started it."""
-    config, devices = experiment.config, experiment.devices
+    config, devices = experiment.config, distributed.all_devices(experiment.devices)
+    processes = distributed.num_processes()
+    shared = f" in {processes} processes" if processes > 1 else ""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     classes = len(experiment.description.class_names)
     trained = "" if config["trainable"] == "all" else ", only the classifiers are trained"
@@ -684,7 +766,7 @@ def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
         f"({config['eval_split']})\n"
         f"{experiment.total_steps:,} steps of {config['batch_size']} images, "
         f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
-        f"{devices[0].device_kind}: {origin}"
+        f"{devices[0].device_kind}{shared}: {origin}"
     )
 
 

@@ -21,6 +21,7 @@ RESUMABLE_FIELDS = LENGTH_FIELDS | frozenset(
     {
         "data_dir",
         "decode_workers",
+        "distributed",
         "on_bad_image",
         "log_every_steps",
         "eval_every_epochs",
@@ -63,7 +64,16 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.wandb = self.path / "wandb"
+        self._lock_path = self.path / ".lock"
         self._lock_file: IO[str] | None = None
+
+    @property
+    def owner(self) -> str:
+        """The process that has taken the lock, or was the last to do so; "" if unknown."""
+        try:
+            return self._lock_path.read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
 
     def __enter__(self) -> Self:
         """Creates the directory and takes the lock.
@@ -74,7 +84,7 @@ class Workdir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock_file = (self.path / ".lock").open("a+")
+            lock_file = self._lock_path.open("a+")
             os.listdir(self.path)
         except OSError as error:
             raise UserError(
@@ -84,9 +94,8 @@ class Workdir:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            lock_file.seek(0)
-            owner = lock_file.read().strip() or "another process"
             lock_file.close()
+            owner = self.owner or "another process"
             raise WorkdirInUseError(
                 f"workdir {str(self.path)!r} is in use by {owner}: wait for it or choose "
                 "another with --workdir=DIR"
@@ -94,6 +103,7 @@ class Workdir:
         lock_file.truncate(0)
         lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock_file.flush()
+        os.fsync(lock_file.fileno())  # Other hosts look at it, too.
         self._lock_file = lock_file  # The kernel frees the lock when the process dies.
         return self
 

@@ -101,8 +101,14 @@ def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
 
 
 def saved_leaves(workdir: pathlib.Path, step: int = FINAL_STEP) -> list[np.ndarray]:
-    """All leaves of a checkpoint: weights, statistics, momentum and step."""
-    items = ocp.load_checkpointables(str(workdir / "checkpoints" / str(step)))
+    """All leaves of a checkpoint, of however many devices: weights, momentum and so on."""
+    path = str(workdir / "checkpoints" / str(step))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        dict(ocp.checkpointables_metadata(path).metadata),
+    )
+    items = ocp.load_checkpointables(path, like)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(items)]
 
 

@@ -45,6 +45,24 @@ class TrainingOrder(Sequence):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnRows(Sequence):
+    """Of each global batch, the rows that one of several processes reads."""
+
+    order: Sequence[np.ndarray]
+    rows: slice
+    # Read also the row in front of them, which for the first row is the last.
+    with_previous: bool = False
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
+        """Indices int64 of these rows."""
+        first = self.rows.start - self.with_previous
+        return self.order[position].take(range(first, self.rows.stop), mode="wrap")
+
+
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     # NOTE: RandomState and not Generator: numpy promises never to change its stream, so a
