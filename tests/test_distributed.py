@@ -8,8 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from distributed_steps import train_and_save
 from tiny_run import (
     FINAL_STEP,
+    REPOSITORY,
     copy_run,
     finish,
     last_line,
@@ -18,6 +20,7 @@ from tiny_run import (
     saved_leaves,
     saved_steps,
     start,
+    start_python,
     tiny_flags,
     train_tiny,
     wait_for_line,
@@ -32,12 +35,16 @@ ALONE = ("--config.distributed=False",)
 LOST = re.compile(r"process \d has lost another one|another task died")
 
 
-def start_together(workdirs, *more, env, own=()):
-    """A tiny run in as many processes as there are workdirs; `own` flags for the last."""
+def free_address():
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    count = len(workdirs)
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start_together(workdirs, *more, env, own=()):
+    """A tiny run in as many processes as there are workdirs; `own` flags for the last."""
+    address, count = free_address(), len(workdirs)
     return [
         start(
             "main",
@@ -84,6 +91,30 @@ def assert_close_runs(ours, theirs, step, rtol):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_small_steps_are_those_of_one_process(tmp_path, compilation_cache, count):
+    """With four devices in each; losses, evaluation and what is read back from disk."""
+    address = free_address()
+    processes = [
+        start_python(
+            REPOSITORY / "tests" / "distributed_steps.py",
+            *(address, count, number, tmp_path / "together"),
+            env=compilation_cache,
+        )
+        for number in range(count)
+    ]
+    expected = train_and_save(tmp_path / "alone")
+    codes, _, errs = finish_all(processes)
+    assert set(codes) == {0}, errs
+    for number in range(count):
+        with np.load(f"{tmp_path / 'together'}-{number}.npz") as results:
+            assert results.keys() == expected.keys()
+            for name, value in expected.items():
+                scale = np.abs(value).max()
+                np.testing.assert_allclose(results[name], value, atol=1e-5 * scale)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [2, 4])
 def test_they_train_what_one_process_trains(compilation_cache, tmp_path, count):
     alone, together = tmp_path / "alone", tmp_path / "together"
     code, _, err = train_tiny(alone, *GENTLE, env=compilation_cache)

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop, whatever it is doing."""
 
+import contextlib
 import functools
 import signal
 import socket
@@ -36,18 +37,47 @@ from googlenet_flax.main import main
 main()
 """
 
+# However busy the machine is, the signal comes at this step.
+SIGNALLED = """
+import os, sys
+from googlenet_flax.progress import Progress
+number, report = int(sys.argv.pop(1)), Progress.report
 
-def start_tiny(workdir, env, ignored=()):
-    """A tiny run that hears all signals but these, also where the tests ignore one."""
+def report_and_signal(self, step, **about):
+    report(self, step, **about)
+    if step == 7:
+        os.kill(os.getpid(), number)
+
+Progress.report = report_and_signal
+from googlenet_flax.main import main
+main()
+"""
+
+
+@contextlib.contextmanager
+def heard(ignored=()):
+    """What starts inside hears all signals but these, also where the tests ignore one."""
     inherited = {
         number: signal.signal(number, SIG_IGN if number in ignored else SIG_DFL)
         for number in SIGNALS
     }
     try:
-        return tiny_run.start_tiny(workdir, env=env)
+        yield
     finally:
         for number, handler in inherited.items():
             signal.signal(number, handler)
+
+
+def start_tiny(workdir, env, ignored=()):
+    """A tiny run that hears all signals but these."""
+    with heard(ignored):
+        return tiny_run.start_tiny(workdir, env=env)
+
+
+def start_signalled(workdir, env, number):
+    """A tiny run that gets a signal while it reports step 7."""
+    with heard():
+        return start_python("-c", SIGNALLED, int(number), *tiny_flags(workdir), env=env)
 
 
 def wait_for_output(process, text):
@@ -71,6 +101,11 @@ def stop(process, number):
     """Sends the signal; returns stderr."""
     sent = time.monotonic()
     process.send_signal(number)
+    return finish_stopped(process, number, sent)
+
+
+def finish_stopped(process, number, sent):
+    """What the process says at its end, soon after the signal was sent."""
     code, _, err = finish(process)
     assert time.monotonic() - sent < MAX_STOP_SECONDS
     assert code == 128 + number, err
@@ -84,6 +119,14 @@ def assert_says_where(err, number, step):
         f"googlenet_flax: stopped by {name} after step {step}; the state is saved: "
         "run the same command to go on"
     )
+
+
+def assert_stopped(workdir, err, number, step):
+    """After that step, whose state is saved; step 10 is not evaluated."""
+    assert max(saved_steps(workdir)) == step
+    assert_says_where(err, number, step)
+    steps = [row["step"] for row in rows_without_timings(workdir)]
+    assert steps == [1, 2, 3, 4, 5, 5, *range(6, step + 1)]
 
 
 def assert_goes_on(workdir, expected, env, after_step):
@@ -124,22 +167,29 @@ def test_stopped_while_it_compiles_to_go_on(tmp_path, finished_run, compilation_
 
 
 @pytest.mark.parametrize(
-    ("window", "number"),
+    "number",
     [
-        ("step", signal.SIGTERM),
-        *(
-            pytest.param(window, number, marks=pytest.mark.faults)
-            for window in ("step", "evaluation", "write")
-            for number in SIGNALS
-            if (window, number) != ("step", signal.SIGTERM)
-        ),
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
     ],
 )
+def test_stopped_in_a_step(tmp_path, finished_run, compilation_cache, number):
+    """At the end of the next one, as that of step 7 has just been passed."""
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    process = start_signalled(workdir, compilation_cache, number)
+    wait_for_line(process, "step 7/")
+    err = finish_stopped(process, number, time.monotonic())
+    assert_stopped(workdir, err, number, step=8)
+    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=8)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("window", ["evaluation", "write"])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_stopped_while_it_trains(tmp_path, finished_run, compilation_cache, window, number):
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
     process = start_tiny(workdir, env=compilation_cache)
     wait, possible_steps = {
-        "step": (functools.partial(wait_for_line, process, "step 7/"), (7, 8)),
         # Its first batch is compiled, too; the row before it has just been written.
         "evaluation": (functools.partial(wait_for_line, process, "step 10/"), (10,)),
         "write": (functools.partial(wait_for_write, process, workdir, 8), (8, 9)),
@@ -148,9 +198,7 @@ def test_stopped_while_it_trains(tmp_path, finished_run, compilation_cache, wind
     err = stop(process, number)
     step = max(saved_steps(workdir))
     assert step in possible_steps
-    assert_says_where(err, number, step)
-    steps = [row["step"] for row in rows_without_timings(workdir)]
-    assert steps == [1, 2, 3, 4, 5, 5, *range(6, step + 1)]  # No evaluation at 10.
+    assert_stopped(workdir, err, number, step)
     assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=step)
 
 
@@ -233,7 +281,7 @@ def start_distributed(workdir, env):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("line", ["step 1/", "step 5/"])
+@pytest.mark.parametrize("line", ["step 1/", "step 3/"])
 def test_a_notice_of_preemption_is_honoured(
     tmp_path, finished_run, compilation_cache, line
 ):
