@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import equations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -236,8 +237,9 @@ def test_batch_norm_and_its_gradient_equal_the_plain_formula():
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])
-def test_batch_norm_does_not_see_the_number_of_devices(num_devices):
-    x = jax.random.normal(jax.random.key(0), (8, 10, 10, 32)) * 3 + 1
+@pytest.mark.parametrize("batch_size", [8, 24, 256])
+def test_batch_norm_does_not_see_the_number_of_devices(num_devices, batch_size):
+    x = jax.random.normal(jax.random.key(0), (batch_size, 10, 10, 32)) * 3 + 1
     scale, bias = jnp.full(32, 1.5), jnp.full(32, 0.5)
 
     def run(devices):
@@ -254,3 +256,22 @@ def test_batch_norm_does_not_see_the_number_of_devices(num_devices):
     devices = jax.devices()
     for one, many in zip(run(devices[:1]), run(devices[:num_devices]), strict=True):
         np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "rows"),
+    [(2, 16, 32), (2, 128, 64), (2, 2048, 64), (256, 1024, 256), (3, 128, 192)],
+)
+def test_what_batch_norm_exchanges_does_not_grow_with_the_batch(
+    num_devices, batch_size, rows
+):
+    """Parts of the sums: at most 64, or one of each device."""
+
+    def mean(x):
+        return ops.batch_norm(x, jnp.ones(4), jnp.zeros(4), 1e-3, "batch")[1]
+
+    images = jax.ShapeDtypeStruct((batch_size, 2, 2, 4), jnp.float32)
+    axis = [("batch", num_devices)]
+    jaxpr = jax.make_jaxpr(mean, axis_env=axis)(images).jaxpr
+    gathered = [e for e in equations(jaxpr) if e.primitive.name == "all_gather"]
+    assert {e.outvars[0].aval.shape for e in gathered} == {(rows, 4)}
