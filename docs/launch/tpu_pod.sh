@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains on all workers of a Cloud TPU slice. The same command goes on after a stop, also on
+# a new slice in place of a preempted one.
+#
+#   TPU_NAME=NAME ZONE=ZONE NFS=10.0.0.2:/share docs/launch/tpu_pod.sh \
+#     --config=configs/imagenet2012.py --config.data_dir=/mnt/shared/imagenet \
+#     --workdir=/mnt/shared/runs/imagenet
+#
+# To stop it, with the state saved (Ctrl-C ends gcloud only; a signal to one stops all):
+#
+#   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=0 \
+#     --command='pkill -TERM -f "[g]ooglenet_flax.main"'
+set -euo pipefail
+
+: "${TPU_NAME:?names the slice}" "${ZONE:?names its zone}"
+: "${NFS:?is HOST:/SHARE of the file system that all workers mount, such as Filestore}"
+MOUNT=${MOUNT:-/mnt/shared}
+PYTHON=${PYTHON:-python3} # Of the workers, 3.11 to 3.13.
+
+on_all() {
+  gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+setup="set -eu
+if ! mountpoint -q '$MOUNT'; then
+  sudo apt-get -qq update
+  sudo apt-get -qq install nfs-common python3-venv
+  sudo mkdir -p '$MOUNT'
+  sudo mount -t nfs '$NFS' '$MOUNT'
+fi
+mkdir -p googlenet_flax
+tar -xzf googlenet_flax.tar.gz -C googlenet_flax
+cd googlenet_flax
+'$PYTHON' -m venv .venv
+.venv/bin/pip install -q -c constraints.txt '.[tpu]'"
+
+train="cd googlenet_flax && exec .venv/bin/python -m googlenet_flax.main"
+for argument in "$@"; do
+  train+=" $(printf %q "$argument")"
+done
+train+=" --config.distributed=True"
+
+# The working copy as it is, in each worker's own home: none installs over another's files.
+cd "$(dirname "$0")/../.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+git ls-files -z | tar -czf "$folder/googlenet_flax.tar.gz" --null -T -
+gcloud compute tpus tpu-vm scp "$folder/googlenet_flax.tar.gz" "$TPU_NAME:" \
+  --zone="$ZONE" --worker=all
+on_all "$setup"
+on_all "$train"

@@ -1,0 +1,374 @@
+"""The scripts of docs/launch, with stand-ins for clusters that are not here."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+import yaml
+from absl import flags
+from conftest import REPOSITORY
+from test_configs import load_config
+from tiny_run import FINAL_STEP, TIMEOUT_SECONDS, saved_steps, tiny_flags, wait_for_line
+
+from googlenet_flax import main
+from googlenet_flax.config import validate
+
+LAUNCH = REPOSITORY / "docs" / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+FILES = [*SCRIPTS, LAUNCH / "jobset.yaml", LAUNCH / "README.md"]
+# Slurm's own choice of a port, from the number of the job, lies above this.
+FIRST_SLURM_PORT = 61440
+
+each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+
+# As srun: its own options up to the command, which is started once for each task; the
+# highest code of the tasks is its own.
+SRUN = f"""#!{sys.executable}
+import os, subprocess, sys
+arguments = sys.argv[1:]
+while arguments[0].startswith("--"):
+    assert "=" in arguments.pop(0)
+tasks = [
+    subprocess.Popen(arguments, env={{
+        **os.environ,
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }})
+    for number in range(2)
+]
+sys.exit(max(task.wait() % 256 for task in tasks))
+"""
+# As python, for scripts that start it: `-c` is real, `-m` ends with the code that its
+# process is given, or where that is "wait", once SIGTERM has come.
+PYTHON = f"""#!{sys.executable}
+import os, re, signal, sys
+if sys.argv[1] == "-c":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+os.write(1, " ".join(["started", *sys.argv[1:]]).encode() + b"\\n")
+number = int(re.search(r"--process_id=(\\d+)", " ".join(sys.argv))[1])
+code = os.environ["CODES"].split(",")[number]
+while code == "wait":
+    signal.pause()
+sys.exit(int(code))
+"""
+RECORD = """#!/usr/bin/env bash
+echo "$(basename "$0")" "$@" >> "$RECORD"
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Puts a program of that name before all others of the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+
+    def stand_in(name: str, text: str):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+        return folder / name
+
+    return stand_in
+
+
+def start(script, *args, **env) -> subprocess.Popen:
+    """The script as a process in a session of its own."""
+    return subprocess.Popen(
+        [LAUNCH / script, *map(str, args)],
+        cwd=REPOSITORY,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 30) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; nothing of the session is left behind."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out, err
+
+
+@each_script
+def test_bash_and_shellcheck_accept_it(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert os.access(path, os.X_OK)
+    assert "\nset -euo pipefail\n" in path.read_text()
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def flags_in(text: str) -> list[str]:
+    """What a training command has of flags, as pages and scripts print it."""
+    return re.findall(r"--(?:config|workdir)[^\s`|)]*", text)
+
+
+def usages() -> list[tuple[str, list[str]]]:
+    """Of each script that trains in its comment, and of the README, name and flags."""
+    pages = [*SCRIPTS, LAUNCH / "README.md"]
+    found = []
+    for page in pages:
+        text = page.read_text().replace("\\\n#", " ")
+        commands = re.findall(r"docs/launch/\w+\.sh .*--config=.*", text)
+        found += [(page.name, flags_in(command)) for command in commands]
+    return found
+
+
+def pod() -> dict:
+    """What `jobset.yaml` says of the pods, and of the job around them."""
+    (workers,) = read_jobset()["spec"]["replicatedJobs"]
+    return workers["template"]["spec"]
+
+
+def read_jobset() -> dict:
+    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+
+
+def jobset_flags() -> list[str]:
+    (container,) = pod()["template"]["spec"]["containers"]
+    assert container["command"] == ["python", "-m", "googlenet_flax.main"]
+    return container["args"]
+
+
+def test_each_script_says_how_it_is_used():
+    assert [name for name, _ in usages()] == [*(path.name for path in SCRIPTS), "README.md"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*(arguments for _, arguments in usages()), jobset_flags()],
+    ids=[*(name for name, _ in usages()), "jobset.yaml"],
+)
+def test_documented_commands_have_valid_configs(arguments, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    config = [flag for flag in arguments if flag.startswith("--config")]
+    assert config[0].startswith("--config=")
+    assert any(flag.startswith("--workdir=") for flag in arguments)
+    validate(load_config(config[0].partition("=")[2], *config[1:]))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_flags_that_are_named_exist(path):
+    ours = flags.FLAGS.flags_by_module_dict()[main.__name__]
+    known = {flag.name for flag in ours} | {"config"}
+    fields = load_config(REPOSITORY / "configs" / "digits.py")
+    text = path.read_text()
+    for name in re.findall(r"--config\.(\w+)", text):
+        assert name in fields
+    commands = " ".join(re.findall(r"googlenet_flax\.main.*(?:\n.*)*", text))
+    named = set(re.findall(r"--(\w*(?:_\w+|config|workdir))\b", commands))
+    assert named <= known
+    assert path.suffix != ".sh" or "distributed=True" in commands
+
+
+def test_local_sh_starts_each_process_once(stand_in):
+    python = stand_in("python", PYTHON)
+    env = {"NUM_PROCESSES": "3", "PYTHON": str(python), "CODES": "0,0,0"}
+    code, out, err = finish(start("local.sh", "--workdir=a b", **env))
+    assert code == 0, err
+    commands = sorted(out.splitlines())
+    (port,) = {re.search(r"localhost:(\d+)", command)[1] for command in commands}
+    assert commands == [
+        "started -m googlenet_flax.main --workdir=a b --config.distributed=True "
+        f"--coordinator_address=localhost:{port} --num_processes=3 --process_id={number}"
+        for number in range(3)
+    ]
+
+
+def test_local_sh_ends_with_the_first_code_that_is_not_0(stand_in):
+    env = {"NUM_PROCESSES": "4", "PYTHON": str(stand_in("python", PYTHON))}
+    assert finish(start("local.sh", **env, CODES="0,2,0,1"))[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_sh_passes_signals_on_as_sigterm(stand_in, number):
+    env = {"PYTHON": str(stand_in("python", PYTHON)), "CODES": "wait,wait"}
+    process = start("local.sh", **env)
+    for _ in range(2):
+        assert process.stdout.readline().startswith("started")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # As a terminal does.
+    else:
+        process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 143, err
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "is_requeued"),
+    [
+        *((code, 0, False) for code in (0, 2, 3, 4)),
+        *((code, 0, True) for code in (1, 134, 137, 143)),
+        (143, 19, True),
+        (143, 20, False),
+    ],
+)
+def test_slurm_sh_requeues_what_can_go_on(stand_in, tmp_path, code, restarts, is_requeued):
+    stand_in("srun", f"#!/usr/bin/env bash\nexit {code}\n")
+    stand_in("scontrol", RECORD)
+    env = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+    ended, _, err = finish(start("slurm.sh", "--workdir=run", **env))
+    assert ended == (0 if is_requeued else code), err
+    assert (tmp_path / "record").exists() == is_requeued
+    if is_requeued:
+        assert (tmp_path / "record").read_text() == "scontrol requeue 17\n"
+        assert f"exit code {code}: requeued" in err
+
+
+def test_slurm_sh_gives_each_task_all_gpus_of_its_node():
+    text = (LAUNCH / "slurm.sh").read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+    assert options["gpus-per-node"] == options["ntasks-per-node"]
+    assert "gpus-per-task" not in options
+    assert "--gpu-bind=none" in text
+    assert options["signal"].startswith("TERM@")  # With B: the script would get it.
+
+
+def test_tpu_pod_sh_runs_the_same_on_all_workers(stand_in, tmp_path):
+    archive = tmp_path / "archive.tar.gz"
+    copy = f'[[ "$4" == scp ]] && cp "$5" {shlex.quote(str(archive))}\ntrue\n'
+    stand_in("gcloud", RECORD + copy)
+    env = {"TPU_NAME": "slice", "ZONE": "here", "NFS": "10.0.0.2:/share"}
+    code, _, err = finish(start("tpu_pod.sh", "--workdir=/mnt/it's here", **env))
+    assert code == 0, err
+    record = (tmp_path / "record").read_text()
+    copied, setup, train = record.split("gcloud compute tpus tpu-vm ")[1:]
+    assert copied.startswith("scp ") and "--worker=all" in copied
+    for command in (setup, train):
+        assert command.startswith("ssh slice --zone=here --worker=all --command=")
+    script = setup.partition("--command=")[2]
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "mount -t nfs '10.0.0.2:/share' '/mnt/shared'" in script
+    assert "-c constraints.txt '.[tpu]'" in script
+    assert shlex.split(train.partition("--command=")[2])[-5:] == [
+        ".venv/bin/python",
+        "-m",
+        "googlenet_flax.main",
+        "--workdir=/mnt/it's here",
+        "--config.distributed=True",
+    ]
+    with tarfile.open(archive) as tar:
+        names = set(tar.getnames())
+    assert {"pyproject.toml", "constraints.txt", "googlenet_flax/main.py"} <= names
+
+
+@pytest.mark.parametrize("missing", ["TPU_NAME", "ZONE", "NFS"])
+def test_tpu_pod_sh_says_what_it_needs(missing):
+    env = {"TPU_NAME": "slice", "ZONE": "here", "NFS": "10.0.0.2:/share"}
+    del env[missing]
+    code, _, err = finish(start("tpu_pod.sh", **env))
+    assert code != 0
+    assert missing in err
+
+
+def test_jobset_names_its_first_pod_and_their_number():
+    jobset, job = read_jobset(), pod()
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    arguments = dict(flag.removeprefix("--").split("=", 1) for flag in jobset_flags())
+    # JOBSET-REPLICATEDJOB-JOB-POD, in a domain that is named like the JobSet.
+    name = jobset["metadata"]["name"]
+    host, _, port = arguments["coordinator_address"].partition(":")
+    assert host == f"{name}-{workers['name']}-0-0.{name}"
+    assert port.isdecimal()
+    assert workers["replicas"] == 1
+    assert job["completions"] == job["parallelism"] == int(arguments["num_processes"])
+    assert job["completionMode"] == "Indexed"
+    assert arguments["process_id"] == "$(JOB_COMPLETION_INDEX)"
+
+
+def test_jobset_restarts_what_can_go_on():
+    job = pod()
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"] == {"operator": "In", "values": [2, 3, 4]}
+    assert job["backoffLimit"] == 0
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    policy = read_jobset()["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    assert policy["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+
+
+def test_jobset_mounts_what_the_run_reads_and_writes():
+    spec = pod()["template"]["spec"]
+    (container,) = spec["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
+    for flag in jobset_flags():
+        if flag.startswith(("--workdir=", "--config.data_dir=")):
+            assert flag.partition("=")[2].startswith(mounts["shared"] + "/")
+
+
+ONE_DEVICE = {
+    "PYTHON": sys.executable,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+}
+
+
+@pytest.mark.slow
+def test_local_sh_trains_stops_and_goes_on(compilation_cache, tmp_path):
+    workdir = tmp_path / "run"
+    env = {**compilation_cache, **ONE_DEVICE}
+    process = start("local.sh", *tiny_flags(workdir), **env)
+    wait_for_line(process, "step 3/")
+    process.terminate()
+    code, out, err = finish(process, TIMEOUT_SECONDS)
+    assert code == 143, err
+    assert "on 2 x cpu in 2 processes" in out
+    step = max(saved_steps(workdir))
+    assert err.count(f"stopped by SIGTERM after step {step}") == 2
+    process = start("local.sh", *tiny_flags(workdir), **env)
+    code, out, err = finish(process, TIMEOUT_SECONDS)
+    assert code == 0, err
+    assert f"resuming after step {step}" in out
+    assert max(saved_steps(workdir)) == FINAL_STEP
+
+
+@pytest.mark.slow
+def test_slurm_sh_trains_with_what_jax_reads_of_slurm(
+    stand_in, compilation_cache, tmp_path
+):
+    stand_in("srun", SRUN)
+    stand_in("scontrol", RECORD)
+    workdir = tmp_path / "run"
+    job = {"SLURM_JOB_ID": str(free_slurm_port() - FIRST_SLURM_PORT)}
+    arguments = *tiny_flags(workdir), "--config.max_steps=3"
+    process = start("slurm.sh", *arguments, **compilation_cache, **ONE_DEVICE, **job)
+    code, out, err = finish(process, TIMEOUT_SECONDS)
+    assert code == 0, err
+    assert "on 2 x cpu in 2 processes" in out
+    assert out.count("from scratch") == 1
+    assert max(saved_steps(workdir)) == 3
+    assert not (tmp_path / "record").exists()
+
+
+def free_slurm_port() -> int:
+    """One of those that JAX chooses from."""
+    for port in range(FIRST_SLURM_PORT + int(time.time()) % 2000, 65536):
+        with socket.socket() as candidate:
+            if candidate.connect_ex(("localhost", port)):
+                return port
+    pytest.fail("no port is free")
