@@ -26,20 +26,22 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.has_heard = False
+        self._num_asked = 0
         self.wait_for_loop = False
 
-    def is_due(self, step: int) -> bool:
-        """Whether to stop after `step` updates; all processes of a run agree on it."""
+    def is_due(self) -> bool:
+        """Whether to stop here, in all processes: they must ask equally often."""
         if self.signal_number is None and jax.distributed.is_initialized():
             from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
-            if multihost_utils.reached_preemption_sync_point(step):
+            self._num_asked += 1
+            if multihost_utils.reached_preemption_sync_point(self._num_asked):
                 self.signal_number = signal.SIGTERM
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raises `StopRequested` if a signal has come."""
-        if self.signal_number is not None:
+        """Raises `StopRequested` where it is due."""
+        if self.is_due():
             raise StopRequested
 
 

@@ -427,7 +427,7 @@ class _Run:
         is_log_due = experiment.is_due(config["log_every_steps"], step)
         is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
         is_eval_due = experiment.is_eval_due(step)
-        stopping = self.stop.is_due(step)
+        stopping = self.stop.is_due()
         if is_log_due or is_save_due or is_eval_due or stopping:
             metrics = self.check_finite()
             if is_log_due:

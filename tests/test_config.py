@@ -148,7 +148,7 @@ def test_every_config_is_valid(path):
 
 def test_every_range_is_tested():
     # Any text is a folder or a project, and a bool has no range.
-    free = {"data_dir", "init_from", "restart", "wandb_project"}
+    free = {"data_dir", "distributed", "init_from", "restart", "wandb_project"}
     assert set(FIELDS) - set(OUT_OF_RANGE) == free
 
 

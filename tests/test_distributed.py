@@ -90,7 +90,8 @@ def assert_close_runs(ours, theirs, step, rtol):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * np.abs(other).max())
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.faults)])
 def test_small_steps_are_those_of_one_process(tmp_path, compilation_cache, count):
     """With four devices in each; losses, evaluation and what is read back from disk."""
     address = free_address()
@@ -214,6 +215,24 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     step = max(saved_steps(workdir))
     for err in errs:
         assert f"stopped by SIGTERM after step {step}" in last_line(err)
+    train_together(workdir, 2, env=compilation_cache)
+    assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
+
+
+@pytest.mark.faults
+def test_a_signal_to_one_breaks_off_the_evaluation_of_all(
+    run_of_two, compilation_cache, tmp_path
+):
+    """Its first batch has to be compiled, so there is time."""
+    workdir = tmp_path / "run"
+    processes = start_together([workdir] * 2, env=compilation_cache)
+    wait_for_line(processes[0], "step 5/")
+    processes[1].send_signal(signal.SIGTERM)
+    codes, _, errs = finish_all(processes)
+    assert codes == (128 + signal.SIGTERM,) * 2, errs
+    rows = rows_without_timings(workdir)
+    assert [row["split"] for row in rows] == ["train"] * 5
+    assert max(saved_steps(workdir)) == 5
     train_together(workdir, 2, env=compilation_cache)
     assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
 

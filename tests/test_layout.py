@@ -175,7 +175,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("stop_request", set()),
         ("description", {"data.preprocess", "model"}),
         ("train_step", {"data.augment", "data.preprocess", "errors", "model"}),
-        ("checkpoint", {"description", "errors", "train_step"}),
+        ("checkpoint", {"description", "distributed", "errors", "train_step"}),
         ("predictor", {"data.crops", "data.preprocess", *NETWORK, *SAVED}),
         (
             "predict",
@@ -184,7 +184,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         (
             "evaluate",
             {
-                *("data", "data.crops", "data.image_set", "predictor"),
+                *("data", "data.crops", "data.image_set", "distributed", "predictor"),
                 *NETWORK,
                 *SAVED,
                 *START,
@@ -219,7 +219,8 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("compilation_cache", set()),
         ("cpu_memory", set()),
         ("command_line", {"errors", *START}),
-        ("main", {"command_line", "dry_run", "errors", "train"}),
+        ("main", {"command_line", "distributed", "dry_run", "errors", "train"}),
+        ("distributed", {"errors", "streams"}),
         ("timing", set()),
         ("limits", {"timing"}),
         ("cost", {"model"}),

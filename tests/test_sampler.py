@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.data.sampler import TrainingOrder, batch_indices
+from googlenet_flax.data.sampler import OwnRows, TrainingOrder, batch_indices
 
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)).map(sorted)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -107,3 +107,25 @@ def test_the_order_is_frozen():
     assert first.tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
     later = batch_indices(seed=7, step=5, num_examples=10, batch_size=4)
     assert later.tolist() == [1, 4, 7, 5]
+
+
+@given(
+    count=st.integers(1, 8),
+    rows_each=st.integers(1, 5),
+    steps=st.integers(1, 5),
+    position=st.integers(0, 4),
+)
+def test_shares_of_a_batch_are_all_of_it_once(count, rows_each, steps, position):
+    size = count * rows_each
+    order = TrainingOrder(1, 0, steps, num_examples=4 * size, batch_size=size)
+    slices = [slice(n * rows_each, (n + 1) * rows_each) for n in range(count)]
+    shares = [OwnRows(order, rows) for rows in slices]
+    leading = [OwnRows(order, rows, with_previous=True) for rows in slices]
+    position %= steps
+    assert all(len(share) == steps for share in (*shares, *leading))
+    whole = np.concatenate([share[position] for share in shares])
+    np.testing.assert_array_equal(whole, order[position])
+    for share, lead in zip(shares, leading, strict=True):
+        np.testing.assert_array_equal(lead[position][1:], share[position])
+    firsts = np.array([lead[position][0] for lead in leading])
+    np.testing.assert_array_equal(firsts, np.roll(order[position], 1)[::rows_each])

@@ -7,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 from conftest import augment, numpy_variables, preprocess, small_googlenet
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from googlenet_flax.errors import UserError
 from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
@@ -137,6 +139,34 @@ def check_device_counts(model, *, batch_size, rtol, **options):
     for count in (2, 4):
         many = run_steps(model, batch, devices=jax.devices()[:count], **options)
         assert_same_tree(many, one, rtol=rtol)
+
+
+def jitted_train_step(step, devices):
+    """What `parallel_train_step` would be without `pmap`: see docs/scaling.md."""
+    mesh = Mesh(devices, (AXIS_NAME,))
+    replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS_NAME))
+    return jax.jit(
+        step,
+        in_shardings=(replicated, rows),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["seed", "bn"])
+def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
+    """The same step without an axis, and the batch whole."""
+    with jax.enable_x64(True):
+        model = small_googlenet(variant, dtype=jnp.dtype("float64"))
+        tx = create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
+        batch, devices = random_batch(8), jax.devices()
+        expected = run_steps(model, batch, devices=devices, num_steps=1, tx=tx)
+        fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3}
+        step = partial(train_step, model=model, tx=tx, aux_weight=0.3, **fields)
+        state = replicate(start_state(model, tx), devices)
+        actual = jitted_train_step(step, devices)(state, batch)
+        assert_same_tree(jax.device_get(actual), expected, rtol=1e-9)
 
 
 def test_randomness_is_a_function_of_the_step():
