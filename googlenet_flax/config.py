@@ -202,7 +202,11 @@ FIELDS: Mapping[str, Field] = {
         "all", "head", help="What is trained; head is the classifiers' last layers only."
     ),
     # The recipe
-    "batch_size": _at_least(1, int, "Examples per update, over all devices."),
+    "batch_size": _at_least(
+        1,
+        int,
+        "Examples per update, over all devices and processes; changes no other field.",
+    ),
     "num_epochs": _at_least(1, int, "Passes over train_split."),
     "max_steps": _at_least(0, int, "Updates of the whole run; 0 lets num_epochs decide."),
     "accumulation_steps": _at_least(
