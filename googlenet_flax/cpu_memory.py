@@ -10,10 +10,14 @@ import jax
 # A block of a step fits only where one has been; small ones that come to lie between have
 # been seen to make the heap grow to three times the step.
 MAX_KEPT_FRACTION = 1 / 8  # Of the machine's memory.
+# One for the steps and one for all other threads: each keeps what its threads have freed,
+# and those that write checkpoints come and go.
+MAX_ARENAS = 2
 
 # <malloc.h> of glibc.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 _NEVER = -1  # As a size, the largest.
 _DEFAULT_MMAP_MAX = 65536
 
@@ -32,6 +36,7 @@ def keep_freed_memory() -> None:
     """
     if _set_option(_M_MMAP_MAX, 0):
         _set_option(_M_TRIM_THRESHOLD, _NEVER)
+        _set_option(_M_ARENA_MAX, MAX_ARENAS)
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
