@@ -1,0 +1,51 @@
+import importlib
+import re
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+import scaling
+
+LINK = {"step_seconds": 0.05, "bytes_per_second": 5e10, "latency_seconds": 1e-5}
+
+
+def test_what_the_originals_exchange():
+    """Counts of parameters and statistics as in docs of the originals."""
+    paper = scaling.exchange_of("paper", num_classes=1000, image_size=224)
+    assert paper == scaling.Exchange(4 * 13_378_280, norm_bytes=0, num_norms=0)
+    torchvision = scaling.exchange_of("torchvision", num_classes=1000, image_size=224)
+    assert torchvision.gradient_bytes == 4 * 13_004_888
+    assert torchvision.norm_bytes == 4 * 4 * 15_072 // 2
+    assert torchvision.num_norms == 59  # 57 convolutions and a projection in each head.
+
+
+def test_efficiency_by_hand():
+    exchange = scaling.Exchange(gradient_bytes=50_000_000, norm_bytes=1000, num_norms=3)
+    # Of 8 devices: 2 x 7/8 x 50 MB and 7/8 x 64 kB; 14 rounds of three hops.
+    lost = (87_500_000 + 56_000) / 5e10 + 14 * 3 * 1e-5
+    expected = pytest.approx(0.05 / (0.05 + lost))
+    assert scaling.efficiency(8, exchange, **LINK) == expected
+    assert scaling.efficiency(1, exchange, **LINK) == 1
+
+
+def test_more_devices_lose_more():
+    exchange = scaling.Exchange(gradient_bytes=50_000_000, norm_bytes=1000, num_norms=3)
+    shares = [scaling.efficiency(count, exchange, **LINK) for count in scaling.DEVICES]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(("speed", "columns"), [("50", (1, 2)), ("12.5", (3, 4))])
+def test_the_table_of_the_docs_is_what_the_command_prints(
+    monkeypatch, capsys, speed, columns
+):
+    monkeypatch.setattr(sys, "argv", ["scaling.py", f"--gigabytes_per_second={speed}"])
+    importlib.reload(scaling).main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    printed = [re.findall(r"[\d,]+", line) for line in lines if line.startswith("| ")]
+    docs = (REPOSITORY / "docs" / "scaling.md").read_text().splitlines()
+    rows = [re.findall(r"[\d,]+", line) for line in docs if re.match(r"\| [\d,]+ \|", line)]
+    for (count, seed, paper, bn, torchvision), row in zip(printed, rows, strict=True):
+        assert [row[0], row[columns[0]], row[columns[1]]] == [count, seed, bn]
+        assert paper == seed and abs(int(torchvision) - int(bn)) <= 1
