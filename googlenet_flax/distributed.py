@@ -8,7 +8,9 @@ all of this is trivial.
 import contextlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -22,6 +24,9 @@ from googlenet_flax.streams import tell
 # How long an ending process waits for the others: those that end for the same reason
 # come at once, and those that wait for this one must be told.
 SHUTDOWN_SECONDS = 10
+JOIN_SECONDS = 300  # In which all must have started.
+QUIET_SECONDS = 5  # Of them, before somebody is told who is being waited for.
+PROBE_SECONDS = 1
 # What the runtime and the collectives of each platform say of a process that is gone.
 SIGNS_OF_LOSS = (
     "gloo",
@@ -53,13 +58,17 @@ def joined(
     Errors that only this process has, such as the loss of another one, end it here.
 
     Raises:
-      UserError: They do not say, and JAX cannot tell, who the others are.
+      UserError: They do not say, and JAX cannot tell, who the others are; or the first
+        one cannot be reached.
     """
+    if coordinator_address and process_id > 0:
+        _wait_for_first(coordinator_address, process_id)
     try:
         jax.distributed.initialize(
             coordinator_address or None,
             num_processes or None,
             None if process_id < 0 else process_id,
+            initialization_timeout=JOIN_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -86,6 +95,28 @@ def joined(
         if error.is_shared:
             raise
         _leave(error)
+
+
+def _wait_for_first(address: str, process_id: int) -> None:
+    """Waits until the first process listens; JAX would abort without a word of its own."""
+    host, _, port = address.rpartition(":")
+    began, is_told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+            return
+        except (OSError, ValueError) as error:
+            waited = time.monotonic() - began
+            if waited > JOIN_SECONDS:
+                raise UserError(
+                    f"process {process_id} cannot reach process 0 at {address} ({error}): "
+                    "start it, and give all the address that it has for them in "
+                    "--coordinator_address=HOST:PORT"
+                ) from error
+        if waited > QUIET_SECONDS and not is_told:
+            tell(f"process {process_id} waits for process 0 at {address}")
+            is_told = True
+        time.sleep(PROBE_SECONDS)
 
 
 def _leave(error: RunError) -> NoReturn:

@@ -1,7 +1,6 @@
 """Several processes that train one network, as on a cluster, on one machine."""
 
 import re
-import shutil
 import signal
 import socket
 import time
@@ -14,6 +13,7 @@ from tiny_run import (
     REPOSITORY,
     copy_run,
     finish,
+    heard,
     last_line,
     rows_without_timings,
     run,
@@ -27,11 +27,26 @@ from tiny_run import (
 )
 
 from googlenet_flax import distributed
+from googlenet_flax.errors import UserError
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Without batch norm and with small steps, so that rounding stays what it is.
 GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max_steps=5")
 ALONE = ("--config.distributed=False",)
+FULL_AT_STEP_3 = """
+import os
+from googlenet_flax.metrics_writer import MetricsWriter
+append = MetricsWriter._append
+
+def append_a_little(self, line):
+    if b'"step": 3' in line:
+        raise OSError(28, "No space left on device")
+    append(self, line)
+
+MetricsWriter._append = append_a_little
+from googlenet_flax.main import main
+main()
+"""
 LOST = re.compile(r"process \d has lost another one|another task died")
 
 
@@ -42,23 +57,27 @@ def free_address():
         return f"localhost:{free.getsockname()[1]}"
 
 
+def flags_of(workdir, address, number, count):
+    """The command line of one of the processes."""
+    return [
+        *tiny_flags(workdir),
+        "--config.distributed=True",
+        f"--coordinator_address={address}",
+        f"--num_processes={count}",
+        f"--process_id={number}",
+    ]
+
+
 def start_together(workdirs, *more, env, own=()):
     """A tiny run in as many processes as there are workdirs; `own` flags for the last."""
     address, count = free_address(), len(workdirs)
-    return [
-        start(
-            "main",
-            *tiny_flags(workdir),
-            "--config.distributed=True",
-            f"--coordinator_address={address}",
-            f"--num_processes={count}",
-            f"--process_id={number}",
-            *more,
-            *(own if number == count - 1 else ()),
-            env=env,
-        )
-        for number, workdir in enumerate(workdirs)
-    ]
+    processes = []
+    for number, workdir in enumerate(workdirs):
+        flags = [*flags_of(workdir, address, number, count), *more]
+        with heard():
+            last = own if number == count - 1 else ()
+            processes.append(start("main", *flags, *last, env=env))
+    return processes
 
 
 def finish_all(processes):
@@ -279,16 +298,33 @@ def test_what_stops_the_first_is_told_by_all(compilation_cache, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_disk_that_fills_up_ends_all(compilation_cache, tmp_path):
+def test_checkpoints_that_cannot_be_written_end_all(compilation_cache, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_together([workdir] * 2, env=compilation_cache)
-    wait_for_line(processes[0], "step 1/")
-    shutil.rmtree(workdir / "checkpoints")
+    workdir.mkdir()
     (workdir / "checkpoints").write_text("in the way")
+    processes = start_together([workdir] * 2, env=compilation_cache)
     codes, _, errs = finish_all(processes)
-    assert codes[0] == 2 and "cannot be written" in errs[0], errs
-    assert codes[1] in (1, 2, -signal.SIGABRT), errs
-    assert LOST.search(errs[1]) or "cannot be written" in errs[1], errs
+    assert codes == (2, 2), errs
+    for err in errs:
+        assert "checkpoints cannot be written" in last_line(err)
+
+
+@pytest.mark.faults
+def test_what_only_the_first_one_meets_ends_all(compilation_cache, tmp_path):
+    """Such as a disk that is full for its rows."""
+    address, workdir = free_address(), tmp_path / "run"
+    first, other = (flags_of(workdir, address, number, 2) for number in range(2))
+    processes = [
+        start_python("-c", FULL_AT_STEP_3, *first, env=compilation_cache),
+        start("main", *other, env=compilation_cache),
+    ]
+    wait_for_line(processes[0], "step 2/")
+    began = time.monotonic()
+    codes, _, errs = finish_all(processes)
+    assert time.monotonic() - began < 60
+    assert codes[0] == 2 and "metrics.jsonl cannot be written" in last_line(errs[0])
+    assert codes[1] in (1, -signal.SIGABRT), errs[1]
+    assert LOST.search(errs[1]), errs[1]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +343,18 @@ def test_flags_that_do_not_say_who_the_others_are(tmp_path, flags, parts):
     assert code == 2, err
     assert all(part in last_line(err) for part in parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_first_process_that_never_comes(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 0.3)
+    monkeypatch.setattr(distributed, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(distributed, "PROBE_SECONDS", 0.1)
+    address = free_address()
+    with pytest.raises(UserError) as caught, distributed.joined(address, 2, 1):
+        pass
+    assert f"process 1 cannot reach process 0 at {address}" in str(caught.value)
+    waiting = f"googlenet_flax: process 1 waits for process 0 at {address}\n"
+    assert capsys.readouterr().err == waiting
 
 
 def test_one_process_is_all_there_is():

@@ -1,20 +1,20 @@
 """Signals that ask a run to stop, whatever it is doing."""
 
-import contextlib
 import functools
 import signal
 import socket
 import time
-from signal import SIG_DFL, SIG_IGN
 
 import pytest
 import tiny_run
 from tiny_run import (
     FINAL_STEP,
+    SIGNALS,
     TIMEOUT_SECONDS,
     assert_same_run,
     copy_run,
     finish,
+    heard,
     last_line,
     rows_without_timings,
     saved_steps,
@@ -25,7 +25,6 @@ from tiny_run import (
 )
 
 MAX_STOP_SECONDS = 10
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NOT_COMPILED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # So that it takes its time.
 
 # As on a cluster, where each of several processes is started so.
@@ -52,20 +51,6 @@ Progress.report = report_and_signal
 from googlenet_flax.main import main
 main()
 """
-
-
-@contextlib.contextmanager
-def heard(ignored=()):
-    """What starts inside hears all signals but these, also where the tests ignore one."""
-    inherited = {
-        number: signal.signal(number, SIG_IGN if number in ignored else SIG_DFL)
-        for number in SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in inherited.items():
-            signal.signal(number, handler)
 
 
 def start_tiny(workdir, env, ignored=()):

@@ -1,9 +1,11 @@
 """Real runs of a tiny network as processes, and what they leave."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -30,6 +32,23 @@ TINY_RUN = [
 EPOCH_STEPS = 5
 FINAL_STEP = 10
 TIMEOUT_SECONDS = 240
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@contextlib.contextmanager
+def heard(ignored=()):
+    """What starts inside hears all signals but these, also where the tests ignore one."""
+    inherited = {
+        number: signal.signal(
+            number, signal.SIG_IGN if number in ignored else signal.SIG_DFL
+        )
+        for number in SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in inherited.items():
+            signal.signal(number, handler)
 
 
 def start(command, *args, env=None, **options) -> subprocess.Popen:
