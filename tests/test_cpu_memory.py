@@ -61,6 +61,7 @@ def test_a_step_finds_the_memory_of_the_one_before():
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_a_step_that_could_fill_the_machine_gives_its_memory_back():
     first, *later = faults(keep=True, is_large=True)
     assert statistics.median(later) > first / 2

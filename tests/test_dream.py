@@ -162,7 +162,9 @@ def test_what_an_octave_drew_is_carried_to_the_next(monkeypatch, variables):
     assert bright.max() == 255 and bright.min() == 255
 
 
-@pytest.mark.parametrize(("channel", "size"), [(None, 80), (3, 112)])
+@pytest.mark.parametrize(
+    ("channel", "size"), [(None, 80), pytest.param(3, 112, marks=pytest.mark.slow)]
+)
 def test_the_objective_rises_in_every_octave(variables, channel, size):
     objective = Objective("inception_4a", channel)
     pixels, octaves = climb(variables, objective, picture(size, size), octaves=2)

@@ -15,7 +15,14 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from test_configs import load_config
-from tiny_run import FINAL_STEP, TIMEOUT_SECONDS, saved_steps, tiny_flags, wait_for_line
+from tiny_run import (
+    FINAL_STEP,
+    TIMEOUT_SECONDS,
+    heard,
+    saved_steps,
+    tiny_flags,
+    wait_for_line,
+)
 
 from googlenet_flax.config import validate
 
@@ -85,15 +92,16 @@ def stand_in(tmp_path, monkeypatch):
 
 def start(script, *args, **env) -> subprocess.Popen:
     """The script as a process in a session of its own."""
-    return subprocess.Popen(
-        [LAUNCH / script, *map(str, args)],
-        cwd=REPOSITORY,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with heard():
+        return subprocess.Popen(
+            [LAUNCH / script, *map(str, args)],
+            cwd=REPOSITORY,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def finish(process: subprocess.Popen, timeout: float = 30) -> tuple[int, str, str]:
