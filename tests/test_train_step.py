@@ -10,6 +10,7 @@ from conftest import augment, numpy_variables, preprocess, small_googlenet
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from googlenet_flax.convolution import STOCK
 from googlenet_flax.errors import UserError
 from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.train_step import (
@@ -127,10 +128,19 @@ def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
     """In float32, with at least 4 examples a device; conv1 sums 25,600 terms a weight.
 
     With fewer, a convolution on a 3x3 map has so few rows that XLA:CPU tiles it another
-    way; one last bit then decides a ReLU somewhere, and gradients move by a percent.
+    way; one last bit then decides a ReLU somewhere, and gradients move by a percent. Our
+    own arithmetic has products of few rows at any batch, hence XLA's here.
     """
-    model = create_model(variant, num_classes=10)
+    model = create_model(variant, num_classes=10, arithmetic=STOCK)
     check_device_counts(model, batch_size=16, rtol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["seed", "paper"])
+def test_nor_does_our_arithmetic_where_nothing_magnifies_a_bit(variant):
+    """In float32, with 16 examples a device; batch norm would magnify it."""
+    model = create_model(variant, num_classes=10)
+    check_device_counts(model, batch_size=64, rtol=1e-5)
 
 
 def check_device_counts(model, *, batch_size, rtol, **options):
