@@ -1,6 +1,7 @@
 """A long run holds no more memory, threads or files at its end than after its start."""
 
 import re
+import statistics
 
 import psutil
 import pytest
@@ -72,4 +73,6 @@ def assert_flat(samples):
     late_memory, late_threads, late_files = zip(*late, strict=True)
     assert max(late_memory) <= max(memory) * (1 + MAX_GROWTH), (memory, late_memory)
     assert max(late_threads) <= max(threads) + LAZY_THREADS, (threads, late_threads)
-    assert max(late_files) <= max(files), (files, late_files)
+    # A save that is under way has some open; one left behind would be in every sample.
+    assert statistics.median(late_files) <= statistics.median(files), (files, late_files)
+    assert min(late_files) <= min(files), (files, late_files)
