@@ -365,9 +365,8 @@ class Checkpoints:
             if path.partition("/")[0] in items_like
         }
         _check_shapes(step, saved, items_like)
-        path = self._path(step)
+        path, everywhere = self._path(step), distributed.all_devices(devices)
         try:
-            everywhere = distributed.all_devices(devices)
             items = distributed.to_local(
                 ocp.load_checkpointables(
                     str(path), replicated_like(items_like, everywhere)

@@ -27,6 +27,7 @@ SHUTDOWN_SECONDS = 10
 JOIN_SECONDS = 300  # In which all must have started.
 QUIET_SECONDS = 5  # Of them, before somebody is told who is being waited for.
 PROBE_SECONDS = 1
+MAX_PORT = 2**16 - 1
 # What the runtime and the collectives of each platform say of a process that is gone.
 SIGNS_OF_LOSS = (
     "gloo",
@@ -48,21 +49,27 @@ def joined(
     """Connects this process with the others, before anything touches a device.
 
     Arguments that are left out are found out by JAX under Slurm, Open MPI, Kubernetes and
-    on Cloud TPU.
+    on Cloud TPU. Errors that only this process has, such as the loss of another one, end
+    it here.
 
     Args:
       coordinator_address: HOST:PORT of the first process, as all can reach it.
       num_processes: Of the run.
       process_id: From 0, which is the one that writes.
 
-    Errors that only this process has, such as the loss of another one, end it here.
-
     Raises:
       UserError: They do not say, and JAX cannot tell, who the others are; or the first
         one cannot be reached.
     """
-    if coordinator_address and process_id > 0:
-        _wait_for_first(coordinator_address, process_id)
+    if coordinator_address:
+        host, _, port = coordinator_address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > MAX_PORT:
+            raise UserError(
+                f"--coordinator_address is {coordinator_address!r} but must be HOST:PORT, "
+                f"with a port up to {MAX_PORT}"
+            )
+        if process_id > 0:
+            _wait_for_first(host, int(port), process_id)
     try:
         jax.distributed.initialize(
             coordinator_address or None,
@@ -97,24 +104,23 @@ def joined(
         _leave(error)
 
 
-def _wait_for_first(address: str, process_id: int) -> None:
+def _wait_for_first(host: str, port: int, process_id: int) -> None:
     """Waits until the first process listens; JAX would abort without a word of its own."""
-    host, _, port = address.rpartition(":")
     began, is_told = time.monotonic(), False
     while True:
         try:
             socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
             return
-        except (OSError, ValueError) as error:
+        except OSError as error:
             waited = time.monotonic() - began
             if waited > JOIN_SECONDS:
                 raise UserError(
-                    f"process {process_id} cannot reach process 0 at {address} ({error}): "
-                    "start it, and give all the address that it has for them in "
-                    "--coordinator_address=HOST:PORT"
+                    f"process {process_id} cannot reach process 0 at {host}:{port} "
+                    f"({error}): start it, and give all the address that it has for them "
+                    "in --coordinator_address=HOST:PORT"
                 ) from error
         if waited > QUIET_SECONDS and not is_told:
-            tell(f"process {process_id} waits for process 0 at {address}")
+            tell(f"process {process_id} waits for process 0 at {host}:{port}")
             is_told = True
         time.sleep(PROBE_SECONDS)
 

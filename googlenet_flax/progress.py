@@ -65,10 +65,13 @@ class Progress:
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
         """Shows the state of the run at a logged step and restarts the rate."""
+        if self._is_shown:
+            self._show(step, loss, images_per_second)
+        self.restart_clock(step)
+
+    def _show(self, step: int, loss: float, images_per_second: float | None) -> None:
         rate = "" if images_per_second is None else f"{images_per_second:.1f} images/s"
-        if not self._is_shown:
-            pass
-        elif self._bar.disable:
+        if self._bar.disable:
             parts = [f"step {step}/{self._total_steps}", f"loss {loss:.4f}", rate]
             if images_per_second:
                 seconds = (self._total_steps - step) * self._batch_size / images_per_second
@@ -76,7 +79,6 @@ class Progress:
             say("  ".join(part for part in parts if part), sys.stderr)
         else:
             self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
-        self.restart_clock(step)
 
     def say(self, line: str) -> None:
         """Prints a line that stays, above the bar, on stdout."""

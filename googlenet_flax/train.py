@@ -556,7 +556,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                 if changes:
                     tell_once(f"the config of this run has changed: {'; '.join(changes)}")
         experiment = create_experiment(config, jax.local_devices())
-        state = _restore(experiment, checkpoints)
+        with distributed.together():
+            state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
         was_evaluated = checkpoints.was_evaluated(start_step)
         with distributed.together():
@@ -570,7 +571,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                 was_evaluated=was_evaluated,
             )
         is_finished = start_step >= experiment.total_steps and was_evaluated
-        state = _start(experiment, state, run.progress, is_finished=is_finished)
+        with distributed.together():
+            state = _start(experiment, state, run.progress, is_finished=is_finished)
         run.train(state, start_step, was_evaluated=was_evaluated)
         checkpoints.wait()
         best_step = checkpoints.best_step

@@ -335,6 +335,10 @@ def test_what_only_the_first_one_meets_ends_all(compilation_cache, tmp_path):
             ["--config.distributed=True", "--coordinator_address=localhost:1"],
             ["--num_processes", "--process_id"],
         ),
+        (
+            ["--config.distributed=True", "--coordinator_address=localhost"],
+            ["--coordinator_address is 'localhost'", "HOST:PORT"],
+        ),
         (["--num_processes=2"], ["--num_processes needs --config.distributed=True"]),
     ],
 )
