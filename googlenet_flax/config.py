@@ -210,7 +210,10 @@ FIELDS: Mapping[str, Field] = {
     "num_epochs": _at_least(1, int, "Passes over train_split."),
     "max_steps": _at_least(0, int, "Updates of the whole run; 0 lets num_epochs decide."),
     "accumulation_steps": _at_least(
-        1, int, "Parts of a batch that pass through the network in turn, to save memory."
+        1,
+        int,
+        "Parts of a batch that pass through the network in turn, to save memory; on CPUs "
+        "XLA plans for all parts at once.",
     ),
     "learning_rate": _at_least(0, float, "The highest one, at the start or after warm-up."),
     "schedule": _one_of(

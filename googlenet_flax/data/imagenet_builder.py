@@ -40,7 +40,7 @@ HOMEPAGE = "https://image-net.org/"
 READ_THREADS = 16  # The pictures of a shard lie all over the archive.
 REPAIRED = frozenset({*CMYK_IMAGES, *PNG_IMAGES})
 REPAIRED_QUALITY = 100  # Of JPEG, as in the stock builder.
-SPACE_FACTOR = 1.05  # Of the pictures' size, that array_record takes at most.
+SPACE_FACTOR = 1.05  # Of the pictures' size, with room for what array_record adds.
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
