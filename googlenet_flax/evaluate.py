@@ -21,7 +21,7 @@ from absl import logging
 from googlenet_flax import distributed
 from googlenet_flax.compilation_cache import use_compilation_cache
 from googlenet_flax.cpu_memory import keep_freed_memory
-from googlenet_flax.data import FolderOptions, Split, load_split
+from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
@@ -220,7 +220,7 @@ class EvaluationData:
             self.split or (config["eval_split"] if same else "test"),
             data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
             may_prepare=may_prepare,
-            folder=FolderOptions(
+            pictures=PictureOptions(
                 storage_size=description.preprocess.storage_size,
                 eval_fraction=self.eval_fraction or config.get("eval_fraction", 0.0),
                 on_bad_image=config.get("on_bad_image", "skip"),

@@ -20,7 +20,7 @@ from googlenet_flax import schedule as schedules
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
 from googlenet_flax.cpu_memory import give_large_steps_back
-from googlenet_flax.data import FolderOptions, Split, load_split
+from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
@@ -362,7 +362,7 @@ def load_config_split(
         split,
         data_dir=config["data_dir"],
         may_prepare=may_prepare,
-        folder=FolderOptions(
+        pictures=PictureOptions(
             storage_size=config["storage_size"],
             eval_fraction=config["eval_fraction"],
             on_bad_image=config["on_bad_image"],

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from googlenet_flax.data import folder, picture_set, read_ahead
 from googlenet_flax.data.decode import decode_image
-from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.errors import UserError
 
-OPTIONS = FolderOptions(storage_size=16)
-HELD_OUT = FolderOptions(storage_size=16, eval_fraction=0.25)
-SKIP = FolderOptions(storage_size=16, on_bad_image="skip")
+OPTIONS = PictureOptions(storage_size=16)
+HELD_OUT = PictureOptions(storage_size=16, eval_fraction=0.25)
+SKIP = PictureOptions(storage_size=16, on_bad_image="skip")
 
 
 def write_pictures(root, counts):
@@ -215,8 +216,8 @@ def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_di
             OPTIONS,
             ["'zebra' of ", "/test is not among the 2", "add it to the train split"],
         ),
-        ({"a": 2, "b": 2}, "train", FolderOptions(16, 1.0), ["eval_fraction is 1.0"]),
-        ({"a": 2, "b": 2}, "train", FolderOptions(16, -0.1), ["eval_fraction is -0.1"]),
+        ({"a": 2, "b": 2}, "train", PictureOptions(16, 1.0), ["eval_fraction is 1.0"]),
+        ({"a": 2, "b": 2}, "train", PictureOptions(16, -0.1), ["eval_fraction is -0.1"]),
     ],
 )
 def test_layouts_that_are_refused(tmp_path, counts, split, options, words):
@@ -381,13 +382,14 @@ def test_processes_read_what_threads_read(broken_dir):
 
 PROGRAM = """
 import multiprocessing, os, signal, sys, threading
-from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 
 def main():
     seen = []
     signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    options = FolderOptions(16, decode_workers=2)
+    options = PictureOptions(16, decode_workers=2)
     train = load_folder("train", sys.argv[1], options)
     batches = train.batches(TrainingOrder(0, 0, 10**9, len(train), 16))
     timer = threading.Timer(0.5, os.killpg, (0, signal.SIGINT))

@@ -27,7 +27,7 @@ from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from tensorflow_datasets.proto import tf_example_pb2
 from tiny_run import assert_same_run, finish, run, start, wait_for_line
 
-from googlenet_flax.data import FolderOptions, imagenet_builder, load_split, prepared
+from googlenet_flax.data import PictureOptions, imagenet_builder, load_split, prepared
 from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.imagenet import in_words, wordnet_numbers
 from googlenet_flax.data.imagenet_builder import Imagenet2012
@@ -35,8 +35,8 @@ from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.errors import UserError
 
-OPTIONS = FolderOptions(storage_size=32)
-SKIP = FolderOptions(storage_size=32, on_bad_image="skip")
+OPTIONS = PictureOptions(storage_size=32)
+SKIP = PictureOptions(storage_size=32, on_bad_image="skip")
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # Those of the stock builder's lists.
 PNG_NAME, CMYK_NAME = "n02105855_2933.JPEG", "n01739381_1309.JPEG"
@@ -148,7 +148,7 @@ def expected_here(official):
 
 
 def load(data_dir, split, options=OPTIONS) -> PictureSet:
-    return load_split("imagenet2012", split, data_dir=str(data_dir), folder=options)
+    return load_split("imagenet2012", split, data_dir=str(data_dir), pictures=options)
 
 
 @pytest.fixture(scope="module")
@@ -571,11 +571,11 @@ def test_an_archive_that_cannot_be_read_to_its_end(
 PROGRAM = """
 import sys
 import numpy as np
-from googlenet_flax.data import FolderOptions, load_split
+from googlenet_flax.data import PictureOptions, load_split
 
 def main():
-    options = FolderOptions(32, decode_workers=1)
-    train = load_split("imagenet2012", "train", data_dir=sys.argv[1], folder=options)
+    options = PictureOptions(32, decode_workers=1)
+    train = load_split("imagenet2012", "train", data_dir=sys.argv[1], pictures=options)
     (batch,) = train.batches([np.arange(26)])
     assert batch["readable"].all()
     assert "tensorflow" not in sys.modules

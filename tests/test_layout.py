@@ -296,8 +296,14 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         (
             "data.prepared",
             {
-                *("data.folder", "data.image_set", "data.imagenet", "data.picture_set"),
-                *("data.cifar", "data.imagenet_builder", "data.records", "data.splits"),
+                *("data.image_set", "data.imagenet", "data.picture_set"),
+                *(
+                    "data.picture_options",
+                    "data.cifar",
+                    "data.imagenet_builder",
+                    "data.records",
+                    "data.splits",
+                ),
                 "errors",
             },
         ),
@@ -309,8 +315,12 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ),
         (
             "data.folder",
-            {"data.decode", "data.image_set", "data.picture_set", "data.splits", "errors"},
+            {
+                *("data.decode", "data.image_set", "data.picture_options"),
+                *("data.picture_set", "data.splits", "errors"),
+            },
         ),
+        ("data.picture_options", set()),
     ],
 )
 def test_module_imports_only(module, allowed):

@@ -17,7 +17,8 @@ from tiny_run import (
 )
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.train import create_experiment
 from googlenet_flax.workdir import Workdir
@@ -51,7 +52,7 @@ def poison(path: str) -> None:
 
 def path_seen_first_at(step: int, root: pathlib.Path) -> str:
     """Of a picture in the batch of that step and, in this epoch, in no other."""
-    train = load_folder("train", str(root), FolderOptions(SIZE))
+    train = load_folder("train", str(root), PictureOptions(SIZE))
     order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
     return train.pictures.paths[order[step - 1][3]]
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data import FolderOptions, load_split, prepared
+from googlenet_flax.data import PictureOptions, load_split, prepared
 from googlenet_flax.errors import UserError
 
 SIZES = {"train": 12, "test": 5}
@@ -207,7 +207,7 @@ def test_images_of_any_size_are_streamed(tmp_path):
     prepare(AnySize, tmp_path)
     spec, data_dir = "train[10:]+test[1:3]", str(tmp_path)
     picture_set = load_split(
-        "any_size", spec, data_dir=data_dir, folder=FolderOptions(storage_size=9)
+        "any_size", spec, data_dir=data_dir, pictures=PictureOptions(storage_size=9)
     )
     assert picture_set.class_names == ("zero", "one", "two")
     assert (len(picture_set), picture_set.storage_size) == (4, 9)

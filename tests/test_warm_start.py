@@ -18,7 +18,8 @@ from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.config import validate
-from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.errors import UserError
 from googlenet_flax.metrics_writer import read_rows
@@ -334,7 +335,7 @@ def pictures(tmp_path_factory):
             pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
             pixels[..., label] += 100
             PIL.Image.fromarray(pixels).save(root / name / f"{number}.jpg")
-    options = FolderOptions(storage_size=64, eval_fraction=0.2)
+    options = PictureOptions(storage_size=64, eval_fraction=0.2)
     train = load_folder("train", str(root), options)
     assert len(train) == 24
     with open(train.pictures.paths[7], "r+b") as file:

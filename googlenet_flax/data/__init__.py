@@ -1,9 +1,10 @@
 """Where images come from: sources, sampling, and preprocessing on the device."""
 
-from googlenet_flax.data.folder import FolderOptions, load_folder
+from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import ImageSet, Split
+from googlenet_flax.data.picture_options import PictureOptions
 
-__all__ = ["FolderOptions", "ImageSet", "Split", "load_split"]
+__all__ = ["ImageSet", "PictureOptions", "Split", "load_split"]
 
 
 def load_split(
@@ -11,7 +12,7 @@ def load_split(
     split: str,
     *,
     data_dir: str,
-    folder: FolderOptions | None = None,
+    pictures: PictureOptions | None = None,
     may_prepare: bool = True,
 ) -> Split:
     """Opens a split; images of one fixed size are read into memory, others streamed.
@@ -23,7 +24,7 @@ def load_split(
       split: In TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
       data_dir: Folder of TFDS data sets, "" is TFDS's own default; or the folder of
         pictures.
-      folder: How to read what is streamed: `"folder"`, and sets without a fixed size.
+      pictures: How to read what is streamed: `"folder"`, and sets without a fixed size.
       may_prepare: Download CIFAR and write CIFAR and ImageNet where they are missing;
         otherwise that is an error.
 
@@ -35,8 +36,8 @@ def load_split(
 
         return load_digits(split)
     if dataset == "folder":
-        assert folder is not None
-        return load_folder(split, data_dir, folder)
+        assert pictures is not None
+        return load_folder(split, data_dir, pictures)
     from googlenet_flax.data.prepared import load_prepared  # noqa: PLC0415 - slow
 
-    return load_prepared(dataset, split, data_dir, folder, may_prepare=may_prepare)
+    return load_prepared(dataset, split, data_dir, pictures, may_prepare=may_prepare)

@@ -10,22 +10,12 @@ import numpy as np
 from googlenet_flax.data import splits
 from googlenet_flax.data.decode import SUFFIXES, find_images, printable
 from googlenet_flax.data.image_set import Split
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.errors import UserError
 
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 
 _Listing = dict[str, list[str]]  # Class to paths below the folder of pictures.
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderOptions:
-    """How a folder of pictures is split, and how any pictures are read from disk."""
-
-    storage_size: int  # Longer side in pixels that pictures are reduced to.
-    eval_fraction: float = 0.0  # Of one folder of classes, for its test split; 0: none.
-    on_bad_image: str = "stop"  # Or "skip": what one that cannot be read does.
-    decode_workers: int = 0  # Processes that decode; 0 decodes in threads.
-    class_names: tuple[str, ...] = ()  # A network's; () are those of the train split.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +38,7 @@ class FilePictures:
         return printable(self.paths[index])
 
 
-def load_folder(split: str, data_dir: str, options: FolderOptions) -> Split:
+def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
     """Lists the pictures of a split.
 
     They lie in `DIR/SPLIT/CLASS/`, or, where `eval_fraction` is above 0, in `DIR/CLASS/`:
@@ -100,7 +90,7 @@ def _find_root(data_dir: str) -> str:
 
 
 def _list_splits(
-    root: str, split: str, options: FolderOptions
+    root: str, split: str, options: PictureOptions
 ) -> tuple[tuple[str, ...], dict[str, _Listing]]:
     """The class names and the splits that `split` may name."""
     names = {part.partition("[")[0].strip() for part in split.split("+")}

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from googlenet_flax.data import cifar, imagenet_builder, splits
-from googlenet_flax.data.folder import FolderOptions
 from googlenet_flax.data.image_set import ImageSet, Split
 from googlenet_flax.data.imagenet import in_words
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.errors import UserError
@@ -27,7 +27,7 @@ def load_prepared(
     dataset: str,
     split: str,
     data_dir: str,
-    options: FolderOptions | None = None,
+    options: PictureOptions | None = None,
     *,
     may_prepare: bool = True,
 ) -> Split:
@@ -81,7 +81,7 @@ def _open_pictures(
     builder: tfds.core.DatasetBuilder,
     split: str,
     positions: Sequence[tuple[str, slice]],
-    options: FolderOptions,
+    options: PictureOptions,
 ) -> PictureSet:
     """The records of the split; they are read when they are asked for."""
     shards = [part.filename for part in builder.info.splits[split].file_instructions]
