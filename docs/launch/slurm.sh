@@ -13,7 +13,7 @@
 #SBATCH --ntasks-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-# To the tasks and not to this script, 300 s before the end: for an evaluation and a save.
+# To the tasks and not to this script, 300 s before the end: for a step and a save.
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
