@@ -34,15 +34,15 @@ from googlenet_flax.cost import image_cost
 from googlenet_flax.cpu_memory import give_large_steps_back
 from googlenet_flax.data.fabricated import fabricate
 from googlenet_flax.errors import UserError
-from googlenet_flax.limits import find_limits
-from googlenet_flax.schedule import steps_per_epoch
-from googlenet_flax.timing import call_seconds, median_seconds
-from googlenet_flax.train import (
+from googlenet_flax.experiment import (
     Experiment,
     build_experiment,
     fresh_state,
     load_config_split,
 )
+from googlenet_flax.limits import find_limits
+from googlenet_flax.schedule import steps_per_epoch
+from googlenet_flax.timing import call_seconds, median_seconds
 from googlenet_flax.train_step import TrainState
 
 CONFIG = command_line.define_config("configs/cifar10.py")

@@ -1,30 +1,21 @@
-"""Training from a config: builds everything, and owns the only loop."""
+"""Training from a config: opens the run, and owns the only loop."""
 
 import dataclasses
 import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from typing import Any, Literal, NoReturn
 
 import jax
-import numpy as np
-import optax
 
 from googlenet_flax import distributed
-from googlenet_flax import schedule as schedules
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
 from googlenet_flax.cpu_memory import give_large_steps_back
-from googlenet_flax.data import PictureOptions, Split, load_split
-from googlenet_flax.data.augment import Augment
-from googlenet_flax.data.preprocess import Preprocess
-from googlenet_flax.data.sampler import OwnRows, TrainingOrder
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.distributed import tell_once
 from googlenet_flax.environment import describe_environment
 from googlenet_flax.errors import (
@@ -33,361 +24,18 @@ from googlenet_flax.errors import (
     UserError,
     out_of_memory_hint,
 )
-from googlenet_flax.evaluate import (
-    EvalStep,
-    create_eval_step,
-    evaluate_split,
-    format_metrics,
-)
+from googlenet_flax.evaluate import format_metrics
+from googlenet_flax.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.progress import Progress
 from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_signal
-from googlenet_flax.train_step import (
-    AXIS_NAME,
-    Averaging,
-    Batch,
-    Metrics,
-    Params,
-    TrainState,
-    check_batch_divides,
-    create_optimizer,
-    create_state,
-    parallel_train_step,
-    replicate,
-    replicated_like,
-    split_over_devices,
-    train_step,
-    with_partners,
-)
+from googlenet_flax.train_step import Metrics, TrainState
 from googlenet_flax.wandb_mirror import WandbMirror
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """All that a run needs and that no step changes."""
-
-    config: Mapping[str, Any]
-    devices: list[jax.Device]  # Of this process.
-    train_set: Split
-    eval_set: Split
-    description: ModelDescription
-    epoch_steps: int
-    total_steps: int
-    schedule: optax.Schedule
-    create_state: Callable[[], TrainState]
-    stage_ends: Sequence[int]  # Steps at which the size of the images changes.
-    train_steps: Sequence[TrainStep]  # One more, for the stages between them.
-    eval_step: EvalStep
-
-    def train_step(self, step: int) -> TrainStep:
-        """What makes the update after `step` updates."""
-        return self.train_steps[schedules.stage_of(step, self.stage_ends)]
-
-    def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """What each update after `start_step` updates learns from, `[D, B/D, ...]`.
-
-        Of several processes each gets its rows of the global batch.
-        """
-        order = TrainingOrder(
-            seed=self.config["seed"],
-            start_step=start_step,
-            stop_step=self.total_steps,
-            num_examples=len(self.train_set),
-            batch_size=self.config["batch_size"],
-        )
-        own = OwnRows(order, self.own_rows, with_previous=self.mixes)
-        for batch in self.train_set.batches(own):
-            yield split_over_devices(self._complete(batch), len(self.devices))
-
-    @property
-    def own_rows(self) -> slice:
-        """Of a global batch, those that this process steps on."""
-        return distributed.own_rows(self.config["batch_size"])
-
-    @property
-    def mixes(self) -> bool:
-        """Whether each example is mixed with the one before it."""
-        return self.config["mixup_alpha"] > 0
-
-    def _complete(self, batch: Batch) -> Batch:
-        """What the step takes of what the split gives."""
-        # What stands in for a picture that cannot be read is trained on.
-        rest = {name: batch[name] for name in batch if name != "readable"}
-        if not self.mixes:
-            return rest
-        # The first row was read for the second one only.
-        return {name: values[1:] for name, values in with_partners(rest).items()}
-
-    def compile_train_step(self, state_like: TrainState, step: int) -> Any:
-        """Compiles the step ahead of its first call, which finds it ready; returns it.
-
-        Args:
-          state_like: Shapes and types, as from `jax.eval_shape`.
-          step: Updates done before that call.
-        """
-        examples = [np.zeros(1, np.int64)]  # One is enough to tell the shape of a batch.
-        example = self._complete(next(iter(self.train_set.batches(examples))))
-        shards = len(self.devices), self.config["batch_size"] // len(self.devices)
-        batch_like = {
-            name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
-            for name, values in example.items()
-        }
-        jitted: Any = self.train_step(step)
-        return jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
-
-    def evaluate(
-        self, state: TrainState, before_batch: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """Metrics of the whole `eval_split`; arguments as in `evaluate_split`.
-
-        Those of averaged weights begin with `averaged_`.
-        """
-
-        def evaluate(variables: Params) -> dict[str, float]:
-            return evaluate_split(
-                self.eval_step,
-                variables,
-                self.eval_set,
-                batch_size=self.config["batch_size"],
-                num_devices=len(self.devices),
-                before_batch=before_batch,
-            )
-
-        metrics = evaluate(state.variables)
-        if state.averages:
-            averaged = evaluate(state.averages)
-            metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
-        return metrics
-
-    def learning_rate(self, step: int) -> float:
-        """Of the update after `step` updates."""
-        rate = jax.jit(self.schedule)  # Otherwise each stair would be compiled anew.
-        return float(np.asarray(rate(step)))
-
-    def is_due(self, every_steps: int, step: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, is due."""
-        return step == self.total_steps or (every_steps > 0 and step % every_steps == 0)
-
-    def is_eval_due(self, step: int) -> bool:
-        """Whether `step` ends an epoch that is evaluated, or the run."""
-        return self.is_due(self.config["eval_every_epochs"] * self.epoch_steps, step)
-
-
-def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> Experiment:
-    """Loads the data and builds the experiment on them.
-
-    Of several processes the first one prepares what is missing.
-
-    Raises:
-      UserError: The data cannot be read or do not fit the config.
-    """
-    load = partial(_load_splits, config, devices)
-    with distributed.together():
-        own_sets = load(may_prepare=True) if distributed.is_first() else None
-    with distributed.together():
-        train_set, eval_set = own_sets or load(may_prepare=False)
-        return build_experiment(config, devices, train_set, eval_set)
-
-
-def _load_splits(
-    config: Mapping[str, Any], devices: list[jax.Device], *, may_prepare: bool
-) -> tuple[Split, Split]:
-    """What is trained and what is evaluated on."""
-    _check_batch(config, devices)  # Before all is read.
-    names = config["train_split"], config["eval_split"]
-    train_set, eval_set = (
-        load_config_split(config, name, may_prepare=may_prepare) for name in names
-    )
-    return train_set, eval_set
-
-
-def build_experiment(
-    config: Mapping[str, Any],
-    devices: list[jax.Device],
-    train_set: Split,
-    eval_set: Split,
-) -> Experiment:
-    """Builds the network and its steps; nothing is compiled yet.
-
-    Raises:
-      UserError: The devices cannot share a batch, or `train_set` does not fill one.
-    """
-    _check_batch(config, devices)
-    epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
-    total_steps = schedules.total_steps(
-        num_epochs=config["num_epochs"],
-        max_steps=config["max_steps"],
-        epoch_steps=epoch_steps,
-    )
-    schedule = _create_schedule(config, epoch_steps, total_steps)
-    averaging = _create_averaging(config, epoch_steps)
-    tx = create_optimizer(
-        schedule,
-        momentum=config["momentum"],
-        weight_decay=config["weight_decay"],
-        head_only=config["trainable"] == "head",
-    )
-    description = _describe(config, train_set)
-    return Experiment(
-        config=config,
-        devices=devices,
-        train_set=train_set,
-        eval_set=eval_set,
-        description=description,
-        epoch_steps=epoch_steps,
-        total_steps=total_steps,
-        schedule=schedule,
-        create_state=partial(
-            create_state,
-            description.create_model(),
-            tx,
-            jax.random.key(config["seed"], impl="threefry2x32"),
-            image_size=config["image_size"],
-            averaging=averaging,
-        ),
-        stage_ends=[epochs * epoch_steps for epochs in config["early_image_size_epochs"]],
-        train_steps=_create_train_steps(
-            config,
-            devices,
-            description,
-            tx=tx,
-            averaging=averaging,
-            epoch_steps=epoch_steps,
-            total_steps=total_steps,
-        ),
-        eval_step=create_eval_step(
-            description, aux_weight=config["aux_weight"], devices=devices
-        ),
-    )
-
-
-def _create_averaging(config: Mapping[str, Any], epoch_steps: int) -> Averaging | None:
-    if config["averaging"] == "none":
-        return None
-    return Averaging(
-        kind=config["averaging"],
-        decay=config["ema_decay"],
-        start_step=config["average_from_epoch"] * epoch_steps,
-    )
-
-
-def _create_train_steps(
-    config: Mapping[str, Any],
-    devices: list[jax.Device],
-    description: ModelDescription,
-    *,
-    tx: optax.GradientTransformation,
-    averaging: Averaging | None,
-    epoch_steps: int,
-    total_steps: int,
-) -> list[TrainStep]:
-    """One for each size of the images, from the earliest."""
-    freeze_norm = config["trainable"] == "head"
-    step = partial(
-        train_step,
-        model=description.create_model(axis_name=AXIS_NAME, freeze_norm=freeze_norm),
-        tx=tx,
-        augment=Augment(
-            **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
-        ),
-        seed=config["seed"],
-        aux_weight=_aux_weight(config, total_steps),
-        axis_name=AXIS_NAME,
-        epoch_steps=epoch_steps,
-        label_smoothing=config["label_smoothing"],
-        mixup_alpha=config["mixup_alpha"],
-        averaging=averaging,
-        accumulation_steps=config["accumulation_steps"],
-    )
-    sizes = *config["early_image_sizes"], config["image_size"]
-    looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
-    everywhere = distributed.all_devices(devices)
-    return [
-        parallel_train_step(partial(step, preprocess=look), everywhere) for look in looks
-    ]
-
-
-def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
-    num_devices = len(distributed.all_devices(devices))
-    check_batch_divides(config["batch_size"], num_devices, config["accumulation_steps"])
-
-
-def _create_schedule(
-    config: Mapping[str, Any], epoch_steps: int, total_steps: int
-) -> optax.Schedule:
-    warmup_steps = round(config["warmup_epochs"] * epoch_steps)
-    if config["schedule"] == "staircase":
-        falling = schedules.staircase_decay(
-            learning_rate=config["learning_rate"],
-            decay_rate=config["decay_rate"],
-            decay_every_epochs=config["decay_every_epochs"],
-            decay_offset_epochs=config["decay_offset_epochs"],
-            epoch_steps=epoch_steps,
-        )
-    else:
-        decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
-        falling = decays[config["schedule"]](
-            learning_rate=config["learning_rate"],
-            final_fraction=config["final_rate_fraction"],
-            steps=total_steps - warmup_steps,
-        )
-    return schedules.with_warmup(falling, warmup_steps)
-
-
-def _aux_weight(
-    config: Mapping[str, Any], total_steps: int
-) -> float | Callable[[Any], Any]:
-    if config["final_aux_fraction"] == 1:
-        return config["aux_weight"]
-    return schedules.linear_decay(
-        learning_rate=config["aux_weight"],
-        final_fraction=config["final_aux_fraction"],
-        steps=total_steps,
-    )
-
-
-def load_config_split(
-    config: Mapping[str, Any], split: str, *, may_prepare: bool = True
-) -> Split:
-    """A split of the data that a config names; arguments as in `data.load_split`."""
-    return load_split(
-        config["dataset"],
-        split,
-        data_dir=config["data_dir"],
-        may_prepare=may_prepare,
-        pictures=PictureOptions(
-            storage_size=config["storage_size"],
-            eval_fraction=config["eval_fraction"],
-            on_bad_image=config["on_bad_image"],
-            decode_workers=config["decode_workers"],
-        ),
-    )
-
-
-def _describe(config: Mapping[str, Any], train_set: Split) -> ModelDescription:
-    """What the checkpoints of a run say of its network."""
-    return ModelDescription(
-        variant=config["variant"],
-        width_multiplier=config["width_multiplier"],
-        dtype=config["dtype"],
-        class_names=train_set.class_names,
-        preprocess=Preprocess(
-            storage_size=train_set.storage_size,
-            image_size=config["image_size"],
-            crop_fraction=config["crop_fraction"],
-            input_scale=config["input_scale"],
-            input_mean=config["input_mean"],
-            input_std=config["input_std"],
-            channel_order=config["channel_order"],
-        ),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -740,16 +388,6 @@ def _first_state(
     if not init_from:
         return state, "from scratch"
     return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
-
-
-def fresh_state(experiment: Experiment) -> TrainState:
-    """Random weights, on all devices."""
-    # Most of a start would go into optimising the random generators of some sixty
-    # kernels, which run once.
-    create = jax.jit(
-        experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
-    )
-    return replicate(create(), experiment.devices)
 
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:

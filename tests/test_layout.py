@@ -67,7 +67,7 @@ def test_the_modules_are_found():
     expected = {"", ".main", ".train", ".model", ".data", ".data.cifar", ".evaluate"}
     expected |= {".predictor", ".predict", ".warm_start", ".import_weights", ".originals"}
     expected |= {".benchmark", ".command_line", ".cost", ".limits", ".timing"}
-    expected |= {".compilation_cache", ".ascent", ".dream"}
+    expected |= {".compilation_cache", ".experiment", ".ascent", ".dream"}
     device = ("augment", "crops", "preprocess")
     files = (
         "decode",
@@ -190,6 +190,13 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
                 *START,
             },
         ),
+        (
+            "experiment",
+            {
+                *("data", "data.augment", "data.preprocess", "data.sampler"),
+                *("description", "distributed", "evaluate", "schedule", "train_step"),
+            },
+        ),
         ("warm_start", {"data.preprocess", *NETWORK, *SAVED}),
         (
             "import_weights",
@@ -226,7 +233,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("cost", {"model"}),
         ("endpoints", {"model"}),
         ("table1", {"cost", "endpoints", "model"}),
-        ("dry_run", {"config", "cost", "table1", "train"}),
+        ("dry_run", {"config", "cost", "experiment", "table1"}),
         ("ascent", {"data.preprocess", "endpoints", "model"}),
         (
             "dream",
@@ -239,8 +246,8 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
             "benchmark",
             {
                 "cpu_memory",
-                *("command_line", "config", "cost", "data.fabricated", "errors", "limits"),
-                *("schedule", "timing", "train", "train_step"),
+                *("command_line", "config", "cost", "data.fabricated", "errors"),
+                *("experiment", "limits", "schedule", "timing", "train_step"),
             },
         ),
         (
