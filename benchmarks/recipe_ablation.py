@@ -2,9 +2,10 @@
 
     python benchmarks/recipe_ablation.py --workdir=DIR [--seeds=0,1] [--config.FIELD=VALUE]
 
-Every row leaves one ingredient out of the whole recipe; the last leaves all of them out.
-Rows run one after another, and what was interrupted goes on. `SCALE` fits two CPU cores;
-arguments after it, as `--config.data_dir=DIR`, go to every run.
+Every row changes one ingredient of the whole recipe; one row leaves all of them out. Rows
+run one after another, and what was interrupted goes on: commands with other seeds may run
+side by side in one DIR. `SCALE` fits CPU cores; arguments after it, as
+`--config.data_dir=DIR`, go to every run.
 """
 
 import argparse
@@ -18,15 +19,14 @@ SCALE = (
     "--config=configs/cifar10_best.py",
     "--config.dtype=float32",  # On CPUs the faster one.
     "--config.image_size=80",
-    "--config.width_multiplier=0.5",
-    "--config.train_split=train[:10000]",
-    "--config.eval_split=test[:5000]",
+    "--config.width_multiplier=0.25",
+    "--config.train_split=train[:2000]",
     "--config.batch_size=64",
-    "--config.num_epochs=10",
-    "--config.warmup_epochs=1",
-    "--config.ema_decay=0.99",  # A window of a hundredth of the run, as in the recipe.
-    "--config.eval_every_epochs=10",
-    "--config.checkpoint_every_steps=500",
+    "--config.num_epochs=20",
+    "--config.warmup_epochs=0.5",  # Of the run the same share as in the recipe, like the
+    "--config.ema_decay=0.94",  # window of the averages.
+    "--config.eval_every_epochs=20",
+    "--config.checkpoint_every_steps=300",
 )
 WITHOUT = {
     "shifts and mirror images": ("crop_padding_pixels=0", "flip=none"),
@@ -39,6 +39,10 @@ WITHOUT = {
     "auxiliary heads": ("aux_weight=0",),
     "fall of the heads' weight": ("final_aux_fraction=1",),
 }
+WITH = {
+    "mixup, without cutout": ("mixup_alpha=0.2", "cutout_fraction=0"),
+    "Polyak average of the last quarter": ("averaging=polyak", "average_from_epoch=15"),
+}
 
 
 def rows() -> dict[str, tuple[str, ...]]:
@@ -50,6 +54,7 @@ def rows() -> dict[str, tuple[str, ...]]:
     everything.remove("flip=random")
     everything.remove("final_aux_fraction=1")
     changes["without all of these"] = tuple(everything)
+    changes |= {f"with {name}": fields for name, fields in WITH.items()}
     return {
         name: tuple(f"--config.{field}" for field in fields)
         for name, fields in changes.items()
