@@ -20,13 +20,14 @@ SCALE = (
     "--config.dtype=float32",  # On CPUs the faster one.
     "--config.image_size=80",
     "--config.width_multiplier=0.25",
-    "--config.train_split=train[:2000]",
-    "--config.batch_size=64",
-    "--config.num_epochs=20",
-    "--config.warmup_epochs=0.5",  # Of the run the same share as in the recipe, like the
-    "--config.ema_decay=0.94",  # window of the averages.
-    "--config.eval_every_epochs=20",
-    "--config.checkpoint_every_steps=300",
+    "--config.train_split=train[:1000]",
+    "--config.batch_size=32",
+    "--config.num_epochs=45",
+    "--config.learning_rate=0.05",
+    "--config.warmup_epochs=1.125",  # Of the run the same share as in the recipe, like
+    "--config.ema_decay=0.972",  # the window of the averages.
+    "--config.eval_every_epochs=45",
+    "--config.checkpoint_every_steps=400",
 )
 WITHOUT = {
     "shifts and mirror images": ("crop_padding_pixels=0", "flip=none"),
@@ -41,7 +42,7 @@ WITHOUT = {
 }
 WITH = {
     "mixup, without cutout": ("mixup_alpha=0.2", "cutout_fraction=0"),
-    "Polyak average of the last quarter": ("averaging=polyak", "average_from_epoch=15"),
+    "Polyak average of the last quarter": ("averaging=polyak", "average_from_epoch=34"),
 }
 
 

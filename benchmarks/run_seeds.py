@@ -92,7 +92,10 @@ def draw_curves(runs: Mapping[int, list[Row]], file: pathlib.Path) -> None:
             for axis, name, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
                 steps = [row["step"] for row in chosen]
                 values = [scale * row[name] for row in chosen]
-                axis.plot(steps, values, color=colour, linewidth=1, alpha=0.7, label=split)
+                # Evaluations may be few: their points show how many.
+                marker = "." if split == "eval" else None
+                style = {"color": colour, "linewidth": 1, "alpha": 0.7, "marker": marker}
+                axis.plot(steps, values, label=split, **style)
     for axis, title in zip(
         axes, ("loss, heads at their weight", "accuracy, %"), strict=True
     ):

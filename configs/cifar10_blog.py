@@ -2,8 +2,10 @@
 
     python -m googlenet_flax.main --config=configs/cifar10_blog.py --workdir=runs/blog
 
-Hardware: any. Time: not measured. Accuracy: not measured; the tutorial reports 78 %. With
-the ragged last batch dropped, its 15 epochs are 165 updates here.
+Hardware: 2 CPU cores (AVX-512 Xeon). Time: 56 min, evaluated every 5 epochs. Accuracy:
+20.90 % of the 3,000 test images (n = 1, on a copy of CIFAR-10 re-encoded as JPEG); the
+tutorial reports 78 %, see docs/results.md. With the ragged last batch dropped, its 15
+epochs are 165 updates here.
 """
 
 import ml_collections

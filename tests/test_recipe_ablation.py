@@ -45,7 +45,7 @@ def test_the_scale_keeps_the_shares_of_the_recipe():
     whole, scaled = dict(load_config(BEST)), fields_of("the whole recipe")
     warmup = [config["warmup_epochs"] / config["num_epochs"] for config in (whole, scaled)]
     assert warmup[0] == pytest.approx(warmup[1])
-    steps = 200 * (50_000 // 256), 20 * (2_000 // 64)
+    steps = 200 * (50_000 // 256), 45 * (1_000 // 32)
     windows = [
         1 / (1 - config["ema_decay"]) / count
         for config, count in zip((whole, scaled), steps, strict=True)
