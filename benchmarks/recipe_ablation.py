@@ -2,10 +2,10 @@
 
     python benchmarks/recipe_ablation.py --workdir=DIR [--seeds=0,1] [--config.FIELD=VALUE]
 
-Every row changes one ingredient of the whole recipe; one row leaves all of them out. Rows
-run one after another, and what was interrupted goes on: commands with other seeds may run
-side by side in one DIR. `SCALE` fits CPU cores; arguments after it, as
-`--config.data_dir=DIR`, go to every run.
+Every row leaves one ingredient out of the whole recipe, the last all of them. Rows run one
+after another, and what was interrupted goes on: commands with other seeds may run side by
+side in one DIR. `SCALE` fits CPU cores; arguments after it, as `--config.data_dir=DIR`, go
+to every run.
 """
 
 import argparse
@@ -40,10 +40,6 @@ WITHOUT = {
     "auxiliary heads": ("aux_weight=0",),
     "fall of the heads' weight": ("final_aux_fraction=1",),
 }
-WITH = {
-    "mixup, without cutout": ("mixup_alpha=0.2", "cutout_fraction=0"),
-    "Polyak average of the last quarter": ("averaging=polyak", "average_from_epoch=34"),
-}
 
 
 def rows() -> dict[str, tuple[str, ...]]:
@@ -55,7 +51,6 @@ def rows() -> dict[str, tuple[str, ...]]:
     everything.remove("flip=random")
     everything.remove("final_aux_fraction=1")
     changes["without all of these"] = tuple(everything)
-    changes |= {f"with {name}": fields for name, fields in WITH.items()}
     return {
         name: tuple(f"--config.{field}" for field in fields)
         for name, fields in changes.items()
