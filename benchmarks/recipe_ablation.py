@@ -11,7 +11,7 @@ to every run.
 import argparse
 import pathlib
 
-from run_seeds import markdown, summarise, train
+from run_seeds import markdown, seed_numbers, summarise, train
 
 from googlenet_flax.metrics_writer import read_rows
 
@@ -61,13 +61,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", default="0,1", help="numbers, with commas")
+    parser.add_argument(
+        "--seeds", type=seed_numbers, default="0,1", help="numbers, with commas"
+    )
     flags, more = parser.parse_known_args()
     for number, (name, changes) in enumerate(rows().items()):
         folder = flags.workdir.absolute() / f"{number}"
         folder.mkdir(parents=True, exist_ok=True)
         runs, seconds = {}, []
-        for seed in map(int, flags.seeds.split(",")):
+        for seed in flags.seeds:
             workdir = folder / f"seed-{seed}"
             seconds.append(train([*SCALE, *more, *changes], seed, workdir))
             runs[seed] = read_rows(workdir / "metrics.jsonl")

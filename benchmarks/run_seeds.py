@@ -35,6 +35,11 @@ ACCURACIES: Mapping[str, str] = {
 Row = dict[str, Any]  # Of metrics.jsonl.
 
 
+def seed_numbers(text: str) -> list[int]:
+    """Of the option `--seeds`."""
+    return [int(number) for number in text.split(",")]
+
+
 def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float | None:
     """Trains to the end.
 
@@ -124,13 +129,14 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--config", required=True, help="the recipe")
-    parser.add_argument("--seeds", default="0,1,2", help="numbers, with commas")
+    parser.add_argument(
+        "--seeds", type=seed_numbers, default="0,1,2", help="numbers, with commas"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     flags, more = parser.parse_known_args()
     arguments = [f"--config={flags.config}", *more]
     flags.workdir.mkdir(parents=True, exist_ok=True)
-    seeds = [int(seed) for seed in flags.seeds.split(",")]
-    workdirs = {seed: flags.workdir.absolute() / f"seed-{seed}" for seed in seeds}
+    workdirs = {seed: flags.workdir.absolute() / f"seed-{seed}" for seed in flags.seeds}
     seconds = [train(arguments, seed, workdir) for seed, workdir in workdirs.items()]
     runs = {
         seed: read_rows(workdir / "metrics.jsonl") for seed, workdir in workdirs.items()

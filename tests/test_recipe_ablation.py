@@ -150,3 +150,18 @@ def test_the_time_of_a_whole_run_is_kept(commands, tmp_path):
     first = run_seeds.train([], 0, tmp_path / "seed-0")
     assert first > 0
     assert run_seeds.train([], 0, tmp_path / "seed-0") == first
+
+
+@pytest.mark.parametrize("script", [recipe_ablation, run_seeds])
+def test_seeds_that_are_no_numbers_are_refused_in_words(
+    script, monkeypatch, capsys, tmp_path
+):
+    workdir = tmp_path / "runs"
+    options = ["--config=x.py", "--seeds=0,one", f"--workdir={workdir}"]
+    monkeypatch.setattr(sys, "argv", ["script", *options])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 2
+    assert "--seeds" in (said := capsys.readouterr().err.splitlines()[-1])
+    assert "0,one" in said
+    assert not workdir.exists()
