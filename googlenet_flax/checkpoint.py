@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from googlenet_flax import distributed
-from googlenet_flax.description import ModelDescription
+from googlenet_flax.description import DataDescription, ModelDescription
 from googlenet_flax.errors import NotFiniteError, UserError, writing
 from googlenet_flax.train_step import TrainState, replicated_like, replicated_sharding
 
@@ -58,6 +58,7 @@ class Label:
     description: ModelDescription
     metrics: Mapping[str, float] | None  # Of the evaluation of this state.
     leaves: Mapping[str, str]  # Path to "float32[3, 3] digest".
+    data: DataDescription | None = None  # None for imports and for older checkpoints.
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, sealed."""
@@ -65,6 +66,7 @@ class Label:
             "description": self.description.to_json(),
             "metrics": None if self.metrics is None else dict(self.metrics),
             "leaves": dict(self.leaves),
+            "data": None if self.data is None else dataclasses.asdict(self.data),
         }
         return {**fields, "seal": _seal(fields)}
 
@@ -84,6 +86,7 @@ class Label:
             description=ModelDescription.from_json(fields["description"]),
             metrics=fields["metrics"],
             leaves=fields["leaves"],
+            data=DataDescription(**fields["data"]) if fields.get("data") else None,
         )
 
 
@@ -149,10 +152,6 @@ class Checkpoints:
         ]
         return max(scored)[1] if scored else None
 
-    def was_evaluated(self, step: int) -> bool:
-        """Whether the checkpoint at `step` carries an evaluation."""
-        return step in self._labels and self._labels[step].metrics is not None
-
     def resolve(self, name: str) -> int:
         """The step that `best`, `latest` or a number means.
 
@@ -191,6 +190,14 @@ class Checkpoints:
         """The description saved with the checkpoint at `step`."""
         return self._labels[step].description
 
+    def describe_data(self, step: int) -> DataDescription | None:
+        """The data saved with the checkpoint at `step`; None where it has none."""
+        return self._labels[step].data
+
+    def evaluation(self, step: int) -> Mapping[str, float] | None:
+        """The metrics of the evaluation saved with the checkpoint at `step`, if any."""
+        return self._labels[step].metrics if step in self._labels else None
+
     def name_damaged(self) -> str:
         """The damaged steps and what is wrong with each, in one line."""
         return "; ".join(f"{step}: {reason}" for step, reason in self.damaged.items())
@@ -218,6 +225,7 @@ class Checkpoints:
         state: TrainState,
         *,
         description: ModelDescription,
+        data: DataDescription | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts writing `state` under its own step, replacing what is there.
@@ -227,7 +235,8 @@ class Checkpoints:
 
         Args:
           state: Replicated over the devices.
-          description: Kept beside it.
+          description: The network, saved beside the state.
+          data: The examples, saved beside the state.
           metrics: Of an evaluation of this very state, if there was one.
 
         Raises:
@@ -236,7 +245,7 @@ class Checkpoints:
         """
         self.wait()
         step, items = int(state.step), _to_items(state)
-        label = Label(description, metrics, label_leaves(items))
+        label = Label(description, metrics, label_leaves(items), data)
         _check_finite(items, step)
         self._start_save(step, items, label)
 

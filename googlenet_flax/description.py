@@ -1,14 +1,65 @@
-"""What it takes to rebuild the network of a checkpoint and to feed it."""
+"""Descriptions that travel with a checkpoint: of its network and of its data."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from googlenet_flax.data.image_set import Split
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.model import GoogLeNet, create_model
+
+MAX_NAMED_CLASSES = 10  # More would not fit into the line of an error.
+
+
+@dataclasses.dataclass(frozen=True)
+class DataDescription:
+    """The examples that a run learns from and is evaluated on, without where they lie."""
+
+    train_examples: int
+    train_fingerprint: str
+    eval_examples: int
+    eval_fingerprint: str
+
+    @classmethod
+    def of(cls, train_set: Split, eval_set: Split) -> "DataDescription":
+        """Describes two splits; reads them as far as their fingerprints need."""
+        return cls(
+            train_examples=len(train_set),
+            train_fingerprint=train_set.fingerprint,
+            eval_examples=len(eval_set),
+            eval_fingerprint=eval_set.fingerprint,
+        )
+
+    def changes_since(self, before: "DataDescription") -> list[str]:
+        """One phrase for each split that is not what it was; empty for the same data."""
+        changes = []
+        for split in ("train", "eval"):
+            old, new = (getattr(data, f"{split}_examples") for data in (before, self))
+            prints = {getattr(data, f"{split}_fingerprint") for data in (before, self)}
+            if old != new:
+                changes.append(f"{split}_split had {old:,} examples and now has {new:,}")
+            elif len(prints) > 1:
+                changes.append(f"the {new:,} examples of {split}_split are not the same")
+        return changes
+
+
+def class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """A phrase that names both lists of classes where they differ; otherwise empty."""
+    if tuple(before) == tuple(now):
+        return []
+    if max(len(before), len(now)) <= MAX_NAMED_CLASSES:
+        return [f"the classes were {', '.join(before)} and are now {', '.join(now)}"]
+    pairs = itertools.zip_longest(before, now, fillvalue="absent")
+    number, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+    return [
+        f"there were {len(before)} classes and are now {len(now)}; the first that differs, "
+        f"{number}, was {old} and is now {new}"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
-from googlenet_flax.description import ModelDescription
+from googlenet_flax.description import DataDescription, ModelDescription
 from googlenet_flax.evaluate import EvalStep, create_eval_step, evaluate_split
 from googlenet_flax.train_step import (
     AXIS_NAME,
@@ -74,6 +74,11 @@ class Experiment:
         own = OwnRows(order, self.own_rows, with_previous=self.mixes)
         for batch in self.train_set.batches(own):
             yield split_over_devices(self._complete(batch), len(self.devices))
+
+    @cached_property
+    def data(self) -> DataDescription:
+        """The examples of both splits, as checkpoints remember them."""
+        return DataDescription.of(self.train_set, self.eval_set)
 
     @property
     def own_rows(self) -> slice:

@@ -46,6 +46,7 @@ class MetricsWriter:
             if row["step"] < resume_step
             or (row["step"] == resume_step and (was_evaluated or row["split"] == "train"))
         ]
+        self._kept = {(row["step"], row["split"]) for row in kept}
         with writing(jsonl_file):
             temporary = jsonl_file.with_suffix(".tmp")
             temporary.write_text("".join(map(_to_line, kept)), encoding="utf-8")
@@ -73,6 +74,10 @@ class MetricsWriter:
         os.close(self._jsonl)
         with contextlib.suppress(OSError):  # Every row was flushed.
             self._events.close()
+
+    def has_row(self, step: int, split: Literal["train", "eval"]) -> bool:
+        """Whether the rows that were kept at the start hold one of this step and split."""
+        return (step, split) in self._kept
 
     def write(
         self,

@@ -16,6 +16,7 @@ from googlenet_flax import distributed
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
 from googlenet_flax.cpu_memory import give_large_steps_back
+from googlenet_flax.description import class_changes
 from googlenet_flax.distributed import tell_once
 from googlenet_flax.environment import describe_environment
 from googlenet_flax.errors import (
@@ -143,8 +144,12 @@ class _Run:
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts writing a checkpoint."""
-        description = self.experiment.description
-        self.checkpoints.save(state, description=description, metrics=metrics)
+        self.checkpoints.save(
+            state,
+            description=self.experiment.description,
+            data=self.experiment.data,
+            metrics=metrics,
+        )
 
     def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
         """Saves, waits for the write, and ends the run."""
@@ -205,9 +210,11 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                     tell_once(f"the config of this run has changed: {'; '.join(changes)}")
         experiment = create_experiment(config, jax.local_devices())
         with distributed.together():
+            _check_data(run_dir, experiment, checkpoints)
             state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
-        was_evaluated = checkpoints.was_evaluated(start_step)
+        evaluation = checkpoints.evaluation(start_step)
+        was_evaluated = evaluation is not None
         with distributed.together():
             run = _create_run(
                 stack,
@@ -216,7 +223,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
                 checkpoints,
                 stop,
                 start_step=start_step,
-                was_evaluated=was_evaluated,
+                evaluation=evaluation,
             )
         is_finished = start_step >= experiment.total_steps and was_evaluated
         with distributed.together():
@@ -256,9 +263,12 @@ def _create_run(
     stop: StopRequest,
     *,
     start_step: int,
-    was_evaluated: bool,
+    evaluation: Mapping[str, float] | None,
 ) -> _Run:
-    """Opens what the run writes to; `stack` closes it."""
+    """Opens what the run writes to; `stack` closes it.
+
+    `evaluation` holds the metrics saved with the state that the run starts from, if any.
+    """
     config, is_first = experiment.config, distributed.is_first()
     progress = Progress(
         total_steps=experiment.total_steps,
@@ -275,13 +285,13 @@ def _create_run(
                 run_dir.metrics_file,
                 run_dir.tensorboard,
                 resume_step=start_step,
-                was_evaluated=was_evaluated,
+                was_evaluated=evaluation is not None,
             )
         )
         if config["wandb_project"]:
             mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
             stack.enter_context(mirror)
-    return _Run(
+    run = _Run(
         experiment,
         checkpoints,
         writer,
@@ -290,6 +300,13 @@ def _create_run(
         stack.enter_context(profile),
         mirror,
     )
+    if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
+        run.write(dict(evaluation), start_step, "eval")
+        tell_once(
+            f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
+            "is written again from the checkpoint"
+        )
+    return run
 
 
 def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
@@ -304,6 +321,31 @@ def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> 
             "environment": describe_environment(devices),
         }
     )
+
+
+def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
+    """Refuses to continue a run on other data than it was trained on.
+
+    Raises:
+      UserError: Names what has changed since the newest checkpoint.
+    """
+    data, class_names = experiment.data, experiment.description.class_names
+    distributed.check_same(
+        {"the data": dataclasses.asdict(data), "the classes": list(class_names)},
+        "all processes must read the same data",
+    )
+    step = checkpoints.latest_step
+    if step is None:
+        return
+    before = checkpoints.describe_data(step)
+    changes = class_changes(checkpoints.describe(step).class_names, class_names)
+    changes += [] if before is None else data.changes_since(before)
+    if changes:
+        raise UserError(
+            f"workdir {str(run_dir.path)!r} holds a run on other data: "
+            f"{'; '.join(changes)}. Restore the data, or train in another --workdir, from "
+            f"these weights with --config.init_from={run_dir.path}"
+        )
 
 
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:

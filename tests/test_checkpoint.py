@@ -162,7 +162,7 @@ def test_names_of_checkpoints(tmp_path):
         for name in ("7", "newest", "-1"):
             with pytest.raises(UserError, match="use best, latest or one of 1, 2, 3"):
                 checkpoints.resolve(name)
-        assert checkpoints.was_evaluated(2) and not checkpoints.was_evaluated(3)
+        assert checkpoints.evaluation(2) and not checkpoints.evaluation(3)
 
 
 def test_the_best_of_what_was_never_evaluated(tmp_path):
@@ -182,7 +182,7 @@ def test_weights_that_were_not_trained_here(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_variables(variables, description=DESCRIPTION)
         assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        assert not checkpoints.was_evaluated(0)
+        assert checkpoints.evaluation(0) is None
         assert checkpoints.describe(0) == DESCRIPTION
         like = jax.eval_shape(lambda: variables)
         restored = checkpoints.restore_variables(0, like, jax.devices()[:2])
@@ -208,7 +208,7 @@ def test_a_save_replaces_the_same_step(tmp_path):
             tiny_state(1, 2.0), description=DESCRIPTION, metrics={"accuracy": 0.5}
         )
         checkpoints.wait()
-        assert checkpoints.was_evaluated(1)
+        assert checkpoints.evaluation(1)
         restored = checkpoints.restore(1, tiny_state(0), jax.devices()[:1])
     assert float(restored.params["kernel"][0, 0]) == 2.0
 

@@ -173,7 +173,7 @@ START = {"compilation_cache", "cpu_memory"}  # What a command that computes swit
         ("wandb_mirror", {"errors"}),
         ("config", {"data.augment", "data.crops", "errors", "model"}),
         ("stop_request", set()),
-        ("description", {"data.preprocess", "model"}),
+        ("description", {"data.image_set", "data.preprocess", "model"}),
         ("train_step", {"data.augment", "data.preprocess", "errors", "model"}),
         ("checkpoint", {"description", "distributed", "errors", "train_step"}),
         ("predictor", {"data.crops", "data.preprocess", *NETWORK, *SAVED}),

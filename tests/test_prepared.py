@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from types import MappingProxyType
 
 import numpy as np
@@ -224,6 +225,24 @@ def test_images_of_any_size_are_streamed(tmp_path):
         *("any_size train record 10", "any_size train record 11"),
         *("any_size test record 1", "any_size test record 2"),
     ]
+
+
+def test_streamed_sets_have_a_fingerprint_wherever_they_lie(tmp_path):
+    prepare(AnySize, tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+
+    def fingerprint(place, spec):
+        options = PictureOptions(storage_size=9)
+        return load_split(
+            "any_size", spec, data_dir=str(tmp_path / place), pictures=options
+        ).fingerprint
+
+    assert fingerprint("here", "train") == fingerprint("there", "train")
+    assert fingerprint("here", "train") != fingerprint("here", "train[:10]")
+    assert fingerprint("here", "train[:2]") != fingerprint("here", "train[1:3]")
+    (shard,) = (tmp_path / "there").rglob("*train.array_record*")
+    shard.write_bytes(shard.read_bytes() + b"\0")
+    assert fingerprint("here", "train") != fingerprint("there", "train")
 
 
 def test_tfrecord_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from googlenet_flax.data.image_set import Split
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.errors import UserError
 
+MAX_READ_BYTES = 2**28  # Takes about half a second to read and to digest.
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 
 _Listing = dict[str, list[str]]  # Class to paths below the folder of pictures.
@@ -22,19 +24,36 @@ _Listing = dict[str, list[str]]  # Class to paths below the folder of pictures.
 class FilePictures:
     """Picture files, as `picture_set.PictureSource` asks for them."""
 
-    paths: tuple[str, ...]
+    root: str
+    paths: tuple[str, ...]  # All begin with `root`.
     labels: np.ndarray  # int32 [N]
-    remedy = "delete or mend it"
+    remedy = "delete or mend it and start in another --workdir"
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the paths below the root, the labels, and the files.
+
+        Of a file it covers the size, and in a set of at most `MAX_READ_BYTES` also the
+        content. Reading more would delay every start.
+        """
+        names = [path.removeprefix(self.root) for path in self.paths]
+        sizes = [_size_bytes(path) for path in self.paths]
+        facts = repr((names, self.labels.tolist(), sizes))
+        digest = hashlib.blake2b(facts.encode(), digest_size=16)
+        if sum(sizes) <= MAX_READ_BYTES:
+            for path, size in zip(self.paths, sizes, strict=True):
+                digest.update(pathlib.Path(path).read_bytes() if size else b"")
+        return digest.hexdigest()
 
     def read(self, index: int) -> tuple[str, int]:
         """Path and label."""
         return self.paths[index], int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The path, which print() takes."""
+        """The path, with bytes that `print` refuses escaped."""
         return printable(self.paths[index])
 
 
@@ -66,6 +85,7 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
     label_of = {name: label for label, name in enumerate(class_names)}
     return PictureSet(
         FilePictures(
+            root=root,
             paths=tuple(os.path.join(root, path) for path, _ in chosen),
             labels=np.array([label_of[name] for _, name in chosen], np.int32),
         ),
@@ -74,6 +94,12 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
         on_bad_image=options.on_bad_image,
         decode_workers=options.decode_workers,
     )
+
+
+def _size_bytes(file: str) -> int:
+    """The size of a regular file that can be read; 0 for anything else."""
+    is_readable = os.path.isfile(file) and os.access(file, os.R_OK)
+    return os.path.getsize(file) if is_readable else 0
 
 
 def _find_root(data_dir: str) -> str:

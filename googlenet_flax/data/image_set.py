@@ -1,6 +1,7 @@
 """What a split of a data set offers, and the split in memory."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -27,6 +28,11 @@ class Split(Protocol):
     @property
     def unreadable(self) -> dict[str, str]:
         """Files that were skipped so far and what is wrong with each."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the examples and their labels, wherever they are stored."""
         ...
 
     def __len__(self) -> int: ...
@@ -80,6 +86,14 @@ class ImageSet:
     def unreadable(self) -> dict[str, str]:
         """Nothing: all images are here."""
         return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all pixels and labels."""
+        digest = hashlib.blake2b(repr(self.images.shape).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
+        return digest.hexdigest()
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """As in `Split`."""

@@ -26,6 +26,11 @@ class PictureSource(Protocol):
         """What a person can do about a picture that cannot be read."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the pictures and their labels, wherever they are stored."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Picture, int]:
@@ -55,6 +60,11 @@ class PictureSet:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the source of the pictures."""
+        return self.pictures.fingerprint
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """One batch for each array of example numbers, in turn, decoded ahead of time.

@@ -1,6 +1,7 @@
 """Sets that TFDS has prepared as array_record, read without TensorFlow."""
 
 import contextlib
+import hashlib
 import math
 import os
 import pathlib
@@ -90,19 +91,29 @@ def _open_pictures(
             raise FileNotFoundError(f"{path} is missing")
     _allow_open_files(len(shards))
     class_names = in_words(builder.info.features["label"].names)
-    parts = ((name, range(rows.start, rows.stop)) for name, rows in positions)
+    parts = tuple((name, range(rows.start, rows.stop)) for name, rows in positions)
     return PictureSet(
         RecordPictures(
             source=builder.as_data_source(split=split).data_source,
             dataset=builder.name,
-            parts=tuple(parts),
+            parts=parts,
             num_classes=len(class_names),
+            fingerprint=_fingerprint(builder.info.full_name, parts, shards),
         ),
         class_names=class_names,
         storage_size=options.storage_size,
         on_bad_image=options.on_bad_image,
         decode_workers=options.decode_workers,
     )
+
+
+def _fingerprint(
+    full_name: str, parts: Sequence[tuple[str, range]], shards: Sequence[str]
+) -> str:
+    """A digest of the set's name and version, the records read, and the shards' sizes."""
+    sizes = [(os.path.basename(path), os.path.getsize(path)) for path in shards]
+    facts = repr((full_name, list(parts), sizes))
+    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 def _allow_open_files(more: int) -> None:

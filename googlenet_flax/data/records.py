@@ -21,6 +21,7 @@ class RecordPictures:
     dataset: str
     parts: tuple[tuple[str, range], ...]  # Split and records in it, in order.
     num_classes: int
+    fingerprint: str  # A digest of the shards and of the part of them that is read.
     remedy = "prepare the data set again"
 
     def __len__(self) -> int:

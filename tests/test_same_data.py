@@ -1,0 +1,153 @@
+"""A resumed run must learn from the data that it was started on."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import SMALL_INCEPTIONS
+from test_configs import named_config
+
+from googlenet_flax import model
+from googlenet_flax.data import folder
+from googlenet_flax.errors import UserError
+from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.train import train_and_evaluate
+
+CLASSES = ("apple", "berry", "cherry")
+
+
+def write_pictures(root, classes=CLASSES, count=4):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                path = root / split / name / f"{number}.bmp"  # The size tells nothing.
+                PIL.Image.fromarray(pixels).save(path)
+
+
+def config(data_dir, **fields):
+    return {
+        **named_config("folder"),
+        **{"data_dir": str(data_dir), "width_multiplier": 0.1, "image_size": 80},
+        **{"batch_size": 4, "storage_size": 16, "max_steps": 3, "warmup_epochs": 0.0},
+        **{"schedule": "staircase", "log_every_steps": 1, "averaging": "none"},
+        **fields,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Pictures and a run of three steps on them; tests must not change them."""
+    root = tmp_path_factory.mktemp("same data")
+    write_pictures(root / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+        train_and_evaluate(config(root / "pictures"), root / "run")
+    return root
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """A copy of both in another place, and the small network to go on with."""
+    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def rename_class(pictures):
+    for split in ("train", "test"):
+        (pictures / split / "apple").rename(pictures / split / "zapple")
+
+
+def add_picture(pictures):
+    source = pictures / "train" / "apple" / "0.bmp"
+    shutil.copy(source, source.with_name("9.bmp"))
+
+
+def remove_test_picture(pictures):
+    (pictures / "test" / "berry" / "0.bmp").unlink()
+
+
+def change_pixel(pictures):
+    path = pictures / "train" / "cherry" / "3.bmp"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 255
+    path.write_bytes(content)
+
+
+def swap_labels(pictures):
+    apple, berry = (pictures / "train" / name / "1.bmp" for name in ("apple", "berry"))
+    content = apple.read_bytes()
+    apple.write_bytes(berry.read_bytes())
+    berry.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            rename_class,
+            "the classes were apple, berry, cherry and are now berry, cherry, zapple",
+        ),
+        (add_picture, "train_split had 12 examples and now has 13"),
+        (remove_test_picture, "eval_split had 12 examples and now has 11"),
+        (change_pixel, "the 12 examples of train_split are not the same"),
+        (swap_labels, "the 12 examples of train_split are not the same"),
+    ],
+)
+def test_other_data_are_refused(copy, change, complaint):
+    change(copy / "pictures")
+    before = {path: path.read_bytes() for path in (copy / "run").glob("*.json*")}
+    with pytest.raises(UserError, match=complaint) as error:
+        train_and_evaluate(config(copy / "pictures", max_steps=6), copy / "run")
+    assert "--config.init_from" in str(error.value) and "\n" not in str(error.value)
+    assert before == {path: path.read_bytes() for path in (copy / "run").glob("*.json*")}
+    assert [path.name for path in (copy / "run" / "checkpoints").iterdir()] == ["3"]
+
+
+def test_the_same_data_elsewhere_are_the_same(copy):
+    (copy / "pictures").rename(copy / "moved")
+    row = train_and_evaluate(config(copy / "moved", max_steps=4), copy / "run")
+    assert row["step"] == 4
+
+
+def test_large_sets_are_known_by_names_and_sizes(copy, monkeypatch):
+    monkeypatch.setattr(folder, "MAX_READ_BYTES", 100)
+    before = load(copy).fingerprint
+    change_pixel(copy / "pictures")
+    assert load(copy).fingerprint == before
+    path = copy / "pictures" / "train" / "cherry" / "3.bmp"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert load(copy).fingerprint != before
+
+
+def load(root):
+    options = folder.PictureOptions(storage_size=16)
+    return folder.load_folder("train", str(root / "pictures"), options)
+
+
+def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch):
+    monkeypatch.setattr(
+        "googlenet_flax.checkpoint.Checkpoints.describe_data", lambda self, step: None
+    )
+    rename_class(copy / "pictures")
+    with pytest.raises(UserError, match="the classes were apple"):
+        train_and_evaluate(config(copy / "pictures", max_steps=4), copy / "run")
+
+
+@pytest.mark.parametrize("max_steps", [3, 4])
+def test_a_torn_row_of_an_evaluation_is_written_again(copy, capfd, max_steps):
+    metrics = copy / "run" / "metrics.jsonl"
+    rows = read_rows(metrics)
+    assert rows[-1]["split"] == "eval"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    train_and_evaluate(config(copy / "pictures", max_steps=max_steps), copy / "run")
+    written = read_rows(metrics)[: len(rows)]
+    lost = {name: value for name, value in rows[-1].items() if name != "eval_seconds"}
+    assert written == [*rows[:-1], lost]
+    assert "evaluation after step 3; it is written again" in capfd.readouterr().err
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == max_steps
