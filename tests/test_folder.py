@@ -353,8 +353,8 @@ def test_unreadable_pictures_stop(broken_dir):
     with pytest.raises(UserError) as error:
         list(batches)
     assert str(error.value) == (
-        f"{train.pictures.paths[15]} cannot be read (empty file): delete or mend it, or "
-        "set --config.on_bad_image=skip"
+        f"{train.pictures.paths[15]} cannot be read (empty file): delete or mend it and "
+        "start in another --workdir, or set --config.on_bad_image=skip"
     )
 
 
