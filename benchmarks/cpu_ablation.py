@@ -3,7 +3,7 @@
 python benchmarks/cpu_ablation.py [--batch_size=32] [--image_size=224] [--rounds=3]
 
 One process a row, each with one more choice than the row above; rounds go over all rows in
-turn. Every row keeps freed memory (`googlenet_flax.cpu_memory`) except the last.
+turn. Every row keeps freed memory (`googlenet_flax.runtime.memory`) except the last.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import optax
 import peer
 
 from googlenet_flax.convolution import STOCK
-from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.model import create_model
+from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.train_step import create_optimizer, create_state, train_step
 
 STEPS = 4  # Timed, after two that warm up.

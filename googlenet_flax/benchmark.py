@@ -28,12 +28,9 @@ import jax
 import psutil
 from absl import flags
 
-from googlenet_flax import command_line
 from googlenet_flax.config import MAX_NUMBER, validate
 from googlenet_flax.cost import image_cost
-from googlenet_flax.cpu_memory import give_large_steps_back
 from googlenet_flax.data.fabricated import fabricate
-from googlenet_flax.errors import UserError
 from googlenet_flax.experiment import (
     Experiment,
     build_experiment,
@@ -41,6 +38,9 @@ from googlenet_flax.experiment import (
     load_config_split,
 )
 from googlenet_flax.limits import find_limits
+from googlenet_flax.runtime import command_line
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.schedule import steps_per_epoch
 from googlenet_flax.timing import call_seconds, median_seconds
 from googlenet_flax.train_step import TrainState

@@ -18,16 +18,16 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from googlenet_flax import distributed
-from googlenet_flax.compilation_cache import use_compilation_cache
-from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import UserError, exit_on_run_error
 from googlenet_flax.model import GoogLeNetOutput
 from googlenet_flax.predictor import Predictor, mean_log_probabilities
+from googlenet_flax.runtime import distributed
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.errors import UserError, exit_on_run_error
+from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.train_step import (
     Metrics,
     eval_step,

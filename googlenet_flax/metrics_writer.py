@@ -12,7 +12,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2 as proto
 
-from googlenet_flax.errors import UserError, writing
+from googlenet_flax.runtime.errors import UserError, writing
 
 messages: Any = proto  # Its classes are made at run time.
 

@@ -15,8 +15,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from googlenet_flax.compilation_cache import use_compilation_cache
-from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.decode import (
     BadImageError,
@@ -24,8 +22,10 @@ from googlenet_flax.data.decode import (
     find_images,
     printable,
 )
-from googlenet_flax.errors import UserError, exit_on_run_error
 from googlenet_flax.predictor import Predictor
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.errors import UserError, exit_on_run_error
+from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.workdir import Workdir
 
 Decoded = tuple[np.ndarray, tuple[int, int]]

@@ -18,16 +18,8 @@ import numpy as np
 from absl import logging
 
 from googlenet_flax.checkpoint import DamagedCheckpointError
-from googlenet_flax.compilation_cache import use_compilation_cache
-from googlenet_flax.cpu_memory import keep_freed_memory
 from googlenet_flax.data import Split
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
-from googlenet_flax.errors import (
-    UserError,
-    exit_on_run_error,
-    out_of_memory_hint,
-    writing,
-)
 from googlenet_flax.evaluate import DEFAULT_BATCH_SIZE, EvaluationData
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
@@ -42,7 +34,15 @@ from googlenet_flax.reports.run_page import (
     Tested,
     create_run_page,
 )
-from googlenet_flax.streams import tell
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.errors import (
+    UserError,
+    exit_on_run_error,
+    out_of_memory_hint,
+    writing,
+)
+from googlenet_flax.runtime.memory import keep_freed_memory
+from googlenet_flax.runtime.streams import tell
 from googlenet_flax.workdir import Workdir
 
 # A run that goes on may drop a checkpoint that is being read; then another is the best.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

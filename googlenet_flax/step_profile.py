@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import jax
 
-from googlenet_flax.errors import writing
+from googlenet_flax.runtime.errors import writing
 
 
 class StepProfile:

@@ -12,25 +12,25 @@ from typing import Any, Literal, NoReturn
 
 import jax
 
-from googlenet_flax import distributed
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
-from googlenet_flax.cpu_memory import give_large_steps_back
 from googlenet_flax.description import class_changes
-from googlenet_flax.distributed import tell_once
-from googlenet_flax.environment import describe_environment
-from googlenet_flax.errors import (
+from googlenet_flax.evaluate import format_metrics
+from googlenet_flax.experiment import Experiment, create_experiment, fresh_state
+from googlenet_flax.metrics_writer import MetricsWriter, read_rows
+from googlenet_flax.runtime import distributed
+from googlenet_flax.runtime.distributed import tell_once
+from googlenet_flax.runtime.environment import describe_environment
+from googlenet_flax.runtime.errors import (
     NotFiniteError,
     StoppedBySignal,
     UserError,
     out_of_memory_hint,
 )
-from googlenet_flax.evaluate import format_metrics
-from googlenet_flax.experiment import Experiment, create_experiment, fresh_state
-from googlenet_flax.metrics_writer import MetricsWriter, read_rows
-from googlenet_flax.progress import Progress
+from googlenet_flax.runtime.memory import give_large_steps_back
+from googlenet_flax.runtime.progress import Progress
+from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.step_profile import StepProfile
-from googlenet_flax.stop_request import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.train_step import Metrics, TrainState
 from googlenet_flax.wandb_mirror import WandbMirror
 from googlenet_flax.warm_start import warm_start
@@ -242,7 +242,7 @@ def _open_workdir(stack: ExitStack, path: str, config: Mapping[str, Any]) -> Wor
         if config["distributed"] and not jax.distributed.is_initialized():
             raise UserError(
                 "config.distributed is True but this process has joined no others: use "
-                "`python -m googlenet_flax.main`, or googlenet_flax.distributed.joined"
+                "`python -m googlenet_flax.main`, or runtime.distributed.joined"
             )
         run_dir = Workdir(path)
         if distributed.is_first():

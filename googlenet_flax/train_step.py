@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from googlenet_flax.data.augment import Augment, alternating_flips
 from googlenet_flax.data.preprocess import Preprocess
-from googlenet_flax.errors import UserError
 from googlenet_flax.model import GoogLeNet, GoogLeNetOutput
+from googlenet_flax.runtime.errors import UserError
 
 AXIS_NAME = "batch"
 TOP_K = 5

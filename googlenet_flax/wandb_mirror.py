@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from googlenet_flax.errors import UserError, writing
+from googlenet_flax.runtime.errors import UserError, writing
 
 ID_BYTES = 8
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
-from googlenet_flax.errors import UserError, WorkdirInUseError, writing
+from googlenet_flax.runtime.errors import UserError, WorkdirInUseError, writing
 
 IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
 

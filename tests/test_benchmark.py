@@ -14,7 +14,7 @@ from test_configs import named_config
 
 from googlenet_flax import benchmark as command
 from googlenet_flax import limits, model
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import parallel_train_step, replicate, split_over_devices
 
 KEYS = {

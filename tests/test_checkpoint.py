@@ -10,7 +10,7 @@ from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import (
     AXIS_NAME,
     TrainState,

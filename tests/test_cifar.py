@@ -18,7 +18,7 @@ from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
 
 from googlenet_flax.data import cifar, load_split
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 # The official layout, https://www.cs.toronto.edu/~kriz/cifar.html.
 FILES = {

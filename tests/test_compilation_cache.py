@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from googlenet_flax import compilation_cache
-from googlenet_flax.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime import compilation_cache
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 
 SETTINGS = (
     "jax_compilation_cache_dir",

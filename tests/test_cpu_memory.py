@@ -9,8 +9,8 @@ import types
 import jax
 import pytest
 
-from googlenet_flax import cpu_memory
-from googlenet_flax.cpu_memory import give_large_steps_back, keep_freed_memory
+from googlenet_flax.runtime import memory
+from googlenet_flax.runtime.memory import give_large_steps_back, keep_freed_memory
 
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so eagerly"
@@ -18,8 +18,8 @@ needs_glibc = pytest.mark.skipif(
 
 COUNT_FAULTS = """
 import resource
-from googlenet_flax import cpu_memory
-from googlenet_flax.cpu_memory import give_large_steps_back, keep_freed_memory
+from googlenet_flax.runtime import memory
+from googlenet_flax.runtime.memory import give_large_steps_back, keep_freed_memory
 if {keep}:
     keep_freed_memory()
 import jax, jax.numpy as jnp
@@ -32,8 +32,8 @@ def quarter_of_a_gigabyte(x):
 x = jnp.ones((1 << 18, 64))  # 64 MiB
 step = jax.jit(quarter_of_a_gigabyte).lower(x).compile()
 if {is_large}:
-    cpu_memory.MAX_KEPT_FRACTION = 0
-    assert cpu_memory.give_large_steps_back(step)
+    memory.MAX_KEPT_FRACTION = 0
+    assert memory.give_large_steps_back(step)
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
@@ -70,9 +70,9 @@ def test_a_step_that_could_fill_the_machine_gives_its_memory_back():
 @pytest.mark.parametrize("share", [0.1, 10])
 def test_how_large_a_step_must_be_for_that(monkeypatch, share):
     options = []
-    monkeypatch.setattr(cpu_memory, "_set_option", lambda *args: options.append(args) or 1)
+    monkeypatch.setattr(memory, "_set_option", lambda *args: options.append(args) or 1)
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes.
-    limit = cpu_memory.MAX_KEPT_FRACTION * 10_000
+    limit = memory.MAX_KEPT_FRACTION * 10_000
 
     class Compiled:
         def memory_analysis(self):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from googlenet_flax.data import decode
 from googlenet_flax.data.decode import BadImageError, decode_image, find_images
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 RED, GREEN, BLUE, YELLOW = (200, 30, 40), (20, 180, 60), (30, 50, 220), (230, 210, 20)
 WHITE = (255, 255, 255)

@@ -6,7 +6,7 @@ import pytest
 import sklearn.datasets
 
 from googlenet_flax.data import load_split
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 
 def load(split):

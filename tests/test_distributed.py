@@ -26,8 +26,8 @@ from tiny_run import (
     wait_for_line,
 )
 
-from googlenet_flax import distributed
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime import distributed
+from googlenet_flax.runtime.errors import UserError
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Without batch norm and with small steps, so that rounding stays what it is.

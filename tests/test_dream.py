@@ -28,8 +28,8 @@ from googlenet_flax.ascent import (
 )
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.endpoints import activations
-from googlenet_flax.errors import UserError
 from googlenet_flax.predictor import Predictor
+from googlenet_flax.runtime.errors import UserError
 
 MODEL = small_googlenet("seed")  # Whose heads fit 80 pixels only.
 SCALING = preprocess(

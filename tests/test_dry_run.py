@@ -5,7 +5,7 @@ from test_configs import named_config
 
 from googlenet_flax import dry_run
 from googlenet_flax.dry_run import describe_run
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 
 def plan_of(**fields) -> dict[str, str]:

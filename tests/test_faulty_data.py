@@ -29,8 +29,8 @@ from tiny_run import (
 )
 
 from googlenet_flax.data import cifar
-from googlenet_flax.errors import UserError
 from googlenet_flax.import_weights import FORMATS
+from googlenet_flax.runtime.errors import UserError
 
 
 def faults(*values):

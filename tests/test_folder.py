@@ -18,7 +18,7 @@ from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 OPTIONS = PictureOptions(storage_size=16)
 HELD_OUT = PictureOptions(storage_size=16, eval_fraction=0.25)

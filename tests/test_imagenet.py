@@ -33,7 +33,7 @@ from googlenet_flax.data.imagenet import in_words, wordnet_numbers
 from googlenet_flax.data.imagenet_builder import Imagenet2012
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.sampler import TrainingOrder
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 OPTIONS = PictureOptions(storage_size=32)
 SKIP = PictureOptions(storage_size=32, on_bad_image="skip")

@@ -75,7 +75,7 @@ def test_nobody_imports_a_command(module):
 @each_module
 def test_outsiders_that_are_not_for_the_package(module):
     assert not outsiders(module) & NEVER
-    flags = "googlenet_flax.command_line"
+    flags = "googlenet_flax.runtime.command_line"
     assert "ml_collections" not in outsiders(module) or module == flags
 
 

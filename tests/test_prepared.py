@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from googlenet_flax.data import PictureOptions, load_split, prepared
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 SIZES = {"train": 12, "test": 5}
 GREY = tfds.features.Image(shape=(28, 28, 1))

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from googlenet_flax.progress import Progress
+from googlenet_flax.runtime.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -11,8 +11,8 @@ from test_configs import named_config
 
 from googlenet_flax import model
 from googlenet_flax.data import folder
-from googlenet_flax.errors import UserError
 from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 
 CLASSES = ("apple", "berry", "cherry")

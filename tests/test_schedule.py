@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.schedule import (
     cosine_decay,
     linear_decay,

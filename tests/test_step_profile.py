@@ -8,7 +8,7 @@ from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax import model
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.train import train_and_evaluate
 

@@ -39,7 +39,7 @@ main()
 # However busy the machine is, the signal comes at this step.
 SIGNALLED = """
 import os, sys
-from googlenet_flax.progress import Progress
+from googlenet_flax.runtime.progress import Progress
 number, report = int(sys.argv.pop(1)), Progress.report
 
 def report_and_signal(self, step, **about):

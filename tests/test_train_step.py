@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from googlenet_flax.convolution import STOCK
-from googlenet_flax.errors import UserError
 from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import (
     AXIS_NAME,
     Averaging,

@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_run import train_tiny
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.wandb_mirror import WandbMirror
 
 ROWS = [

@@ -21,8 +21,8 @@ from googlenet_flax.config import validate
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.errors import UserError
 from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import TrainState, replicate
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir

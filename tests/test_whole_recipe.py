@@ -15,9 +15,9 @@ from tiny_run import rows_without_timings, saved_leaves, saved_steps
 
 from googlenet_flax import evaluate, model
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.errors import UserError
 from googlenet_flax.metrics_writer import read_rows
 from googlenet_flax.predictor import Predictor
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.workdir import Workdir
 

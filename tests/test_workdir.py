@@ -10,7 +10,7 @@ import pytest
 from test_configs import named_config
 
 from googlenet_flax.config import FIELDS
-from googlenet_flax.errors import UserError, WorkdirInUseError
+from googlenet_flax.runtime.errors import UserError, WorkdirInUseError
 from googlenet_flax.workdir import RESUMABLE_FIELDS, Workdir
 
 CONFIG = named_config("digits")

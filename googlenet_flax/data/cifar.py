@@ -21,7 +21,7 @@ import PIL.Image
 import tensorflow_datasets as tfds
 
 from googlenet_flax.data.archives import find_archive, hand_placed_paths
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
 PROBE_TIMEOUT_SECONDS = 2.0

@@ -12,7 +12,7 @@ import PIL.Image
 from PIL.ExifTags import Base
 from PIL.Image import Resampling, Transpose
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -34,7 +34,7 @@ from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder impo
 
 from googlenet_flax.data.archives import find_archive, hand_placed_paths
 from googlenet_flax.data.imagenet import wordnet_numbers
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 HOMEPAGE = "https://image-net.org/"
 READ_THREADS = 16  # The pictures of a shard lie all over the archive.

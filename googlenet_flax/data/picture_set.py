@@ -12,7 +12,7 @@ import numpy as np
 from googlenet_flax.data.decode import BadImageError, Picture, decode_image
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.data.read_ahead import read_ahead
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 SHARE_EXAMPLES = 8  # Of a batch, that one thread or process decodes at a time.
 PREFETCH_BATCHES = 2  # 256 pictures of 320x320 are 79 MB.

@@ -17,7 +17,7 @@ from googlenet_flax.data.imagenet import in_words
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 OWN_SETS = (cifar, imagenet_builder)  # Those that are prepared here.
 READ_CHUNK_EXAMPLES = 1000

@@ -12,7 +12,7 @@ from typing import TypeVar
 import grain
 from absl import flags
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 Element = TypeVar("Element")
 

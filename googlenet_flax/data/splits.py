@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from googlenet_flax.errors import UserError
+from googlenet_flax.runtime.errors import UserError
 
 
 def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slice]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.errors import missing_package
 from googlenet_flax.originals.leaves import (
     HEADS,
     INCEPTION_CONVS,
@@ -21,6 +20,7 @@ from googlenet_flax.originals.leaves import (
     same,
     translate,
 )
+from googlenet_flax.runtime.errors import missing_package
 
 STEM = {
     "conv1": "conv1/7x7_s2",

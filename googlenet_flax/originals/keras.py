@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.errors import UserError, missing_package
 from googlenet_flax.model import INCEPTIONS
 from googlenet_flax.originals.leaves import (
     HEADS,
@@ -23,6 +22,7 @@ from googlenet_flax.originals.leaves import (
     same,
     translate,
 )
+from googlenet_flax.runtime.errors import UserError, missing_package
 
 BRANCHES = ("3x3_reduce", "5x5_reduce", "1x1", "3x3", "5x5", "pool_proj")
 CONVS = (

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from googlenet_flax.errors import UserError
 from googlenet_flax.layers import InceptionWidths
 from googlenet_flax.model import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
+from googlenet_flax.runtime.errors import UserError
 
 STEM = ("conv1", "conv2_reduce", "conv2")
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.errors import UserError, missing_package
 from googlenet_flax.model import INCEPTIONS
 from googlenet_flax.originals.leaves import (
     HEADS,
@@ -20,6 +19,7 @@ from googlenet_flax.originals.leaves import (
     same,
     translate,
 )
+from googlenet_flax.runtime.errors import UserError, missing_package
 
 STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
 BRANCHES = {

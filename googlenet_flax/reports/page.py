@@ -9,12 +9,12 @@ import string
 import struct
 from collections.abc import Sequence
 
-from googlenet_flax.errors import writing
 from googlenet_flax.reports.style import (
     SHOWN_PIXELS_PER_INCH,
     STORED_PIXELS_PER_INCH,
     plain_text,
 )
+from googlenet_flax.runtime.errors import writing
 
 
 class Number(str):

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.environment import describe_environment
 from googlenet_flax.reports import answer_figures, curves, look_inside
 from googlenet_flax.reports.answers import (
     Answers,
@@ -21,6 +20,7 @@ from googlenet_flax.reports.answers import (
 )
 from googlenet_flax.reports.page import Cell, Number, Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
+from googlenet_flax.runtime.environment import describe_environment
 from googlenet_flax.train_step import TOP_K
 
 MOST_CONFUSED = 15  # Pairs to list.

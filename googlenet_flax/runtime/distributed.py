@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from googlenet_flax.errors import RunError, UserError
-from googlenet_flax.streams import tell
+from googlenet_flax.runtime.errors import RunError, UserError
+from googlenet_flax.runtime.streams import tell
 
 # How long an ending process waits for the others: those that end for the same reason
 # come at once, and those that wait for this one must be told.

@@ -9,7 +9,7 @@ from typing import Self, TextIO
 
 import tqdm
 
-from googlenet_flax.streams import say
+from googlenet_flax.runtime.streams import say
 
 
 class Progress:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from googlenet_flax.compilation_cache import use_compilation_cache
-from googlenet_flax.cpu_memory import keep_freed_memory
-from googlenet_flax.errors import UserError, exit_on_run_error
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.errors import UserError, exit_on_run_error
+from googlenet_flax.runtime.memory import keep_freed_memory
 
 flags.disclaim_key_flags()  # So that --help shows them as the command's own.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from googlenet_flax.streams import make_streams_safe, mute, tell
+from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
 
 
 class RunError(Exception):
