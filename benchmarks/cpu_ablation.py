@@ -1,4 +1,4 @@
-"""What each choice of `googlenet_flax.convolution.Arithmetic` gives on this CPU.
+"""What each choice of `googlenet_flax.model.convolution.Arithmetic` gives on this CPU.
 
 python benchmarks/cpu_ablation.py [--batch_size=32] [--image_size=224] [--rounds=3]
 
@@ -20,8 +20,8 @@ import numpy as np
 import optax
 import peer
 
-from googlenet_flax.convolution import STOCK
-from googlenet_flax.model import create_model
+from googlenet_flax.model.convolution import STOCK
+from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.train_step import create_optimizer, create_state, train_step
 

@@ -25,7 +25,7 @@ from typing import Any
 import compare
 
 DTYPES = ("bfloat16", "float32")
-# Fields of `googlenet_flax.convolution.Arithmetic` that are on; what to know first.
+# Fields of `googlenet_flax.model.convolution.Arithmetic` that are on; what to know first.
 BOTH = "merge_1x1+gather_max_pool"
 CHOICES = (
     BOTH,

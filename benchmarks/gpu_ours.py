@@ -23,10 +23,10 @@ import numpy as np
 import optax
 import peer
 
-from googlenet_flax.convolution import STOCK, Arithmetic
 from googlenet_flax.cost import image_cost
 from googlenet_flax.limits import find_limits
-from googlenet_flax.model import GoogLeNet, create_model
+from googlenet_flax.model.convolution import STOCK, Arithmetic
+from googlenet_flax.model.googlenet import GoogLeNet, create_model
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.train_step import TrainState, create_optimizer, create_state, train_step
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.model import GoogLeNet
+from googlenet_flax.model.googlenet import GoogLeNet
 
 # Elements per image at `TABLE_IMAGE_SIZE`, from the map sizes and widths of Table 1.
 TABLE_IMAGE_SIZE = 224

@@ -29,7 +29,7 @@ from googlenet_flax.ascent import (
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.endpoints import ENDPOINTS, MAPS, activations, check_names
-from googlenet_flax.model import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
+from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error, out_of_memory_hint

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.model import AUX_TAPS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
+from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
 # In the order of the computation; heads and classifier give logits, `[B, num_classes]`.
 STEM = ("conv1", "conv2_reduce", "conv2")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from googlenet_flax.cost import multiply_adds
 from googlenet_flax.endpoints import ENDPOINTS, activations
-from googlenet_flax.model import AUX_TAPS, INCEPTIONS, GoogLeNet
+from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet
 
 
 class Printed(NamedTuple):

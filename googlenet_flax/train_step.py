@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from googlenet_flax.data.augment import Augment, alternating_flips
 from googlenet_flax.data.preprocess import Preprocess
-from googlenet_flax.model import GoogLeNet, GoogLeNetOutput
+from googlenet_flax.model.googlenet import GoogLeNet, GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
 
 AXIS_NAME = "batch"

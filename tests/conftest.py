@@ -29,8 +29,8 @@ from googlenet_flax.data import cifar
 from googlenet_flax.data.augment import Augment
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.layers import InceptionWidths
-from googlenet_flax.model import VARIANTS, GoogLeNet
+from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
+from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.workdir import Workdir
 
 __all__ = ["REPOSITORY"]

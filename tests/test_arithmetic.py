@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import equations, numpy_variables, small_googlenet
 
-from googlenet_flax import create_model, ops
-from googlenet_flax.convolution import FASTEST, STOCK
-from googlenet_flax.layers import BatchNorm, ConvBlock, Inception, InceptionWidths
-from googlenet_flax.model import VARIANTS
+from googlenet_flax import create_model
+from googlenet_flax.model import ops
+from googlenet_flax.model.convolution import FASTEST, STOCK
+from googlenet_flax.model.googlenet import VARIANTS
+from googlenet_flax.model.layers import BatchNorm, ConvBlock, Inception, InceptionWidths
 
 ARITHMETICS = {platform: FASTEST[platform] for platform in ("cpu", "gpu")}
 HEADS = ("logits", "aux_4a", "aux_4d")

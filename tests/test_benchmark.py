@@ -13,7 +13,8 @@ from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax import benchmark as command
-from googlenet_flax import limits, model
+from googlenet_flax import limits
+from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import parallel_train_step, replicate, split_over_devices
 
@@ -40,7 +41,7 @@ def run_benchmark(*args, cwd=REPOSITORY):
 @pytest.fixture
 def small_config(monkeypatch):
     """A config by its name with a small network and small limits."""
-    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
     monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
     monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
     small = {"width_multiplier": 0.25, "image_size": 80, "batch_size": 4}

@@ -15,9 +15,9 @@ from flax import traverse_util
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 from test_parity import TOLERANCE, relative_differences, stored_outputs
 
-from googlenet_flax import model as our_model
-from googlenet_flax.convolution import FASTEST, STOCK
-from googlenet_flax.model import VARIANTS, GoogLeNet
+from googlenet_flax.model import googlenet as our_model
+from googlenet_flax.model.convolution import FASTEST, STOCK
+from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.train_step import create_optimizer, example_metrics
 
 sys.path.append(str(REPOSITORY / "benchmarks"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_configs import CONFIG_FILES, load_config, named_config
 
 from googlenet_flax.config import FIELDS, validate
-from googlenet_flax.model import VARIANTS
+from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.runtime.errors import UserError
 
 GOOD = named_config("digits")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from googlenet_flax import create_model
-from googlenet_flax.convolution import FASTEST, STOCK, Arithmetic, convolve
+from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, convolve
 
 MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
 WINOGRAD = dataclasses.replace(STOCK, winograd=True)

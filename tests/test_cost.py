@@ -4,7 +4,7 @@ import pytest
 
 from googlenet_flax import cost
 from googlenet_flax.cost import image_cost
-from googlenet_flax.model import create_model
+from googlenet_flax.model.googlenet import create_model
 
 
 def googlenet(variant="seed", **fields):

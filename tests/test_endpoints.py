@@ -13,7 +13,7 @@ from googlenet_flax.endpoints import (
     activation_and_gradient,
     activations,
 )
-from googlenet_flax.model import VARIANTS
+from googlenet_flax.model.googlenet import VARIANTS
 
 SMALL_MAPS = ("conv1", "conv2_reduce", "conv2", "inception_4a", "inception_4d")
 

@@ -5,7 +5,7 @@ import pytest
 
 from googlenet_flax.data import ImageSet
 from googlenet_flax.evaluate import evaluate_split
-from googlenet_flax.model import GoogLeNetOutput
+from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.train_step import eval_step, parallel_eval_step, replicate
 
 

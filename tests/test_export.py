@@ -22,13 +22,14 @@ from conftest import (
 )
 from flax import traverse_util
 
-from googlenet_flax import create_model, model
+from googlenet_flax import create_model
 from googlenet_flax import export as command
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.exports import onnx as onnx_file
 from googlenet_flax.exports import safetensors as safetensors_file
 from googlenet_flax.exports import stablehlo
 from googlenet_flax.exports.network import Network, describe
+from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 
 HEADS = ("aux_4a", "aux_4d")
@@ -112,7 +113,7 @@ SMALL = [  # Sides that SAME and CEIL pad in one way and in the other.
 ]
 WHOLE = [
     pytest.param((variant, size, "whole"), marks=pytest.mark.slow)
-    for variant in model.VARIANTS
+    for variant in googlenet.VARIANTS
     for size in (80, 97, 127, 224)
 ]
 
@@ -214,8 +215,8 @@ def test_the_description_comes_back():
 def small_network():
     """Lets `create_model` build three blocks instead of nine, quick to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
-        patch.setattr(model, "FASTEST", {})
+        patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+        patch.setattr(googlenet, "FASTEST", {})
         yield
 
 

@@ -8,7 +8,7 @@ from conftest import numpy_variables, small_googlenet
 from flax import traverse_util
 
 from googlenet_flax import create_model
-from googlenet_flax.model import INCEPTIONS, VARIANTS
+from googlenet_flax.model.googlenet import INCEPTIONS, VARIANTS
 
 
 def shapes(variant, size=224, **kwargs):

@@ -8,7 +8,7 @@ from conftest import equations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax import ops
+from googlenet_flax.model import ops
 
 
 def test_relu_and_its_gradient_are_jaxs():

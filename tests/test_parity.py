@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from flax import traverse_util
 from originals.weights import NUM_CLASSES, draw_images, draw_weights, to_flax
 
-from googlenet_flax.model import VARIANTS, GoogLeNet
+from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
 

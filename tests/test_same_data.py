@@ -9,9 +9,9 @@ import pytest
 from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
-from googlenet_flax import model
 from googlenet_flax.data import folder
 from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 
@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("same data")
     write_pictures(root / "pictures")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+        patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
         train_and_evaluate(config(root / "pictures"), root / "run")
     return root
 
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path, monkeypatch):
     """A copy of both in another place, and the small network to go on with."""
-    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

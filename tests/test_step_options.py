@@ -13,7 +13,7 @@ from conftest import augment, preprocess, random_images, small_googlenet
 from test_augment import assert_evenly_spread
 from test_train_step import assert_same_tree, random_batch, run_steps
 
-from googlenet_flax.model import GoogLeNetOutput
+from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.schedule import linear_decay
 from googlenet_flax.train_step import (

@@ -7,7 +7,7 @@ import pytest
 from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
-from googlenet_flax import model
+from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.train import train_and_evaluate
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_traced(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
     config = {
         **named_config("digits"),
         **{"width_multiplier": 0.25, "train_split": "train[:32]", "batch_size": 8},

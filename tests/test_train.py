@@ -3,8 +3,8 @@ import pytest
 from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
-from googlenet_flax import model
 from googlenet_flax.metrics_writer import MetricsWriter
+from googlenet_flax.model import googlenet
 from googlenet_flax.train import train_and_evaluate
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"  # Also of what a cache held.
@@ -32,7 +32,7 @@ def happened(monkeypatch):
 
 
 def test_a_run_compiles_its_steps_once(tmp_path, monkeypatch, happened):
-    monkeypatch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
     config = {
         **named_config("digits"),
         **{"width_multiplier": 0.25, "train_split": "train[:24]", "batch_size": 8},

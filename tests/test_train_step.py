@@ -10,8 +10,8 @@ from conftest import augment, numpy_variables, preprocess, small_googlenet
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from googlenet_flax.convolution import STOCK
-from googlenet_flax.model import VARIANTS, GoogLeNetOutput, create_model
+from googlenet_flax.model.convolution import STOCK
+from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import (
     AXIS_NAME,

@@ -13,9 +13,10 @@ from test_configs import named_config
 from test_train import COMPILATION
 from tiny_run import rows_without_timings, saved_leaves, saved_steps
 
-from googlenet_flax import evaluate, model
+from googlenet_flax import evaluate
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.model import googlenet
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -43,7 +44,7 @@ CONFIG = {
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "INCEPTIONS", SMALL_INCEPTIONS)
+        patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
         yield
 
 

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from googlenet_flax import winograd
+from googlenet_flax.model import winograd
 
 each_size = pytest.mark.parametrize("r", winograd.POINTS)
 

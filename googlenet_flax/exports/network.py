@@ -10,7 +10,7 @@ import numpy as np
 
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
-from googlenet_flax.model import GoogLeNet
+from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.version import __version__
 
 IMAGES = "images"  # Name of the input.

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from googlenet_flax import ops
-from googlenet_flax.convolution import Padding2D
 from googlenet_flax.exports.network import IMAGES, Network, as_text
-from googlenet_flax.model import AUX_TAPS, BATCH_NORM_EPSILON
+from googlenet_flax.model import ops
+from googlenet_flax.model.convolution import Padding2D
+from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON
 from googlenet_flax.runtime.errors import missing_package
 
 OPSET = 17  # Of 2022, like the version of the file format: old runtimes read both.

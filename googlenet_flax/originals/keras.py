@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.model import INCEPTIONS
+from googlenet_flax.model.googlenet import INCEPTIONS
 from googlenet_flax.originals.leaves import (
     HEADS,
     STEM,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from googlenet_flax.layers import InceptionWidths
-from googlenet_flax.model import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
+from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
+from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.runtime.errors import UserError
 
 STEM = ("conv1", "conv2_reduce", "conv2")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.model import INCEPTIONS
+from googlenet_flax.model.googlenet import INCEPTIONS
 from googlenet_flax.originals.leaves import (
     HEADS,
     OriginalWeights,

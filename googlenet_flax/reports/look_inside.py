@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.endpoints import activation_and_gradient, activations
-from googlenet_flax.model import AUX_TAPS, GoogLeNet, GoogLeNetOutput
+from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.reports.answers import in_order
 from googlenet_flax.reports.style import (
     VERMILLION,

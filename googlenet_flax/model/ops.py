@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.convolution import Padding2D
+from googlenet_flax.model.convolution import Padding2D
 
 PoolPadding = Literal["SAME", "CEIL"]
 Windows = Sequence[tuple[int, int]]

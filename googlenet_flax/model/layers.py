@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax import ops
-from googlenet_flax.convolution import STOCK, Arithmetic, Padding2D, convolve
+from googlenet_flax.model import ops
+from googlenet_flax.model.convolution import STOCK, Arithmetic, Padding2D, convolve
 
 ModuleFactory = Callable[..., Any]
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax import winograd
+from googlenet_flax.model import winograd
 
 Padding2D = tuple[tuple[int, int], tuple[int, int]]
 

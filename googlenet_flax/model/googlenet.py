@@ -9,9 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax import ops
-from googlenet_flax.convolution import FASTEST, STOCK, Arithmetic, Padding2D
-from googlenet_flax.layers import (
+from googlenet_flax.model import ops
+from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, Padding2D
+from googlenet_flax.model.layers import (
     AuxClassifier,
     BatchNorm,
     ConvBlock,
