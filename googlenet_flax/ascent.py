@@ -13,9 +13,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.endpoints import activations
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, GoogLeNet
+from googlenet_flax.preprocessing.preprocess import Preprocess
 
 OCTAVE_SCALE = 1.4  # Between the sides of one octave and the next, as in the original.
 WHITE = 255.0

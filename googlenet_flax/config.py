@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from googlenet_flax.data.augment import FLIPS
-from googlenet_flax.data.crops import INTERPOLATIONS
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS, VARIANTS
+from googlenet_flax.preprocessing.augment import FLIPS
+from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
 
 NUM_CHANNELS = 3

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.data.image_set import Split
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
+from googlenet_flax.preprocessing.preprocess import Preprocess
 
 MAX_NAMED_CLASSES = 10  # More would not fit into the line of an error.
 

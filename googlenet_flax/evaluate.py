@@ -19,11 +19,11 @@ import tqdm
 from absl import logging
 
 from googlenet_flax.data import PictureOptions, Split, load_split
-from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.predictor import Predictor, mean_log_probabilities
+from googlenet_flax.preprocessing.crops import CROP_NUMBERS
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error

@@ -11,11 +11,11 @@ import optax
 
 from googlenet_flax import schedule as schedules
 from googlenet_flax.data import PictureOptions, Split, load_split
-from googlenet_flax.data.augment import Augment
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
 from googlenet_flax.description import DataDescription, ModelDescription
 from googlenet_flax.evaluate import EvalStep, create_eval_step, evaluate_split
+from googlenet_flax.preprocessing.augment import Augment
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
 from googlenet_flax.train_step import (
     AXIS_NAME,

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from googlenet_flax.data.crops import CROP_NUMBERS
 from googlenet_flax.data.decode import (
     BadImageError,
     decode_image,
@@ -23,6 +22,7 @@ from googlenet_flax.data.decode import (
     printable,
 )
 from googlenet_flax.predictor import Predictor
+from googlenet_flax.preprocessing.crops import CROP_NUMBERS
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.runtime.memory import keep_freed_memory

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.crops import Crop, evaluation_crops
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import GoogLeNet
+from googlenet_flax.preprocessing.crops import Crop, evaluation_crops
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.train_step import Params, outputs_by_name, split_over_devices
 from googlenet_flax.workdir import Workdir
 

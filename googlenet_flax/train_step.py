@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from googlenet_flax.data.augment import Augment, alternating_flips
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.model.googlenet import GoogLeNet, GoogLeNetOutput
+from googlenet_flax.preprocessing.augment import Augment, alternating_flips
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime.errors import UserError
 
 AXIS_NAME = "batch"

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.preprocess import Preprocess
 from googlenet_flax.description import ModelDescription
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train_step import Params, TrainState, is_head
 from googlenet_flax.workdir import Workdir

@@ -8,8 +8,8 @@ import pytest
 from conftest import augment, preprocess, random_images
 from test_crops import cut_by
 
-from googlenet_flax.data.augment import alternating_flips
-from googlenet_flax.data.crops import INTERPOLATIONS
+from googlenet_flax.preprocessing.augment import alternating_flips
+from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 
 # Of 0 to 255, as in test_crops.
 ATOL = 1e-3

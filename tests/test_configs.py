@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from ml_collections import config_flags
 
 from googlenet_flax.config import FIELDS, validate
-from googlenet_flax.data.augment import Augment
+from googlenet_flax.preprocessing.augment import Augment
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 PACKAGE_FILES = sorted((REPOSITORY / "googlenet_flax").rglob("*.py"))

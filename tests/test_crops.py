@@ -9,7 +9,7 @@ from conftest import random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.data.crops import (
+from googlenet_flax.preprocessing.crops import (
     CROP_NUMBERS,
     INTERPOLATIONS,
     Crop,

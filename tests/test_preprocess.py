@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import preprocess, random_images
 
-from googlenet_flax.data.crops import Crop, central_crop, ten_crops
+from googlenet_flax.preprocessing.crops import Crop, central_crop, ten_crops
 
 # Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
 ATOL = 1e-3

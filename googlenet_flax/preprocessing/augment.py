@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.data.crops import INTERPOLATIONS, crop_boxes, resample
-from googlenet_flax.data.preprocess import Preprocess, as_rgb, whole_extents
+from googlenet_flax.preprocessing.crops import INTERPOLATIONS, crop_boxes, resample
+from googlenet_flax.preprocessing.preprocess import Preprocess, as_rgb, whole_extents
 
 CROP_ATTEMPTS = 10  # Boxes drawn before the largest one is taken instead.
 FLIPS = ("none", "random", "alternating")

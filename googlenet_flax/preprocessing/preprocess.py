@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.data.crops import Crop, central_crop, crop_boxes, resample
+from googlenet_flax.preprocessing.crops import Crop, central_crop, crop_boxes, resample
 
 ChannelOrder = Literal["RGB", "BGR"]
 
