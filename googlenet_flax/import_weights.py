@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.data.imagenet import NUM_CLASSES, imagenet_class_names
+from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE
 from googlenet_flax.originals import caffe, keras, torchvision

@@ -25,7 +25,7 @@ from jax.extend.core import jaxprs_in_params
 from tiny_run import REPOSITORY, train_tiny
 
 from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
-from googlenet_flax.data import cifar
+from googlenet_flax.data.builders import cifar
 from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.model.layers import InceptionWidths

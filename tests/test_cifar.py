@@ -17,7 +17,8 @@ from conftest import REPOSITORY
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
 
-from googlenet_flax.data import cifar, load_split
+from googlenet_flax.data import load_split
+from googlenet_flax.data.builders import cifar
 from googlenet_flax.runtime.errors import UserError
 
 # The official layout, https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -299,7 +300,7 @@ def test_nothing_imports_tensorflow(small_cifar10, tmp_path_factory):
     script = f"""
 import dataclasses, sys
 import googlenet_flax.data
-from googlenet_flax.data import cifar
+from googlenet_flax.data.builders import cifar
 assert len(googlenet_flax.data.load_split("digits", "test", data_dir="")) == 360
 cifar.Cifar10.ARCHIVE = dataclasses.replace(
     cifar.CIFAR10, size_bytes={archive.size_bytes}, sha256="{archive.sha256}"

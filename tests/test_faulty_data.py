@@ -28,7 +28,7 @@ from tiny_run import (
     train_tiny,
 )
 
-from googlenet_flax.data import cifar
+from googlenet_flax.data.builders import cifar
 from googlenet_flax.import_weights import FORMATS
 from googlenet_flax.runtime.errors import UserError
 

@@ -27,10 +27,11 @@ from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from tensorflow_datasets.proto import tf_example_pb2
 from tiny_run import assert_same_run, finish, run, start, wait_for_line
 
-from googlenet_flax.data import PictureOptions, imagenet_builder, load_split, prepared
+from googlenet_flax.data import PictureOptions, load_split, prepared
+from googlenet_flax.data.builders import imagenet
+from googlenet_flax.data.builders.imagenet import Imagenet2012
+from googlenet_flax.data.class_names import in_words, wordnet_numbers
 from googlenet_flax.data.decode import decode_image
-from googlenet_flax.data.imagenet import in_words, wordnet_numbers
-from googlenet_flax.data.imagenet_builder import Imagenet2012
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime.errors import UserError
@@ -527,7 +528,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(
     left = tmp_path / "imagenet2012" / "5.1.0.incompleteABC"
     left.mkdir(parents=True)
     free = mock.Mock(free=1000)
-    monkeypatch.setattr(imagenet_builder.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=r"cannot be written into .* GiB are needed") as e:
         load(tmp_path, "train")
     assert str(e.value).endswith(f"an interrupted preparation left {left}")
@@ -540,7 +541,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     official, tmp_path, expected_here, monkeypatch, split
 ):
     write_archives(official, tmp_path)
-    read_shard = imagenet_builder._read_shard
+    read_shard = imagenet._read_shard
 
     def interrupted(path, members, title):
         examples = read_shard(path, members, title)
@@ -550,7 +551,7 @@ def test_an_interrupted_preparation_leaves_nothing(
         yield from examples
 
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet_builder, "_read_shard", interrupted)
+        patch.setattr(imagenet, "_read_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(tmp_path, "train")
     assert_nothing_prepared(tmp_path)

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data import cifar, imagenet_builder, splits
+from googlenet_flax.data import splits
+from googlenet_flax.data.builders import cifar, imagenet
+from googlenet_flax.data.class_names import in_words
 from googlenet_flax.data.image_set import ImageSet, Split
-from googlenet_flax.data.imagenet import in_words
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.runtime.errors import UserError
 
-OWN_SETS = (cifar, imagenet_builder)  # Those that are prepared here.
+OWN_SETS = (cifar, imagenet)  # Those that are prepared here.
 READ_CHUNK_EXAMPLES = 1000
 MAX_MEMORY_FRACTION = 0.5  # Of the machine's memory, for one split.
 

@@ -32,8 +32,8 @@ from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder impo
     PNG_IMAGES,
 )
 
-from googlenet_flax.data.archives import find_archive, hand_placed_paths
-from googlenet_flax.data.imagenet import wordnet_numbers
+from googlenet_flax.data.builders.archives import find_archive, hand_placed_paths
+from googlenet_flax.data.class_names import wordnet_numbers
 from googlenet_flax.runtime.errors import UserError
 
 HOMEPAGE = "https://image-net.org/"

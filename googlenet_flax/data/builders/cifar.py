@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data.archives import find_archive, hand_placed_paths
+from googlenet_flax.data.builders.archives import find_archive, hand_placed_paths
 from googlenet_flax.runtime.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
