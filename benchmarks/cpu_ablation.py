@@ -23,7 +23,7 @@ import peer
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.runtime.memory import keep_freed_memory
-from googlenet_flax.train_step import create_optimizer, create_state, train_step
+from googlenet_flax.training.step import create_optimizer, create_state, train_step
 
 STEPS = 4  # Timed, after two that warm up.
 ROWS = (

@@ -1,6 +1,6 @@
 """Measures our network in several arithmetics in one process; `gpu.py` runs this.
 
-A training step is `googlenet_flax.train_step.train_step` on a batch that is already on the
+A training step is `googlenet_flax.training.step.train_step` on a batch that is already on the
 device. Every network is compiled and measured for a first window; then rounds go A B C,
 A B C, ..., so that a drift of the clock hits all alike.
 """
@@ -28,7 +28,12 @@ from googlenet_flax.limits import find_limits
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
-from googlenet_flax.train_step import TrainState, create_optimizer, create_state, train_step
+from googlenet_flax.training.step import (
+    TrainState,
+    create_optimizer,
+    create_state,
+    train_step,
+)
 
 WARM_UP_STEPS = 3
 LIMIT_SECONDS = 0.5  # To measure a chip whose limits are not known.

@@ -31,19 +31,19 @@ from absl import flags
 from googlenet_flax.config import MAX_NUMBER, validate
 from googlenet_flax.cost import image_cost
 from googlenet_flax.data.fabricated import fabricate
-from googlenet_flax.experiment import (
+from googlenet_flax.limits import find_limits
+from googlenet_flax.runtime import command_line
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.memory import give_large_steps_back
+from googlenet_flax.timing import call_seconds, median_seconds
+from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,
     fresh_state,
     load_config_split,
 )
-from googlenet_flax.limits import find_limits
-from googlenet_flax.runtime import command_line
-from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.runtime.memory import give_large_steps_back
-from googlenet_flax.schedule import steps_per_epoch
-from googlenet_flax.timing import call_seconds, median_seconds
-from googlenet_flax.train_step import TrainState
+from googlenet_flax.training.schedule import steps_per_epoch
+from googlenet_flax.training.step import TrainState
 
 CONFIG = command_line.define_config("configs/cifar10.py")
 SECONDS = flags.DEFINE_float(

@@ -22,10 +22,10 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from googlenet_flax.description import DataDescription, ModelDescription
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import NotFiniteError, UserError, writing
-from googlenet_flax.train_step import TrainState, replicated_like, replicated_sharding
+from googlenet_flax.training.description import DataDescription, ModelDescription
+from googlenet_flax.training.step import TrainState, replicated_like, replicated_sharding
 
 KEEP_LATEST = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.

@@ -7,8 +7,12 @@ import jax
 
 from googlenet_flax.config import validate
 from googlenet_flax.cost import image_cost
-from googlenet_flax.experiment import Experiment, build_experiment, load_config_split
 from googlenet_flax.table1 import format_table_1
+from googlenet_flax.training.experiment import (
+    Experiment,
+    build_experiment,
+    load_config_split,
+)
 
 RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Of the run, where the learning rate is told.
 

@@ -20,7 +20,6 @@ from absl import logging
 
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.image_set import Batch
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.predictor import Predictor, mean_log_probabilities
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
@@ -28,7 +27,8 @@ from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.runtime.memory import keep_freed_memory
-from googlenet_flax.train_step import (
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.step import (
     Metrics,
     eval_step,
     example_metrics,

@@ -14,9 +14,7 @@ import jax
 
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
-from googlenet_flax.description import class_changes
 from googlenet_flax.evaluate import format_metrics
-from googlenet_flax.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.metrics_writer import MetricsWriter, read_rows
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.distributed import tell_once
@@ -31,7 +29,9 @@ from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.step_profile import StepProfile
-from googlenet_flax.train_step import Metrics, TrainState
+from googlenet_flax.training.description import class_changes
+from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
+from googlenet_flax.training.step import Metrics, TrainState
 from googlenet_flax.wandb_mirror import WandbMirror
 from googlenet_flax.warm_start import warm_start
 from googlenet_flax.workdir import Workdir

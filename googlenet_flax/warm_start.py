@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.train_step import Params, TrainState, is_head
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.step import Params, TrainState, is_head
 from googlenet_flax.workdir import Workdir
 
 # Pixels scaled in another way would be another world to the weights.

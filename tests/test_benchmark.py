@@ -16,7 +16,7 @@ from googlenet_flax import benchmark as command
 from googlenet_flax import limits
 from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.train_step import parallel_train_step, replicate, split_over_devices
+from googlenet_flax.training.step import parallel_train_step, replicate, split_over_devices
 
 KEYS = {
     *("train_images_per_second", "eval_images_per_second", "input_images_per_second"),

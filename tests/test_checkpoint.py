@@ -9,9 +9,9 @@ from conftest import preprocess, save_weights, small_googlenet
 from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.train_step import (
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.step import (
     AXIS_NAME,
     TrainState,
     create_optimizer,

@@ -21,7 +21,7 @@ from tiny_run import (
 )
 
 from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.experiment import create_experiment
+from googlenet_flax.training.experiment import create_experiment
 from googlenet_flax.workdir import Workdir
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from googlenet_flax.config import FIELDS
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.training.description import ModelDescription
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

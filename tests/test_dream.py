@@ -26,10 +26,10 @@ from googlenet_flax.ascent import (
     grey_noise,
     octave_sizes,
 )
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.endpoints import activations
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.description import ModelDescription
 
 MODEL = small_googlenet("seed")  # Whose heads fit 80 pixels only.
 SCALING = preprocess(

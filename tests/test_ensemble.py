@@ -14,13 +14,13 @@ from test_configs import named_config
 
 from googlenet_flax import evaluate
 from googlenet_flax.data import ImageSet
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.evaluate import (
     create_eval_step,
     evaluate_averaged,
     evaluate_split,
 )
 from googlenet_flax.predictor import Predictor
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.workdir import Workdir
 
 SIZE = 80

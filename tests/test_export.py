@@ -24,13 +24,13 @@ from flax import traverse_util
 
 from googlenet_flax import create_model
 from googlenet_flax import export as command
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.exports import onnx as onnx_file
 from googlenet_flax.exports import safetensors as safetensors_file
 from googlenet_flax.exports import stablehlo
 from googlenet_flax.exports.network import Network, describe
 from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.description import ModelDescription
 
 HEADS = ("aux_4a", "aux_4d")
 TOLERANCE = 1e-5  # Of the largest logit.

@@ -20,7 +20,7 @@ from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
-from googlenet_flax.experiment import create_experiment
+from googlenet_flax.training.experiment import create_experiment
 from googlenet_flax.workdir import Workdir
 
 SIZE = 16

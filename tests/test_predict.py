@@ -21,10 +21,10 @@ from conftest import (
 from googlenet_flax import predict as command
 from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import ImageSet, load_split
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.predict import find_pictures, predict
 from googlenet_flax.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.workdir import Workdir
 
 CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")

@@ -20,7 +20,6 @@ from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.checkpoint import DamagedCheckpointError
 from googlenet_flax.data import load_split
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.endpoints import activation_and_gradient, activations
 from googlenet_flax.evaluate import EvaluationData
 from googlenet_flax.metrics_writer import MetricsWriter
@@ -46,6 +45,7 @@ from googlenet_flax.reports.look_inside import (
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page, duration
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.workdir import Workdir
 
 TESTED = 60  # Digits.

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.schedule import (
+from googlenet_flax.training.schedule import (
     cosine_decay,
     linear_decay,
     stage_of,

@@ -15,8 +15,8 @@ from test_train_step import assert_same_tree, random_batch, run_steps
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.schedule import linear_decay
-from googlenet_flax.train_step import (
+from googlenet_flax.training.schedule import linear_decay
+from googlenet_flax.training.step import (
     AXIS_NAME,
     Averaging,
     TrainState,

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.train_step import (
+from googlenet_flax.training.step import (
     AXIS_NAME,
     Averaging,
     TrainState,

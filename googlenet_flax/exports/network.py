@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from googlenet_flax.description import ModelDescription
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.version import __version__
 
 IMAGES = "images"  # Name of the input.
