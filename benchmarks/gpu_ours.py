@@ -1,7 +1,7 @@
 """Measures our network in several arithmetics in one process; `gpu.py` runs this.
 
-A training step is `googlenet_flax.training.step.train_step` on a batch that is already on the
-device. Every network is compiled and measured for a first window; then rounds go A B C,
+A training step is `googlenet_flax.training.step.train_step` on a batch that is already on
+the device. Every network is compiled and measured for a first window; then rounds go A B C,
 A B C, ..., so that a drift of the clock hits all alike.
 """
 

@@ -13,7 +13,7 @@ import pathlib
 
 from run_seeds import markdown, seed_numbers, summarise, train
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 SCALE = (
     "--config=configs/cifar10_best.py",

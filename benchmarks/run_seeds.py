@@ -22,7 +22,7 @@ import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ACCURACIES: Mapping[str, str] = {

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import jax
 
 from googlenet_flax import create_model
-from googlenet_flax.metrics_writer import read_rows
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.model.ops import NORM_PARTS
+from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)

@@ -29,12 +29,12 @@ from googlenet_flax.ascent import (
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.endpoints import ENDPOINTS, MAPS, activations, check_names
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error, out_of_memory_hint
 from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 # A picture shows through, so few and rough steps do; grey needs many and smooth ones.
 FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)

@@ -21,8 +21,9 @@ from absl import logging
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.predictor import Predictor, mean_log_probabilities
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
+from googlenet_flax.runs.predictor import Predictor, mean_log_probabilities
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
@@ -35,7 +36,6 @@ from googlenet_flax.training.step import (
     parallel_eval_step,
     split_over_devices,
 )
-from googlenet_flax.workdir import Workdir
 
 DEFAULT_BATCH_SIZE = 32  # Where neither the user nor the run says one.
 

@@ -20,9 +20,9 @@ from absl import logging
 from googlenet_flax.exports import onnx, safetensors, stablehlo
 from googlenet_flax.exports.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
-from googlenet_flax.workdir import Workdir
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE
 from googlenet_flax.originals import caffe, keras, torchvision
 from googlenet_flax.originals.leaves import HEADS, OriginalWeights
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import IMPORTED_FROM, Workdir
 
 CLASSIFIER = "params/classifier/kernel"
 # torchvision's own file googlenet-1378be20.pth, named after its digest. Its weights come

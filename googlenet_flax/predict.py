@@ -21,12 +21,12 @@ from googlenet_flax.data.decode import (
     find_images,
     printable,
 )
-from googlenet_flax.predictor import Predictor
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.runtime.memory import keep_freed_memory
-from googlenet_flax.workdir import Workdir
 
 Decoded = tuple[np.ndarray, tuple[int, int]]
 

@@ -17,11 +17,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from googlenet_flax.checkpoint import DamagedCheckpointError
 from googlenet_flax.data import Split
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.evaluate import DEFAULT_BATCH_SIZE, EvaluationData
-from googlenet_flax.predictor import Predictor
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.look_inside import look_inside, shown_pixels
@@ -34,6 +32,9 @@ from googlenet_flax.reports.run_page import (
     Tested,
     create_run_page,
 )
+from googlenet_flax.runs.checkpoint import DamagedCheckpointError
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import (
     UserError,
@@ -43,7 +44,6 @@ from googlenet_flax.runtime.errors import (
 )
 from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.runtime.streams import tell
-from googlenet_flax.workdir import Workdir
 
 # A run that goes on may drop a checkpoint that is being read; then another is the best.
 LOAD_ATTEMPTS = 3

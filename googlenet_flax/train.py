@@ -12,10 +12,14 @@ from typing import Any, Literal, NoReturn
 
 import jax
 
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.config import validate
 from googlenet_flax.evaluate import format_metrics
-from googlenet_flax.metrics_writer import MetricsWriter, read_rows
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.metrics import MetricsWriter, read_rows
+from googlenet_flax.runs.profile import StepProfile
+from googlenet_flax.runs.wandb_mirror import WandbMirror
+from googlenet_flax.runs.warm_start import warm_start
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.distributed import tell_once
 from googlenet_flax.runtime.environment import describe_environment
@@ -28,13 +32,9 @@ from googlenet_flax.runtime.errors import (
 from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
-from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.training.step import Metrics, TrainState
-from googlenet_flax.wandb_mirror import WandbMirror
-from googlenet_flax.warm_start import warm_start
-from googlenet_flax.workdir import Workdir
 
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 

@@ -24,14 +24,14 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from tiny_run import REPOSITORY, train_tiny
 
-from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 __all__ = ["REPOSITORY"]
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import preprocess, save_weights, small_googlenet
 from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
-from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.step import (

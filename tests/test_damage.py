@@ -20,9 +20,9 @@ from tiny_run import (
     train_tiny,
 )
 
-from googlenet_flax.checkpoint import Checkpoints
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.experiment import create_experiment
-from googlenet_flax.workdir import Workdir
 
 
 def files_in(folder: pathlib.Path) -> dict[str, bytes]:

@@ -35,7 +35,7 @@ GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max
 ALONE = ("--config.distributed=False",)
 FULL_AT_STEP_3 = """
 import os
-from googlenet_flax.metrics_writer import MetricsWriter
+from googlenet_flax.runs.metrics import MetricsWriter
 append = MetricsWriter._append
 
 def append_a_little(self, line):

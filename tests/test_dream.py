@@ -27,7 +27,7 @@ from googlenet_flax.ascent import (
     octave_sizes,
 )
 from googlenet_flax.endpoints import activations
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 

@@ -19,9 +19,9 @@ from googlenet_flax.evaluate import (
     evaluate_averaged,
     evaluate_split,
 )
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}

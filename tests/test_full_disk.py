@@ -19,7 +19,7 @@ from tiny_run import (
     train_tiny,
 )
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 # Nothing is done between fork and exec that a lock could hold up.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")

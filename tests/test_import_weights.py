@@ -25,15 +25,15 @@ from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 from googlenet_flax import evaluate, import_weights
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.import_weights import read_original
 from googlenet_flax.originals import keras as keras_reader
-from googlenet_flax.predictor import Predictor
 from googlenet_flax.preprocessing.crops import central_crop
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
 

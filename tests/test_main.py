@@ -8,7 +8,7 @@ import sys
 import pytest
 from tiny_run import DIGITS, FINAL_STEP, run, train_tiny
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 
 def test_a_run_says_what_it_does(finished_run):

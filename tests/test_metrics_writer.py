@@ -6,7 +6,7 @@ import time
 import pytest
 from tensorboardX.proto import event_pb2
 
-from googlenet_flax.metrics_writer import MetricsWriter, read_rows
+from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 
 ROWS = [
     dict(step=10, epoch=0, split="train", loss=2.5, learning_rate=0.01),

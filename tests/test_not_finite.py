@@ -16,12 +16,12 @@ from tiny_run import (
     train_tiny,
 )
 
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.experiment import create_experiment
-from googlenet_flax.workdir import Workdir
 
 SIZE = 16
 # Black stays 0 and white becomes infinite, for want of pictures that hold a NaN.

@@ -19,13 +19,13 @@ from conftest import (
 )
 
 from googlenet_flax import predict as command
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.data import ImageSet, load_split
 from googlenet_flax.predict import find_pictures, predict
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")
 STORED = 48  # Pixels; pictures that are not larger are read as they are.

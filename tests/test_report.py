@@ -18,12 +18,9 @@ from conftest import numpy_variables, preprocess, random_images, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax import report as command
-from googlenet_flax.checkpoint import DamagedCheckpointError
 from googlenet_flax.data import load_split
 from googlenet_flax.endpoints import activation_and_gradient, activations
 from googlenet_flax.evaluate import EvaluationData
-from googlenet_flax.metrics_writer import MetricsWriter
-from googlenet_flax.predictor import Predictor
 from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports.answers import (
@@ -45,8 +42,11 @@ from googlenet_flax.reports.look_inside import (
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page, duration
+from googlenet_flax.runs.checkpoint import DamagedCheckpointError
+from googlenet_flax.runs.metrics import MetricsWriter
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.workdir import Workdir
 
 TESTED = 60  # Digits.
 CLASSIFIERS = ("main", "aux_4a", "aux_4d")

@@ -25,7 +25,7 @@ from tiny_run import (
     wait_for_line,
 )
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 MAX_START_SECONDS = 5  # A kill before the first step comes within them.
 MAX_STEP_SECONDS = 0.5  # A kill after a step, with the write that goes on meanwhile.

@@ -10,8 +10,8 @@ from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax.data import folder
-from googlenet_flax.metrics_writer import read_rows
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 
@@ -132,7 +132,7 @@ def load(root):
 
 def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch):
     monkeypatch.setattr(
-        "googlenet_flax.checkpoint.Checkpoints.describe_data", lambda self, step: None
+        "googlenet_flax.runs.checkpoint.Checkpoints.describe_data", lambda self, step: None
     )
     rename_class(copy / "pictures")
     with pytest.raises(UserError, match="the classes were apple"):

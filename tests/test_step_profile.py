@@ -8,8 +8,8 @@ from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.profile import StepProfile
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.step_profile import StepProfile
 from googlenet_flax.train import train_and_evaluate
 
 

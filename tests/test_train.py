@@ -3,8 +3,8 @@ import pytest
 from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
-from googlenet_flax.metrics_writer import MetricsWriter
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.metrics import MetricsWriter
 from googlenet_flax.train import train_and_evaluate
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"  # Also of what a cache held.

@@ -5,8 +5,8 @@ import sys
 import pytest
 from tiny_run import train_tiny
 
+from googlenet_flax.runs.wandb_mirror import WandbMirror
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.wandb_mirror import WandbMirror
 
 ROWS = [
     {"step": 1, "epoch": 0, "split": "train", "loss": 2.5},

@@ -16,16 +16,16 @@ from flax import traverse_util
 from ml_collections import config_flags
 from orbax.checkpoint import v1 as ocp
 
-from googlenet_flax.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.config import validate
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
+from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.warm_start import warm_start
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.step import TrainState, replicate
-from googlenet_flax.warm_start import warm_start
-from googlenet_flax.workdir import Workdir
 
 CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 DESCRIPTION = ModelDescription(

@@ -14,13 +14,13 @@ from test_train import COMPILATION
 from tiny_run import rows_without_timings, saved_leaves, saved_steps
 
 from googlenet_flax import evaluate
-from googlenet_flax.checkpoint import Checkpoints
-from googlenet_flax.metrics_writer import read_rows
 from googlenet_flax.model import googlenet
-from googlenet_flax.predictor import Predictor
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
-from googlenet_flax.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 

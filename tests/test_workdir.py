@@ -10,14 +10,14 @@ import pytest
 from test_configs import named_config
 
 from googlenet_flax.config import FIELDS
+from googlenet_flax.runs.workdir import RESUMABLE_FIELDS, Workdir
 from googlenet_flax.runtime.errors import UserError, WorkdirInUseError
-from googlenet_flax.workdir import RESUMABLE_FIELDS, Workdir
 
 CONFIG = named_config("digits")
 
 OWNER_PROGRAM = """
 import sys
-from googlenet_flax.workdir import Workdir
+from googlenet_flax.runs.workdir import Workdir
 with Workdir(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()

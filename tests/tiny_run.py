@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from googlenet_flax.metrics_writer import read_rows
+from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DIGITS = REPOSITORY / "configs" / "digits.py"

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from googlenet_flax.checkpoint import BEST_METRICS, best_metric
-from googlenet_flax.metrics_writer import read_rows
-from googlenet_flax.workdir import IMPORTED_FROM, Workdir
+from googlenet_flax.runs.checkpoint import BEST_METRICS, best_metric
+from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
 
 FRAME_BYTES = 12  # In front of each record: its length and a checksum.
 # An event of TensorBoard begins with its field 1, a double: seconds since 1970.

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.preprocessing.crops import Crop, evaluation_crops
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.step import Params, outputs_by_name, split_over_devices
-from googlenet_flax.workdir import Workdir
 
 # Logarithms of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Not the
 # probabilities themselves: the small ones would be rounded to 0.

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.checkpoint import Checkpoints
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.step import Params, TrainState, is_head
-from googlenet_flax.workdir import Workdir
 
 # Pixels scaled in another way would be another world to the weights.
 INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")
