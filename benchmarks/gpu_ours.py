@@ -23,7 +23,7 @@ import numpy as np
 import optax
 import peer
 
-from googlenet_flax.cost import image_cost
+from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.limits import find_limits
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import GoogLeNet, create_model

@@ -28,8 +28,8 @@ import jax
 import psutil
 from absl import flags
 
+from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.config import MAX_NUMBER, validate
-from googlenet_flax.cost import image_cost
 from googlenet_flax.data.fabricated import fabricate
 from googlenet_flax.limits import find_limits
 from googlenet_flax.runtime import command_line

@@ -18,7 +18,8 @@ import numpy as np
 import PIL.Image
 from absl import logging
 
-from googlenet_flax.ascent import (
+from googlenet_flax.analysis.endpoints import ENDPOINTS, MAPS, activations, check_names
+from googlenet_flax.analysis.gradient_ascent import (
     WHITE,
     Objective,
     Settings,
@@ -27,7 +28,6 @@ from googlenet_flax.ascent import (
     octave_sizes,
 )
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
-from googlenet_flax.endpoints import ENDPOINTS, MAPS, activations, check_names
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir

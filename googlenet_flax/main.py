@@ -7,7 +7,7 @@ import contextlib
 
 from absl import flags
 
-from googlenet_flax.dry_run import describe_run
+from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.runtime import command_line, distributed
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate

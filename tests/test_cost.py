@@ -2,8 +2,8 @@ import functools
 
 import pytest
 
-from googlenet_flax import cost
-from googlenet_flax.cost import image_cost
+from googlenet_flax.analysis import cost
+from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.model.googlenet import create_model
 
 

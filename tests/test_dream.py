@@ -15,9 +15,10 @@ from conftest import (
     write_run,
 )
 
-from googlenet_flax import ascent as library
 from googlenet_flax import dream as command
-from googlenet_flax.ascent import (
+from googlenet_flax.analysis import gradient_ascent as library
+from googlenet_flax.analysis.endpoints import activations
+from googlenet_flax.analysis.gradient_ascent import (
     Objective,
     Octave,
     Settings,
@@ -26,7 +27,6 @@ from googlenet_flax.ascent import (
     grey_noise,
     octave_sizes,
 )
-from googlenet_flax.endpoints import activations
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription

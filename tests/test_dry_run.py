@@ -3,8 +3,8 @@ import re
 import pytest
 from test_configs import named_config
 
-from googlenet_flax import dry_run
-from googlenet_flax.dry_run import describe_run
+from googlenet_flax.analysis import plan
+from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.runtime.errors import UserError
 
 
@@ -15,7 +15,7 @@ def plan_of(**fields) -> dict[str, str]:
 
 
 def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(dry_run, "_memory", lambda _: "not asked")  # It compiles.
+    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")  # It compiles.
     monkeypatch.chdir(tmp_path)
     plan = plan_of(
         train_split="train[:40]",

@@ -7,7 +7,7 @@ import pytest
 from conftest import numpy_variables, random_images, small_googlenet
 
 from googlenet_flax import create_model
-from googlenet_flax.endpoints import (
+from googlenet_flax.analysis.endpoints import (
     ENDPOINTS,
     MAPS,
     activation_and_gradient,

@@ -18,8 +18,8 @@ from conftest import numpy_variables, preprocess, random_images, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax import report as command
+from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.data import load_split
-from googlenet_flax.endpoints import activation_and_gradient, activations
 from googlenet_flax.evaluate import EvaluationData
 from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from googlenet_flax import create_model
+from googlenet_flax.analysis.table1 import PAPER, format_table_1, table_1
 from googlenet_flax.model.googlenet import VARIANTS
-from googlenet_flax.table1 import PAPER, format_table_1, table_1
 
 # The paper's network. Inputs of each block as in the table; a kernel has no bias here.
 BLOCKS = {

@@ -11,7 +11,7 @@ import PIL.Image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from googlenet_flax.endpoints import activation_and_gradient, activations
+from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import in_order

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.endpoints import activations
+from googlenet_flax.analysis.endpoints import activations
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
+from googlenet_flax.analysis.cost import image_cost
+from googlenet_flax.analysis.table1 import format_table_1
 from googlenet_flax.config import validate
-from googlenet_flax.cost import image_cost
-from googlenet_flax.table1 import format_table_1
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,

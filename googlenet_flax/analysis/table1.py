@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.cost import multiply_adds
-from googlenet_flax.endpoints import ENDPOINTS, activations
+from googlenet_flax.analysis.cost import multiply_adds
+from googlenet_flax.analysis.endpoints import ENDPOINTS, activations
 from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet
 
 
