@@ -24,9 +24,9 @@ import optax
 import peer
 
 from googlenet_flax.analysis.cost import image_cost
-from googlenet_flax.limits import find_limits
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
+from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.training.step import (
     TrainState,

@@ -31,11 +31,11 @@ from absl import flags
 from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.config import MAX_NUMBER, validate
 from googlenet_flax.data.fabricated import fabricate
-from googlenet_flax.limits import find_limits
+from googlenet_flax.performance.limits import find_limits
+from googlenet_flax.performance.timing import call_seconds, median_seconds
 from googlenet_flax.runtime import command_line
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.memory import give_large_steps_back
-from googlenet_flax.timing import call_seconds, median_seconds
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,

@@ -13,8 +13,8 @@ from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax import benchmark as command
-from googlenet_flax import limits
 from googlenet_flax.model import googlenet
+from googlenet_flax.performance import limits
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.step import parallel_train_step, replicate, split_over_devices
 

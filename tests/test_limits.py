@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from googlenet_flax import limits
-from googlenet_flax.limits import find_limits
+from googlenet_flax.performance import limits
+from googlenet_flax.performance.limits import find_limits
 
 
 def devices(kind, number=1):

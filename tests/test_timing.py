@@ -1,6 +1,6 @@
 import pytest
 
-from googlenet_flax.timing import MIN_CALLS, call_seconds, median_seconds
+from googlenet_flax.performance.timing import MIN_CALLS, call_seconds, median_seconds
 
 
 class Clock:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.timing import call_seconds
+from googlenet_flax.performance.timing import call_seconds
 
 CPU_MATMUL_SIDE = 2048
 MATMUL_SIDE = 8192
