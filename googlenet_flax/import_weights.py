@@ -17,9 +17,9 @@ import numpy as np
 from absl import logging
 
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
+from googlenet_flax.importers import caffe, keras, torchvision
+from googlenet_flax.importers.leaves import HEADS, OriginalWeights
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE
-from googlenet_flax.originals import caffe, keras, torchvision
-from googlenet_flax.originals.leaves import HEADS, OriginalWeights
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir

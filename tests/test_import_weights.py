@@ -26,7 +26,7 @@ from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 from googlenet_flax import evaluate, import_weights
 from googlenet_flax.import_weights import read_original
-from googlenet_flax.originals import keras as keras_reader
+from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.preprocessing.crops import central_crop
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
@@ -296,7 +296,7 @@ def test_the_zoos_own_names(tmp_path):
         nodes, "zoo", model.graph.input, model.graph.output, tensors
     )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "zoo.onnx")
-    leaves = importlib.import_module("googlenet_flax.originals.caffe").read(
+    leaves = importlib.import_module("googlenet_flax.importers.caffe").read(
         tmp_path / "zoo.onnx"
     )
     assert not leaves.unknown

@@ -81,9 +81,9 @@ def test_outsiders_that_are_not_for_the_package(module):
 
 @each_module
 def test_only_foreign_files_need_packages_of_their_own_and_only_when_called(module):
-    if not module.startswith(("googlenet_flax.originals.", "googlenet_flax.exports.")):
+    if not module.startswith(("googlenet_flax.importers.", "googlenet_flax.exports.")):
         assert not outsiders(module) & EXTRAS_ONLY
-    if not module.startswith("googlenet_flax.originals."):
+    if not module.startswith("googlenet_flax.importers."):
         assert not outsiders(module) & ORIGINALS_ONLY
     assert not outsiders(module, at_load) & EXTRAS_ONLY
 
@@ -91,7 +91,7 @@ def test_only_foreign_files_need_packages_of_their_own_and_only_when_called(modu
 def test_imports_in_functions_are_told_from_those_at_load():
     # Otherwise the tests around this one could not fail.
     for name, package in [("caffe", "onnx"), ("keras", "h5py"), ("torchvision", "torch")]:
-        module = f"googlenet_flax.originals.{name}"
+        module = f"googlenet_flax.importers.{name}"
         assert package in outsiders(module)
         assert "numpy" in outsiders(module, at_load)
     nested = ast.parse("if x:\n try:\n  import a\n except E:\n  f = lambda: b\n")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.originals.leaves import (
+from googlenet_flax.importers.leaves import (
     HEADS,
     INCEPTION_CONVS,
     Layout,

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.model.googlenet import INCEPTIONS
-from googlenet_flax.originals.leaves import (
+from googlenet_flax.importers.leaves import (
     HEADS,
     OriginalWeights,
     Source,
@@ -19,6 +18,7 @@ from googlenet_flax.originals.leaves import (
     same,
     translate,
 )
+from googlenet_flax.model.googlenet import INCEPTIONS
 from googlenet_flax.runtime.errors import UserError, missing_package
 
 STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.model.googlenet import INCEPTIONS
-from googlenet_flax.originals.leaves import (
+from googlenet_flax.importers.leaves import (
     HEADS,
     STEM,
     OriginalWeights,
@@ -22,6 +21,7 @@ from googlenet_flax.originals.leaves import (
     same,
     translate,
 )
+from googlenet_flax.model.googlenet import INCEPTIONS
 from googlenet_flax.runtime.errors import UserError, missing_package
 
 BRANCHES = ("3x3_reduce", "5x5_reduce", "1x1", "3x3", "5x5", "pool_proj")

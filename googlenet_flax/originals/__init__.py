@@ -1,1 +1,0 @@
-"""The originals' weight files, read by the names and in the layouts of our tree."""
