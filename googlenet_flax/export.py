@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from googlenet_flax.exports import onnx, safetensors, stablehlo
-from googlenet_flax.exports.network import Network, describe
+from googlenet_flax.exporters import onnx, safetensors, stablehlo
+from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir

@@ -24,10 +24,10 @@ from flax import traverse_util
 
 from googlenet_flax import create_model
 from googlenet_flax import export as command
-from googlenet_flax.exports import onnx as onnx_file
-from googlenet_flax.exports import safetensors as safetensors_file
-from googlenet_flax.exports import stablehlo
-from googlenet_flax.exports.network import Network, describe
+from googlenet_flax.exporters import onnx as onnx_file
+from googlenet_flax.exporters import safetensors as safetensors_file
+from googlenet_flax.exporters import stablehlo
+from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription

@@ -81,7 +81,7 @@ def test_outsiders_that_are_not_for_the_package(module):
 
 @each_module
 def test_only_foreign_files_need_packages_of_their_own_and_only_when_called(module):
-    if not module.startswith(("googlenet_flax.importers.", "googlenet_flax.exports.")):
+    if not module.startswith(("googlenet_flax.importers.", "googlenet_flax.exporters.")):
         assert not outsiders(module) & EXTRAS_ONLY
     if not module.startswith("googlenet_flax.importers."):
         assert not outsiders(module) & ORIGINALS_ONLY

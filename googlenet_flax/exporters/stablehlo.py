@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.exports.network import Network
+from googlenet_flax.exporters.network import Network
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

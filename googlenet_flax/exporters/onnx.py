@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from googlenet_flax.exports.network import IMAGES, Network, as_text
+from googlenet_flax.exporters.network import IMAGES, Network, as_text
 from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import Padding2D
 from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from googlenet_flax.exports.network import Network, as_text
+from googlenet_flax.exporters.network import Network, as_text
 from googlenet_flax.runtime.errors import missing_package
 
 STATISTICS = ("mean", "var")  # Of batch norm: what is in `batch_stats`, not in `params`.

@@ -1,1 +1,0 @@
-"""Trained networks as other programs read them: one module for each kind of file."""
