@@ -17,7 +17,7 @@ def plan_of(**fields) -> dict[str, str]:
 def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_memory", lambda _: "not asked")  # It compiles.
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(
+    text = plan_of(
         train_split="train[:40]",
         batch_size=8,
         num_epochs=4,
@@ -29,22 +29,22 @@ def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
         warmup_epochs=0.0,
         final_rate_fraction=0.0,
     )
-    assert plan["data"].startswith("digits, 40 images to train on (train[:40]), 360 to")
-    assert plan["steps"].startswith("20 of 8 images, 5 an epoch, 4 epochs, on 4 x ")
-    assert plan["image size"] == "80 px to step 5, 96 px to the end"
+    assert text["data"].startswith("digits, 40 images to train on (train[:40]), 360 to")
+    assert text["steps"].startswith("20 of 8 images, 5 an epoch, 4 epochs, on 4 x ")
+    assert text["image size"] == "80 px to step 5, 96 px to the end"
     # Steps 0, 5, 10, 14 and 19 of 20: what is left of the way to 0.
     rates = "0.5 at 0%, 0.375 at 25%, 0.25 at 50%, 0.15 at 75%, 0.025 at 100%"
-    assert plan["learning rate"] == f"{rates} (linear)"
-    assert plan["evaluations"] == "4, each saves a checkpoint"
+    assert text["learning rate"] == f"{rates} (linear)"
+    assert text["evaluations"] == "4, each saves a checkpoint"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_the_memory_is_that_of_the_compiled_step():
-    plan = plan_of(train_split="train[:40]", batch_size=8)
+    text = plan_of(train_split="train[:40]", batch_size=8)
     # Weights and momentum of 108,614 parameters, 4 bytes each, and little else.
     needed, inputs = re.match(
-        r"([\d.e-]+) GiB of each device for a step, (\d+) MiB", plan["memory"]
+        r"([\d.e-]+) GiB of each device for a step, (\d+) MiB", text["memory"]
     ).groups()
     assert 0.83 <= float(inputs) <= 2 and float(inputs) / 1024 < float(needed) < 0.5
 

@@ -1,5 +1,6 @@
+"""The rooms of the package, and who may import whom."""
+
 import ast
-import graphlib
 import subprocess
 import sys
 
@@ -7,6 +8,40 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "googlenet_flax"
+# Each floor may import from its own room and from the floors in front of it.
+FLOORS = [
+    {"version"},
+    {"runtime"},
+    {"model", "preprocessing", "data"},
+    {"config"},
+    {"training"},
+    {"runs"},
+    {"analysis", "importers", "exporters"},
+    {"performance", "reports"},
+    {"train"},
+    {"main", "evaluate", "predict", "import_weights", "export", "report", "dream"},
+]
+COMMANDS = FLOORS[-1] | {"benchmark"}
+FLOORS[-1] = COMMANDS
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# Packages that only some folders may import, and these only inside functions where "late".
+OUTSIDERS = {
+    "ml_collections": {"runtime", "config"},
+    "tensorflow_datasets": {"data"},
+    "matplotlib": {"reports"},
+    "torch": {"importers"},
+    "h5py": {"importers"},
+    "onnx": {"importers", "exporters"},
+    "onnxruntime": {"exporters"},
+    "safetensors": {"importers", "exporters"},
+    **{name: set() for name in ("configs", "tests", "tensorflow", "keras", "torchvision")},
+}
+LATE = {"torch", "h5py", "onnx", "onnxruntime", "safetensors"}
+
+
+def room_of(module: str) -> str:
+    """The folder or file at the top of the package that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
 
 
 def module_name(path) -> str:
@@ -19,108 +54,40 @@ TREES = {
 }
 
 
-def at_load(node: ast.AST):
-    """The nodes below that run when the module is loaded: not those in functions."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield child
-            yield from at_load(child)
-
-
-def imports(module: str, walk=ast.walk) -> set[str]:
-    """Modules that it imports anywhere, in functions too."""
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of what a tree imports anywhere, in functions too."""
     names = set()
-    for node in walk(TREES[module]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                names.add(submodule if submodule in TREES else node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 
 
-def siblings(module: str) -> set[str]:
-    """The same, of this package only and without its name."""
-    names = (name for name in imports(module) if name.split(".")[0] == "googlenet_flax")
-    return {name.removeprefix("googlenet_flax").removeprefix(".") for name in names}
+@pytest.mark.parametrize("module", [name for name in TREES if room_of(name)])
+def test_imports_go_one_way(module):
+    own = room_of(module)
+    for name in imports(TREES[module]):
+        other = room_of(name) if name.startswith("googlenet_flax.") else own
+        assert other == own or FLOOR_OF[other] < FLOOR_OF[own], f"{module} imports {name}"
 
 
-def outsiders(module: str, walk=ast.walk) -> set[str]:
-    return {name.split(".")[0] for name in imports(module, walk)}
+def test_the_top_holds_commands_config_and_the_loop():
+    top = {path.stem for path in PACKAGE.glob("*.py")}
+    assert top == COMMANDS | {"__init__", "config", "train", "version"}
 
 
-NEVER = {"configs", "tests", "tensorflow", "keras", "torchvision"}
-# What only those need who import an original's weights, or export their own (the extras
-# `import` and `export`).
-ORIGINALS_ONLY = {"torch", "h5py"}
-EXTRAS_ONLY = ORIGINALS_ONLY | {"onnx", "onnxruntime", "google", "safetensors"}
-# Run by `python -m`, and so by nobody else.
-COMMANDS = {"main", "predict", "import_weights", "benchmark", "dream", "export", "report"}
-
-each_module = pytest.mark.parametrize("module", TREES)
-
-
-@each_module
-def test_module_has_a_docstring(module):
+@pytest.mark.parametrize("module", TREES)
+def test_outsiders_are_imported_where_they_belong(module):
+    late = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)]
+    in_functions = {name for node in late for name in imports(node)}
     assert ast.get_docstring(TREES[module])
-
-
-@each_module
-def test_nobody_imports_a_command(module):
-    assert not siblings(module) & COMMANDS
-
-
-@each_module
-def test_outsiders_that_are_not_for_the_package(module):
-    assert not outsiders(module) & NEVER
-    flags = "googlenet_flax.runtime.command_line"
-    assert "ml_collections" not in outsiders(module) or module == flags
-
-
-@each_module
-def test_only_foreign_files_need_packages_of_their_own_and_only_when_called(module):
-    if not module.startswith(("googlenet_flax.importers.", "googlenet_flax.exporters.")):
-        assert not outsiders(module) & EXTRAS_ONLY
-    if not module.startswith("googlenet_flax.importers."):
-        assert not outsiders(module) & ORIGINALS_ONLY
-    assert not outsiders(module, at_load) & EXTRAS_ONLY
-
-
-def test_imports_in_functions_are_told_from_those_at_load():
-    # Otherwise the tests around this one could not fail.
-    for name, package in [("caffe", "onnx"), ("keras", "h5py"), ("torchvision", "torch")]:
-        module = f"googlenet_flax.importers.{name}"
-        assert package in outsiders(module)
-        assert "numpy" in outsiders(module, at_load)
-    nested = ast.parse("if x:\n try:\n  import a\n except E:\n  f = lambda: b\n")
-    assert any(isinstance(node, ast.Import) for node in at_load(nested))
-    method = ast.parse("class C:\n def f(self):\n  import a\n")
-    assert not any(isinstance(node, ast.Import) for node in at_load(method))
-
-
-def test_only_the_data_know_tensorflow_datasets():
-    users = {module for module in TREES if "tensorflow_datasets" in outsiders(module)}
-    assert users
-    assert all(module.startswith("googlenet_flax.data.") for module in users)
-
-
-def test_only_the_reports_draw_and_never_by_global_state():
-    users = {module for module in TREES if "matplotlib" in outsiders(module)}
-    assert users
-    assert all(module.startswith("googlenet_flax.reports.") for module in users)
-    assert not any("matplotlib.pyplot" in imports(module) for module in users)
-
-
-def test_imports_have_no_cycle():
-    graph = {module: imports(module) & set(TREES) for module in TREES}
-    assert list(graphlib.TopologicalSorter(graph).static_order())
-
-
-def test_no_drawer_for_everything():
-    names = {path.name for path in PACKAGE.rglob("*.py")}
-    assert not names & {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+    for name in imports(TREES[module]):
+        package = name.split(".")[0]
+        assert room_of(module) in OUTSIDERS.get(package, {room_of(module)}), name
+        assert package not in LATE or name in in_functions
+        assert not name.startswith("matplotlib.pyplot")  # It draws by global state.
 
 
 # Together they take three times as long to import as all the rest.
@@ -146,4 +113,4 @@ def test_import_is_light(modules, absent):
     )
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert "googlenet_flax" in loaded
-    assert not loaded & (SLOW | absent | (EXTRAS_ONLY - {"google"}))
+    assert not loaded & (SLOW | absent | LATE)
