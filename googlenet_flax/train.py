@@ -13,7 +13,6 @@ from typing import Any, Literal, NoReturn
 import jax
 
 from googlenet_flax.config import validate
-from googlenet_flax.evaluate import format_metrics
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 from googlenet_flax.runs.profile import StepProfile
@@ -33,6 +32,7 @@ from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
+from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.training.step import Metrics, TrainState
 

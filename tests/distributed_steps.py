@@ -14,10 +14,10 @@ from conftest import augment, numpy_variables, preprocess, small_googlenet
 
 from googlenet_flax.data.image_set import ImageSet
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
-from googlenet_flax.evaluate import evaluate_split
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.evaluation import evaluate_split
 from googlenet_flax.training.step import (
     AXIS_NAME,
     TrainState,

@@ -13,15 +13,12 @@ from conftest import cut_out, numpy_variables, preprocess, write_run
 from test_configs import named_config
 
 from googlenet_flax import evaluate
-from googlenet_flax.data import ImageSet
-from googlenet_flax.evaluate import (
-    create_eval_step,
-    evaluate_averaged,
-    evaluate_split,
-)
+from googlenet_flax.data import ImageSet, load_split
+from googlenet_flax.runs.checkpoint_evaluation import evaluate_averaged
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.evaluation import create_eval_step, evaluate_split
 
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
@@ -371,7 +368,7 @@ def evaluate_json(run_command, loaded):
 
 def test_the_command(members, evaluate_json):
     """Data, batch size and weight of the heads are the run's."""
-    digits = evaluate.load_split("digits", RECIPE["eval_split"], data_dir="")
+    digits = load_split("digits", RECIPE["eval_split"], data_dir="")
     assert isinstance(digits, ImageSet) and len(digits) == NUM_EXAMPLES
     pictures = np.repeat(digits.images, 3, axis=-1)
     examples = list(zip(pictures, digits.labels, strict=True))
@@ -391,7 +388,7 @@ def test_the_command(members, evaluate_json):
 
 @pytest.mark.slow
 def test_each_members_views_are_of_its_own_crop(members, evaluate_json):
-    digits = evaluate.load_split("digits", RECIPE["eval_split"], data_dir="")
+    digits = load_split("digits", RECIPE["eval_split"], data_dir="")
     pictures = np.repeat(digits.images, 3, axis=-1)
     examples = list(zip(pictures, digits.labels, strict=True))
     first, second = members

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from googlenet_flax.data import ImageSet
-from googlenet_flax.evaluate import evaluate_split
 from googlenet_flax.model.googlenet import GoogLeNetOutput
+from googlenet_flax.training.evaluation import evaluate_split
 from googlenet_flax.training.step import eval_step, parallel_eval_step, replicate
 
 

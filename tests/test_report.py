@@ -20,7 +20,6 @@ from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.data import load_split
-from googlenet_flax.evaluate import EvaluationData
 from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports.answers import (
@@ -43,6 +42,7 @@ from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page, duration
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
+from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
 from googlenet_flax.runs.metrics import MetricsWriter
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir

@@ -8,9 +8,9 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from googlenet_flax.data import Split
-from googlenet_flax.evaluate import padded_batches
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.evaluation import padded_batches
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks".
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.command import running
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
-from googlenet_flax.runtime.memory import keep_freed_memory
 
 flags.disclaim_key_flags()  # So that --help shows them as the command's own.
 
@@ -35,10 +34,7 @@ def run(
     """
 
     def main(_: list[str]) -> None:
-        logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
-        use_compilation_cache()
-        keep_freed_memory()
-        with exit_on_run_error():
+        with running():
             command()
 
     app.run(main, flags_parser=functools.partial(_parse_flags, config, required))

@@ -11,12 +11,12 @@ import optax
 
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
-from googlenet_flax.evaluate import EvalStep, create_eval_step, evaluate_split
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
+from googlenet_flax.training.evaluation import EvalStep, create_eval_step, evaluate_split
 from googlenet_flax.training.step import (
     AXIS_NAME,
     Averaging,

@@ -362,19 +362,25 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Preprocess,
     aux_weight: float,
-) -> Metrics:
-    """Sums over the examples whose `mask` is true, and their `count`; each `[]`.
+) -> tuple[Metrics, jax.Array]:
+    """Sums the `example_metrics` over the examples whose `mask` is true.
 
-    `variables` is what `model.apply` takes; the batch is that of `train_step` with `mask`.
+    Args:
+      variables: As `model.apply` takes them.
+      batch: As `train_step` takes it, with `mask`, bool `[B]`.
+      model: The network.
+      preprocess: Size and scaling of the network's input.
+      aux_weight: Weight of each auxiliary loss.
+
+    Returns:
+      The sums, each float32 `[]`, and the number of examples in them, int32 `[]`.
     """
     images = preprocess(batch["image"], batch.get("extent"))
     output: Any = model.apply(variables, images, train=False)
     per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
-    per_example["count"] = jnp.ones_like(per_example["loss"])
-    return {
-        name: jnp.sum(jnp.where(batch["mask"], values, 0))
-        for name, values in per_example.items()
-    }
+    mask = batch["mask"]
+    sums = jax.tree.map(lambda values: jnp.sum(jnp.where(mask, values, 0)), per_example)
+    return sums, jnp.sum(mask)
 
 
 def parallel_train_step(
@@ -396,9 +402,10 @@ def parallel_train_step(
 
 
 def parallel_eval_step(
-    step: Callable[[Params, Batch], Metrics], devices: Sequence[jax.Device]
-) -> Callable[[Params, Batch], Metrics]:
-    """Shards an evaluation step; the sums come back `[D]`, one per device."""
+    step: Callable[[Params, Batch], tuple[Metrics, jax.Array]],
+    devices: Sequence[jax.Device],
+) -> Callable[[Params, Batch], tuple[Metrics, jax.Array]]:
+    """Shards an evaluation step; sums and counts come back `[D]`, one per device."""
     return jax.pmap(step, in_axes=(None, 0), out_axes=0, devices=devices)
 
 

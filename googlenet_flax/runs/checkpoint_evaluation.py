@@ -1,0 +1,166 @@
+"""Evaluation of saved networks: one, or the mean of several, over one or many crops."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from googlenet_flax.data import PictureOptions, Split, load_split
+from googlenet_flax.data.image_set import Batch
+from googlenet_flax.model.googlenet import GoogLeNetOutput
+from googlenet_flax.runs.predictor import Predictor, mean_log_probabilities
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.evaluation import (
+    Sums,
+    create_eval_step,
+    evaluate_split,
+    mean_over_split,
+)
+from googlenet_flax.training.step import example_metrics
+
+DEFAULT_BATCH_SIZE = 32  # For imported weights, whose run names none.
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """What to evaluate on; an empty or zero field takes what the run was trained with."""
+
+    dataset: str = ""
+    data_dir: str = ""
+    split: str = ""
+    eval_fraction: float = 0.0
+    batch_size: int = 0
+
+    def load(
+        self,
+        config: Mapping[str, Any],
+        description: ModelDescription,
+        *,
+        may_prepare: bool = True,
+    ) -> Split:
+        """The split.
+
+        Args:
+          config: Of the run.
+          description: Of its network.
+          may_prepare: As in `data.load_split`.
+
+        Raises:
+          UserError: No such data, or of other classes than the network knows.
+        """
+        dataset = self.dataset or config.get("dataset")
+        if not dataset:
+            raise UserError(
+                "these weights were imported and know no data: name --dataset (and "
+                "--data_dir)"
+            )
+        same = dataset == config.get("dataset")
+        split = load_split(
+            dataset,
+            self.split or (config["eval_split"] if same else "test"),
+            data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
+            may_prepare=may_prepare,
+            pictures=PictureOptions(
+                storage_size=description.preprocess.storage_size,
+                eval_fraction=self.eval_fraction or config.get("eval_fraction", 0.0),
+                on_bad_image=config.get("on_bad_image", "skip"),
+                decode_workers=config.get("decode_workers", 0),
+                class_names=description.class_names,
+            ),
+        )
+        known = len(description.class_names)
+        if len(split.class_names) != known:
+            raise UserError(
+                f"{dataset} has {len(split.class_names)} classes and the network {known}: "
+                "choose the data set it was trained on"
+            )
+        return split
+
+
+def evaluate_checkpoints(
+    workdirs: Sequence[Workdir],
+    *,
+    checkpoint: str,
+    data: EvaluationData,
+    num_crops: int = 1,
+    raw: bool = False,
+) -> dict[str, float]:
+    """Evaluates a run, or the mean of several, with the preprocessing saved in each.
+
+    Args:
+      workdirs: Of the runs; the first names data and batch size where `data` does not.
+      checkpoint: `"best"`, `"latest"` or a step.
+      data: What to evaluate on.
+      num_crops: Of each picture, as in `data.crops.evaluation_crops`.
+      raw: Take the latest weights, also where the run averaged them.
+
+    Returns:
+      The metrics, and `step` of the first checkpoint.
+
+    Raises:
+      UserError: No such run, checkpoint or data, or runs that know other classes.
+    """
+    devices = jax.local_devices()
+    predictors = [
+        Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
+    ]
+    first, config = predictors[0], workdirs[0].read_config()
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        if predictor.description.class_names != first.description.class_names:
+            raise UserError(
+                f"{workdirs[0].path} and {workdir.path} know other classes: an ensemble "
+                "needs the same ones in the same order"
+            )
+    split = data.load(config, first.description)
+    aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
+    batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    if len(predictors) == num_crops == 1:
+        metrics = evaluate_split(
+            create_eval_step(first.description, aux_weight=aux_weight, devices=devices),
+            first.variables,
+            split,
+            batch_size=batch_size,
+            num_devices=len(devices),
+        )
+    else:
+        metrics = evaluate_averaged(
+            predictors,
+            num_crops,
+            split,
+            aux_weight=aux_weight,
+            batch_size=batch_size,
+        )
+    for path, reason in split.unreadable.items():
+        print(f"googlenet_flax: skipped {path}: {reason}", file=sys.stderr)
+    return {"step": first.checkpoint_step, **metrics}
+
+
+def evaluate_averaged(
+    predictors: Sequence[Predictor],
+    num_crops: int,
+    split: Split,
+    *,
+    aux_weight: float,
+    batch_size: int,
+) -> dict[str, float]:
+    """Computes the same means for softmax averaged over networks and crops (section 7)."""
+
+    def sum_batch(batch: Batch) -> Sums:
+        # Logarithms of probabilities are logits with that very softmax.
+        logits = jax.tree.map(
+            jnp.asarray, mean_log_probabilities(predictors, batch, num_crops)
+        )
+        output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
+        labels = jnp.asarray(batch["label"])
+        metrics = example_metrics(output, labels, aux_weight=aux_weight)
+        mask = batch["mask"]
+        return {name: np.asarray(v)[mask] for name, v in metrics.items()}, mask
+
+    num_devices = len(predictors[0].devices)
+    return mean_over_split(sum_batch, split, batch_size=batch_size, num_devices=num_devices)

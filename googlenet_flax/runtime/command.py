@@ -1,0 +1,32 @@
+"""What all commands have in common: their parser, and what runs around their work."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+
+from absl import logging
+
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
+from googlenet_flax.runtime.errors import exit_on_run_error
+from googlenet_flax.runtime.memory import keep_freed_memory
+
+
+def argument_parser(name: str, module_docstring: str | None) -> argparse.ArgumentParser:
+    """Creates the parser of `python -m googlenet_flax.NAME`.
+
+    Its description is the first line of the command's docstring.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m googlenet_flax.{name}",
+        description=(module_docstring or "").partition("\n")[0],
+    )
+
+
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Runs a command: errors end it in one line, and compiled programs are kept."""
+    logging.set_verbosity(logging.FATAL)  # What libraries log is raised as well.
+    use_compilation_cache()
+    keep_freed_memory()
+    with exit_on_run_error():
+        yield

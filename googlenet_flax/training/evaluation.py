@@ -1,0 +1,140 @@
+"""Exact metrics over a split: every readable example counts once, on any devices."""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import jax
+import numpy as np
+import tqdm
+
+from googlenet_flax.data import Split
+from googlenet_flax.data.image_set import Batch
+from googlenet_flax.runtime import distributed
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.step import (
+    Metrics,
+    eval_step,
+    parallel_eval_step,
+    split_over_devices,
+)
+
+# Sums of the metrics of a batch, and the number of examples in them.
+Sums = tuple[Mapping[str, np.ndarray], np.ndarray]
+EvalStep = Callable[[dict, Batch], tuple[Metrics, jax.Array]]
+
+
+def create_eval_step(
+    description: ModelDescription, *, aux_weight: float, devices: list[jax.Device]
+) -> EvalStep:
+    """Creates the evaluation step of a described network, sharded over `devices`."""
+    step = partial(
+        eval_step,
+        model=description.create_model(),
+        preprocess=description.preprocess,
+        aux_weight=aux_weight,
+    )
+    return parallel_eval_step(step, devices)
+
+
+def evaluate_split(
+    parallel_step: EvalStep,
+    variables: dict,
+    split: Split,
+    *,
+    batch_size: int,
+    num_devices: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Computes the mean of each of the `example_metrics` over a split.
+
+    Args:
+      parallel_step: The step that `create_eval_step` returned.
+      variables: `{"params", "batch_stats"}`, replicated.
+      split: The examples.
+      batch_size: Examples per step in all processes together, rounded up to a multiple of
+        the devices. Each process reads and evaluates its share.
+      num_devices: Devices of the step in this process.
+      before_batch: Called before each batch; what it raises ends the evaluation.
+    """
+
+    def sum_batch(batch: Batch) -> Sums:
+        before_batch()
+        return jax.device_get(
+            parallel_step(variables, split_over_devices(batch, num_devices))
+        )
+
+    return mean_over_split(sum_batch, split, batch_size=batch_size, num_devices=num_devices)
+
+
+def mean_over_split(
+    sum_batch: Callable[[Batch], Sums],
+    split: Split,
+    *,
+    batch_size: int,
+    num_devices: int,
+) -> dict[str, float]:
+    """Adds up what `sum_batch` returns for each batch, and divides by the examples."""
+    num_devices *= distributed.num_processes()
+    batch_size = -(-batch_size // num_devices) * num_devices
+    rows = distributed.own_rows(batch_size)
+    sums: collections.Counter[str] = collections.Counter()
+    counted = expected = 0.0
+    for batch in padded_batches(split, np.arange(len(split)), batch_size, rows):
+        batch_sums, count = sum_batch(batch)
+        counted += float(np.sum(count))
+        expected += float(np.sum(batch["mask"]))
+        sums.update(
+            {name: np.sum(v, dtype=np.float64).item() for name, v in batch_sums.items()}
+        )
+    counts = distributed.sum_over_all({"counted": counted, "expected": expected})
+    if counts["counted"] != counts["expected"]:
+        raise AssertionError(f"examples were lost or counted twice: {counts}")
+    totals = distributed.sum_over_all(sums)
+    return {name: total / counts["counted"] for name, total in totals.items()}
+
+
+def padded_batches(
+    split: Split, examples: np.ndarray, batch_size: int, rows: slice = slice(None)
+) -> Iterator[Batch]:
+    """Yields batches of equal size, with a `mask` that is false for padding.
+
+    Args:
+      split: The split to read from.
+      examples: Numbers of the examples, int `[N]`, at least one.
+      batch_size: Examples in each batch; the last one is padded.
+      rows: The part of each batch to read.
+    """
+    starts = range(0, len(examples), batch_size)
+    positions = [np.arange(start, start + batch_size)[rows] for start in starts]
+    masks = [places < len(examples) for places in positions]
+    indices = [
+        examples[np.where(mask, places, 0)]
+        for mask, places in zip(masks, positions, strict=True)
+    ]
+    batches = zip(split.batches(indices), masks, strict=True)
+    hidden = None if distributed.is_first() else True  # None shows it on a terminal only.
+    bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=hidden)
+    for batch, mask in bar:
+        readable = batch.pop("readable", True)
+        yield {**batch, "mask": mask & readable}
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Formats loss and accuracies in one line, with those of averaged weights behind it."""
+    prefix = "averaged_"
+    averaged = {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
+    more = f"; averaged weights: {format_metrics(averaged)}" if averaged else ""
+    heads = ", ".join(
+        f"{head} {metrics[f'{head}_accuracy']:.2%}"
+        for head in ("aux_4a", "aux_4d")
+        if f"{head}_accuracy" in metrics
+    )
+    return (
+        f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}, "
+        f"top-5 {metrics['top5']:.2%} ({heads}){more}"
+    )
