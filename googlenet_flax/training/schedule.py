@@ -1,6 +1,5 @@
 """The learning rate, and the one place where epochs become steps."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,23 +59,15 @@ def cosine_decay(
     *, learning_rate: float, final_fraction: float, steps: int
 ) -> optax.Schedule:
     """Half a cosine from `learning_rate` to `final_fraction` of it, in `steps` steps."""
-
-    def schedule(step: Any) -> jax.Array:
-        wave = 0.5 * (1 + jnp.cos(math.pi * _progress(step, steps)))
-        return learning_rate * (final_fraction + (1 - final_fraction) * wave)
-
-    return schedule
+    return optax.cosine_decay_schedule(learning_rate, max(steps, 1), alpha=final_fraction)
 
 
 def linear_decay(
     *, learning_rate: float, final_fraction: float, steps: int
 ) -> optax.Schedule:
     """A straight line from `learning_rate` to `final_fraction` of it, in `steps` steps."""
-
-    def schedule(step: Any) -> jax.Array:
-        return learning_rate * (1 - (1 - final_fraction) * _progress(step, steps))
-
-    return schedule
+    final_rate = learning_rate * final_fraction
+    return optax.linear_schedule(learning_rate, final_rate, max(steps, 1))
 
 
 def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
@@ -84,17 +75,14 @@ def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
     if not warmup_steps:
         return schedule
 
-    def warmed(step: Any) -> jax.Array:
-        rise = jnp.minimum(1.0, (step + 1) / warmup_steps)
-        return rise * schedule(jnp.maximum(0, step - warmup_steps))
+    def rise(step: Any) -> jax.Array:
+        # NOTE: optax.linear_schedule subtracts from its end value, which in float32 costs
+        # the first rates of a long warm-up all but three digits.
+        return (step + 1) / warmup_steps * schedule(0)
 
-    return warmed
+    return optax.join_schedules([rise, schedule], [warmup_steps])
 
 
 def stage_of(step: int, stage_ends: Sequence[int]) -> int:
     """Which stage the update after `step` updates belongs to, counted from 0."""
     return sum(step >= end for end in stage_ends)
-
-
-def _progress(step: Any, steps: int) -> jax.Array:
-    return jnp.clip(jnp.asarray(step) / max(steps, 1), 0, 1)
