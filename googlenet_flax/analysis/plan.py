@@ -1,5 +1,6 @@
 """What a config would do, in words and numbers, without training."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def _plan(experiment: Experiment) -> Iterator[tuple[str, str]]:
         stages = (f"{size} {end}" for size, end in zip(sizes, ends, strict=True))
         yield "image size", ", ".join(stages)
     yield "learning rate", f"{_rates(experiment)} ({config['schedule']})"
-    evaluations = sum(map(experiment.is_eval_due, range(1, experiment.total_steps + 1)))
+    evaluations = math.ceil(epochs / config["eval_every_epochs"])
     yield "evaluations", f"{evaluations}, each saves a checkpoint"
     model = experiment.description.create_model()
     head_only = config["trainable"] == "head"
