@@ -191,7 +191,8 @@ def build_experiment(
     """Builds the network and its steps; nothing is compiled yet.
 
     Raises:
-      UserError: The devices cannot share a batch, or `train_set` does not fill one.
+      UserError: The devices cannot share a batch, `train_set` does not fill one, or the
+        run or its warm-up has too many steps.
     """
     _check_batch(config, devices)
     epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
@@ -248,7 +249,7 @@ def _create_averaging(config: Mapping[str, Any], epoch_steps: int) -> Averaging 
     return Averaging(
         kind=config["averaging"],
         decay=config["ema_decay"],
-        start_step=config["average_from_epoch"] * epoch_steps,
+        start_step=schedules.steps_or_never(config["average_from_epoch"] * epoch_steps),
     )
 
 
@@ -296,7 +297,9 @@ def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
 def _create_schedule(
     config: Mapping[str, Any], epoch_steps: int, total_steps: int
 ) -> optax.Schedule:
-    warmup_steps = round(config["warmup_epochs"] * epoch_steps)
+    warmup_steps = schedules.steps_within_a_run(
+        "warmup_epochs", config["warmup_epochs"], epoch_steps
+    )
     if config["schedule"] == "staircase":
         falling = schedules.staircase_decay(
             learning_rate=config["learning_rate"],

@@ -9,6 +9,8 @@ import optax
 
 from googlenet_flax.runtime.errors import UserError
 
+MAX_STEPS = 2**31 - 1  # Steps are int32 on the device.
+
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Full batches in one pass; the tail of each epoch's permutation is dropped.
@@ -25,8 +27,36 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def total_steps(*, num_epochs: int, max_steps: int, epoch_steps: int) -> int:
-    """Steps of the whole run: `max_steps`, or `num_epochs` where that is 0."""
-    return max_steps or num_epochs * epoch_steps
+    """Steps of the whole run: `max_steps`, or `num_epochs` where that is 0.
+
+    Raises:
+      UserError: `num_epochs` are more steps than a run can have.
+    """
+    return max_steps or steps_within_a_run("num_epochs", num_epochs, epoch_steps)
+
+
+def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
+    """Converts the epochs that a config field holds to whole steps.
+
+    Raises:
+      UserError: They are more steps than a run can have.
+    """
+    steps = round(epochs * epoch_steps)
+    if steps > MAX_STEPS:
+        raise UserError(
+            f"config.{field} is {epochs}, which is {steps} steps at {epoch_steps} an "
+            f"epoch, but a run has at most {MAX_STEPS} steps: set "
+            f"--config.{field}={MAX_STEPS // epoch_steps} or less"
+        )
+    return steps
+
+
+def steps_or_never(steps: int) -> int:
+    """Limits the step of an event to int32; an event at the limit never happens.
+
+    The last update of the longest run follows `MAX_STEPS - 1` steps.
+    """
+    return min(steps, MAX_STEPS)
 
 
 def staircase_decay(
@@ -43,14 +73,17 @@ def staircase_decay(
     `epoch = s // epoch_steps`. Section 6 of the paper: 4 % every 8 epochs, offset 0. The
     Keras tutorial counts epochs from 1: offset 1.
     """
-    stair_steps = decay_every_epochs * epoch_steps
-    offset_steps = decay_offset_epochs * epoch_steps
+    stairs_before, epochs_into_stair = divmod(decay_offset_epochs, decay_every_epochs)
+    first_rate = learning_rate * decay_rate**stairs_before
+    stair_steps = steps_or_never(decay_every_epochs * epoch_steps)
+    first_end = steps_or_never((decay_every_epochs - epochs_into_stair) * epoch_steps)
 
     def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
         # and a compiled quotient just below a whole number is a stair one step late.
-        stairs = (step + offset_steps) // stair_steps
-        return learning_rate * jnp.power(decay_rate, stairs)
+        # Counted from `first_end`, because step + offset could exceed int32.
+        stairs = 1 + (step - first_end) // stair_steps
+        return first_rate * jnp.power(decay_rate, stairs)
 
     return schedule
 

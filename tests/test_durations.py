@@ -1,0 +1,198 @@
+"""Durations in epochs, up to the ends of their ranges, as steps that fit int32."""
+
+import itertools
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SMALL_INCEPTIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_configs import load_config, named_config
+from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
+
+from googlenet_flax.analysis import plan
+from googlenet_flax.analysis.plan import describe_run
+from googlenet_flax.config import FIELDS, MAX_NUMBER, validate
+from googlenet_flax.model import googlenet
+from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.train import train_and_evaluate
+from googlenet_flax.training import experiment
+from googlenet_flax.training.experiment import build_experiment
+from googlenet_flax.training.schedule import MAX_STEPS, staircase_decay
+
+BATCH_SIZE = 4
+RATE = 0.5
+DURATIONS = [
+    *("num_epochs", "max_steps", "warmup_epochs", "decay_every_epochs"),
+    *("decay_offset_epochs", "average_from_epoch", "early_image_size_epochs"),
+    "eval_every_epochs",
+]
+EPOCH_STEPS = [1, 3, 44, 5004, 2**22]
+
+
+def edges(name: str, epoch_steps: int) -> list:
+    """The ends of the range of a field, and where its product with `epoch_steps` ends."""
+    last = MAX_STEPS // epoch_steps
+    values = {0, 1, 2, last - 1, last, last + 1, MAX_NUMBER - 1, MAX_NUMBER}
+    if name == "early_image_size_epochs":
+        return [(value,) for value in sorted(values) if FIELDS[name].check((value,))]
+    if name == "warmup_epochs":
+        values |= {1e-9, 0.5, last + 0.5, float(MAX_NUMBER)}
+    return [value for value in sorted(values) if FIELDS[name].check(value)]
+
+
+@st.composite
+def configs(draw) -> tuple[dict, int]:
+    """A config with two fields at their edges, and the steps of its epochs."""
+    epoch_steps = draw(st.sampled_from(EPOCH_STEPS))
+    pair = draw(st.sampled_from(list(itertools.combinations(DURATIONS, 2))))
+    fields = {name: draw(st.sampled_from(edges(name, epoch_steps))) for name in pair}
+    config = {
+        **named_config("digits"),
+        **{"batch_size": BATCH_SIZE, "learning_rate": RATE, "averaging": "polyak"},
+        "schedule": draw(st.sampled_from(["staircase", "cosine", "linear"])),
+        "decay_rate": draw(st.sampled_from([1e-300, 0.04, 0.96, 1])),
+        **{"early_image_sizes": (80,), "early_image_size_epochs": (1,)},
+        **{"final_aux_fraction": 0.0, **fields},
+    }
+    validate(config)
+    return config, epoch_steps
+
+
+def split_of(epoch_steps: int) -> types.SimpleNamespace:
+    """Stands in for a split; only its length and its shape are asked for."""
+
+    class Split(types.SimpleNamespace):
+        def __len__(self):
+            return epoch_steps * BATCH_SIZE
+
+    return Split(class_names=("a", "b"), storage_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs())
+def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
+    config, epoch_steps = drawn
+    split = split_of(epoch_steps)
+    run_steps = config["max_steps"] or config["num_epochs"] * epoch_steps
+    warmup_steps = config["warmup_epochs"] * epoch_steps
+    try:
+        built = build_experiment(config, jax.local_devices(), split, split)
+    except UserError as error:
+        assert max(run_steps, warmup_steps) > MAX_STEPS and "\n" not in str(error)
+        return
+    assert max(run_steps, round(warmup_steps)) <= MAX_STEPS
+    assert built.total_steps == run_steps
+    assert built.is_eval_due(run_steps)
+    averaging = experiment._create_averaging(config, epoch_steps)
+
+    @jax.jit
+    @jax.vmap
+    def compiled(step):
+        means = {"weight": jnp.float32(0)}, {"weight": jnp.float32(1)}
+        return built.schedule(step), averaging.update(*means, step)["weight"]
+
+    steps = sorted({0, 1 % run_steps, run_steps - 1})
+    rates, averages = compiled(jnp.asarray(steps, jnp.int32))
+    assert np.all((rates >= 0) & (rates <= RATE * (1 + 1e-6))), rates
+    young = [max(0, s - config["average_from_epoch"] * epoch_steps) + 1 for s in steps]
+    np.testing.assert_allclose(averages, 1 / np.array(young), rtol=1e-6)
+    (end,) = config["early_image_size_epochs"]
+    for step in steps:
+        stage = built.train_steps.index(built.train_step(step))
+        assert stage == (step >= end * epoch_steps)
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, MAX_NUMBER // 3, MAX_NUMBER])
+@pytest.mark.parametrize("offset", [0, 1, 6, MAX_NUMBER // 3, MAX_NUMBER])
+@pytest.mark.parametrize("epoch_steps", [1, 3, 5004])
+def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
+    schedule = staircase_decay(
+        learning_rate=RATE,
+        decay_rate=0.96,
+        decay_every_epochs=every,
+        decay_offset_epochs=offset,
+        epoch_steps=epoch_steps,
+    )
+    ends = [(stair * every - offset) * epoch_steps for stair in range(1, 5)]
+    points = {0, 1, MAX_STEPS - 1, *(end + by for end in ends for by in (-1, 0))}
+    steps = sorted(step for step in points if 0 <= step < MAX_STEPS)
+    rates = jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32))
+    stairs = [(offset + step // epoch_steps) // every for step in steps]
+    expected = [RATE * 0.96**stair for stair in stairs]
+    # A float32 cannot hold what is smaller than this.
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-38)
+
+
+NEVER = [
+    *("--config.decay_every_epochs=100000000", "--config.average_from_epoch=2147483647"),
+    *("--config.early_image_sizes=(96,)", "--config.averaging=polyak"),
+    *("--config.early_image_size_epochs=(2147483647,)", "--config.decay_rate=0.5"),
+    *("--config.eval_every_epochs=2147483647", "--config.schedule=staircase"),
+]
+
+
+@pytest.fixture
+def no_memory_plan(monkeypatch):
+    """Leaves out the part of a plan for which the step is compiled."""
+    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")
+
+
+@pytest.mark.slow
+def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+    train_and_evaluate(load_config(DIGITS, *TINY_RUN, *NEVER), tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    rates = [row["learning_rate"] for row in rows if row["split"] == "train"]
+    assert rates == pytest.approx([0.05] * FINAL_STEP)
+    (evaluation,) = [row for row in rows if row["split"] == "eval"]
+    assert evaluation["averaged_loss"] == evaluation["loss"]
+
+
+def test_a_plan_in_which_what_is_due_later_never_happens(no_memory_plan):
+    plan = describe_run(load_config(DIGITS, *TINY_RUN, *NEVER))
+    assert "0.05 at 0%, 0.05 at 25%, 0.05 at 50%, 0.05 at 75%, 0.05 at 100%" in plan
+    assert " 1, each saves a checkpoint" in plan
+
+
+def test_a_plan_of_the_longest_run(no_memory_plan):
+    fields = f"--config.max_steps={MAX_STEPS}", "--config.eval_every_epochs=2"
+    plan = describe_run(load_config(DIGITS, *TINY_RUN, *fields))
+    assert f"{MAX_STEPS:,} of 8 images, 5 an epoch" in plan
+    assert f" {math.ceil(MAX_STEPS / 10)}, each saves a checkpoint" in plan
+
+
+TOO_LONG = ["--config.num_epochs=1000000000", "--config.schedule=cosine"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (TOO_LONG, ["num_epochs is 1000000000", "5000000000 steps", "=429496729 or less"]),
+        (["--config.warmup_epochs=1e9"], ["warmup_epochs is 1000000000.0", "=429496729"]),
+    ],
+)
+def test_more_steps_than_int32_are_refused_before_anything_is_written(
+    tmp_path, flags, parts
+):
+    config = load_config(DIGITS, *TINY_RUN, *flags)
+    for refused in (describe_run, lambda config: train_and_evaluate(config, tmp_path)):
+        with pytest.raises(UserError) as caught:
+            refused(config)
+        message = str(caught.value)
+        assert caught.value.exit_code == 2 and "\n" not in message
+        assert all(part in message for part in parts), message
+    # Like every refusal of a config that does not fit its data.
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_command_refuses_a_run_that_is_too_long(tmp_path):
+    code, out, err = run("main", *tiny_flags(tmp_path), *TOO_LONG)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert "config.num_epochs is 1000000000" in last_line(err)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
