@@ -9,7 +9,6 @@ cannot show, the page says.
 
 import argparse
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +18,11 @@ from absl import logging
 
 from googlenet_flax.data import Split
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.evaluate import DEFAULT_BATCH_SIZE, EvaluationData
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.look_inside import look_inside, shown_pixels
-from googlenet_flax.reports.page import Page
+from googlenet_flax.reports.page import Page, prepare_file
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import (
     Inside,
@@ -40,7 +40,6 @@ from googlenet_flax.runtime.errors import (
     UserError,
     exit_on_run_error,
     out_of_memory_hint,
-    writing,
 )
 from googlenet_flax.runtime.memory import keep_freed_memory
 from googlenet_flax.runtime.streams import tell
@@ -202,9 +201,7 @@ def create_page(args: argparse.Namespace) -> tuple[Page, pathlib.Path]:
             raise UserError(f"--{name} is for the report of one run: name one --workdir")
     default_file = workdirs[0].path / "report" / ("index.html" if is_one else COMPARISON)
     file = pathlib.Path(args.out) if args.out else default_file
-    with writing(file):  # Before the work is done.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=file.parent).close()
+    prepare_file(file)  # Before the work is done.
     if not is_one:
         return create_comparison_page([RunRecord.read(each) for each in workdirs]), file
     material = gather(

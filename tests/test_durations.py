@@ -17,7 +17,7 @@ from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, validate
-from googlenet_flax.model import googlenet
+from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate

@@ -20,6 +20,7 @@ from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.data import load_split
+from googlenet_flax.evaluate import EvaluationData
 from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports.answers import (
@@ -46,6 +47,7 @@ from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
 from googlenet_flax.runs.metrics import MetricsWriter
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
 TESTED = 60  # Digits.
@@ -506,6 +508,39 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monke
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and words in err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "flags", "words"),
+    [
+        ("report", [], "/report cannot be written (File exists): "),
+        ("report/index.html/", [], "/report/index.html cannot be written (Is a directory)"),
+        ("my/", ["--out={run}/my"], "/my cannot be written (Is a directory): "),
+    ],
+)
+def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, monkeypatch):
+    monkeypatch.setattr(command, "gather", None)  # It is found before the work.
+    run = bare_run(tmp_path / "run")
+    obstacle = run / in_the_way
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.mkdir() if in_the_way.endswith("/") else obstacle.touch()
+    before = set(tmp_path.rglob("*"))
+    args = [flag.format(run=run) for flag in flags]
+    code, out, err = run_command(command, f"--workdir={run}", *args)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert words in err and err.endswith("or name another file with --out=FILE\n")
+    assert "checkpoint" not in err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_in_the_place_of_a_figure(tmp_path):
+    (tmp_path / "curves.png").mkdir()
+    page = Page("A page")
+    page.pictures["curves.png"] = b"png"
+    with pytest.raises(UserError) as caught:
+        page.write(tmp_path / "index.html")
+    assert "/curves.png cannot be written (Is a directory): " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
 def _gather_without_computing(workdir, **options):

@@ -1,12 +1,15 @@
 """A page of text, tables and figures, in one HTML file that needs nothing else."""
 
 import base64
+import errno
 import html
 import importlib.resources
 import math
+import os
 import pathlib
 import string
 import struct
+import tempfile
 from collections.abc import Sequence
 
 from googlenet_flax.reports.style import (
@@ -15,6 +18,8 @@ from googlenet_flax.reports.style import (
     plain_text,
 )
 from googlenet_flax.runtime.errors import writing
+
+WAY_OUT = "mend that, or name another file with --out=FILE"
 
 
 class Number(str):
@@ -136,17 +141,34 @@ class Page:
         Raises:
           UserError: A file or its folder cannot be written.
         """
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for name, png in self.pictures.items():
-                _replace(file.with_name(name), png)
-            _replace(file, self.to_html().encode())
+        prepare_file(file)
+        for name, png in self.pictures.items():
+            _replace(file.with_name(name), png)
+        _replace(file, self.to_html().encode())
+
+
+def prepare_file(file: pathlib.Path) -> None:
+    """Makes the folder of a page, and finds out whether the page can be written there.
+
+    Raises:
+      UserError: It cannot.
+    """
+    with writing(file.parent, WAY_OUT):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    with writing(file, WAY_OUT):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def _replace(file: pathlib.Path, data: bytes) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(file)
+    with writing(file, WAY_OUT):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:

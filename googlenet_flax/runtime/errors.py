@@ -10,6 +10,8 @@ import jax
 
 from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
 
+RESUME = "mend that and run the same command, which goes on from the last checkpoint"
+
 
 class RunError(Exception):
     """Ends the command with one line on stderr and `exit_code`."""
@@ -58,14 +60,13 @@ class StoppedBySignal(RunError):
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], way_out: str = RESUME) -> Iterator[None]:
     """Turns what the system says of a file that cannot be written into a `UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror}): mend that and run "
-            "the same command, which goes on from the last checkpoint"
+            f"{os.fspath(path)} cannot be written ({error.strerror}): {way_out}"
         ) from error
 
 
