@@ -21,7 +21,10 @@ from tiny_run import (
 )
 
 from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.experiment import create_experiment
 
 
@@ -245,6 +248,21 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_over(
     for part in ("6: ", "8: ", "10: ", "--config.restart=True"):
         assert part in line
     after = files_in(ruined_run)
+    assert before.pop(".lock") != after.pop(".lock")
+    assert after == before
+
+
+def test_a_run_without_its_config_is_refused_and_left_alone(finished_run, tmp_path):
+    workdir = copy_run(finished_run[0], tmp_path / "run")
+    config = Workdir(workdir).read_config()
+    (workdir / "config.json").unlink()
+    before = files_in(workdir)
+    message = "config.json is missing, but the checkpoints of the run are there"
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config, workdir)
+    with pytest.raises(UserError, match=message):
+        Predictor.load(Workdir(workdir), "best", jax.devices())
+    after = files_in(workdir)
     assert before.pop(".lock") != after.pop(".lock")
     assert after == before
 

@@ -185,6 +185,27 @@ def test_no_config_is_a_user_error(tmp_path, content):
     assert "--workdir" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "is missing"), ('{"seed": ', "cannot be read")]
+)
+def test_a_lost_config_beside_checkpoints_is_not_called_no_run(tmp_path, content, problem):
+    workdir = Workdir(tmp_path)
+    workdir.checkpoints.mkdir()
+    if content is not None:
+        workdir.config_file.write_text(content)
+    with pytest.raises(
+        UserError, match=rf"no run in .*\(config.json {problem}\)"
+    ) as caught:
+        workdir.read_config("--config.init_from")
+    assert "--config.init_from=DIR" in str(caught.value)
+    (workdir.checkpoints / "10").mkdir()
+    with pytest.raises(UserError) as caught:
+        workdir.read_config()
+    assert f"{workdir.config_file} {problem}, but the checkpoints" in str(caught.value)
+    assert "copy config.json from there" in str(caught.value)
+    assert "no run" not in str(caught.value)
+
+
 def test_resumable_fields_are_fields():
     assert RESUMABLE_FIELDS < set(FIELDS)
 

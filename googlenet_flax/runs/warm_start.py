@@ -59,13 +59,7 @@ def _restore(
     source: Workdir, description: ModelDescription, devices: Sequence[jax.Device]
 ) -> tuple[int, ModelDescription, dict[str, Params]]:
     """Step, description and variables of the checkpoint to start from."""
-    try:
-        source.read_config()
-    except UserError as error:
-        raise UserError(
-            f"no run in {str(source.path)!r}: name the workdir of a run or an import in "
-            "--config.init_from=DIR"
-        ) from error
+    source.read_config("--config.init_from")  # Refuses a directory without a run.
     with Checkpoints(source.checkpoints) as checkpoints:
         best = checkpoints.best_step
         step = checkpoints.resolve("latest" if best is None else str(best))

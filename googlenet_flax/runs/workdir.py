@@ -112,23 +112,38 @@ class Workdir:
             self._lock_file.close()
             self._lock_file = None
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
         """The config of the run, with tuples where JSON has lists.
 
+        Args:
+          flag: The one that named this directory, for the message of an error.
+
         Raises:
-          UserError: There is no run here.
+          UserError: There is no run here, or its config is missing or unreadable.
         """
         try:
             config = json.loads(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"no run in {str(self.path)!r} ({self.config_file.name} is missing or "
-                "unreadable): name the workdir of a run with --workdir=DIR"
-            ) from error
+            is_missing = isinstance(error, FileNotFoundError)
+            problem = "is missing" if is_missing else "cannot be read"
+            raise self._no_config(problem, flag) from error
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config.items()
         }
+
+    def _no_config(self, problem: str, flag: str) -> UserError:
+        """The error for a config that cannot be read, by whether checkpoints are there."""
+        if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
+            return UserError(
+                f"{self.config_file} {problem}, but the checkpoints of the run are there: "
+                "restore it, or start the command that made them with another --workdir, "
+                f"stop it and copy {self.config_file.name} from there"
+            )
+        return UserError(
+            f"no run in {str(self.path)!r} ({self.config_file.name} {problem}): name the "
+            f"workdir of a run or an import with {flag}=DIR"
+        )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Records the config, whole or not at all.
