@@ -18,7 +18,6 @@ from absl import logging
 
 from googlenet_flax.data import Split
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
-from googlenet_flax.evaluate import DEFAULT_BATCH_SIZE, EvaluationData
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.look_inside import look_inside, shown_pixels

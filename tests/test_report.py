@@ -20,7 +20,6 @@ from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.data import load_split
-from googlenet_flax.evaluate import EvaluationData
 from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports.answers import (
