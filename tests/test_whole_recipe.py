@@ -80,7 +80,7 @@ def test_each_size_is_compiled_once(run):
     """And the evaluation, of raw and averaged weights alike; and the rate for the log."""
     _, compiled = run
     assert compiled["jit(_fun)"] == 2 + 1
-    assert compiled["jit(warmed)"] == 1
+    assert compiled["jit(schedule)"] == 1
     assert compiled["jit(create_state)"] == 1
 
 
