@@ -1,317 +1,437 @@
-"""Every field a config file may set: its type, its range and what it means."""
+"""Every field that a config may set: its type, default, range and meaning.
+
+A recipe in `configs/` sets the few fields that make it that recipe:
+
+    from googlenet_flax.config import default_config
+
+    def get_config():
+        config = default_config()
+        config.variant = "bn"
+        return config
+"""
 
 import dataclasses
 import difflib
 import itertools
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS, VARIANTS
 from googlenet_flax.preprocessing.augment import FLIPS
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
 
-NUM_CHANNELS = 3
-MAX_IMAGE_SIZE = 2**15  # Beyond, indices into a map overflow.
+if TYPE_CHECKING:
+    import ml_collections
+
+MAX_IMAGE_SIZE = 2**15  # Beyond it, indices into a map overflow.
 MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One field of the config."""
-
-    type: type  # An int is also good for a float, as in Python.
-    allowed: str  # Said to the user when `check` fails.
-    check: Callable[[Any], bool]
-    help: str
+# Former names of fields, in the config.json of older runs.
+RENAMED = {
+    "photometric_strength": "color_jitter",
+    "early_image_sizes": "progressive_image_sizes",
+    "early_image_size_epochs": "progressive_image_size_epochs",
+}
 
 
-def _one_of(*names: str, help: str) -> Field:
-    return Field(str, f"one of {', '.join(names)}", lambda value: value in names, help)
+def _field(
+    default: Any,
+    allowed: str,
+    check: Callable[[Any], bool],
+    help: str,
+    *,
+    resumable: bool = False,
+) -> Any:
+    """Declares a field of `Config`.
+
+    Args:
+      default: The value where a recipe sets none.
+      allowed: The values that `check` accepts, in words.
+      check: Called with a value of the right type.
+      help: What the field means.
+      resumable: Whether a run may go on with another value.
+    """
+    metadata = {"allowed": allowed, "check": check, "help": help, "resumable": resumable}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def _text(allowed: str, help: str) -> Field:
-    return Field(str, allowed, bool, help)
+def _one_of(default: str, *names: str, help: str, resumable: bool = False) -> Any:
+    allowed = f"one of {', '.join(names)}"
+    return _field(default, allowed, names.__contains__, help, resumable=resumable)
 
 
-def _at_least(low: float, of: type, help: str) -> Field:
+def _text(default: str, allowed: str, help: str) -> Any:
+    return _field(default, allowed, bool, help)
+
+
+def _optional_text(allowed: str, help: str, *, resumable: bool = False) -> Any:
+    return _field("", allowed, lambda value: True, help, resumable=resumable)
+
+
+def _flag(help: str) -> Any:
+    return _field(False, "True or False", lambda value: True, help, resumable=True)
+
+
+def _at_least(low: float, default: float, help: str, *, resumable: bool = False) -> Any:
     allowed = f"from {low} up to {MAX_NUMBER}"
-    return Field(of, allowed, lambda value: low <= value <= MAX_NUMBER, help)
+    return _field(
+        default, allowed, lambda v: low <= v <= MAX_NUMBER, help, resumable=resumable
+    )
 
 
-def _between(
-    low: float, high: float, help: str, *, of: type = float, open_low: bool = False
-) -> Field:
-    allowed = f"{'above' if open_low else 'from'} {low} up to {high}"
-
-    def check(value: float) -> bool:
-        return value <= high and (value > low if open_low else value >= low)
-
-    return Field(of, allowed, check, help)
+def _between(low: float, high: float, default: float, help: str) -> Any:
+    return _field(default, f"from {low} up to {high}", lambda v: low <= v <= high, help)
 
 
-def _below_one(help: str) -> Field:
-    allowed = "from 0 up to but not 1"
-    return Field(float, allowed, lambda value: 0 <= value < 1, help)
+def _above(low: float, high: float, default: float, help: str) -> Any:
+    return _field(default, f"above {low} up to {high}", lambda v: low < v <= high, help)
 
 
-def _per_channel(allowed: str, check: Callable[[float], bool], help: str) -> Field:
+def _below_one(default: float, help: str) -> Any:
+    return _field(default, "from 0 up to but not 1", lambda v: 0 <= v < 1, help)
+
+
+def _per_channel(
+    default: float, allowed: str, check: Callable[[float], bool], help: str
+) -> Any:
     def check_all(values: tuple) -> bool:
-        return len(values) == NUM_CHANNELS and all(
+        return len(values) == 3 and all(
             _is_a(value, float) and abs(value) <= MAX_NUMBER and check(value)
             for value in values
         )
 
-    return Field(tuple, f"{NUM_CHANNELS} {allowed}, as (0.5, 0.5, 0.5)", check_all, help)
+    return _field((default,) * 3, f"3 {allowed}, as (0.5, 0.5, 0.5)", check_all, help)
+
+
+def _is_a(value: Any, expected: type) -> bool:
+    """Whether a value is of a type; an int is also good for a float, a bool is not."""
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)
 
 
 def _is_size(value: Any) -> bool:
     return _is_a(value, int) and MIN_IMAGE_SIZE <= value <= MAX_IMAGE_SIZE
 
 
-def _is_count(value: Any) -> bool:
-    return _is_a(value, int) and 1 <= value <= MAX_NUMBER
-
-
 def _are_rising_counts(values: tuple) -> bool:
-    return all(map(_is_count, values)) and all(a < b for a, b in itertools.pairwise(values))
+    are_counts = all(_is_a(value, int) and 1 <= value <= MAX_NUMBER for value in values)
+    return are_counts and all(a < b for a, b in itertools.pairwise(values))
 
 
-def _is_a(value: Any, expected: type) -> bool:
-    if isinstance(value, bool):
-        return expected is bool
-    return isinstance(value, (int, float) if expected is float else expected)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The configuration of a run, checked when it is made.
 
+    Raises:
+      UserError: Names the first field that is of another type or out of its range, its
+        value, and what is allowed.
+    """
 
-FIELDS: Mapping[str, Field] = {
     # The network
-    "variant": _one_of(*VARIANTS, help="Which original the network equals."),
-    "width_multiplier": _between(
-        0, 8, "Scales every channel count; 1 is the paper.", open_low=True
-    ),
-    "dtype": _one_of(
-        "float32", "bfloat16", help="Of activations; parameters and loss are float32."
-    ),
+    variant: str = _one_of("bn", *VARIANTS, help="The original that the network equals.")
+    width_multiplier: float = _above(
+        0, 8, 1.0, "Factor on every channel count; the paper has 1."
+    )
+    dtype: str = _one_of(
+        *("float32", "float32", "bfloat16"),
+        help="Type of the activations; parameters and loss are float32.",
+    )
+
     # The data
-    "dataset": _text(
+    dataset: str = _text(
+        "cifar10",
         "digits, cifar10, cifar100, imagenet2012, folder or the name of a TFDS set",
-        "Image classification set to learn; folder is your own pictures, imagenet2012 is "
-        "prepared from the two official archives in data_dir.",
-    ),
-    "data_dir": Field(
-        str,
+        "Image classification set to learn. The set `folder` is your own pictures; "
+        "imagenet2012 is prepared from the two official archives in data_dir.",
+    )
+    data_dir: str = _optional_text(
         "a folder",
-        lambda value: True,
-        'TFDS data folder, "" is TFDS\'s default; or the folder of pictures.',
-    ),
-    "train_split": _text("a TFDS split such as train[:3000]", "Trained on."),
-    "eval_split": _text("a TFDS split such as test", "Evaluated on, whole."),
-    "eval_fraction": _below_one(
-        "Of each class in a folder without splits, held out as its test split."
-    ),
-    "storage_size": _at_least(
+        'TFDS data folder, or the folder of pictures; "" is the default of TFDS.',
+        resumable=True,
+    )
+    train_split: str = _text(
+        "train", "a TFDS split such as train[:3000]", "Split to train on."
+    )
+    eval_split: str = _text(
+        "test", "a TFDS split such as test", "Split to evaluate on, as a whole."
+    )
+    eval_fraction: float = _below_one(
+        0.0, "Part of each class in a folder without splits that becomes its test split."
+    )
+    storage_size: int = _at_least(
         1,
-        int,
-        "Longer side in pixels that pictures of any size (of folder or imagenet2012) are "
-        "reduced to when read.",
-    ),
-    "on_bad_image": _one_of(
-        "stop", "skip", help="What such a picture that cannot be read does."
-    ),
-    "decode_workers": _at_least(
-        0, int, "Processes that read such pictures; 0 reads in threads."
-    ),
+        256,
+        "Longer side in pixels to which pictures of any size (of folder or imagenet2012) "
+        "are reduced when they are read.",
+    )
+    on_bad_image: str = _one_of(
+        *("stop", "stop", "skip"),
+        help="What a picture that cannot be read does to the run.",
+        resumable=True,
+    )
+    decode_workers: int = _at_least(
+        0, 0, "Processes that decode pictures; 0 decodes in threads.", resumable=True
+    )
+
     # The network's input
-    "image_size": Field(
-        int,
+    image_size: int = _field(
+        224,
         f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5) and at "
         f"most {MAX_IMAGE_SIZE}",
         _is_size,
         "Side of the network's input in pixels; images are resized to it.",
-    ),
-    "crop_fraction": _between(
+    )
+    crop_fraction: float = _above(
+        0, 1, 1.0, "Part of the shorter side that the central square of evaluation takes."
+    )
+    input_scale: float = _above(
+        0, 255, 1 / 255, "Factor on pixels of 0 to 255, applied first."
+    )
+    input_mean: tuple[float, float, float] = _per_channel(
+        0.0, "numbers", lambda value: True, "Subtracted after scaling, per channel."
+    )
+    input_std: tuple[float, float, float] = _per_channel(
+        1.0, "numbers above 0", lambda value: value > 0, "Divides at the end, per channel."
+    )
+    channel_order: str = _one_of(
+        "RGB", "RGB", "BGR", help="Order of the channels of the network's input."
+    )
+    crop_padding_pixels: int = _at_least(
+        0,
+        0,
+        "Padding around the stored image from which a random crop of its size is cut; 0 is "
+        "off.",
+    )
+    crop_min_area: float = _above(
         0,
         1,
-        "Of the shorter side, that the central square of evaluation takes.",
-        open_low=True,
-    ),
-    "input_scale": _between(
-        0, 255, "Multiplies pixels (0-255) first; 1/255 gives 0-1.", open_low=True
-    ),
-    "input_mean": _per_channel(
-        "numbers", lambda value: True, "Subtracted after scaling, per channel."
-    ),
-    "input_std": _per_channel(
-        "numbers above 0", lambda value: value > 0, "Divides at the end, per channel."
-    ),
-    "channel_order": _one_of("RGB", "BGR", help="Of the network's input."),
-    "crop_padding_pixels": _at_least(
-        0,
-        int,
-        "Random crops of the image padded by this, at its stored size; 0 is off.",
-    ),
-    "crop_min_area": _between(
-        0,
-        1,
-        "Random crops of at least this fraction of the picture; 1 is off, 0.08 the paper.",
-        open_low=True,
-    ),
-    "crop_max_aspect": _between(
-        1, 16, "Width by height of these crops, or the inverse, at most; 4/3 in the paper."
-    ),
-    "flip": _one_of(
+        1.0,
+        "Smallest part of the picture that a random crop takes; 1 is off, the paper has "
+        "0.08.",
+    )
+    crop_max_aspect: float = _between(
+        1, 16, 4 / 3, "Largest ratio of the sides of these crops; the paper has 4/3."
+    )
+    flip: str = _one_of(
+        "none",
         *FLIPS,
-        help="Mirror half the images at random, or the one half in even epochs and the "
-        "other in odd ones.",
-    ),
-    "photometric_strength": _between(
-        0, 1, "Brightness, contrast and colour change by up to this factor; 0 is off."
-    ),
-    "interpolations": Field(
-        tuple,
+        help="Mirror each image at random, or one half of the images in even epochs and "
+        "the other in odd ones (alternating).",
+    )
+    color_jitter: float = _between(
+        0, 1, 0.0, "Largest factor of random brightness, contrast and colour; 0 is off."
+    )
+    interpolations: tuple[str, ...] = _field(
+        ("bilinear",),
         f"one or more of {', '.join(INTERPOLATIONS)}, as ('bilinear',)",
         lambda values: bool(values) and all(v in list(INTERPOLATIONS) for v in values),
         "Each training image is resized by one of these at random.",
-    ),
-    "cutout_fraction": _between(
-        0, 1, "Side of an erased square, as a fraction of image_size; 0 is off."
-    ),
-    "mixup_alpha": _between(
-        0, 100, "Of the Beta distribution that mixes two examples; 0 is off."
-    ),
-    "early_image_sizes": Field(
-        tuple,
+    )
+    cutout_fraction: float = _between(
+        0, 1, 0.0, "Side of an erased square, as a part of image_size; 0 is off."
+    )
+    mixup_alpha: float = _between(
+        0, 100, 0.0, "Parameter of the Beta distribution that mixes examples; 0 is off."
+    )
+    progressive_image_sizes: tuple[int, ...] = _field(
+        (),
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
-        lambda sizes: all(_is_size(size) for size in sizes),
-        "image_size of the first epochs, which only bn and torchvision can change.",
-    ),
-    "early_image_size_epochs": Field(
-        tuple,
-        "as many rising numbers of epochs as early_image_sizes has sizes",
+        lambda sizes: all(map(_is_size, sizes)),
+        "Values of image_size in the first epochs (progressive resizing); only bn and "
+        "torchvision can change it.",
+    )
+    progressive_image_size_epochs: tuple[int, ...] = _field(
+        (),
+        "as many rising numbers of epochs as progressive_image_sizes has sizes",
         _are_rising_counts,
-        "When each of the early_image_sizes gives way to the next.",
-    ),
+        "Epochs at which each of the progressive_image_sizes gives way to the next.",
+    )
+
     # The start
-    "init_from": Field(
-        str,
+    init_from: str = _optional_text(
         "a workdir",
-        lambda value: True,
-        'Workdir of a run or import whose best weights to start from; "" is none.',
-    ),
-    "trainable": _one_of(
-        "all", "head", help="What is trained; head is the classifiers' last layers only."
-    ),
+        'Workdir of a run or an import whose best weights to start from; "" is none.',
+    )
+    trainable: str = _one_of(
+        *("all", "all", "head"),
+        help="What is trained; head is the last layer of each classifier.",
+    )
+
     # The recipe
-    "batch_size": _at_least(
+    batch_size: int = _at_least(
         1,
-        int,
+        256,
         "Examples per update, over all devices and processes; changes no other field.",
-    ),
-    "num_epochs": _at_least(1, int, "Passes over train_split."),
-    "max_steps": _at_least(0, int, "Updates of the whole run; 0 lets num_epochs decide."),
-    "accumulation_steps": _at_least(
+    )
+    num_epochs: int = _at_least(1, 15, "Passes over train_split.")
+    max_steps: int = _at_least(0, 0, "Updates of the whole run; 0 lets num_epochs decide.")
+    accumulation_steps: int = _at_least(
         1,
-        int,
+        1,
         "Parts of a batch that pass through the network in turn, to save memory; on CPUs "
         "XLA plans for all parts at once.",
-    ),
-    "learning_rate": _at_least(0, float, "The highest one, at the start or after warm-up."),
-    "schedule": _one_of(
-        "staircase", "cosine", "linear", help="How the learning rate falls."
-    ),
-    "warmup_epochs": _at_least(0, float, "In which the learning rate rises linearly."),
-    "final_rate_fraction": _between(0, 1, "Of learning_rate, where cosine and linear end."),
-    "momentum": _between(0, 1, "Of SGD, not Nesterov."),
-    "decay_rate": _between(0, 1, "Factor per stair of the staircase.", open_low=True),
-    "decay_every_epochs": _at_least(1, int, "Length of a stair."),
-    "decay_offset_epochs": _at_least(
-        0, int, "Epochs already counted at step 0: 1 in the tutorial, 0 in the paper."
-    ),
-    "weight_decay": _at_least(0, float, "L2 on kernels, not on biases or batch norm."),
-    "aux_weight": _at_least(0, float, "Weight of each auxiliary loss."),
-    "final_aux_fraction": _between(
-        0, 1, "Of aux_weight, to which it falls linearly until the end of the run."
-    ),
-    "label_smoothing": _below_one("Of the target, shared by all classes."),
-    "averaging": _one_of(
-        "none",
-        "ema",
-        "polyak",
-        help="Of weights over steps: exponential, or a plain mean; used wherever the "
-        "network is.",
-    ),
-    "ema_decay": _below_one("Of the exponential moving average, per step."),
-    "average_from_epoch": _at_least(0, int, "Epochs before averaging begins."),
-    "seed": _between(0, 2**31 - 1, "Of weights, order, dropout and augmentation.", of=int),
+    )
+    learning_rate: float = _at_least(
+        0, 0.01, "Highest learning rate, at the start or after warm-up."
+    )
+    schedule: str = _one_of(
+        *("staircase", "staircase", "cosine", "linear"), help="How the learning rate falls."
+    )
+    warmup_epochs: float = _at_least(
+        0, 0.0, "Epochs in which the learning rate rises linearly."
+    )
+    final_rate_fraction: float = _between(
+        0, 1, 0.0, "Part of learning_rate at which cosine and linear end."
+    )
+    momentum: float = _between(0, 1, 0.9, "Momentum of SGD, without Nesterov.")
+    decay_rate: float = _above(0, 1, 0.96, "Factor of each stair of the staircase.")
+    decay_every_epochs: int = _at_least(1, 8, "Length of a stair.")
+    decay_offset_epochs: int = _at_least(
+        0, 1, "Epochs already counted at step 0: 1 in the tutorial, 0 in the paper."
+    )
+    weight_decay: float = _at_least(
+        0, 0.0, "L2 penalty on kernels, not on biases or batch norm."
+    )
+    aux_weight: float = _at_least(0, 0.3, "Weight of each auxiliary loss.")
+    final_aux_fraction: float = _between(
+        0, 1, 1.0, "Part of aux_weight to which it falls linearly by the end of the run."
+    )
+    label_smoothing: float = _below_one(0.0, "Part of the target that all classes share.")
+    averaging: str = _one_of(
+        *("none", "none", "ema", "polyak"),
+        help="Average of the weights over steps, exponential or plain, that evaluation and "
+        "every later use of the network take.",
+    )
+    ema_decay: float = _below_one(0.999, "Decay of the exponential average, per step.")
+    average_from_epoch: int = _at_least(0, 0, "Epochs before averaging begins.")
+    seed: int = _between(0, MAX_NUMBER, 0, "Seed of weights, order, dropout and crops.")
+
     # The run
-    "distributed": Field(
-        bool,
-        "True or False",
-        lambda value: True,
-        "Several processes train together; see docs/scaling.md.",
-    ),
-    "log_every_steps": _at_least(1, int, "Training rows in metrics.jsonl."),
-    "eval_every_epochs": _at_least(1, int, "Evaluations, each of which saves."),
-    "checkpoint_every_steps": _at_least(
-        0, int, "Saves between evaluations; 0 saves at evaluations only."
-    ),
-    "profile_steps": Field(
-        tuple,
+    distributed: bool = _flag("Several processes train together; see docs/scaling.md.")
+    log_every_steps: int = _at_least(
+        1, 10, "Steps between training rows in metrics.jsonl.", resumable=True
+    )
+    eval_every_epochs: int = _at_least(
+        1, 1, "Epochs between evaluations, each of which saves.", resumable=True
+    )
+    checkpoint_every_steps: int = _at_least(
+        0,
+        100,
+        "Steps between further checkpoints; 0 saves at evaluations only.",
+        resumable=True,
+    )
+    profile_steps: tuple[int, ...] = _field(
+        (),
         "the first and the last step to trace, as (10, 13), or ()",
         lambda steps: not steps or (len(steps) == 2 and _are_rising_counts(steps)),
-        "Training steps whose trace is written into the workdir's profile/.",
-    ),
-    "wandb_project": Field(
-        str,
+        "Training steps whose trace is written into the folder profile of the workdir.",
+        resumable=True,
+    )
+    wandb_project: str = _optional_text(
         "the name of a W&B project",
-        lambda value: True,
         'Weights & Biases project that gets the metrics too; "" is none.',
-    ),
-    "restart": Field(
-        bool,
-        "True or False",
-        lambda value: True,
-        "Start over where checkpoints lie and none of them can be read; kept aside.",
-    ),
-}
+        resumable=True,
+    )
+    restart: bool = _flag(
+        "Start over where there are checkpoints and none can be read; they are kept aside."
+    )
 
-
-def validate(config: Mapping[str, Any]) -> None:
-    """Checks that every field is there, known, of its type and in its range.
-
-    Raises:
-      UserError: Names the first field that is not, its value and what is allowed.
-    """
-    for name in config:
-        if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"config has an unknown field {name!r}{hint}")
-    for name, field in FIELDS.items():
-        if name not in config:
-            raise UserError(f"config lacks the field {name!r} ({field.help})")
-        value = config[name]
-        if not _is_a(value, field.type):
+    def __post_init__(self) -> None:
+        """Checks each field alone, and then those that depend on each other."""
+        for field in dataclasses.fields(self):
+            _check_field(field, getattr(self, field.name))
+        _check_progressive_sizes(self)
+        if self.trainable == "head" and not self.init_from:
             raise UserError(
-                f"config.{name} is {value!r}, a {type(value).__name__}, but must be a "
-                f"{field.type.__name__}: {field.allowed}"
+                "config.trainable is 'head' but config.init_from is empty: random weights "
+                "must be trained whole; name a workdir in --config.init_from=DIR"
             )
-        if not field.check(value):
-            raise UserError(f"config.{name} is {value!r} but must be {field.allowed}")
-    sizes, ends = config["early_image_sizes"], config["early_image_size_epochs"]
+
+    @classmethod
+    def of(cls, fields: "Config | Mapping[str, Any]") -> "Config":
+        """Makes a config from its fields by name, such as a `ConfigDict`.
+
+        Fields that are not given have their defaults.
+
+        Raises:
+          UserError: A field is unknown, of another type or out of its range.
+        """
+        if isinstance(fields, Config):
+            return fields
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name in RENAMED:
+                raise UserError(f"config.{name} is called {RENAMED[name]!r} now")
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise UserError(f"config has an unknown field {name!r}{hint}")
+        return cls(**dict(fields))
+
+    @classmethod
+    def of_run(cls, saved: Mapping[str, Any]) -> "Config":
+        """Makes the config of an older run from its `config.json`.
+
+        Fields that it does not know have their defaults, which change nothing; fields that
+        no longer exist are left out.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {
+            RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
+            for name, value in saved.items()
+        }
+        return cls(**{name: value for name, value in fields.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+FIELDS: Mapping[str, dataclasses.Field] = {
+    field.name: field for field in dataclasses.fields(Config)
+}
+RESUMABLE_FIELDS = frozenset(n for n, f in FIELDS.items() if f.metadata["resumable"])
+
+
+def default_config() -> "ml_collections.ConfigDict":
+    """Creates the defaults of all fields as a `ConfigDict` that takes no other field."""
+    import ml_collections  # noqa: PLC0415 - only recipes need it
+
+    config = ml_collections.ConfigDict({n: f.default for n, f in FIELDS.items()})
+    return config.lock()
+
+
+def field_type(field: dataclasses.Field) -> type:
+    """Returns the plain type of a field: `tuple` for `tuple[int, ...]`."""
+    annotation: Any = field.type
+    return typing.get_origin(annotation) or annotation
+
+
+def _check_field(field: dataclasses.Field, value: Any) -> None:
+    expected, allowed = field_type(field), field.metadata["allowed"]
+    if not _is_a(value, expected):
+        raise UserError(
+            f"config.{field.name} is {value!r}, a {type(value).__name__}, but must be a "
+            f"{expected.__name__}: {allowed}"
+        )
+    if not field.metadata["check"](value):
+        raise UserError(f"config.{field.name} is {value!r} but must be {allowed}")
+
+
+def _check_progressive_sizes(config: Config) -> None:
+    sizes, ends = config.progressive_image_sizes, config.progressive_image_size_epochs
     if len(sizes) != len(ends):
         raise UserError(
-            f"config.early_image_sizes is {sizes!r} and config.early_image_size_epochs is "
-            f"{ends!r} but they must be of the same length"
+            f"config.progressive_image_sizes is {sizes!r} and "
+            f"config.progressive_image_size_epochs is {ends!r} but they must be of the "
+            "same length"
         )
-    if sizes and config["variant"] not in SIZE_FREE_VARIANTS:
+    if sizes and config.variant not in SIZE_FREE_VARIANTS:
         raise UserError(
-            f"config.early_image_sizes is {sizes!r} but the parameters of "
-            f"{config['variant']!r} depend on the size: use one of "
-            f"{', '.join(SIZE_FREE_VARIANTS)}, or set --config.early_image_sizes=()"
-        )
-    if config["trainable"] == "head" and not config["init_from"]:
-        raise UserError(
-            "config.trainable is 'head' but config.init_from is empty: random weights must "
-            "be trained whole; name a workdir in --config.init_from=DIR"
+            f"config.progressive_image_sizes is {sizes!r} but the parameters of "
+            f"{config.variant!r} depend on the size: use one of "
+            f"{', '.join(SIZE_FREE_VARIANTS)}, or set --config.progressive_image_sizes=()"
         )

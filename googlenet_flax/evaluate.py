@@ -50,9 +50,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--dataset", default="", help="default: the run's")
     add("--data_dir", default="", help="folder of the data; default: the run's")
     add("--split", default="", help="TFDS split; default: the run's eval_split")
-    add(
-        "--eval_fraction", type=float, default=0.0, help="of one folder; default: the run's"
-    )
+    add("--eval_fraction", type=float, help="of one folder; default: the run's")
     add("--batch_size", type=int, default=0, help="default: the run's")
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()

@@ -1,20 +1,26 @@
 """Trains GoogLeNet from a config file; short on purpose, `train.py` does the work.
 
-python -m googlenet_flax.main --config=configs/cifar10.py --workdir=DIR
+python -m googlenet_flax.main --config=configs/cifar10.py [--workdir=DIR]
 """
 
 import contextlib
+import os
+import pathlib
 
 from absl import flags
+from ml_collections import config_flags
 
 from googlenet_flax.analysis.plan import describe_run
+from googlenet_flax.config import Config
 from googlenet_flax.runtime import command_line, distributed
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; resumed if it exists."
+    "workdir",
+    None,
+    "Directory of the run, resumed if it exists; default: runs/ and the config's name.",
 )
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the network and the plan of the run; train nothing."
@@ -24,26 +30,39 @@ COORDINATOR_ADDRESS = flags.DEFINE_string(
     "",
     "HOST:PORT of process 0, where --config.distributed=True cannot find it out.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "The same of their number.")
-PROCESS_ID = flags.DEFINE_integer("process_id", -1, "The same of this one's, from 0.")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "Number of processes, where it cannot be found out."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", -1, "Number of this process from 0, where it cannot be found out."
+)
 
 
 def _train() -> None:
+    config = Config.of(CONFIG.value)
     if DRY_RUN.value:
-        print(describe_run(CONFIG.value))
-    elif WORKDIR.value is None:
-        raise UserError("--workdir is missing; see --help")
-    else:
-        with _others():
-            train_and_evaluate(CONFIG.value, WORKDIR.value)
+        print(describe_run(config))
+        return
+    with _others(config):
+        train_and_evaluate(config, WORKDIR.value or _default_workdir())
 
 
-def _others() -> contextlib.AbstractContextManager:
-    """The connection with other processes, if there are any."""
+def _default_workdir() -> str:
+    """Returns the workdir of a run that names none, and says so."""
+    if WORKDIR.value is not None:
+        raise UserError("--workdir is empty: name a directory")
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = os.path.join("runs", pathlib.Path(recipe).stem)
+    distributed.tell_once(f"workdir: {workdir} (choose another with --workdir=DIR)")
+    return workdir
+
+
+def _others(config: Config) -> contextlib.AbstractContextManager:
+    """Connects to the other processes of the run, if there are any."""
     named = [
         flag for flag in (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID) if flag.present
     ]
-    if CONFIG.value.get("distributed") is True:
+    if config.distributed:
         return distributed.joined(
             COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value
         )
@@ -53,7 +72,7 @@ def _others() -> contextlib.AbstractContextManager:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     command_line.run(_train, CONFIG, required=(CONFIG,))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import jax
 
-from googlenet_flax.config import validate
+from googlenet_flax.config import Config
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 from googlenet_flax.runs.profile import StepProfile
@@ -73,8 +74,8 @@ class _Run:
     def after_step(self, state: TrainState, step: int) -> None:
         """Logs, evaluates, saves and stops, as is due."""
         experiment, config = self.experiment, self.experiment.config
-        is_log_due = experiment.is_due(config["log_every_steps"], step)
-        is_save_due = experiment.is_due(config["checkpoint_every_steps"], step)
+        is_log_due = experiment.is_due(config.log_every_steps, step)
+        is_save_due = experiment.is_due(config.checkpoint_every_steps, step)
         is_eval_due = experiment.is_eval_due(step)
         stopping = self.stop.is_due()
         if is_log_due or is_save_due or is_eval_due or stopping:
@@ -175,11 +176,13 @@ class _Run:
             self.mirror.write(row)
 
 
-def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, float]:
+def train_and_evaluate(
+    config: Config | Mapping[str, Any], workdir: str | os.PathLike[str]
+) -> dict[str, float]:
     """Trains to the end, from scratch or from where the run in `workdir` stopped.
 
     Args:
-      config: The fields of `googlenet_flax.config.FIELDS`.
+      config: A config, or its fields by name, such as a `ConfigDict`.
       workdir: Directory of the run; made if it is missing.
 
     Returns:
@@ -191,13 +194,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
       NotFiniteError: A loss became NaN or infinite.
       StoppedBySignal: After SIGTERM or SIGINT; the state is saved.
     """
-    config = dict(config)
-    validate(config)
+    config = Config.of(config)
     with ExitStack() as stack:
         stack.enter_context(
             out_of_memory_hint(
-                f"lower --config.batch_size (now {config['batch_size']}) or "
-                f"--config.image_size (now {config['image_size']})"
+                f"lower --config.batch_size (now {config.batch_size}) or "
+                f"--config.image_size (now {config.image_size})"
             )
         )
         run_dir = _open_workdir(stack, workdir, config)
@@ -236,10 +238,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str) -> dict[str, flo
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
 
 
-def _open_workdir(stack: ExitStack, path: str, config: Mapping[str, Any]) -> Workdir:
+def _open_workdir(
+    stack: ExitStack, path: str | os.PathLike[str], config: Config
+) -> Workdir:
     """The directory of the run, owned by the first process and seen by all."""
     with distributed.together():
-        if config["distributed"] and not jax.distributed.is_initialized():
+        if config.distributed and not jax.distributed.is_initialized():
             raise UserError(
                 "config.distributed is True but this process has joined no others: use "
                 "`python -m googlenet_flax.main`, or runtime.distributed.joined"
@@ -251,7 +255,7 @@ def _open_workdir(stack: ExitStack, path: str, config: Mapping[str, Any]) -> Wor
         {"the owner of the workdir": run_dir.owner},
         f"{run_dir.path} must be one directory that all processes see",
     )
-    distributed.check_same(config, "start all processes with the same config")
+    distributed.check_same(config.to_dict(), "start all processes with the same config")
     return run_dir
 
 
@@ -273,10 +277,10 @@ def _create_run(
     progress = Progress(
         total_steps=experiment.total_steps,
         start_step=start_step,
-        batch_size=config["batch_size"],
+        batch_size=config.batch_size,
         is_shown=is_first,
     )
-    profile = StepProfile(run_dir.profile, config["profile_steps"] if is_first else ())
+    profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
     writer = mirror = None
     if is_first:
         _record_start(run_dir, experiment, start_step)
@@ -288,8 +292,8 @@ def _create_run(
                 was_evaluated=evaluation is not None,
             )
         )
-        if config["wandb_project"]:
-            mirror = WandbMirror(config["wandb_project"], run_dir.wandb, config)
+        if config.wandb_project:
+            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
             stack.enter_context(mirror)
     run = _Run(
         experiment,
@@ -312,7 +316,7 @@ def _create_run(
 def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
     """Leaves in the workdir what it is that starts."""
     devices = distributed.all_devices(experiment.devices)
-    run_dir.write_config(experiment.config)
+    run_dir.write_config(experiment.config.to_dict())
     run_dir.write_start(
         {
             "step": start_step,
@@ -364,7 +368,7 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
         tell_once(f"left alone in {checkpoints.directory}: {', '.join(checkpoints.strays)}")
     if checkpoints.damaged:
         damaged = checkpoints.name_damaged()
-        if state is None and not experiment.config["restart"]:
+        if state is None and not experiment.config.restart:
             raise UserError(
                 f"no checkpoint in {checkpoints.directory} can be read ({damaged}): bring "
                 "one back, or set --config.restart=True to start over and keep them aside"
@@ -390,7 +394,7 @@ def _start(
     Only one process alone can compile a `pmap` before its first call.
     """
     is_alone = distributed.num_processes() == 1
-    from_scratch = state is None and not experiment.config["init_from"]
+    from_scratch = state is None and not experiment.config.init_from
     with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
         compiling = []
         if from_scratch and is_alone:
@@ -426,7 +430,7 @@ def _first_state(
     if restored is not None:
         return restored, f"resuming after step {int(restored.step)}"
     state = fresh_state(experiment)
-    init_from = experiment.config["init_from"]
+    init_from = experiment.config.init_from
     if not init_from:
         return state, "from scratch"
     return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
@@ -439,14 +443,14 @@ def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
     shared = f" in {processes} processes" if processes > 1 else ""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     classes = len(experiment.description.class_names)
-    trained = "" if config["trainable"] == "all" else ", only the classifiers are trained"
+    trained = "" if config.trainable == "all" else ", only the classifiers are trained"
     return (
-        f"GoogLeNet {config['variant']!r}: {parameters:,} parameters, {classes} classes, "
-        f"{config['image_size']} px, {config['dtype']}{trained}\n"
-        f"{config['dataset']}: {len(experiment.train_set):,} images to train on "
-        f"({config['train_split']}), {len(experiment.eval_set):,} to evaluate on "
-        f"({config['eval_split']})\n"
-        f"{experiment.total_steps:,} steps of {config['batch_size']} images, "
+        f"GoogLeNet {config.variant!r}: {parameters:,} parameters, {classes} classes, "
+        f"{config.image_size} px, {config.dtype}{trained}\n"
+        f"{config.dataset}: {len(experiment.train_set):,} images to train on "
+        f"({config.train_split}), {len(experiment.eval_set):,} to evaluate on "
+        f"({config.eval_split})\n"
+        f"{experiment.total_steps:,} steps of {config.batch_size} images, "
         f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
         f"{devices[0].device_kind}{shared}: {origin}"
     )

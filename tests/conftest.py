@@ -70,7 +70,7 @@ def augment(**fields) -> Augment:
         "crop_min_area": 1.0,
         "crop_max_aspect": 4 / 3,
         "flip": "none",
-        "photometric_strength": 0.0,
+        "color_jitter": 0.0,
         "interpolations": ("bilinear",),
         "cutout_fraction": 0.0,
     }

@@ -71,7 +71,7 @@ EVERYTHING = {
     "crop_padding_pixels": 1,
     "crop_min_area": 0.08,
     "flip": "random",
-    "photometric_strength": 0.5,
+    "color_jitter": 0.5,
     "interpolations": ("bilinear", "cubic", "area", "nearest"),
 }
 
@@ -164,7 +164,7 @@ def test_each_image_depends_on_its_own_rng_only():
     "fields",
     [
         {"crop_min_area": 0.08},
-        {"photometric_strength": 0.5},
+        {"color_jitter": 0.5},
         {**EVERYTHING, "cutout_fraction": 0.3},
     ],
     ids=["area", "photometric", "everything"],
@@ -393,16 +393,16 @@ def factors_of(images, distorted):
 
 def test_strength_0_changes_nothing():
     images, seeds = random_images(4, 6, 6, 3), np.arange(4)
-    np.testing.assert_array_equal(run(images, seeds, photometric_strength=0.0), images)
+    np.testing.assert_array_equal(run(images, seeds, color_jitter=0.0), images)
     # Nor, within rounding, does hardly any strength.
-    out = run(images, seeds, photometric_strength=1e-7)
+    out = run(images, seeds, color_jitter=1e-7)
     np.testing.assert_allclose(out, images, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
 def test_photometric_factors_are_even_and_independent(strength):
     images = mild_images(800)
-    out = run(images, np.arange(800), photometric_strength=strength)
+    out = run(images, np.arange(800), color_jitter=strength)
     factors = factors_of(images, out)
     for axis in range(3):
         assert_evenly_spread(factors[:, axis], 1 - strength - 1e-4, 1 + strength + 1e-4)
@@ -413,7 +413,7 @@ def test_photometric_factors_are_even_and_independent(strength):
 @pytest.mark.parametrize("order", list(itertools.permutations(CHANGES)), ids=", ".join)
 def test_photometric_changes_in_any_order(order):
     images = mild_images(8)
-    out = run(images, np.arange(8), photometric_strength=0.5)
+    out = run(images, np.arange(8), color_jitter=0.5)
     factors = factors_of(images, out)
     for image, distorted, own in zip(images, out, factors, strict=True):
         expected = changed(image, own, order)
@@ -424,8 +424,8 @@ def test_the_result_is_clipped_to_what_pixels_can_be():
     images, seeds = random_images(8, 6, 6, 3), np.arange(8)
     # The factors are the key's own, whatever the image.
     mild = mild_images(8)
-    factors = factors_of(mild, run(mild, seeds, photometric_strength=0.5))
-    out = run(images, seeds, photometric_strength=0.5)
+    factors = factors_of(mild, run(mild, seeds, color_jitter=0.5))
+    out = run(images, seeds, color_jitter=0.5)
     for image, distorted, own in zip(images, out, factors, strict=True):
         expected = np.clip(changed(image, own), 0, 255)
         np.testing.assert_allclose(distorted, expected, rtol=0, atol=5 * ATOL)
@@ -436,8 +436,8 @@ def test_mean_brightness_is_the_work_of_one_factor():
     seeds = np.arange(40)
     images = mild_images(40)
     plain = np.full_like(images, 100)
-    factors = factors_of(images, run(images, seeds, photometric_strength=0.5))
-    out = run(plain, seeds, photometric_strength=0.5)
+    factors = factors_of(images, run(images, seeds, color_jitter=0.5))
+    out = run(plain, seeds, color_jitter=0.5)
     # Of a plain grey image nothing but brightness can change.
     expected = np.broadcast_to(100 * factors[:, 0, None, None, None], out.shape)
     np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
@@ -446,7 +446,7 @@ def test_mean_brightness_is_the_work_of_one_factor():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_images_stay_grey(channels):
     images = np.repeat(random_images(8, 6, 6, 1), channels, axis=-1)
-    out = run(images, np.arange(8), photometric_strength=1.0)
+    out = run(images, np.arange(8), color_jitter=1.0)
     spread = out.max(axis=-1) - out.min(axis=-1)
     assert spread.max() < 1e-4
     assert not np.allclose(out, images, atol=1)
@@ -456,7 +456,7 @@ def test_only_what_the_network_sees_counts_as_the_image():
     # Contrast is about the mean of the crop: what is cut off has no say.
     images = np.repeat(mild_images(8, side=12), 2, axis=2)
     network_input = preprocess(image_size=6, crop_fraction=0.5)
-    fields = {"photometric_strength": 0.5, "network_input": network_input}
+    fields = {"color_jitter": 0.5, "network_input": network_input}
     out = run(images, np.arange(8), **fields)
     middle = np.zeros_like(images)
     middle[:, 3:9, 9:15] = images[:, 3:9, 9:15]
@@ -567,7 +567,7 @@ def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
 
 def test_the_other_changes_are_as_without_cutout():
     images, seeds = random_images(16, 6, 6, 3), np.arange(16)
-    fields = {"crop_padding_pixels": 1, "flip": "random", "photometric_strength": 0.5}
+    fields = {"crop_padding_pixels": 1, "flip": "random", "color_jitter": 0.5}
     whole = run(images, seeds, **fields)
     out = run(images, seeds, cutout_fraction=0.5, **fields)
     erased = np.all(out == 0, axis=-1, keepdims=True)

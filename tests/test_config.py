@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_configs import CONFIG_FILES, load_config, named_config
 
-from googlenet_flax.config import FIELDS, validate
+from googlenet_flax.config import FIELDS, Config, field_type
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.runtime.errors import UserError
 
@@ -64,7 +64,7 @@ OUT_OF_RANGE = {
     "crop_min_area": [0, 0.0, -0.08, 1.01, 8, math.nan, math.inf],
     "crop_max_aspect": [0, 0.99, 3 / 4, -4 / 3, 16.01, math.nan, math.inf],
     "flip": ["", "Random", "mirror"],
-    "photometric_strength": [-0.1, -1, 1.01, 2, math.nan, math.inf],
+    "color_jitter": [-0.1, -1, 1.01, 2, math.nan, math.inf],
     "interpolations": [
         (),
         ("lanczos",),
@@ -76,7 +76,7 @@ OUT_OF_RANGE = {
     ],
     "cutout_fraction": [-0.1, 1.01, 16, math.nan, math.inf],
     "mixup_alpha": [-0.2, 100.1, math.nan, math.inf],
-    "early_image_sizes": [
+    "progressive_image_sizes": [
         (79,),
         (128, 0),
         (128.0,),
@@ -85,7 +85,7 @@ OUT_OF_RANGE = {
         (2**31,),
         ((128,),),
     ],
-    "early_image_size_epochs": [
+    "progressive_image_size_epochs": [
         (0,),
         (-1,),
         (5, 5),
@@ -126,13 +126,13 @@ OUT_OF_RANGE = {
 BAD_VALUES = [
     (name, value)
     for name, field in FIELDS.items()
-    for value in [None, *WRONG_TYPE[field.type], *OUT_OF_RANGE.get(name, [])]
+    for value in [None, *WRONG_TYPE[field_type(field)], *OUT_OF_RANGE.get(name, [])]
 ]
 
 
 def error_of(config) -> str:
     with pytest.raises(UserError) as caught:
-        validate(config)
+        Config.of(config)
     assert caught.value.exit_code == 2
     message = str(caught.value)
     assert "\n" not in message
@@ -142,8 +142,8 @@ def error_of(config) -> str:
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
 def test_every_config_is_valid(path):
     config = load_config(path)
-    validate(config)
-    validate(dict(config))
+    Config.of(config)
+    Config.of(dict(config))
 
 
 def test_every_range_is_tested():
@@ -153,16 +153,20 @@ def test_every_range_is_tested():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_missing_field_is_named(name):
+def test_a_field_that_is_not_given_has_its_default(name):
     config = {other: value for other, value in GOOD.items() if other != name}
-    assert f"lacks the field {name!r}" in error_of(config)
+    assert getattr(Config.of(config), name) == FIELDS[name].default
+
+
+def test_a_field_that_was_renamed_is_named():
+    assert "'color_jitter' now" in error_of({**GOOD, "photometric_strength": 0.5})
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
 def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
     message = error_of({**GOOD, name: value})
     assert f"config.{name} is {value!r}" in message
-    assert FIELDS[name].allowed in message
+    assert FIELDS[name].metadata["allowed"] in message
 
 
 @pytest.mark.parametrize(
@@ -187,16 +191,16 @@ def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
         ("flip", "none"),
         ("flip", "random"),
         ("flip", "alternating"),
-        ("photometric_strength", 0),
-        ("photometric_strength", 1),
+        ("color_jitter", 0),
+        ("color_jitter", 1),
         ("interpolations", ("cubic",)),
         ("interpolations", ("nearest", "area", "cubic", "bilinear")),
         ("cutout_fraction", 0),
         ("cutout_fraction", 1),
         ("mixup_alpha", 0),
         ("mixup_alpha", 100),
-        ("early_image_sizes", ()),
-        ("early_image_size_epochs", ()),
+        ("progressive_image_sizes", ()),
+        ("progressive_image_size_epochs", ()),
         ("accumulation_steps", 1),
         ("schedule", "linear"),
         ("warmup_epochs", 0),
@@ -231,32 +235,36 @@ def test_bad_value_is_named_with_its_field_and_what_is_allowed(name, value):
     ],
 )
 def test_edges_of_the_ranges_are_allowed(name, value):
-    validate({**GOOD, name: value})
+    Config.of({**GOOD, name: value})
 
 
-@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is float])
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if field_type(f) is float])
 def test_an_int_is_good_for_a_float(name):
     # 1 is in range of all but these, which are below it.
     below_one = {"eval_fraction", "label_smoothing", "ema_decay"}
-    validate({**GOOD, name: 0 if name in below_one else 1})
+    Config.of({**GOOD, name: 0 if name in below_one else 1})
 
 
 def test_random_weights_are_trained_whole():
     message = error_of({**GOOD, "trainable": "head", "init_from": ""})
     assert "config.trainable is 'head'" in message
     assert "config.init_from is empty" in message and "--config.init_from=DIR" in message
-    validate({**GOOD, "trainable": "head", "init_from": "/a run"})
-    validate({**GOOD, "trainable": "all", "init_from": "/a run"})
+    Config.of({**GOOD, "trainable": "head", "init_from": "/a run"})
+    Config.of({**GOOD, "trainable": "all", "init_from": "/a run"})
 
 
 @pytest.mark.parametrize(
     ("sizes", "ends"), [((128,), ()), ((), (5,)), ((128, 160), (5,)), ((128,), (5, 9))]
 )
 def test_every_early_size_has_an_end(sizes, ends):
-    config = {**GOOD, "early_image_sizes": sizes, "early_image_size_epochs": ends}
+    config = {
+        **GOOD,
+        "progressive_image_sizes": sizes,
+        "progressive_image_size_epochs": ends,
+    }
     message = error_of(config)
-    assert f"config.early_image_sizes is {sizes!r}" in message
-    assert f"config.early_image_size_epochs is {ends!r}" in message
+    assert f"config.progressive_image_sizes is {sizes!r}" in message
+    assert f"config.progressive_image_size_epochs is {ends!r}" in message
     assert "of the same length" in message
 
 
@@ -266,23 +274,28 @@ def test_sizes_change_where_no_parameter_depends_on_them(variant):
     model = small_googlenet(variant)
     small, large = (jax.tree.map(np.shape, numpy_variables(model, px)) for px in (80, 160))
     fields = {"variant": variant, "image_size": 96}
-    early = {"early_image_sizes": (80,), "early_image_size_epochs": (1,)}
-    validate({**GOOD, **fields})
+    early = {"progressive_image_sizes": (80,), "progressive_image_size_epochs": (1,)}
+    Config.of({**GOOD, **fields})
     if small == large:
-        validate({**GOOD, **fields, **early})
+        Config.of({**GOOD, **fields, **early})
         # Sizes may also fall, and one may outlast the run.
-        early = {"early_image_sizes": (224, 80), "early_image_size_epochs": (1, 10**6)}
-        validate({**GOOD, **fields, **early})
+        early = {
+            "progressive_image_sizes": (224, 80),
+            "progressive_image_size_epochs": (1, 10**6),
+        }
+        Config.of({**GOOD, **fields, **early})
         assert variant in {"bn", "torchvision"}
     else:
         message = error_of({**GOOD, **fields, **early})
-        assert "config.early_image_sizes is (80,)" in message
+        assert "config.progressive_image_sizes is (80,)" in message
         assert repr(variant) in message and "bn, torchvision" in message
-        assert "--config.early_image_sizes=()" in message
+        assert "--config.progressive_image_sizes=()" in message
 
 
 @pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is not bool])
+@pytest.mark.parametrize(
+    "name", [n for n, f in FIELDS.items() if field_type(f) is not bool]
+)
 def test_a_bool_is_no_number(name, value):
     assert "a bool" in error_of({**GOOD, name: value})
 
@@ -323,7 +336,7 @@ VALUES = st.one_of(
 @given(name=st.sampled_from(sorted(FIELDS)), value=VALUES)
 def test_any_value_passes_or_is_a_user_error(name, value):
     try:
-        validate({**GOOD, name: value})
+        Config.of({**GOOD, name: value})
     except UserError as error:
         assert f"config.{name} is {value!r}" in str(error)
         assert "\n" not in str(error)

@@ -16,7 +16,7 @@ from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
-from googlenet_flax.config import FIELDS, MAX_NUMBER, validate
+from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
@@ -29,7 +29,7 @@ BATCH_SIZE = 4
 RATE = 0.5
 DURATIONS = [
     *("num_epochs", "max_steps", "warmup_epochs", "decay_every_epochs"),
-    *("decay_offset_epochs", "average_from_epoch", "early_image_size_epochs"),
+    *("decay_offset_epochs", "average_from_epoch", "progressive_image_size_epochs"),
     "eval_every_epochs",
 ]
 EPOCH_STEPS = [1, 3, 44, 5004, 2**22]
@@ -39,11 +39,13 @@ def edges(name: str, epoch_steps: int) -> list:
     """The ends of the range of a field, and where its product with `epoch_steps` ends."""
     last = MAX_STEPS // epoch_steps
     values = {0, 1, 2, last - 1, last, last + 1, MAX_NUMBER - 1, MAX_NUMBER}
-    if name == "early_image_size_epochs":
-        return [(value,) for value in sorted(values) if FIELDS[name].check((value,))]
+    if name == "progressive_image_size_epochs":
+        return [
+            (value,) for value in sorted(values) if FIELDS[name].metadata["check"]((value,))
+        ]
     if name == "warmup_epochs":
         values |= {1e-9, 0.5, last + 0.5, float(MAX_NUMBER)}
-    return [value for value in sorted(values) if FIELDS[name].check(value)]
+    return [value for value in sorted(values) if FIELDS[name].metadata["check"](value)]
 
 
 @st.composite
@@ -57,10 +59,10 @@ def configs(draw) -> tuple[dict, int]:
         **{"batch_size": BATCH_SIZE, "learning_rate": RATE, "averaging": "polyak"},
         "schedule": draw(st.sampled_from(["staircase", "cosine", "linear"])),
         "decay_rate": draw(st.sampled_from([1e-300, 0.04, 0.96, 1])),
-        **{"early_image_sizes": (80,), "early_image_size_epochs": (1,)},
+        **{"progressive_image_sizes": (80,), "progressive_image_size_epochs": (1,)},
         **{"final_aux_fraction": 0.0, **fields},
     }
-    validate(config)
+    Config.of(config)
     return config, epoch_steps
 
 
@@ -102,7 +104,7 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     assert np.all((rates >= 0) & (rates <= RATE * (1 + 1e-6))), rates
     young = [max(0, s - config["average_from_epoch"] * epoch_steps) + 1 for s in steps]
     np.testing.assert_allclose(averages, 1 / np.array(young), rtol=1e-6)
-    (end,) = config["early_image_size_epochs"]
+    (end,) = config["progressive_image_size_epochs"]
     for step in steps:
         stage = built.train_steps.index(built.train_step(step))
         assert stage == (step >= end * epoch_steps)
@@ -131,8 +133,8 @@ def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
 
 NEVER = [
     *("--config.decay_every_epochs=100000000", "--config.average_from_epoch=2147483647"),
-    *("--config.early_image_sizes=(96,)", "--config.averaging=polyak"),
-    *("--config.early_image_size_epochs=(2147483647,)", "--config.decay_rate=0.5"),
+    *("--config.progressive_image_sizes=(96,)", "--config.averaging=polyak"),
+    *("--config.progressive_image_size_epochs=(2147483647,)", "--config.decay_rate=0.5"),
     *("--config.eval_every_epochs=2147483647", "--config.schedule=staircase"),
 ]
 

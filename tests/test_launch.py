@@ -25,7 +25,7 @@ from tiny_run import (
     wait_for_line,
 )
 
-from googlenet_flax.config import validate
+from googlenet_flax.config import Config
 
 LAUNCH = REPOSITORY / "docs" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -171,7 +171,7 @@ def test_documented_commands_have_valid_configs(arguments, monkeypatch):
     config = [flag for flag in arguments if flag.startswith("--config")]
     assert config[0].startswith("--config=")
     assert any(flag.startswith("--workdir=") for flag in arguments)
-    validate(load_config(config[0].partition("=")[2], *config[1:]))
+    Config.of(load_config(config[0].partition("=")[2], *config[1:]))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

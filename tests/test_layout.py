@@ -26,7 +26,7 @@ FLOORS[-1] = COMMANDS
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that only some folders may import, and these only inside functions where "late".
 OUTSIDERS = {
-    "ml_collections": {"runtime", "config"},
+    "ml_collections": {"runtime", "config", "main"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"reports"},
     "torch": {"importers"},

@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 from test_configs import load_config
 
-from googlenet_flax.config import validate
+from googlenet_flax.config import Config
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import recipe_ablation
@@ -25,7 +25,7 @@ def fields_of(row: str) -> dict:
 @pytest.mark.parametrize("row", ROWS)
 def test_each_row_is_a_config_that_changes_what_it_names_alone(row):
     whole, changed = fields_of("the whole recipe"), fields_of(row)
-    validate(changed)
+    Config.of(changed)
     named = {change.removeprefix("--config.").partition("=")[0] for change in ROWS[row]}
     assert {name for name in whole if whole[name] != changed[name]} == named
 

@@ -32,7 +32,7 @@ PREPROCESS = preprocess(
     input_scale=1 / 255, input_mean=(0.4, 0.5, 0.6), input_std=(0.2, 0.3, 0.2)
 )
 AUGMENT = augment(
-    crop_padding_pixels=4, crop_min_area=0.08, flip="random", photometric_strength=0.5
+    crop_padding_pixels=4, crop_min_area=0.08, flip="random", color_jitter=0.5
 )
 # All that a step can do besides.
 OPTIONS = {

@@ -16,7 +16,7 @@ from flax import traverse_util
 from ml_collections import config_flags
 from orbax.checkpoint import v1 as ocp
 
-from googlenet_flax.config import validate
+from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
@@ -248,7 +248,7 @@ def apply_options(monkeypatch, config, options):
     config_flags.DEFINE_config_file("config", path, flag_values=values, lock_config=True)
     values(sys.argv)
     config = dict(values["config"].value)
-    validate(config)
+    Config.of(config)
     return config
 
 

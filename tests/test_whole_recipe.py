@@ -32,7 +32,11 @@ CONFIG = {
     **{"width_multiplier": 0.25, "train_split": "train[:24]", "batch_size": 8},
     **{"eval_split": "test[:12]", "num_epochs": 3, "log_every_steps": 1},
     **{"checkpoint_every_steps": 1, "learning_rate": 0.02},
-    **{"image_size": 88, "early_image_sizes": (80,), "early_image_size_epochs": (2,)},
+    **{
+        "image_size": 88,
+        "progressive_image_sizes": (80,),
+        "progressive_image_size_epochs": (2,),
+    },
     **{"interpolations": ("bilinear", "cubic", "area", "nearest")},
     **{"flip": "alternating", "cutout_fraction": 0.3, "mixup_alpha": 0.2},
     **{"schedule": "cosine", "warmup_epochs": 0.5, "final_rate_fraction": 0.1},

@@ -1,78 +1,101 @@
 """What a config would do, in words and numbers, without training."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 
 from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.analysis.table1 import format_table_1
-from googlenet_flax.config import validate
+from googlenet_flax.config import Config
+from googlenet_flax.data import Split
+from googlenet_flax.data.fabricated import SPLIT_SIZES, stand_in
+from googlenet_flax.data.splits import split_positions
+from googlenet_flax.runtime.errors import MissingDataError
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,
     load_config_split,
 )
 
+NEED_DATA = ("steps", "image size", "learning rate", "evaluations", "operations")
 RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Of the run, where the learning rate is told.
 
 
-def describe_run(config: Mapping[str, Any]) -> str:
-    """The network as Table 1 prints it, and the plan of the run.
+def describe_run(config: Config) -> str:
+    """Describes the network as Table 1 prints it, and the plan of the run.
 
-    Reads the data, so what is wrong with them is found here too, but prepares and trains
-    nothing.
-
-    Args:
-      config: The fields of `googlenet_flax.config.FIELDS`.
+    Reads the data where they are, so what is wrong with them is found, but prepares and
+    trains nothing. Data that are missing are replaced by what is known of them.
 
     Raises:
       UserError: Config or data that the user can mend.
     """
-    config = dict(config)
-    validate(config)
-    splits = [
-        load_config_split(config, config[name], may_prepare=False)
-        for name in ("train_split", "eval_split")
-    ]
+    splits, unknown = _load_or_stand_in(config)
     experiment = build_experiment(config, jax.local_devices(), *splits)
     model = experiment.description.create_model()
-    lines = [f"{name + ':':<14} {text}" for name, text in _plan(experiment)]
-    return "\n".join([format_table_1(model, config["image_size"]), "", *lines])
+    plan = {**dict(_plan(experiment)), **unknown}
+    lines = [f"{name + ':':<14} {text}" for name, text in plan.items()]
+    return "\n".join([format_table_1(model, config.image_size), "", *lines])
+
+
+def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
+    """Returns both splits, or stand-ins of the same sizes; and what is unknown of them.
+
+    Where the data are missing and their sizes are not known either, the stand-ins hold one
+    batch, and what depends on the sizes is unknown.
+    """
+    names = config.train_split, config.eval_split
+    try:
+        return [load_config_split(config, name, may_prepare=False) for name in names], {}
+    except MissingDataError as error:
+        sizes = SPLIT_SIZES.get(config.dataset)
+        if sizes is None:
+            counts = [config.batch_size, config.batch_size]
+            unknown = dict.fromkeys(NEED_DATA, "unknown without the data")
+            unknown["data"] = f"unknown, and 1,000 classes assumed: {error}"
+        else:
+            parts = [split_positions(name, sizes) for name in names]
+            counts = [sum(rows.stop - rows.start for _, rows in part) for part in parts]
+            unknown = {}
+    stand_ins: list[Split] = [
+        stand_in(config.dataset, num_examples=count, storage_size=config.storage_size)
+        for count in counts
+    ]
+    return stand_ins, unknown
 
 
 def _plan(experiment: Experiment) -> Iterator[tuple[str, str]]:
     config, devices = experiment.config, experiment.devices
     yield (
         "data",
-        f"{config['dataset']}, {len(experiment.train_set):,} images to train on "
-        f"({config['train_split']}), {len(experiment.eval_set):,} to evaluate on "
-        f"({config['eval_split']}), {len(experiment.description.class_names)} classes",
+        f"{config.dataset}, {len(experiment.train_set):,} images to train on "
+        f"({config.train_split}), {len(experiment.eval_set):,} to evaluate on "
+        f"({config.eval_split}), {len(experiment.description.class_names)} classes",
     )
     epochs = experiment.total_steps / experiment.epoch_steps
     yield (
         "steps",
-        f"{experiment.total_steps:,} of {config['batch_size']} images, "
+        f"{experiment.total_steps:,} of {config.batch_size} images, "
         f"{experiment.epoch_steps:,} an epoch, {epochs:g} epochs, on {len(devices)} x "
         f"{devices[0].device_kind}",
     )
     if experiment.stage_ends:
-        sizes = [f"{px} px" for px in (*config["early_image_sizes"], config["image_size"])]
+        sizes = [f"{px} px" for px in (*config.progressive_image_sizes, config.image_size)]
         ends = [f"to step {end:,}" for end in experiment.stage_ends] + ["to the end"]
         stages = (f"{size} {end}" for size, end in zip(sizes, ends, strict=True))
         yield "image size", ", ".join(stages)
-    yield "learning rate", f"{_rates(experiment)} ({config['schedule']})"
-    evaluations = math.ceil(epochs / config["eval_every_epochs"])
+    yield "learning rate", f"{_rates(experiment)} ({config.schedule})"
+    evaluations = math.ceil(epochs / config.eval_every_epochs)
     yield "evaluations", f"{evaluations}, each saves a checkpoint"
     model = experiment.description.create_model()
-    head_only = config["trainable"] == "head"
-    cost = image_cost(model, config["image_size"], head_only=head_only)
-    flops = cost.training_flops * config["batch_size"] * experiment.total_steps
+    head_only = config.trainable == "head"
+    cost = image_cost(model, config.image_size, head_only=head_only)
+    flops = cost.training_flops * config.batch_size * experiment.total_steps
     yield (
         "operations",
         f"{cost.training_flops / 1e9:.3g} GFLOP to train on an image of "
-        f"{config['image_size']} px, {flops / 1e15:.3g} PFLOP in all",
+        f"{config.image_size} px, {flops / 1e15:.3g} PFLOP in all",
     )
     yield "memory", _memory(experiment)
 

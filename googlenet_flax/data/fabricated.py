@@ -1,7 +1,7 @@
-"""Noise in the shape of a data set, to measure speed without the data."""
+"""Stand-ins for a data set that is not at hand: noise to measure speed, sizes to plan."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,38 +13,65 @@ KNOWN_SETS = {
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
 }
-STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Pictures of any size.
-OTHER_SHAPE = (32, 32, 3)  # Of the sets of TFDS that fit into memory.
-OTHER_CLASSES = 1000  # Of these and of a folder, which is counted only when it is read.
+# Examples of each split of the sets that are prepared here.
+SPLIT_SIZES: Mapping[str, Mapping[str, int]] = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+}
+STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Their pictures are of any size.
+OTHER_SHAPE = (32, 32, 3)
+OTHER_CLASSES = 1000  # The classes of a folder are counted only when it is read.
 
 
 @dataclasses.dataclass(frozen=True)
 class FabricatedPictures(ImageSet):
-    """Square pictures that come with their extents, as those that are streamed."""
+    """Square pictures that come with their extents, like those that are streamed."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """As in `Split`."""
+        """Yields batches as `Split.batches` describes them."""
         for batch in super().batches(index_batches):
             extents = np.full((len(batch["image"]), 2), self.storage_size, np.int32)
             yield {**batch, "extent": extents}
 
 
 def fabricate(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
-    """Noise uint8 with the image shape and classes of a data set.
+    """Fabricates noise with the image shape and classes of a data set.
 
     Args:
-      dataset: As in `data.load_split`. A folder is taken to have 1000 classes, a set that
-        is not known here 1000 and colour images of 32 px.
-      num_examples: How many.
+      dataset: As in `data.load_split`. A set that is not known here has 1000 classes and
+        color images of 32 px, a folder 1000 classes.
+      num_examples: Number of examples.
       storage_size: Side in pixels of pictures that are streamed.
     """
-    kind, known = ImageSet, dataset.split(":", maxsplit=1)[0]
-    shape, num_classes = KNOWN_SETS.get(known, (OTHER_SHAPE, OTHER_CLASSES))
-    if known in STREAMED_SETS:
-        kind, shape = FabricatedPictures, (storage_size, storage_size, 3)
+    kind, shape, num_classes = _kind(dataset, storage_size)
     rng = np.random.default_rng(0)
     return kind(
         images=rng.integers(0, 256, (num_examples, *shape), dtype=np.uint8),
         labels=rng.integers(0, num_classes, num_examples, dtype=np.int32),
         class_names=tuple(map(str, range(num_classes))),
     )
+
+
+def stand_in(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
+    """Returns black images in any number, which take the memory of one.
+
+    The arguments are those of `fabricate`.
+    """
+    kind, shape, num_classes = _kind(dataset, storage_size)
+    return kind(
+        images=np.broadcast_to(np.zeros((), np.uint8), (num_examples, *shape)),
+        labels=np.broadcast_to(np.zeros((), np.int32), (num_examples,)),
+        class_names=tuple(map(str, range(num_classes))),
+    )
+
+
+def _kind(
+    dataset: str, storage_size: int
+) -> tuple[type[ImageSet], tuple[int, int, int], int]:
+    """Returns the class, image shape and number of classes of a data set."""
+    known = dataset.split(":", maxsplit=1)[0]
+    shape, num_classes = KNOWN_SETS.get(known, (OTHER_SHAPE, OTHER_CLASSES))
+    if known in STREAMED_SETS:
+        return FabricatedPictures, (storage_size, storage_size, 3), num_classes
+    return ImageSet, shape, num_classes

@@ -12,7 +12,7 @@ from googlenet_flax.data import splits
 from googlenet_flax.data.decode import SUFFIXES, find_images, printable
 from googlenet_flax.data.image_set import Split
 from googlenet_flax.data.picture_options import PictureOptions
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 MAX_READ_BYTES = 2**28  # Takes about half a second to read and to digest.
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
@@ -109,7 +109,7 @@ def _find_root(data_dir: str) -> str:
         )
     root = os.path.abspath(os.path.expanduser(data_dir))
     if not os.path.isdir(root):
-        raise UserError(
+        raise MissingDataError(
             f"{root} is not a folder: point --config.data_dir at the one of your pictures"
         )
     return root

@@ -18,7 +18,7 @@ from googlenet_flax.data.image_set import ImageSet, Split
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 OWN_SETS = (cifar, imagenet)  # Those that are prepared here.
 READ_CHUNK_EXAMPLES = 1000
@@ -163,7 +163,7 @@ def _find_builder(
             f"array_record in --config.data_dir ({root or tfds.core.constants.DATA_DIR})"
         ) from error
     if not _is_prepared(builder):
-        raise UserError(
+        raise MissingDataError(
             f"data set {dataset!r} is not prepared in {builder.data_dir_root}: run "
             f"`tfds build {name} --file_format=array_record` where TensorFlow is installed "
             "and point --config.data_dir at the folder it writes"
@@ -173,7 +173,7 @@ def _find_builder(
 
 def _refuse_unless(may_prepare: bool, builder: tfds.core.DatasetBuilder) -> None:
     if not may_prepare:
-        raise UserError(
+        raise MissingDataError(
             f"data set {builder.name!r} is not prepared in {builder.data_dir_root}: "
             "training prepares it"
         )

@@ -22,7 +22,7 @@ class Augment:
     crop_min_area: float  # Smallest fraction of the picture a crop may be; 1 is off.
     crop_max_aspect: float  # Of a crop; the least is its inverse.
     flip: str  # One of `FLIPS`.
-    photometric_strength: float  # Factors are 1 minus to 1 plus this; 0 is off.
+    color_jitter: float  # Factors are 1 minus to 1 plus this; 0 is off.
     interpolations: tuple[str, ...]  # Of `INTERPOLATIONS`, each as likely as the others.
     cutout_fraction: float  # Of the input's side, that an erased square takes; 0 is off.
 
@@ -72,7 +72,7 @@ class Augment:
                 flips = jax.vmap(jax.random.bernoulli)(flip_rngs)
             assert flips is not None
             pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
-        if self.photometric_strength:
+        if self.color_jitter:
             pixels = jax.vmap(self._distort)(pixels, colour_rngs)
         pixels = preprocess.normalise(pixels)
         if self.cutout_fraction:
@@ -113,7 +113,7 @@ class Augment:
         Howard 2013, arXiv 1312.5402, which section 6 cites, applies them in random order;
         but for rounding in between they commute, so here they come at once.
         """
-        low, high = 1 - self.photometric_strength, 1 + self.photometric_strength
+        low, high = 1 - self.color_jitter, 1 + self.color_jitter
         brightness, contrast, colour = jax.random.uniform(
             rng, (3,), minval=low, maxval=high
         )

@@ -1,14 +1,11 @@
 """From stored uint8 images to the network's input, on the device, inside the step."""
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from googlenet_flax.preprocessing.crops import Crop, central_crop, crop_boxes, resample
-
-ChannelOrder = Literal["RGB", "BGR"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Preprocess:
     input_scale: float
     input_mean: tuple[float, float, float]
     input_std: tuple[float, float, float]
-    channel_order: ChannelOrder
+    channel_order: str  # "RGB" or "BGR".
 
     @property
     def crop(self) -> Crop:

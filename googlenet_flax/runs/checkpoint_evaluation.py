@@ -29,12 +29,12 @@ DEFAULT_BATCH_SIZE = 32  # For imported weights, whose run names none.
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """What to evaluate on; an empty or zero field takes what the run was trained with."""
+    """Data to evaluate on; a field that is not set takes what the run was trained with."""
 
     dataset: str = ""
     data_dir: str = ""
     split: str = ""
-    eval_fraction: float = 0.0
+    eval_fraction: float | None = None
     batch_size: int = 0
 
     def load(
@@ -68,7 +68,11 @@ class EvaluationData:
             may_prepare=may_prepare,
             pictures=PictureOptions(
                 storage_size=description.preprocess.storage_size,
-                eval_fraction=self.eval_fraction or config.get("eval_fraction", 0.0),
+                eval_fraction=(
+                    config.get("eval_fraction", 0.0)
+                    if self.eval_fraction is None
+                    else self.eval_fraction
+                ),
                 on_bad_image=config.get("on_bad_image", "skip"),
                 decode_workers=config.get("decode_workers", 0),
                 class_names=description.class_names,

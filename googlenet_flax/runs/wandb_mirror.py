@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError, writing
 
 ID_BYTES = 8
@@ -25,7 +26,7 @@ class WandbMirror:
       UserError: The package `wandb` is missing, or W&B refuses.
     """
 
-    def __init__(self, project: str, directory: pathlib.Path, config: Mapping[str, Any]):
+    def __init__(self, project: str, directory: pathlib.Path, config: Config):
         try:
             import wandb  # noqa: PLC0415 - an extra
         except ImportError as error:
@@ -45,7 +46,7 @@ class WandbMirror:
                 id=run_id,
                 resume="allow",
                 dir=str(directory),
-                config=dict(config),
+                config=config.to_dict(),
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )
         except Exception as error:  # Of many kinds: no login, no network, a bad name.

@@ -10,27 +10,13 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
+from googlenet_flax.config import RESUMABLE_FIELDS, Config
 from googlenet_flax.runtime.errors import UserError, WorkdirInUseError, writing
 
 IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
 
-# Not to be changed where something is stretched over the length of the run.
+# These may not change where something is stretched over the length of the run.
 LENGTH_FIELDS = frozenset({"num_epochs", "max_steps"})
-# A resumed run may change these; any other change makes it a different run.
-RESUMABLE_FIELDS = LENGTH_FIELDS | frozenset(
-    {
-        "data_dir",
-        "decode_workers",
-        "distributed",
-        "on_bad_image",
-        "log_every_steps",
-        "eval_every_epochs",
-        "checkpoint_every_steps",
-        "profile_steps",
-        "wandb_project",
-        "restart",
-    }
-)
 
 
 class Workdir:
@@ -145,15 +131,15 @@ class Workdir:
             f"workdir of a run or an import with {flag}=DIR"
         )
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Records the config, whole or not at all.
+    def write_config(self, fields: Mapping[str, Any]) -> None:
+        """Records the fields of the config, whole or not at all.
 
         Raises:
           UserError: The disk is full, say.
         """
         with writing(self.config_file):
             temporary = self.config_file.with_suffix(".tmp")
-            text = json.dumps(dict(config), indent=2) + "\n"
+            text = json.dumps(dict(fields), indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.config_file)
 
@@ -179,7 +165,7 @@ class Workdir:
                 starts.append(json.loads(line))
         return starts
 
-    def check_resumable(self, config: Mapping[str, Any]) -> list[str]:
+    def check_resumable(self, config: Config) -> list[str]:
         """Refuses to continue a run under a config that would make it another run.
 
         Returns:
@@ -188,19 +174,20 @@ class Workdir:
         Raises:
           UserError: Names each such field with both values.
         """
-        before = self.read_config()
-        if IMPORTED_FROM in before:
+        saved = self.read_config()
+        if IMPORTED_FROM in saved:
             raise UserError(
                 f"workdir {str(self.path)!r} holds imported weights: train in another "
                 f"--workdir with --config.init_from={self.path}"
             )
-        resumable = RESUMABLE_FIELDS
-        if config["schedule"] != "staircase" or config["final_aux_fraction"] != 1:
-            resumable = RESUMABLE_FIELDS - LENGTH_FIELDS
+        resumable = RESUMABLE_FIELDS | LENGTH_FIELDS
+        if config.schedule != "staircase" or config.final_aux_fraction != 1:
+            resumable = RESUMABLE_FIELDS
+        before, now = Config.of_run(saved).to_dict(), config.to_dict()
         changes = {
-            name: f"{name} was {before.get(name)!r} and is now {config[name]!r}"
-            for name in config
-            if before.get(name) != config[name]
+            name: f"{name} was {before[name]!r} and is now {now[name]!r}"
+            for name in now
+            if before[name] != now[name]
         }
         refused = [line for name, line in changes.items() if name not in resumable]
         if refused:

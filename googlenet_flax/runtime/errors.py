@@ -29,6 +29,10 @@ class UserError(RunError):
     exit_code = 2
 
 
+class MissingDataError(UserError):
+    """The data set is not where it was looked for."""
+
+
 def missing_package(package: str, purpose: str, extra: str = "import") -> UserError:
     """The error for a package that only some users need, as `extra` declares."""
     return UserError(

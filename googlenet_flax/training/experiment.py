@@ -1,7 +1,7 @@
 """What a run needs, built from its config: data, network, schedule and steps."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from googlenet_flax.config import Config
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
 from googlenet_flax.preprocessing.augment import Augment
@@ -42,7 +43,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 class Experiment:
     """All that a run needs and that no step changes."""
 
-    config: Mapping[str, Any]
+    config: Config
     devices: list[jax.Device]  # Of this process.
     train_set: Split
     eval_set: Split
@@ -65,11 +66,11 @@ class Experiment:
         Of several processes each gets its rows of the global batch.
         """
         order = TrainingOrder(
-            seed=self.config["seed"],
+            seed=self.config.seed,
             start_step=start_step,
             stop_step=self.total_steps,
             num_examples=len(self.train_set),
-            batch_size=self.config["batch_size"],
+            batch_size=self.config.batch_size,
         )
         own = OwnRows(order, self.own_rows, with_previous=self.mixes)
         for batch in self.train_set.batches(own):
@@ -83,12 +84,12 @@ class Experiment:
     @property
     def own_rows(self) -> slice:
         """Of a global batch, those that this process steps on."""
-        return distributed.own_rows(self.config["batch_size"])
+        return distributed.own_rows(self.config.batch_size)
 
     @property
     def mixes(self) -> bool:
         """Whether each example is mixed with the one before it."""
-        return self.config["mixup_alpha"] > 0
+        return self.config.mixup_alpha > 0
 
     def _complete(self, batch: Batch) -> Batch:
         """What the step takes of what the split gives."""
@@ -108,7 +109,7 @@ class Experiment:
         """
         examples = [np.zeros(1, np.int64)]  # One is enough to tell the shape of a batch.
         example = self._complete(next(iter(self.train_set.batches(examples))))
-        shards = len(self.devices), self.config["batch_size"] // len(self.devices)
+        shards = len(self.devices), self.config.batch_size // len(self.devices)
         batch_like = {
             name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
             for name, values in example.items()
@@ -129,7 +130,7 @@ class Experiment:
                 self.eval_step,
                 variables,
                 self.eval_set,
-                batch_size=self.config["batch_size"],
+                batch_size=self.config.batch_size,
                 num_devices=len(self.devices),
                 before_batch=before_batch,
             )
@@ -151,10 +152,10 @@ class Experiment:
 
     def is_eval_due(self, step: int) -> bool:
         """Whether `step` ends an epoch that is evaluated, or the run."""
-        return self.is_due(self.config["eval_every_epochs"] * self.epoch_steps, step)
+        return self.is_due(self.config.eval_every_epochs * self.epoch_steps, step)
 
 
-def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> Experiment:
+def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
     """Loads the data and builds the experiment on them.
 
     Of several processes the first one prepares what is missing.
@@ -171,11 +172,11 @@ def create_experiment(config: Mapping[str, Any], devices: list[jax.Device]) -> E
 
 
 def _load_splits(
-    config: Mapping[str, Any], devices: list[jax.Device], *, may_prepare: bool
+    config: Config, devices: list[jax.Device], *, may_prepare: bool
 ) -> tuple[Split, Split]:
     """What is trained and what is evaluated on."""
     _check_batch(config, devices)  # Before all is read.
-    names = config["train_split"], config["eval_split"]
+    names = config.train_split, config.eval_split
     train_set, eval_set = (
         load_config_split(config, name, may_prepare=may_prepare) for name in names
     )
@@ -183,7 +184,7 @@ def _load_splits(
 
 
 def build_experiment(
-    config: Mapping[str, Any],
+    config: Config,
     devices: list[jax.Device],
     train_set: Split,
     eval_set: Split,
@@ -195,19 +196,19 @@ def build_experiment(
         run or its warm-up has too many steps.
     """
     _check_batch(config, devices)
-    epoch_steps = schedules.steps_per_epoch(len(train_set), config["batch_size"])
+    epoch_steps = schedules.steps_per_epoch(len(train_set), config.batch_size)
     total_steps = schedules.total_steps(
-        num_epochs=config["num_epochs"],
-        max_steps=config["max_steps"],
+        num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
         epoch_steps=epoch_steps,
     )
     schedule = _create_schedule(config, epoch_steps, total_steps)
     averaging = _create_averaging(config, epoch_steps)
     tx = create_optimizer(
         schedule,
-        momentum=config["momentum"],
-        weight_decay=config["weight_decay"],
-        head_only=config["trainable"] == "head",
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        head_only=config.trainable == "head",
     )
     description = _describe(config, train_set)
     return Experiment(
@@ -223,11 +224,13 @@ def build_experiment(
             create_state,
             description.create_model(),
             tx,
-            jax.random.key(config["seed"], impl="threefry2x32"),
-            image_size=config["image_size"],
+            jax.random.key(config.seed, impl="threefry2x32"),
+            image_size=config.image_size,
             averaging=averaging,
         ),
-        stage_ends=[epochs * epoch_steps for epochs in config["early_image_size_epochs"]],
+        stage_ends=[
+            epochs * epoch_steps for epochs in config.progressive_image_size_epochs
+        ],
         train_steps=_create_train_steps(
             config,
             devices,
@@ -238,23 +241,23 @@ def build_experiment(
             total_steps=total_steps,
         ),
         eval_step=create_eval_step(
-            description, aux_weight=config["aux_weight"], devices=devices
+            description, aux_weight=config.aux_weight, devices=devices
         ),
     )
 
 
-def _create_averaging(config: Mapping[str, Any], epoch_steps: int) -> Averaging | None:
-    if config["averaging"] == "none":
+def _create_averaging(config: Config, epoch_steps: int) -> Averaging | None:
+    if config.averaging == "none":
         return None
     return Averaging(
-        kind=config["averaging"],
-        decay=config["ema_decay"],
-        start_step=schedules.steps_or_never(config["average_from_epoch"] * epoch_steps),
+        kind=config.averaging,
+        decay=config.ema_decay,
+        start_step=schedules.steps_or_never(config.average_from_epoch * epoch_steps),
     )
 
 
 def _create_train_steps(
-    config: Mapping[str, Any],
+    config: Config,
     devices: list[jax.Device],
     description: ModelDescription,
     *,
@@ -264,24 +267,27 @@ def _create_train_steps(
     total_steps: int,
 ) -> list[TrainStep]:
     """One for each size of the images, from the earliest."""
-    freeze_norm = config["trainable"] == "head"
+    freeze_norm = config.trainable == "head"
     step = partial(
         train_step,
         model=description.create_model(axis_name=AXIS_NAME, freeze_norm=freeze_norm),
         tx=tx,
         augment=Augment(
-            **{field.name: config[field.name] for field in dataclasses.fields(Augment)}
+            **{
+                field.name: getattr(config, field.name)
+                for field in dataclasses.fields(Augment)
+            }
         ),
-        seed=config["seed"],
+        seed=config.seed,
         aux_weight=_aux_weight(config, total_steps),
         axis_name=AXIS_NAME,
         epoch_steps=epoch_steps,
-        label_smoothing=config["label_smoothing"],
-        mixup_alpha=config["mixup_alpha"],
+        label_smoothing=config.label_smoothing,
+        mixup_alpha=config.mixup_alpha,
         averaging=averaging,
-        accumulation_steps=config["accumulation_steps"],
+        accumulation_steps=config.accumulation_steps,
     )
-    sizes = *config["early_image_sizes"], config["image_size"]
+    sizes = *config.progressive_image_sizes, config.image_size
     looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
     everywhere = distributed.all_devices(devices)
     return [
@@ -289,80 +295,74 @@ def _create_train_steps(
     ]
 
 
-def _check_batch(config: Mapping[str, Any], devices: list[jax.Device]) -> None:
+def _check_batch(config: Config, devices: list[jax.Device]) -> None:
     num_devices = len(distributed.all_devices(devices))
-    check_batch_divides(config["batch_size"], num_devices, config["accumulation_steps"])
+    check_batch_divides(config.batch_size, num_devices, config.accumulation_steps)
 
 
-def _create_schedule(
-    config: Mapping[str, Any], epoch_steps: int, total_steps: int
-) -> optax.Schedule:
+def _create_schedule(config: Config, epoch_steps: int, total_steps: int) -> optax.Schedule:
     warmup_steps = schedules.steps_within_a_run(
-        "warmup_epochs", config["warmup_epochs"], epoch_steps
+        "warmup_epochs", config.warmup_epochs, epoch_steps
     )
-    if config["schedule"] == "staircase":
+    if config.schedule == "staircase":
         falling = schedules.staircase_decay(
-            learning_rate=config["learning_rate"],
-            decay_rate=config["decay_rate"],
-            decay_every_epochs=config["decay_every_epochs"],
-            decay_offset_epochs=config["decay_offset_epochs"],
+            learning_rate=config.learning_rate,
+            decay_rate=config.decay_rate,
+            decay_every_epochs=config.decay_every_epochs,
+            decay_offset_epochs=config.decay_offset_epochs,
             epoch_steps=epoch_steps,
         )
     else:
         decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
-        falling = decays[config["schedule"]](
-            learning_rate=config["learning_rate"],
-            final_fraction=config["final_rate_fraction"],
+        falling = decays[config.schedule](
+            learning_rate=config.learning_rate,
+            final_fraction=config.final_rate_fraction,
             steps=total_steps - warmup_steps,
         )
     return schedules.with_warmup(falling, warmup_steps)
 
 
-def _aux_weight(
-    config: Mapping[str, Any], total_steps: int
-) -> float | Callable[[Any], Any]:
-    if config["final_aux_fraction"] == 1:
-        return config["aux_weight"]
+def _aux_weight(config: Config, total_steps: int) -> float | Callable[[Any], Any]:
+    if config.final_aux_fraction == 1:
+        return config.aux_weight
     return schedules.linear_decay(
-        learning_rate=config["aux_weight"],
-        final_fraction=config["final_aux_fraction"],
+        learning_rate=config.aux_weight,
+        final_fraction=config.final_aux_fraction,
         steps=total_steps,
     )
 
 
-def load_config_split(
-    config: Mapping[str, Any], split: str, *, may_prepare: bool = True
-) -> Split:
+def load_config_split(config: Config, split: str, *, may_prepare: bool = True) -> Split:
     """A split of the data that a config names; arguments as in `data.load_split`."""
     return load_split(
-        config["dataset"],
+        config.dataset,
         split,
-        data_dir=config["data_dir"],
+        data_dir=config.data_dir,
         may_prepare=may_prepare,
         pictures=PictureOptions(
-            storage_size=config["storage_size"],
-            eval_fraction=config["eval_fraction"],
-            on_bad_image=config["on_bad_image"],
-            decode_workers=config["decode_workers"],
+            storage_size=config.storage_size,
+            eval_fraction=config.eval_fraction,
+            on_bad_image=config.on_bad_image,
+            decode_workers=config.decode_workers,
         ),
     )
 
 
-def _describe(config: Mapping[str, Any], train_set: Split) -> ModelDescription:
+def _describe(config: Config, train_set: Split) -> ModelDescription:
     """What the checkpoints of a run say of its network."""
     return ModelDescription(
-        variant=config["variant"],
-        width_multiplier=config["width_multiplier"],
-        dtype=config["dtype"],
+        variant=config.variant,
+        width_multiplier=config.width_multiplier,
+        dtype=config.dtype,
         class_names=train_set.class_names,
         preprocess=Preprocess(
             storage_size=train_set.storage_size,
-            image_size=config["image_size"],
-            crop_fraction=config["crop_fraction"],
-            input_scale=config["input_scale"],
-            input_mean=config["input_mean"],
-            input_std=config["input_std"],
-            channel_order=config["channel_order"],
+            image_size=config.image_size,
+            crop_fraction=config.crop_fraction,
+            input_scale=config.input_scale,
+            input_mean=config.input_mean,
+            input_std=config.input_std,
+            channel_order=config.channel_order,
         ),
     )
 

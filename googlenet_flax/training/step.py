@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -48,7 +48,9 @@ class TrainState:
 class Averaging:
     """How the weights of many steps become one set of weights."""
 
-    kind: Literal["ema", "polyak"]  # Recent steps weigh more, or all the same.
+    kind: (
+        str  # "ema", where recent steps weigh more, or "polyak", where all weigh the same.
+    )
     decay: float  # Of the exponential moving average per step.
     start_step: int  # Before it, the average is the latest weights.
 
