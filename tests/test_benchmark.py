@@ -13,6 +13,7 @@ from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax import benchmark as command
+from googlenet_flax.config import Config
 from googlenet_flax.model import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.runtime.errors import UserError
@@ -45,7 +46,7 @@ def small_config(monkeypatch):
     monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
     monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
     small = {"width_multiplier": 0.25, "image_size": 80, "batch_size": 4}
-    return lambda name, **fields: {**named_config(name), **small, **fields}
+    return lambda name, **fields: Config.of({**named_config(name), **small, **fields})
 
 
 def check(report: dict) -> None:

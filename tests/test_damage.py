@@ -20,6 +20,7 @@ from tiny_run import (
     train_tiny,
 )
 
+from googlenet_flax.config import Config
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -366,7 +367,7 @@ def save_again(workdir: pathlib.Path, step: int, metrics: dict[str, float]) -> N
     """As if the evaluation at `step`, the newest, had said `metrics`."""
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
         devices = jax.local_devices()[:1]
-        experiment = create_experiment(directory.read_config(), devices)
+        experiment = create_experiment(Config.of_run(directory.read_config()), devices)
         state_like = jax.eval_shape(experiment.create_state)
         state = checkpoints.restore(step, state_like, devices)
         description = checkpoints.describe(step)

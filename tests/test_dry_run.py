@@ -5,11 +5,14 @@ from test_configs import named_config
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
+from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError
 
 
 def plan_of(**fields) -> dict[str, str]:
-    text = describe_run({**named_config("digits"), "width_multiplier": 0.1, **fields})
+    text = describe_run(
+        Config.of({**named_config("digits"), "width_multiplier": 0.1, **fields})
+    )
     assert "\ninception (3a)" in text
     return dict(re.findall(r"^([a-z ]+): +(.*)$", text, flags=re.MULTILINE))
 

@@ -17,7 +17,7 @@ from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
-from googlenet_flax.model.googlenet import googlenet
+from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -62,8 +62,7 @@ def configs(draw) -> tuple[dict, int]:
         **{"progressive_image_sizes": (80,), "progressive_image_size_epochs": (1,)},
         **{"final_aux_fraction": 0.0, **fields},
     }
-    Config.of(config)
-    return config, epoch_steps
+    return Config.of(config), epoch_steps
 
 
 def split_of(epoch_steps: int) -> types.SimpleNamespace:
@@ -81,8 +80,8 @@ def split_of(epoch_steps: int) -> types.SimpleNamespace:
 def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     config, epoch_steps = drawn
     split = split_of(epoch_steps)
-    run_steps = config["max_steps"] or config["num_epochs"] * epoch_steps
-    warmup_steps = config["warmup_epochs"] * epoch_steps
+    run_steps = config.max_steps or config.num_epochs * epoch_steps
+    warmup_steps = config.warmup_epochs * epoch_steps
     try:
         built = build_experiment(config, jax.local_devices(), split, split)
     except UserError as error:
@@ -102,9 +101,9 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     steps = sorted({0, 1 % run_steps, run_steps - 1})
     rates, averages = compiled(jnp.asarray(steps, jnp.int32))
     assert np.all((rates >= 0) & (rates <= RATE * (1 + 1e-6))), rates
-    young = [max(0, s - config["average_from_epoch"] * epoch_steps) + 1 for s in steps]
+    young = [max(0, s - config.average_from_epoch * epoch_steps) + 1 for s in steps]
     np.testing.assert_allclose(averages, 1 / np.array(young), rtol=1e-6)
-    (end,) = config["progressive_image_size_epochs"]
+    (end,) = config.progressive_image_size_epochs
     for step in steps:
         stage = built.train_steps.index(built.train_step(step))
         assert stage == (step >= end * epoch_steps)
@@ -157,14 +156,14 @@ def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, monkeypatch):
 
 
 def test_a_plan_in_which_what_is_due_later_never_happens(no_memory_plan):
-    plan = describe_run(load_config(DIGITS, *TINY_RUN, *NEVER))
+    plan = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *NEVER)))
     assert "0.05 at 0%, 0.05 at 25%, 0.05 at 50%, 0.05 at 75%, 0.05 at 100%" in plan
     assert " 1, each saves a checkpoint" in plan
 
 
 def test_a_plan_of_the_longest_run(no_memory_plan):
     fields = f"--config.max_steps={MAX_STEPS}", "--config.eval_every_epochs=2"
-    plan = describe_run(load_config(DIGITS, *TINY_RUN, *fields))
+    plan = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *fields)))
     assert f"{MAX_STEPS:,} of 8 images, 5 an epoch" in plan
     assert f" {math.ceil(MAX_STEPS / 10)}, each saves a checkpoint" in plan
 

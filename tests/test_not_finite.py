@@ -16,6 +16,7 @@ from tiny_run import (
     train_tiny,
 )
 
+from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
@@ -137,7 +138,7 @@ def assert_finite(workdir: pathlib.Path, step: int) -> None:
 def restore(workdir: pathlib.Path, step: int):
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
         devices = jax.local_devices()[:1]
-        experiment = create_experiment(directory.read_config(), devices)
+        experiment = create_experiment(Config.of_run(directory.read_config()), devices)
         state_like = jax.eval_shape(experiment.create_state)
         state = checkpoints.restore(step, state_like, devices)
         return state, checkpoints.describe(step)

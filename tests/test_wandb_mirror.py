@@ -5,6 +5,7 @@ import sys
 import pytest
 from tiny_run import train_tiny
 
+from googlenet_flax.config import Config
 from googlenet_flax.runs.wandb_mirror import WandbMirror
 from googlenet_flax.runtime.errors import UserError
 
@@ -49,10 +50,10 @@ def offline(monkeypatch):
 @pytest.mark.slow  # On a busy machine wandb itself has lost the last row.
 def test_rows_are_mirrored_offline(tmp_path, offline, capfd):
     pytest.importorskip("wandb")
-    with WandbMirror("tests", tmp_path / "wandb", {"seed": 3}) as mirror:
+    with WandbMirror("tests", tmp_path / "wandb", Config(seed=3)) as mirror:
         for row in ROWS[:2]:
             mirror.write(row)
-    with WandbMirror("tests", tmp_path / "wandb", {"seed": 3}) as mirror:  # Resumed.
+    with WandbMirror("tests", tmp_path / "wandb", Config(seed=3)) as mirror:  # Resumed.
         mirror.write(ROWS[2])
     rows, run_ids = logged(tmp_path / "wandb")
     names = ("step", "epoch", "train/loss", "eval/loss", "eval/accuracy")
@@ -78,7 +79,7 @@ def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_wandb)
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
-        WandbMirror("tests", tmp_path, {})
+        WandbMirror("tests", tmp_path, Config())
 
 
 @pytest.mark.slow
