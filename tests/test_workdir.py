@@ -269,7 +269,7 @@ def test_runs_of_older_versions_go_on(tmp_path):
     del saved["mixup_alpha"]  # A field that has been added since.
     workdir.write_config({**saved, "a_field_of_old": 3})
     assert workdir.check_resumable(FULL) == []
-    with pytest.raises(UserError, match="color_jitter was 0[.]0"):
+    with pytest.raises(UserError, match=r"color_jitter was 0\.0"):
         workdir.check_resumable(changed("color_jitter"))
 
 
