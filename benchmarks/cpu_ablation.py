@@ -23,7 +23,10 @@ import peer
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.runtime.memory import keep_freed_memory
-from googlenet_flax.training.step import create_optimizer, create_state, train_step
+from googlenet_flax.training.losses import Objective
+from googlenet_flax.training.optimizer import create_optimizer
+from googlenet_flax.training.state import create_state
+from googlenet_flax.training.step import train_step
 
 STEPS = 4  # Timed, after two that warm up.
 ROWS = (
@@ -62,10 +65,9 @@ def measure(names: list[str], keep: bool, batch_size: int, image_size: int) -> N
             train_step,
             model=model,
             tx=tx,
-            preprocess=None,
-            augment=lambda images, rngs, **_: images,
+            inputs=lambda batch, rngs, step: batch["image"],
+            objective=Objective(aux_weight=peer.AUX_WEIGHT),
             seed=0,
-            aux_weight=peer.AUX_WEIGHT,
         ),
         donate_argnums=0,
     )

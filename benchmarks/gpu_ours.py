@@ -28,12 +28,10 @@ from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
 from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
-from googlenet_flax.training.step import (
-    TrainState,
-    create_optimizer,
-    create_state,
-    train_step,
-)
+from googlenet_flax.training.losses import Objective
+from googlenet_flax.training.optimizer import create_optimizer
+from googlenet_flax.training.state import TrainState, create_state
+from googlenet_flax.training.step import train_step
 
 WARM_UP_STEPS = 3
 LIMIT_SECONDS = 0.5  # To measure a chip whose limits are not known.
@@ -101,11 +99,6 @@ def draw_batch(work: Work) -> dict[str, jax.Array]:
     return jax.device_put({"image": images, "label": labels, "index": index})
 
 
-def _as_they_are(images: jax.Array, rngs: jax.Array, **_: Any) -> jax.Array:
-    """In place of augmentation and preprocessing."""
-    return images
-
-
 class Network:
     """A network of ours with all that it takes to measure it."""
 
@@ -139,10 +132,9 @@ class Network:
                 train_step,
                 model=self._model,
                 tx=_optimizer(),
-                preprocess=None,
-                augment=_as_they_are,
+                inputs=lambda batch, rngs, step: batch["image"],
+                objective=Objective(aux_weight=peer.AUX_WEIGHT),
                 seed=0,
-                aux_weight=peer.AUX_WEIGHT,
             )
             compiled = jax.jit(step, donate_argnums=0).lower(self._state, batch).compile()
             self.record["memory_bytes"] = _planned_bytes(compiled)

@@ -43,7 +43,7 @@ from googlenet_flax.training.experiment import (
     load_config_split,
 )
 from googlenet_flax.training.schedule import steps_per_epoch
-from googlenet_flax.training.step import TrainState
+from googlenet_flax.training.state import TrainState
 
 CONFIG = command_line.define_config("configs/cifar10.py")
 SECONDS = flags.DEFINE_float(

@@ -35,7 +35,7 @@ from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_s
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
-from googlenet_flax.training.step import Metrics, TrainState
+from googlenet_flax.training.state import Metrics, TrainState
 
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 

@@ -16,6 +16,7 @@ import json
 import pathlib
 import sys
 import tarfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.losses import Objective
+from googlenet_flax.training.step import Inputs, train_step
 
 __all__ = ["REPOSITORY"]
 
@@ -75,6 +78,27 @@ def augment(**fields) -> Augment:
         "cutout_fraction": 0.0,
     }
     return Augment(**{**off, **fields})
+
+
+def bind_step(
+    *,
+    preprocess: Preprocess,
+    augment: Augment,
+    epoch_steps: int = 1,
+    **fields,
+):
+    """A training step of `(state, batch)`; fields of the objective are named alone."""
+    objective = {
+        field.name: fields.pop(field.name)
+        for field in dataclasses.fields(Objective)
+        if field.name in fields
+    }
+    return partial(
+        train_step,
+        inputs=Inputs(preprocess, augment, epoch_steps),
+        objective=Objective(**objective),
+        **fields,
+    )
 
 
 def random_images(*shape) -> np.ndarray:

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import augment, numpy_variables, preprocess, small_googlenet
+from conftest import augment, bind_step, numpy_variables, preprocess, small_googlenet
 
 from googlenet_flax.data.image_set import ImageSet
 from googlenet_flax.data.sampler import OwnRows, TrainingOrder
@@ -18,17 +18,16 @@ from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
-from googlenet_flax.training.step import (
+from googlenet_flax.training.optimizer import create_optimizer
+from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    TrainState,
-    create_optimizer,
-    eval_step,
     parallel_eval_step,
     parallel_train_step,
     replicate,
     split_over_devices,
-    train_step,
 )
+from googlenet_flax.training.state import TrainState
+from googlenet_flax.training.step import eval_step
 
 BATCH_SIZE = 16
 NUM_STEPS = 5
@@ -48,8 +47,7 @@ def train_and_save(directory: pathlib.Path) -> dict[str, np.ndarray]:
     model = small_googlenet("seed")
     tx = create_optimizer(lambda step: 0.01, momentum=0.9, weight_decay=1e-4)
     step = parallel_train_step(
-        partial(
-            train_step,
+        bind_step(
             model=model.clone(axis_name=AXIS_NAME),
             tx=tx,
             preprocess=DESCRIPTION.preprocess,

@@ -17,7 +17,11 @@ from googlenet_flax.config import Config
 from googlenet_flax.model import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.step import parallel_train_step, replicate, split_over_devices
+from googlenet_flax.training.sharding import (
+    parallel_train_step,
+    replicate,
+    split_over_devices,
+)
 
 KEYS = {
     *("train_images_per_second", "eval_images_per_second", "input_images_per_second"),

@@ -5,21 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import preprocess, save_weights, small_googlenet
+from conftest import bind_step, preprocess, save_weights, small_googlenet
 from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
 
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import (
+from googlenet_flax.training.optimizer import create_optimizer
+from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    TrainState,
-    create_optimizer,
     parallel_train_step,
     replicate,
     split_over_devices,
-    train_step,
 )
+from googlenet_flax.training.state import TrainState
 
 DESCRIPTION = ModelDescription(
     variant="bn",
@@ -64,9 +63,7 @@ def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
     tx = create_optimizer(lambda step: 0.05 / (1 + step), momentum=0.9, weight_decay=1e-4)
     devices = jax.devices()[:2]
     step = parallel_train_step(
-        lambda state, batch: train_step(
-            state,
-            batch,
+        bind_step(
             model=model.clone(axis_name=AXIS_NAME),
             tx=tx,
             preprocess=PREPROCESS,

@@ -6,7 +6,8 @@ import pytest
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.training.evaluation import evaluate_split
-from googlenet_flax.training.step import eval_step, parallel_eval_step, replicate
+from googlenet_flax.training.sharding import parallel_eval_step, replicate
+from googlenet_flax.training.step import eval_step
 
 
 class PixelClassifier:

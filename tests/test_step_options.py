@@ -9,26 +9,23 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from conftest import augment, preprocess, random_images, small_googlenet
+from conftest import augment, bind_step, preprocess, random_images, small_googlenet
 from test_augment import assert_evenly_spread
 from test_train_step import assert_same_tree, random_batch, run_steps
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.mixup import with_partners
+from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.schedule import linear_decay
-from googlenet_flax.training.step import (
+from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    Averaging,
-    TrainState,
     check_batch_divides,
-    create_optimizer,
-    create_state,
     parallel_train_step,
     replicate,
     split_over_devices,
-    train_step,
-    with_partners,
 )
+from googlenet_flax.training.state import TrainState, create_state
 
 SIDE = 10
 PREPROCESS = preprocess(image_size=SIDE, input_scale=1 / 255)
@@ -76,7 +73,7 @@ def square_batch(size, first_index=17):
 
 def step_with(**fields):
     off = {"model": Linear(), "tx": TX, "preprocess": PREPROCESS, "augment": augment()}
-    return partial(train_step, **{**off, "seed": 3, "aux_weight": 0.3, **fields})
+    return bind_step(**{**off, "seed": 3, "aux_weight": 0.3, **fields})
 
 
 def view_of(batch, *, step=0, **fields):
@@ -264,14 +261,14 @@ def test_averages_against_numpy(kind, start):
 
 
 def test_a_fresh_state_averages_its_own_weights():
-    def state_of(averaging):
+    def state_of(averages):
         model = small_googlenet("bn")
-        create = partial(create_state, model, TX, image_size=80, averaging=averaging)
+        create = partial(create_state, model, TX, image_size=80, averages=averages)
         return jax.eval_shape(create, jax.random.key(0))
 
-    with_averages = state_of(Averaging(kind="ema", decay=0.9, start_step=0))
+    with_averages = state_of(True)
     assert with_averages.averages == dict(with_averages.variables)
-    assert state_of(None).averages == {}
+    assert state_of(False).averages == {}
 
 
 PARTS = (1, 2, 4)

@@ -6,27 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import augment, numpy_variables, preprocess, small_googlenet
+from conftest import augment, bind_step, numpy_variables, preprocess, small_googlenet
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.step import (
+from googlenet_flax.training.losses import example_metrics
+from googlenet_flax.training.mixup import with_partners
+from googlenet_flax.training.optimizer import Averaging, create_optimizer
+from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    Averaging,
-    TrainState,
     check_batch_divides,
-    create_optimizer,
-    create_state,
-    example_metrics,
     parallel_train_step,
     replicate,
     split_over_devices,
-    train_step,
-    with_partners,
 )
+from googlenet_flax.training.state import TrainState, create_state
 
 PREPROCESS = preprocess(
     input_scale=1 / 255, input_mean=(0.4, 0.5, 0.6), input_std=(0.2, 0.3, 0.2)
@@ -73,8 +70,7 @@ def start_state(model, tx):
 def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
     tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
     fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3, "aux_weight": 0.3}
-    step = partial(
-        train_step,
+    step = bind_step(
         model=model.clone(axis_name=AXIS_NAME),
         tx=tx,
         axis_name=AXIS_NAME,
@@ -173,7 +169,7 @@ def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
         batch, devices = random_batch(8), jax.devices()
         expected = run_steps(model, batch, devices=devices, num_steps=1, tx=tx)
         fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3}
-        step = partial(train_step, model=model, tx=tx, aux_weight=0.3, **fields)
+        step = bind_step(model=model, tx=tx, aux_weight=0.3, **fields)
         state = replicate(start_state(model, tx), devices)
         actual = jitted_train_step(step, devices)(state, batch)
         assert_same_tree(jax.device_get(actual), expected, rtol=1e-9)
@@ -185,8 +181,7 @@ def test_randomness_is_a_function_of_the_step():
         create_optimizer(lambda step: 0.0, momentum=0.9, weight_decay=0.0),
     )
     step = jax.jit(
-        partial(
-            train_step,
+        bind_step(
             model=model,
             tx=tx,
             preprocess=PREPROCESS,
@@ -250,8 +245,7 @@ def test_head_only_trains_the_last_layers_alone():
     model = small_googlenet("bn", freeze_norm=True)
     fields = {"momentum": 0.9, "weight_decay": 0.1}
     tx = create_optimizer(lambda step: 0.05, head_only=True, **fields)
-    step = partial(
-        train_step,
+    step = bind_step(
         model=model,
         tx=tx,
         preprocess=PREPROCESS,

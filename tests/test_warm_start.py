@@ -25,7 +25,8 @@ from googlenet_flax.runs.warm_start import warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import TrainState, replicate
+from googlenet_flax.training.sharding import replicate
+from googlenet_flax.training.state import TrainState
 
 CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 DESCRIPTION = ModelDescription(

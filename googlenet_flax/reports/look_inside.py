@@ -21,7 +21,7 @@ from googlenet_flax.reports.style import (
     pictures_grid,
     styled,
 )
-from googlenet_flax.training.step import outputs_by_name
+from googlenet_flax.training.losses import outputs_by_name
 
 FILTER_COLUMNS = 8
 STRONGEST_CHANNELS = 5

@@ -21,7 +21,7 @@ from googlenet_flax.reports.page import Cell, Number, Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
 from googlenet_flax.runtime.environment import describe_environment
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import TOP_K
+from googlenet_flax.training.losses import TOP_K
 
 MOST_CONFUSED = 15  # Pairs to list.
 NAMED_CLASSES = 3  # For a picture, by each classifier.

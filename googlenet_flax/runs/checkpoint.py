@@ -25,7 +25,8 @@ import numpy as np
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import NotFiniteError, UserError, writing
 from googlenet_flax.training.description import DataDescription, ModelDescription
-from googlenet_flax.training.step import TrainState, replicated_like, replicated_sharding
+from googlenet_flax.training.sharding import replicated_like, replicated_sharding
+from googlenet_flax.training.state import TrainState
 
 KEEP_LATEST = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.

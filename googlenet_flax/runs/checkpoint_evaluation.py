@@ -22,7 +22,7 @@ from googlenet_flax.training.evaluation import (
     evaluate_split,
     mean_over_split,
 )
-from googlenet_flax.training.step import example_metrics
+from googlenet_flax.training.losses import example_metrics
 
 DEFAULT_BATCH_SIZE = 32  # For imported weights, whose run names none.
 

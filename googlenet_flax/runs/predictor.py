@@ -16,7 +16,9 @@ from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import Params, outputs_by_name, split_over_devices
+from googlenet_flax.training.losses import outputs_by_name
+from googlenet_flax.training.sharding import split_over_devices
+from googlenet_flax.training.state import Params
 
 # Logarithms of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Not the
 # probabilities themselves: the small ones would be rounded to 0.

@@ -12,7 +12,8 @@ from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import Params, TrainState, is_head
+from googlenet_flax.training.optimizer import is_head
+from googlenet_flax.training.state import Params, TrainState
 
 # Pixels scaled in another way would be another world to the weights.
 INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")

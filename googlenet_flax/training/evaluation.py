@@ -12,12 +12,9 @@ from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.step import (
-    Metrics,
-    eval_step,
-    parallel_eval_step,
-    split_over_devices,
-)
+from googlenet_flax.training.sharding import parallel_eval_step, split_over_devices
+from googlenet_flax.training.state import Metrics
+from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
 Sums = tuple[Mapping[str, np.ndarray], np.ndarray]

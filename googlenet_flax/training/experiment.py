@@ -18,23 +18,19 @@ from googlenet_flax.runtime import distributed
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
 from googlenet_flax.training.evaluation import EvalStep, create_eval_step, evaluate_split
-from googlenet_flax.training.step import (
+from googlenet_flax.training.losses import Objective
+from googlenet_flax.training.mixup import with_partners
+from googlenet_flax.training.optimizer import Averaging, create_optimizer
+from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    Averaging,
-    Batch,
-    Metrics,
-    Params,
-    TrainState,
     check_batch_divides,
-    create_optimizer,
-    create_state,
     parallel_train_step,
     replicate,
     replicated_like,
     split_over_devices,
-    train_step,
-    with_partners,
 )
+from googlenet_flax.training.state import Batch, Metrics, Params, TrainState, create_state
+from googlenet_flax.training.step import Inputs, train_step
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -226,7 +222,7 @@ def build_experiment(
             tx,
             jax.random.key(config.seed, impl="threefry2x32"),
             image_size=config.image_size,
-            averaging=averaging,
+            averages=averaging is not None,
         ),
         stage_ends=[
             epochs * epoch_steps for epochs in config.progressive_image_size_epochs
@@ -272,27 +268,27 @@ def _create_train_steps(
         train_step,
         model=description.create_model(axis_name=AXIS_NAME, freeze_norm=freeze_norm),
         tx=tx,
-        augment=Augment(
-            **{
-                field.name: getattr(config, field.name)
-                for field in dataclasses.fields(Augment)
-            }
+        objective=Objective(
+            aux_weight=_aux_weight(config, total_steps),
+            label_smoothing=config.label_smoothing,
+            mixup_alpha=config.mixup_alpha,
         ),
         seed=config.seed,
-        aux_weight=_aux_weight(config, total_steps),
-        axis_name=AXIS_NAME,
-        epoch_steps=epoch_steps,
-        label_smoothing=config.label_smoothing,
-        mixup_alpha=config.mixup_alpha,
         averaging=averaging,
         accumulation_steps=config.accumulation_steps,
+        axis_name=AXIS_NAME,
+    )
+    augment = Augment(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(Augment)}
     )
     sizes = *config.progressive_image_sizes, config.image_size
-    looks = [dataclasses.replace(description.preprocess, image_size=px) for px in sizes]
     everywhere = distributed.all_devices(devices)
-    return [
-        parallel_train_step(partial(step, preprocess=look), everywhere) for look in looks
-    ]
+    steps = []
+    for size in sizes:
+        preprocess = dataclasses.replace(description.preprocess, image_size=size)
+        inputs = Inputs(preprocess, augment, epoch_steps)
+        steps.append(parallel_train_step(partial(step, inputs=inputs), everywhere))
+    return steps
 
 
 def _check_batch(config: Config, devices: list[jax.Device]) -> None:

@@ -1,0 +1,98 @@
+"""The loss of section 5 and the metrics of each example."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from googlenet_flax.model.googlenet import GoogLeNetOutput
+from googlenet_flax.training.mixup import mix
+from googlenet_flax.training.state import Batch, Metrics
+
+TOP_K = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What training minimises: the main loss plus the weighted auxiliary losses."""
+
+    # Weight of each auxiliary loss, 0.3 in section 5; or a function of the step.
+    aux_weight: float | Callable[[jax.Array], jax.Array] = 0.3
+    # Part of the target that all classes share (arXiv 1512.00567, section 7).
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0  # Parameter of mixup; 0 is off.
+
+    def aux_weight_at(self, step: jax.Array) -> float | jax.Array:
+        """Returns the weight of each auxiliary loss after `step` updates."""
+        return self.aux_weight(step) if callable(self.aux_weight) else self.aux_weight
+
+    def soft_targets(
+        self, batch: Batch, num_classes: int, lambdas: jax.Array | None
+    ) -> jax.Array | None:
+        """Returns the probabilities to learn, `[B, num_classes]`.
+
+        They are None where the label has all of the probability. `lambdas` are the weights
+        of mixup, `[B]`, if there are any.
+        """
+        if not self.label_smoothing and lambdas is None:
+            return None
+        targets = jax.nn.one_hot(batch["label"], num_classes)
+        if lambdas is not None:
+            partners = jax.nn.one_hot(batch["partner_label"], num_classes)
+            targets = mix(targets, partners, lambdas)
+        return optax.smooth_labels(targets, self.label_smoothing)
+
+
+def outputs_by_name(output: GoogLeNetOutput) -> dict[str, jax.Array]:
+    """Returns the logits of every classifier that was built: `main`, `aux_4a`, `aux_4d`."""
+    named = {"main": output.logits, "aux_4a": output.aux_4a, "aux_4d": output.aux_4d}
+    return {name: logits for name, logits in named.items() if logits is not None}
+
+
+def example_metrics(
+    output: GoogLeNetOutput,
+    labels: jax.Array,
+    *,
+    aux_weight: float | jax.Array,
+    targets: jax.Array | None = None,
+) -> Metrics:
+    """Computes losses and hits per example, each float32 `[B]`.
+
+    `loss` is what training minimises (section 5): main + `aux_weight` x each head.
+    Accuracies are 1 where the label has the largest logit, `top5` where it is among the
+    five largest (ties count against it).
+
+    Args:
+      output: Logits `[B, num_classes]`.
+      labels: int `[B]`.
+      aux_weight: Weight of each auxiliary loss.
+      targets: Probabilities `[B, num_classes]` that the losses are measured against;
+        default: 1 for the label.
+    """
+    metrics = {}
+    for name, logits in outputs_by_name(output).items():
+        if targets is None:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        else:
+            losses = optax.softmax_cross_entropy(logits, targets)
+        metrics[f"{name}_loss"] = losses
+        rank = _rank_of_label(logits, labels)
+        accuracy = "accuracy" if name == "main" else f"{name}_accuracy"
+        metrics[accuracy] = (rank < 1).astype(jnp.float32)
+        if name == "main":
+            metrics["top5"] = (rank < TOP_K).astype(jnp.float32)
+    aux_losses = [
+        metrics[f"{head}_loss"]
+        for head in ("aux_4a", "aux_4d")
+        if f"{head}_loss" in metrics
+    ]
+    metrics["loss"] = metrics["main_loss"] + aux_weight * sum(aux_losses)
+    return metrics
+
+
+def _rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Counts the other classes that score at least as high as the label; int `[B]`."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    return jnp.sum(~(logits < own), axis=-1) - 1

@@ -1,0 +1,50 @@
+"""Mixup (arXiv 1710.09412): each example is mixed with the one before it in the batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from googlenet_flax.training.state import Batch
+
+PREFIX = "partner_"
+
+
+def with_partners(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins to each example of a global batch, on the host, the one before it."""
+    partners = {PREFIX + name: np.roll(x, 1, axis=0) for name, x in batch.items()}
+    return {**batch, **partners}
+
+
+def partners_of(batch: Batch) -> Batch:
+    """Returns the batch of the partners that `with_partners` has joined."""
+    return {
+        name.removeprefix(PREFIX): values
+        for name, values in batch.items()
+        if name.startswith(PREFIX)
+    }
+
+
+def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array:
+    """Draws the weight of each example in its mixture, float32 `[B]` from 0.5 to 1.
+
+    Args:
+      rng: Key of the step.
+      indices: int `[B]`, the number of each example, on which its weight depends.
+      alpha: Both parameters of the Beta distribution.
+    """
+
+    def draw(index: jax.Array) -> jax.Array:
+        own_rng = jax.random.fold_in(jax.random.fold_in(rng, index), 6)
+        weight = jax.random.beta(own_rng, alpha, alpha)
+        return jnp.maximum(weight, 1 - weight)
+
+    return jax.vmap(draw)(indices)
+
+
+def mix(own: jax.Array, partner: jax.Array, lambdas: jax.Array) -> jax.Array:
+    """Mixes two arrays `[B, ...]` with the weights `[B]` of the first."""
+    weights = lambdas.reshape(-1, *[1] * (own.ndim - 1))
+    return partner + weights * (own - partner)

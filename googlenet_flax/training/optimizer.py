@@ -1,0 +1,65 @@
+"""SGD as the paper trains with it, and averages of the weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from googlenet_flax.training.state import Params
+
+
+def create_optimizer(
+    schedule: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    head_only: bool = False,
+) -> optax.GradientTransformation:
+    """Creates SGD with momentum (not Nesterov) and weight decay on kernels.
+
+    Args:
+      schedule: Learning rate by step.
+      momentum: Factor of the momentum buffer.
+      weight_decay: L2 penalty that is added to the gradient of each kernel.
+      head_only: Train the last layer of each classifier and leave the rest as it is.
+    """
+
+    def kernels(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def heads(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_head(path), params)
+
+    decay = optax.add_decayed_weights(weight_decay, mask=kernels)
+    sgd = optax.sgd(schedule, momentum=momentum)
+    tx = optax.chain(decay, sgd) if weight_decay else sgd
+    if not head_only:
+        return tx
+    return optax.partition({True: tx, False: optax.set_to_zero()}, heads)
+
+
+def is_head(path: tuple[Any, ...]) -> bool:
+    """Whether a path of the parameter tree leads to the last layer of a classifier."""
+    return any(key.key == "classifier" for key in path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """An average of the weights of many steps: exponential (EMA) or plain (Polyak)."""
+
+    kind: str  # "ema", in which recent steps weigh more, or "polyak".
+    decay: float  # Decay of the EMA per step.
+    start_step: int  # Before this step, the average is the latest weights.
+
+    def update(self, averages: Params, latest: Params, step: jax.Array) -> Params:
+        """Returns the averages after the update that follows `step` updates.
+
+        A young EMA is a plain average, so that it forgets its first weights.
+        """
+        count = jnp.maximum(step - self.start_step, 0).astype(jnp.float32)
+        rate = 1 / (count + 1)
+        if self.kind == "ema":
+            rate = jnp.maximum(rate, 1 - self.decay)
+        return optax.incremental_update(latest, averages, rate)

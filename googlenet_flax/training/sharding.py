@@ -1,0 +1,83 @@
+"""How devices share a step: the state is replicated, the batch is split."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.state import Batch, Metrics, Params, TrainState
+
+AXIS_NAME = "batch"
+
+
+def parallel_train_step(
+    step: Callable[..., tuple[TrainState, Metrics]], devices: Sequence[jax.Device]
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Shards a train step over devices.
+
+    The state goes in and comes out replicated, unstacked and donated; the batch is
+    `[D, B/D, ...]` (see `split_over_devices`) and the metrics are `[D]`, all equal.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS_NAME,
+        in_axes=(None, 0),
+        out_axes=(None, 0),
+        donate_argnums=(0,),
+        devices=devices,
+    )
+
+
+def parallel_eval_step(
+    step: Callable[[Params, Batch], tuple[Metrics, jax.Array]],
+    devices: Sequence[jax.Device],
+) -> Callable[[Params, Batch], tuple[Metrics, jax.Array]]:
+    """Shards an evaluation step; sums and counts come back `[D]`, one per device."""
+    return jax.pmap(step, in_axes=(None, 0), out_axes=0, devices=devices)
+
+
+def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
+    """Reshapes every `[B, ...]` to `[D, B/D, ...]`."""
+    return {
+        name: values.reshape(num_devices, -1, *values.shape[1:])
+        for name, values in batch.items()
+    }
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Places a tree on all devices as the steps expect it, so that they compile once."""
+    return jax.device_put(tree, replicated_sharding(devices))
+
+
+def replicated_like(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Returns shapes and types of a tree, placed as `replicate` would place it."""
+    sharding = replicated_sharding(devices)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Returns the sharding of the state: a whole copy on every device."""
+    return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())
+
+
+def check_batch_divides(
+    batch_size: int, num_devices: int, accumulation_steps: int = 1
+) -> None:
+    """Refuses a global batch that cannot be shared equally.
+
+    Raises:
+      UserError: With the nearest sizes that work.
+    """
+    parts = num_devices * accumulation_steps
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        sizes = [size for size in (below, below + parts) if size]
+        steps = "" if accumulation_steps == 1 else f" in {accumulation_steps} steps"
+        raise UserError(
+            f"batch_size is {batch_size}, which {num_devices} devices cannot share "
+            f"equally{steps}: set --config.batch_size={' or '.join(map(str, sizes))}"
+        )

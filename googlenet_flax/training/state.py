@@ -1,0 +1,63 @@
+"""The state of a run: all that changes from step to step, and how it begins."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from googlenet_flax.model.googlenet import GoogLeNet
+
+Batch = Mapping[str, Any]  # `data.image_set.Batch`, on the host or on a device.
+Metrics = dict[str, jax.Array]
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that an update changes, and that a checkpoint holds."""
+
+    step: jax.Array  # int32 [], updates done
+    params: Params
+    batch_stats: Params  # Empty without batch norm.
+    opt_state: optax.OptState
+    # Means over the steps, {"params", "batch_stats"}; empty without averaging.
+    averages: Params = dataclasses.field(default_factory=dict)
+
+    @property
+    def variables(self) -> Params:
+        """Parameters and statistics as `model.apply` takes them."""
+        if not self.batch_stats:
+            return {"params": self.params}
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    model: GoogLeNet,
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    image_size: int,
+    averages: bool = False,
+) -> TrainState:
+    """Creates a fresh state; under `jax.jit` this takes seconds.
+
+    Args:
+      model: The network.
+      tx: The optimizer.
+      rng: Key of the initial weights.
+      image_size: Side of the network's input in pixels.
+      averages: Whether to hold averages of the weights too.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3))
+    variables = model.init(rng, images, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(variables["params"]),
+        averages=dict(variables) if averages else {},
+    )
