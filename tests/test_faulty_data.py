@@ -29,7 +29,7 @@ from tiny_run import (
 )
 
 from googlenet_flax.data.builders import cifar
-from googlenet_flax.import_weights import FORMATS
+from googlenet_flax.importers.formats import FORMATS
 from googlenet_flax.runtime.errors import UserError
 
 

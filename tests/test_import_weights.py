@@ -25,8 +25,9 @@ from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 from googlenet_flax import evaluate, import_weights
-from googlenet_flax.import_weights import read_original
+from googlenet_flax.importers import formats
 from googlenet_flax.importers import keras as keras_reader
+from googlenet_flax.importers.formats import read_original
 from googlenet_flax.preprocessing.crops import central_crop
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
@@ -406,7 +407,7 @@ def pixels_of(variant):
 @each_format
 def test_the_original_is_computed_from_pixels(tmp_path, files, format_name):
     """Weights, checkpoint and input together, against what the original computed."""
-    import_weights.import_weights(
+    formats.import_weights(
         format_name,
         files[format_name],
         str(tmp_path),
@@ -451,8 +452,8 @@ def test_transform_input_is_torchvisions_two_steps(files):
 
 def test_transform_input_is_on_for_torchvisions_own_file(files, monkeypatch):
     digest = hashlib.sha256(files["torchvision"].read_bytes()).hexdigest()
-    assert import_weights.TORCHVISION_DIGEST == "1378be20"
-    monkeypatch.setattr(import_weights, "TORCHVISION_DIGEST", digest[:8])
+    assert formats.TORCHVISION_DIGEST == "1378be20"
+    monkeypatch.setattr(formats, "TORCHVISION_DIGEST", digest[:8])
     for flag, mean in {None: (0.5,) * 3, False: (0.485, 0.456, 0.406)}.items():
         imported = read("torchvision", files["torchvision"], transform_input=flag)
         assert imported.description.preprocess.input_mean == mean
