@@ -24,11 +24,11 @@ from flax import traverse_util
 
 from googlenet_flax import create_model
 from googlenet_flax import export as command
+from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
-from googlenet_flax.exporters import stablehlo
 from googlenet_flax.exporters.network import Network, describe
-from googlenet_flax.model import googlenet
+from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
@@ -80,7 +80,7 @@ def create_network(variant, size, inceptions):
     """Of three blocks (`small`) or nine (`whole`), all narrow."""
     whole = functools.partial(create_model, num_classes=10, width_multiplier=0.1)
     build = {"small": small_googlenet, "whole": whole}[inceptions]
-    googlenet = build(variant, arithmetic=command.STOCK)
+    googlenet = build(variant, arithmetic=formats.STOCK)
     variables = vary(numpy_variables(googlenet, size))
     return Network(googlenet, variables, preprocess(image_size=size, **INPUT))
 
@@ -148,7 +148,7 @@ def test_stablehlo_computes_what_the_network_does(network):
 def test_stablehlo_keeps_the_folders_of_this_machine_to_itself():
     limit = jax.config.jax_traceback_in_locations_limit
     data = stablehlo.write(create_network(*SMALL[0]))
-    for text in (command.__file__, "googlenet_flax", "site-packages", ".py"):
+    for text in (formats.__file__, "googlenet_flax", "site-packages", ".py"):
         assert text.encode() not in data
     assert jax.config.jax_traceback_in_locations_limit == limit
 
@@ -223,7 +223,7 @@ def small_network():
 @pytest.fixture(scope="module")
 def network(small_network):
     googlenet = DESCRIPTION.create_model().clone(
-        dtype=np.dtype(np.float32), arithmetic=command.STOCK
+        dtype=np.dtype(np.float32), arithmetic=formats.STOCK
     )
     return Network(googlenet, vary(numpy_variables(googlenet, 83)), DESCRIPTION.preprocess)
 
@@ -371,7 +371,7 @@ def test_places_that_are_no_file(tmp_path, export_to, monkeypatch, out, reason):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format_name", command.FORMATS)
+@pytest.mark.parametrize("format_name", formats.FORMATS)
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, format_name):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, format_name):
     out.write_text("old")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError, match="No space left"):
-        command.write_files(out, command.Exported(b"new", {}, ""), format_name)
+        formats.write_files(out, formats.Exported(b"new", {}, ""), format_name)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
