@@ -20,8 +20,8 @@ from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.data import load_split
-from googlenet_flax.report import gather
 from googlenet_flax.reports import answer_figures, curves
+from googlenet_flax.reports import gather as gathering
 from googlenet_flax.reports.answers import (
     answers_of,
     calibrate,
@@ -31,6 +31,7 @@ from googlenet_flax.reports.answers import (
     score_classes,
 )
 from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.gather import gather
 from googlenet_flax.reports.look_inside import (
     filter_pictures,
     grad_cam,
@@ -445,7 +446,7 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
 
     path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from="keras")
     PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
-    monkeypatch.setattr(command, "look_inside", look)
+    monkeypatch.setattr(gathering, "look_inside", look)
     with pytest.raises(KeyboardInterrupt):
         gather(
             Workdir(path),
@@ -472,8 +473,8 @@ def test_a_checkpoint_vanishes(workdir, monkeypatch):
         return load(*args)
 
     monkeypatch.setattr(Predictor, "load", vanish)
-    assert command._load_predictor(Workdir(workdir), "best").checkpoint_step == 0
-    monkeypatch.setattr(command, "LOAD_ATTEMPTS", 1)
+    assert gathering._load_predictor(Workdir(workdir), "best").checkpoint_step == 0
+    monkeypatch.setattr(gathering, "LOAD_ATTEMPTS", 1)
     failures.clear()
     material = gather(Workdir(workdir), checkpoint="best", data=EvaluationData())
     assert material.network is None and "is damaged: gone" in material.missing[0]
@@ -500,7 +501,7 @@ def test_a_checkpoint_vanishes(workdir, monkeypatch):
     ],
 )
 def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monkeypatch):
-    monkeypatch.setattr(command, "gather", _gather_without_computing)
+    monkeypatch.setattr(gathering, "gather", _gather_without_computing)
     second = bare_run(tmp_path / "second")
     names = {"run": workdir, "second": second, "other": tmp_path / "none"}
     code, out, err = run_command(command, *(arg.format(**names) for arg in args))
@@ -518,7 +519,7 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monke
     ],
 )
 def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, monkeypatch):
-    monkeypatch.setattr(command, "gather", None)  # It is found before the work.
+    monkeypatch.setattr(gathering, "gather", None)  # It is found before the work.
     run = bare_run(tmp_path / "run")
     obstacle = run / in_the_way
     obstacle.parent.mkdir(exist_ok=True)

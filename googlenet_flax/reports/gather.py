@@ -1,0 +1,202 @@
+"""Gathers what a report shows of one run or several, and writes its page."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from googlenet_flax.data import Split
+from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.reports.answers import collect_answers, confident_mistakes
+from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.look_inside import look_inside, shown_pixels
+from googlenet_flax.reports.page import prepare_file
+from googlenet_flax.reports.record import RunRecord
+from googlenet_flax.reports.run_page import (
+    Inside,
+    Material,
+    Network,
+    Tested,
+    create_run_page,
+)
+from googlenet_flax.runs.checkpoint import DamagedCheckpointError
+from googlenet_flax.runs.checkpoint_evaluation import DEFAULT_BATCH_SIZE, EvaluationData
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.streams import tell
+
+# A run that goes on may drop a checkpoint that is being read; then another is the best.
+LOAD_ATTEMPTS = 3
+MISTAKES = 12  # To show.
+COMPARISON = "comparison.html"
+
+Picture = tuple[np.ndarray, tuple[int, int] | None, str]  # Pixels, extent and name.
+
+
+def gather(
+    workdir: Workdir,
+    *,
+    checkpoint: str,
+    data: EvaluationData,
+    image: str = "",
+    max_examples: int = 0,
+) -> Material:
+    """Gathers all that the page of a run shows; what there is not is named instead.
+
+    Args:
+      workdir: Of the run.
+      checkpoint: `best`, `latest` or a step.
+      data: What to test on.
+      image: File of the picture to look inside with; default: the first one tested.
+      max_examples: Test with this many of the split; 0 is all.
+
+    Raises:
+      UserError: No such run, no checkpoint of that step, or a picture that cannot be read.
+    """
+    record = RunRecord.read(workdir)
+    missing = []
+    if not record.rows:
+        reason = "these weights were imported" if record.is_imported else "none was written"
+        missing.append(f"There are no curves: {reason}.")
+    try:
+        predictor = _load_predictor(workdir, checkpoint)
+    except UserError as error:
+        if checkpoint not in ("best", "latest"):
+            raise
+        missing.append(f"There is nothing about answers and weights: {error}.")
+        return Material(record, missing=missing)
+    network, tested = _network(predictor, record), None
+    picture = _read_picture(image, predictor) if image else None
+    try:
+        split = data.load(record.config, predictor.description, may_prepare=False)
+        tested = _test(predictor, split, record.config, data, max_examples)
+        picture = picture or _first_picture(split, tested)
+    except UserError as error:
+        missing.append(f"There is nothing about answers to a data set: {error}.")
+    if picture is None:
+        missing.append("No picture was looked at: name one with --image=FILE.")
+        return Material(record, network, tested, missing=missing)
+    pixels, extent, name = picture
+    view = look_inside(
+        predictor.description.create_model(),
+        predictor.description.preprocess,
+        predictor.variables,
+        pixels,
+        extent,
+    )
+    return Material(record, network, tested, Inside(view, name), missing)
+
+
+def _load_predictor(workdir: Workdir, checkpoint: str) -> Predictor:
+    for attempt in range(1, LOAD_ATTEMPTS + 1):
+        try:
+            return Predictor.load(workdir, checkpoint, jax.local_devices()[:1])
+        except DamagedCheckpointError:
+            if attempt == LOAD_ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def _network(predictor: Predictor, record: RunRecord) -> Network:
+    averaging = record.config.get("averaging", "none")
+    weights = "weights as imported" if record.is_imported else "weights as trained"
+    return Network(
+        predictor.checkpoint_step,
+        predictor.description,
+        weights if averaging == "none" else f"averaged weights, {averaging}",
+        np.asarray(predictor.variables["params"]["conv1"]["conv"]["kernel"], np.float32),
+    )
+
+
+def _test(
+    predictor: Predictor,
+    split: Split,
+    config: Mapping[str, Any],
+    data: EvaluationData,
+    max_examples: int,
+) -> Tested:
+    """Runs the network over a split, and looks up its most confident mistakes."""
+    batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    answers = collect_answers(
+        predictor, split, batch_size=batch_size, max_examples=max_examples
+    )
+    main = answers.classifiers["main"]
+    rows = confident_mistakes(main, answers.labels, MISTAKES)
+    pictures = np.zeros((0, 1, 1, 3), np.uint8)
+    if len(rows):
+        batch = next(iter(split.batches([answers.examples[rows]])))
+        pictures = shown_pixels(
+            predictor.description.preprocess, batch["image"], batch.get("extent")
+        )
+    name = data.split or config.get("eval_split", "test")
+    dataset = data.dataset or config["dataset"]
+    words = f"{dataset!r}, split {name!r}"
+    return Tested(answers, words, len(split), rows, pictures)
+
+
+def _read_picture(image: str, predictor: Predictor) -> Picture:
+    """A picture file.
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    name = printable(image)
+    try:
+        return *decode_image(image, predictor.description.preprocess.storage_size), name
+    except BadImageError as error:
+        raise UserError(f"--image={name} cannot be read: {error}") from error
+
+
+def _first_picture(split: Split, tested: Tested) -> Picture:
+    """The first example that was tested."""
+    example = tested.answers.examples[:1]
+    batch = next(iter(split.batches([example])))
+    extent = tuple(batch["extent"][0].tolist()) if "extent" in batch else None
+    return batch["image"][0], extent, f"example {example[0]} of {tested.split}"
+
+
+def find_runs(names: str) -> list[Workdir]:
+    """Returns the workdirs named as "DIR1,DIR2", each once.
+
+    Raises:
+      UserError: None is named, or one holds no run.
+    """
+    paths = [path for path in names.split(",") if path]
+    workdirs = list({each.path.resolve(): each for each in map(Workdir, paths)}.values())
+    if not workdirs:
+        raise UserError("name a run with --workdir=DIR, or several with DIR1,DIR2")
+    for workdir in workdirs:
+        workdir.read_config()  # So that a directory without a run is refused, not made.
+    return workdirs
+
+
+def write_report(workdirs: Sequence[Workdir], out: str, **options: Any) -> pathlib.Path:
+    """Writes the page of one run, or that which compares several.
+
+    Args:
+      workdirs: The runs.
+      out: The HTML file; "" for one in the folder `report` of the first run.
+      **options: Those of `gather`, for the page of one run.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: As `gather`; or the file cannot be written.
+    """
+    is_one = len(workdirs) == 1
+    default_file = workdirs[0].path / "report" / ("index.html" if is_one else COMPARISON)
+    file = pathlib.Path(out) if out else default_file
+    prepare_file(file)  # Before the work is done.
+    if is_one:
+        material = gather(workdirs[0], **options)
+        for reason in material.missing:
+            tell(reason)
+        page = create_run_page(material)
+    else:
+        page = create_comparison_page([RunRecord.read(each) for each in workdirs])
+    page.write(file)
+    return file
