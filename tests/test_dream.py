@@ -16,6 +16,7 @@ from conftest import (
 )
 
 from googlenet_flax import dream as command
+from googlenet_flax.analysis import dream as drawing
 from googlenet_flax.analysis import gradient_ascent as library
 from googlenet_flax.analysis.endpoints import activations
 from googlenet_flax.analysis.gradient_ascent import (
@@ -260,7 +261,7 @@ def quick_command(monkeypatch, network, run_command):
         return image, [Octave(*image.shape[:2], 1.0, 2.5)]
 
     predictor = types.SimpleNamespace(description=DESCRIPTION, variables={})
-    monkeypatch.setattr(command, "dream", stand_in)
+    monkeypatch.setattr(drawing, "dream", stand_in)
     monkeypatch.setattr(Predictor, "load", lambda *_: predictor)
 
     def quick_command(*args):
@@ -315,9 +316,9 @@ def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
     assert noise.shape == (80, 80, 3)
     assert abs(float(noise.mean()) - 128) < 1 and 1 < float(noise.std()) < 3
     assert objective == Objective("inception_4a")
-    assert settings == dataclasses.replace(command.FROM_NOISE, steps=7)
+    assert settings == dataclasses.replace(drawing.FROM_NOISE, steps=7)
     changed = {"steps": 7, "smoothness": 0.5}
-    assert from_picture == dataclasses.replace(command.FROM_PICTURE, **changed)
+    assert from_picture == dataclasses.replace(drawing.FROM_PICTURE, **changed)
     np.testing.assert_array_equal(start, np.asarray(PIL.Image.open(image)))
     np.testing.assert_array_equal(PIL.Image.open(out), start)
     *_, calls = quick_command(*flags[:-2], "--seed=4", "--size=100", flags[-1])
@@ -339,16 +340,16 @@ def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
     ],
 )
 def test_channels(network, layer, channel, expected):
-    objective = command.choose_objective(layer, channel, DESCRIPTION)
+    objective = drawing.choose_objective(layer, channel, DESCRIPTION)
     assert objective == Objective(layer, expected)
 
 
 def test_pictures_of_all_kinds(tmp_path):
     grey, colour = random_images(90, 120), random_images(90, 120, 3)
-    loaded = command.load_picture(save(tmp_path / "grey.png", grey), None)
+    loaded = drawing.load_picture(save(tmp_path / "grey.png", grey), None)
     np.testing.assert_array_equal(loaded, np.repeat(grey[..., None], 3, 2))
     half = np.dstack([colour, np.where(np.arange(120) < 60, 0, 255) + 0 * grey])
-    loaded = command.load_picture(save(tmp_path / "half.png", half.astype(np.uint8)), None)
+    loaded = drawing.load_picture(save(tmp_path / "half.png", half.astype(np.uint8)), None)
     np.testing.assert_array_equal(loaded, np.where(half[..., 3:], colour, 255))
 
 
@@ -364,7 +365,7 @@ def test_pictures_of_all_kinds(tmp_path):
 )
 def test_sizes_of_pictures(tmp_path, shape, size, expected):
     file = save(tmp_path / "a.png", random_images(*shape, 3))
-    assert command.load_picture(file, size).shape == (*expected, 3)
+    assert drawing.load_picture(file, size).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize(
@@ -373,8 +374,8 @@ def test_sizes_of_pictures(tmp_path, shape, size, expected):
 def test_pictures_that_are_too_small(tmp_path, shape, size, enough):
     file = save(tmp_path / "a.png", random_images(*shape, 3))
     with pytest.raises(UserError, match=f"use --size={enough} or more"):
-        command.load_picture(file, size)
-    assert min(command.load_picture(file, enough).shape[:2]) == 80
+        drawing.load_picture(file, size)
+    assert min(drawing.load_picture(file, enough).shape[:2]) == 80
 
 
 @pytest.mark.parametrize(
@@ -420,19 +421,19 @@ def test_an_unknown_class(tmp_path, quick_command):
 def test_a_head_that_knows_one_size(tmp_path):
     seed = dataclasses.replace(DESCRIPTION, variant="seed")
     objective = Objective("aux_4a", 1)
-    command.check_head_size(objective, seed, [(80, 80)])
-    command.check_head_size(objective, DESCRIPTION, [(80, 80), (112, 112)])
-    command.check_head_size(Objective("classifier", 1), seed, [(80, 80), (112, 112)])
+    drawing.check_head_size(objective, seed, [(80, 80)])
+    drawing.check_head_size(objective, DESCRIPTION, [(80, 80), (112, 112)])
+    drawing.check_head_size(Objective("classifier", 1), seed, [(80, 80), (112, 112)])
     for sizes in ([(80, 80), (112, 112)], [(112, 112)], [(80, 96)]):
         with pytest.raises(UserError, match="takes 80x80 pixels only: use --octaves=1"):
-            command.check_head_size(objective, seed, sizes)
+            drawing.check_head_size(objective, seed, sizes)
 
 
 def test_a_silent_channel_is_said_and_nothing_written(tmp_path, monkeypatch, quick_command):
     def silent(model, variables, scaling, image, *_, **__):
         return image, [Octave(80, 80, 0.0, 0.0)]
 
-    monkeypatch.setattr(command, "dream", silent)
+    monkeypatch.setattr(drawing, "dream", silent)
     out = tmp_path / "a.png"
     code, _, stderr, _ = quick_command("--layer=conv1", "--channel=5", f"--out={out}")
     assert code == 2 and not out.exists()
@@ -441,7 +442,7 @@ def test_a_silent_channel_is_said_and_nothing_written(tmp_path, monkeypatch, qui
 
 def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path, monkeypatch):
     out = tmp_path / "a.png"
-    command.save_picture(picture(), out)
+    drawing.save_picture(picture(), out)
     before = out.read_bytes()
 
     def fill_up(image, path, **_):
@@ -450,5 +451,5 @@ def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PIL.Image.Image, "save", fill_up)
     with pytest.raises(UserError, match="No space left"):
-        command.save_picture(picture() / 2, out)
+        drawing.save_picture(picture() / 2, out)
     assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]

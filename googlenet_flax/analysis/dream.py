@@ -1,0 +1,256 @@
+"""A picture of what a part of the network of a run responds to, drawn and saved."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from googlenet_flax.analysis.endpoints import MAPS, activations, check_names
+from googlenet_flax.analysis.gradient_ascent import (
+    WHITE,
+    Objective,
+    Octave,
+    Settings,
+    dream,
+    grey_noise,
+    octave_sizes,
+)
+from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.training.description import ModelDescription
+
+# A picture shows through, so few and rough steps do; grey needs many and smooth ones.
+FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
+FROM_NOISE = Settings(octaves=4, steps=50, rate=2.0, jitter=8, smoothness=1.0)
+PICTURE_SIZE = 512  # Longer side in pixels, at most, unless --size is given.
+LIMITS = {  # Lowest and highest.
+    "octaves": (1, 16),
+    "steps": (1, 100_000),
+    "rate": (0, WHITE),
+    "jitter": (0, 4096),
+    "smoothness": (0, 4),
+    "size": (MIN_IMAGE_SIZE, 4096),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
+    """Finds what `--layer` and `--channel` ask for.
+
+    Args:
+      layer: Among `endpoints.ENDPOINTS`.
+      channel: A number; of a classifier the name of a class, or its number; "" for none.
+      description: Of the network.
+
+    Raises:
+      UserError: There is no such layer, channel or class.
+    """
+    try:
+        check_names([layer])
+    except ValueError as error:
+        raise UserError(f"--layer: {error}") from error
+    names = () if layer in MAPS else description.class_names
+    if not channel and layer in MAPS:
+        return Objective(layer)
+    if not channel:
+        raise UserError(f"{layer} needs --channel=CLASS, one of {_first(names)}")
+    if channel in names:
+        return Objective(layer, names.index(channel))
+    count = len(names) or _num_channels(layer, description)
+    if channel.isascii() and channel.isdecimal() and int(channel) < count:
+        return Objective(layer, int(channel))
+    what = f" or one of {_first(names)}" if names else ""
+    raise UserError(
+        f"--channel is {channel!r} but must be a number from 0 to {count - 1}{what}"
+    )
+
+
+def _num_channels(layer: str, description: ModelDescription) -> int:
+    size = MIN_IMAGE_SIZE
+    model = description.create_model().clone(aux_heads=False)
+    function = partial(activations, model, names=[layer])
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(function, description.variables_like(), images)[layer].shape[-1]
+
+
+def _first(names: tuple[str, ...], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def load_picture(path: str, size: int | None) -> jax.Array:
+    """A picture as `[H, W, 3]`, 0 to 255, of unchanged proportions.
+
+    Args:
+      path: Of a file that `decode_image` reads.
+      size: Longer side in pixels; default: its own, at most `PICTURE_SIZE`.
+
+    Raises:
+      UserError: It cannot be read, or is too small or narrow for the network.
+    """
+    try:
+        image, extent = decode_image(path, size or PICTURE_SIZE)
+    except BadImageError as error:
+        raise UserError(f"--image {printable(path)} cannot be read: {error}") from error
+    scale = size / max(extent) if size else 1
+    height, width = (round(side * scale) for side in extent)
+    if min(height, width) < MIN_IMAGE_SIZE:
+        enough = math.ceil(MIN_IMAGE_SIZE * max(extent) / min(extent))
+        raise UserError(
+            f"--image is {width}x{height} pixels but the network needs {MIN_IMAGE_SIZE} "
+            f"either way: use --size={enough} or more"
+        )
+    picture = image[: extent[0], : extent[1]].astype(np.float32)
+    return jax.image.resize(picture, (height, width, 3), "bilinear")
+
+
+def check_head_size(
+    objective: Objective, description: ModelDescription, sizes: list[tuple[int, int]]
+) -> None:
+    """Raises a UserError where a head that knows one size only would meet another."""
+    size = description.preprocess.image_size
+    tied = description.variant not in SIZE_FREE_VARIANTS
+    if tied and objective.layer in AUX_TAPS.values() and sizes != [(size, size)]:
+        raise UserError(
+            f"{objective.layer} of variant {description.variant} takes {size}x{size} "
+            f"pixels only: use --octaves=1 --size={size}, and no --image that is not square"
+        )
+
+
+def check_output(out: pathlib.Path) -> None:
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+      UserError: It cannot.
+    """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out is {printable(out)} but must end in .png")
+    try:
+        if out.is_dir():
+            raise UserError(f"--out {printable(out)} is a directory: name a file")
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
+    """Writes `[H, W, 3]`, 0 to 255, as a PNG file without metadata, whole or not at all.
+
+    Raises:
+      UserError: The disk is full, say.
+    """
+    picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
+    temporary = out.with_name(f".dream-{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, format="PNG")
+        temporary.replace(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(out: pathlib.Path, error: OSError) -> UserError:
+    return UserError(
+        f"--out {printable(out)} cannot be written ({error.strerror}): choose another"
+    )
+
+
+def choose_settings(image: str, given: Mapping[str, float | None]) -> Settings:
+    """Completes the settings that are given with those that suit where it begins.
+
+    Args:
+      image: Name of the picture to begin with; "" for noise.
+      given: By their names in `Settings`; None for the default.
+    """
+    defaults = FROM_PICTURE if image else FROM_NOISE
+    chosen: Any = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(defaults, **chosen)
+
+
+def draw(
+    *,
+    workdir: str,
+    checkpoint: str,
+    layer: str,
+    channel: str,
+    image: str,
+    out: str,
+    size: int | None,
+    seed: int,
+    **settings: float | None,
+) -> str:
+    """Draws and saves a picture; the arguments are the flags of the command.
+
+    Returns:
+      A line about the picture and how the objective rose.
+
+    Raises:
+      UserError: No such run, layer, channel or picture, or a result without a place.
+    """
+    _check_limits({**settings, "size": size, "seed": seed})
+    file = pathlib.Path(out)
+    check_output(file)
+    predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
+    description = predictor.description
+    objective = choose_objective(layer, channel, description)
+    noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
+    if image:
+        start = load_picture(image, size)
+    else:
+        side = size or description.preprocess.image_size
+        start = grey_noise(noise_rng, side, side)
+    climb = choose_settings(image, settings)
+    pixels, octave = _dream(predictor, start, objective, climb, jitter_rng)
+    what = f"{layer} channel {channel}" if channel else layer
+    if octave.before == octave.after == 0:
+        raise UserError(
+            f"{what} does not respond at all: choose another --channel, --image or --seed"
+        )
+    save_picture(pixels, file)
+    return (
+        f"{printable(file)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {what} "
+        f"from {octave.before:.4g} to {octave.after:.4g}"
+    )
+
+
+def _check_limits(values: Mapping[str, float | None]) -> None:
+    for name, (lowest, highest) in LIMITS.items():
+        value = values[name]
+        if value is not None and not lowest <= value <= highest:
+            raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
+
+
+def _dream(
+    predictor: Predictor,
+    image: jax.Array,
+    objective: Objective,
+    settings: Settings,
+    rng: jax.Array,
+) -> tuple[jax.Array, Octave]:
+    """Climbs from `image`, unless a head is tied to another size; returns the last octave."""
+    description, (height, width) = predictor.description, image.shape[:2]
+    check_head_size(objective, description, octave_sizes(height, width, settings.octaves))
+    with out_of_memory_hint("lower --size"):
+        pixels, octaves = dream(
+            description.create_model(),
+            predictor.variables,
+            description.preprocess,
+            image,
+            objective,
+            settings=settings,
+            rng=rng,
+        )
+    return pixels, octaves[-1]
