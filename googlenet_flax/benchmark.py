@@ -1,18 +1,11 @@
-"""Measures how fast a config trains, and how near its devices' limits; a command.
+"""Measures how fast a config trains, and how near its devices' limits.
 
 python -m googlenet_flax.benchmark [--config=configs/X.py] [--config.FIELD=...] [--json]
 
 Trains on fabricated images of the config's shape, so it needs no data set; only the input
 pipeline is measured on the real one, where it is there (nothing is downloaded). The last
-line on stdout is one JSON object, the fields of `Report`; with `--json` the only line.
-
-Of each rate: `--seconds` of work after a warm-up, median over ten windows.
-
-- Training is the step of `googlenet_flax.main`, fed from the host like there.
-- Forward only is the main classifier's logits of images that are already preprocessed and
-  on the devices, `[B, H, W, 3]` float32.
-- The input pipeline is what the host does for a batch (reading, decoding, gathering) when
-  nothing else runs; the transfer to the devices is part of the training step.
+line on stdout is one JSON object, the fields of `performance.report.Report`; with `--json`
+the only line.
 """
 
 import dataclasses
@@ -25,13 +18,14 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
-import psutil
 from absl import flags
 
 from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.config import MAX_NUMBER, Config
 from googlenet_flax.data.fabricated import fabricate
+from googlenet_flax.performance.benchmark import benchmark
 from googlenet_flax.performance.limits import find_limits
+from googlenet_flax.performance.report import print_report
 from googlenet_flax.performance.timing import call_seconds, median_seconds
 from googlenet_flax.runtime import command_line
 from googlenet_flax.runtime.errors import UserError
@@ -50,8 +44,6 @@ SECONDS = flags.DEFINE_float(
     "seconds", 10.0, "To measure each figure for.", lower_bound=0.0
 )
 JSON = flags.DEFINE_boolean("json", False, "Print the JSON line only.")
-
-CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,12 +299,16 @@ def print_report(report: Report, *, json_only: bool) -> None:
 
 def _run() -> None:
     report = benchmark(Config.of(CONFIG.value), jax.local_devices(), SECONDS.value)
+
+
+def _benchmark() -> None:
+    report = benchmark(dict(CONFIG.value), jax.local_devices(), SECONDS.value)
     print_report(report, json_only=JSON.value)
 
 
 def main() -> None:
-    """The command."""
-    command_line.run(_run, CONFIG)
+    """Runs the command."""
+    command_line.run(_benchmark, CONFIG)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,15 @@ import pytest
 from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
-from googlenet_flax import benchmark as command
 from googlenet_flax.config import Config
-from googlenet_flax.model import googlenet
+from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.performance import limits
+from googlenet_flax.performance.benchmark import (
+    benchmark,
+    fabricated_experiment,
+    measure_input,
+)
+from googlenet_flax.performance.report import Report, format_report, print_report
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.sharding import (
     parallel_train_step,
@@ -71,7 +76,7 @@ def check(report: dict) -> None:
 @pytest.mark.slow
 def test_without_data_in_bfloat16_on_two_devices(small_config, tmp_path, capsys):
     config = small_config("cifar10", dtype="bfloat16", data_dir=str(tmp_path))
-    report = command.benchmark(config, jax.local_devices()[:2], seconds=0)
+    report = benchmark(config, jax.local_devices()[:2], seconds=0)
     assert "'cifar10' is not prepared in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # Nothing was downloaded or prepared.
     check(dataclasses.asdict(report))
@@ -80,20 +85,18 @@ def test_without_data_in_bfloat16_on_two_devices(small_config, tmp_path, capsys)
     assert (report.device, report.num_devices) == ("cpu", 2)
     assert report.dtype == "bfloat16"
 
-    command.print_report(report, json_only=False)
+    print_report(report, json_only=False)
     *table, line = capsys.readouterr().out.splitlines()
     assert json.loads(line) == dataclasses.asdict(report)
     assert any(f"{report.train_images_per_second:,.1f} images/s" in row for row in table)
     assert any("not measured" in row for row in table)
-    command.print_report(report, json_only=True)
+    print_report(report, json_only=True)
     assert capsys.readouterr().out.splitlines() == [line]
 
 
 def test_the_input_of_digits_is_measured(small_config):
-    experiment = command.fabricated_experiment(
-        small_config("digits"), jax.local_devices()[:2]
-    )
-    rate = command.measure_input(experiment, seconds=0)
+    experiment = fabricated_experiment(small_config("digits"), jax.local_devices()[:2])
+    rate = measure_input(experiment, seconds=0)
     assert rate is not None and 1e3 < rate < 1e9
 
 
@@ -106,10 +109,10 @@ def test_the_input_of_digits_is_measured(small_config):
     ],
 )
 def test_input_that_cannot_be_read_is_named(small_config, capsys, dataset, fields, message):
-    experiment = command.fabricated_experiment(
+    experiment = fabricated_experiment(
         small_config(dataset, **fields), jax.local_devices()[:2]
     )
-    assert command.measure_input(experiment, seconds=0) is None
+    assert measure_input(experiment, seconds=0) is None
     assert message in capsys.readouterr().err
 
 
@@ -135,21 +138,21 @@ def test_compiling_a_step_ahead_leaves_its_first_call_nothing_to_compile():
 
 
 def test_a_slower_input_is_said_to_bind():
-    fields = {field.name: 1 for field in dataclasses.fields(command.Report)}
+    fields = {field.name: 1 for field in dataclasses.fields(Report)}
     for share, words in [
         (0.5, "0.5x what training consumes: the input binds"),
         (3, "3.0x"),
     ]:
-        report = command.Report(**{**fields, "input_share": share})
-        assert words in command.format_report(report)
+        report = Report(**{**fields, "input_share": share})
+        assert words in format_report(report)
 
 
 def test_a_bad_config_is_refused(small_config):
     devices = jax.local_devices()
     with pytest.raises(UserError, match="image_size is 79"):
-        command.benchmark(small_config("digits", image_size=79), devices, seconds=0)
+        benchmark(small_config("digits", image_size=79), devices, seconds=0)
     with pytest.raises(UserError, match="batch_size is 4, which 3 devices cannot share"):
-        command.benchmark(small_config("digits"), devices[:3], seconds=0)
+        benchmark(small_config("digits"), devices[:3], seconds=0)
 
 
 def test_without_the_default_config_the_way_out_is_named(tmp_path):

@@ -1,0 +1,212 @@
+"""The measurements behind `googlenet_flax.benchmark`.
+
+Each rate is the median over ten windows of so many seconds of work after a warm-up.
+
+- Training is the step of `googlenet_flax.main`, fed from the host like there.
+- Forward only is the main classifier's logits of images that are already preprocessed and
+  on the devices, `[B, H, W, 3]` float32.
+- The input pipeline is what the host does for a batch (reading, decoding, gathering) when
+  nothing else runs; the transfer to the devices is part of the training step.
+"""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+import jax
+import psutil
+
+from googlenet_flax.analysis.cost import image_cost
+from googlenet_flax.config import MAX_NUMBER, validate
+from googlenet_flax.data.fabricated import fabricate
+from googlenet_flax.performance.limits import find_limits
+from googlenet_flax.performance.report import Report
+from googlenet_flax.performance.timing import call_seconds, median_seconds
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.memory import give_large_steps_back
+from googlenet_flax.training.experiment import (
+    Experiment,
+    build_experiment,
+    fresh_state,
+    load_config_split,
+)
+from googlenet_flax.training.schedule import steps_per_epoch
+from googlenet_flax.training.step import TrainState
+
+CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """What is known after training for a while."""
+
+    state: TrainState
+    images_per_second: float
+    compile_seconds: float
+    compilation_cached: bool
+    first_step_seconds: float
+    peak_memory_bytes: int
+
+
+def benchmark(
+    config: Mapping[str, Any], devices: list[jax.Device], seconds: float
+) -> Report:
+    """Measures everything in the order in which a run meets it.
+
+    Args:
+      config: The fields of `googlenet_flax.config.FIELDS`. Weights are random: `init_from`
+        is not read.
+      devices: That share each batch.
+      seconds: To measure each figure for; at least three calls are measured.
+
+    Raises:
+      UserError: The config is wrong, or the devices cannot share its batch.
+    """
+    validate(config)
+    experiment = fabricated_experiment(config, devices)
+    spent = image_cost(
+        experiment.description.create_model(),
+        config["image_size"],
+        head_only=config["trainable"] == "head",
+    )
+    training = _measure_training(experiment, seconds)
+    rate = training.images_per_second
+    eval_rate = _measure_forward(experiment, training.state, seconds)
+    input_rate = measure_input(experiment, seconds)
+    _say("the limits of the devices")
+    limits = find_limits(devices, config["dtype"], seconds)
+    return Report(
+        train_images_per_second=rate,
+        eval_images_per_second=eval_rate,
+        input_images_per_second=input_rate,
+        compile_seconds=training.compile_seconds,
+        compilation_cached=training.compilation_cached,
+        first_step_seconds=training.first_step_seconds,
+        flops_per_image=spent.training_flops,
+        forward_flops_per_image=spent.forward_flops,
+        bytes_per_image=spent.training_bytes,
+        share_of_compute_limit=rate * spent.training_flops / limits.flops,
+        share_of_bandwidth_limit=rate * spent.training_bytes / limits.bytes,
+        limits_measured=limits.measured,
+        input_share=None if input_rate is None else input_rate / rate,
+        peak_memory_bytes=training.peak_memory_bytes,
+        device=devices[0].device_kind,
+        num_devices=len(devices),
+        dtype=config["dtype"],
+        batch_size=config["batch_size"],
+        image_size=config["image_size"],
+        variant=config["variant"],
+        jax_version=jax.__version__,
+    )
+
+
+def fabricated_experiment(
+    config: Mapping[str, Any], devices: list[jax.Device]
+) -> Experiment:
+    """The experiment of a config, on noise and without an end."""
+    noise = fabricate(
+        config["dataset"],
+        num_examples=config["batch_size"],
+        storage_size=config["storage_size"],
+    )
+    endless = {**config, "max_steps": MAX_NUMBER}
+    return build_experiment(endless, devices, train_set=noise, eval_set=noise)
+
+
+def _measure_training(experiment: Experiment, seconds: float) -> _Training:
+    """The first steps of a run, and the pace of those that follow."""
+    _say("the first training step")
+    state, batches = fresh_state(experiment), experiment.batches(0)
+    step: Any = experiment.train_steps[-1]  # Also has what `jax.jit` gives a function.
+    batch = next(batches)
+    with _heard_events(CACHE_HIT) as hits:
+        started = time.monotonic()
+        compiled = step.lower(state, batch).compile()  # The calls below find it compiled.
+        give_large_steps_back(compiled)
+        compile_seconds = time.monotonic() - started
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    first_step_seconds = time.time() - psutil.Process().create_time()
+
+    def next_step() -> Any:
+        nonlocal state
+        state, metrics = step(state, next(batches))
+        return metrics
+
+    _say("training")
+    step_seconds = median_seconds(call_seconds(next_step, seconds))
+    return _Training(
+        state=state,
+        images_per_second=experiment.config["batch_size"] / step_seconds,
+        compile_seconds=compile_seconds,
+        compilation_cached=bool(hits),
+        first_step_seconds=first_step_seconds,
+        peak_memory_bytes=peak_memory_bytes(experiment.devices),
+    )
+
+
+def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) -> float:
+    """Images per second through the main classifier in inference."""
+    _say("forward only")
+    description, devices = experiment.description, experiment.devices
+    model = description.create_model()
+
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
+        output: Any = model.apply(variables, images, train=False)
+        return output.logits
+
+    preprocess = jax.pmap(description.preprocess.__call__, devices=devices)
+    forward = jax.pmap(logits, in_axes=(None, 0), devices=devices)
+    images = preprocess(next(experiment.batches(0))["image"])
+    durations = call_seconds(lambda: forward(state.variables, images), seconds)
+    return experiment.config["batch_size"] / median_seconds(durations)
+
+
+def measure_input(experiment: Experiment, seconds: float) -> float | None:
+    """Images per second that the host reads of the real data; None without them."""
+    _say("the input pipeline")
+    config = experiment.config
+    try:
+        train_set = load_config_split(config, config["train_split"], may_prepare=False)
+        steps_per_epoch(len(train_set), config["batch_size"])
+        real = dataclasses.replace(experiment, train_set=train_set)
+        with closing(real.batches(0)) as batches:
+            batch_seconds = median_seconds(call_seconds(lambda: next(batches), seconds))
+    except UserError as error:
+        print(f"googlenet_flax: input not measured: {error}", file=sys.stderr)
+        return None
+    return config["batch_size"] / batch_seconds
+
+
+def peak_memory_bytes(devices: list[jax.Device]) -> int:
+    """So far: of the fullest device; of this process where devices do not count (CPU)."""
+    counts = [device.memory_stats() or {} for device in devices]
+    peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
+    if peaks:
+        return max(peaks)
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+@contextmanager
+def _heard_events(name: str) -> Iterator[list[str]]:
+    """The events of that name that JAX reports meanwhile."""
+    heard: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        if event == name:
+            heard.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield heard
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def _say(what: str) -> None:
+    print(f"measuring {what} ...", file=sys.stderr, flush=True)
