@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import os
 import types
 
 import jax
@@ -445,11 +446,10 @@ def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path, monkeypatch):
     drawing.save_picture(picture(), out)
     before = out.read_bytes()
 
-    def fill_up(image, path, **_):
-        path.write_bytes(b"half")
+    def fill_up(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(PIL.Image.Image, "save", fill_up)
+    monkeypatch.setattr(os, "fsync", fill_up)
     with pytest.raises(UserError, match="No space left"):
         drawing.save_picture(picture() / 2, out)
     assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]

@@ -1,8 +1,8 @@
 """A picture of what a part of the network of a run responds to, drawn and saved."""
 
 import dataclasses
+import io
 import math
-import os
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -29,6 +29,7 @@ from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_V
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.runtime.files import replace_file
 from googlenet_flax.training.description import ModelDescription
 
 # A picture shows through, so few and rough steps do; grey needs many and smooth ones.
@@ -152,14 +153,12 @@ def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
       UserError: The disk is full, say.
     """
     picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
-    temporary = out.with_name(f".dream-{os.getpid()}.tmp")
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
     try:
-        picture.save(temporary, format="PNG")
-        temporary.replace(out)
+        replace_file(out, png.getvalue())
     except OSError as error:
         raise _cannot_write(out, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cannot_write(out: pathlib.Path, error: OSError) -> UserError:

@@ -1,6 +1,5 @@
 """The formats that a network is exported to, each compared with the network it is of."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +16,7 @@ from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.files import replace_file
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")
@@ -136,18 +136,10 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> N
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, data)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def check_out(name: str) -> pathlib.Path:

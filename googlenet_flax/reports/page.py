@@ -18,6 +18,7 @@ from googlenet_flax.reports.style import (
     plain_text,
 )
 from googlenet_flax.runtime.errors import writing
+from googlenet_flax.runtime.files import replace_file
 
 WAY_OUT = "mend that, or name another file with --out=FILE"
 
@@ -162,13 +163,8 @@ def prepare_file(file: pathlib.Path) -> None:
 
 
 def _replace(file: pathlib.Path, data: bytes) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
     with writing(file, WAY_OUT):
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(file, data)
 
 
 def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:

@@ -13,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2 as proto
 
 from googlenet_flax.runtime.errors import UserError, writing
+from googlenet_flax.runtime.files import replace_file
 
 messages: Any = proto  # Its classes are made at run time.
 
@@ -48,9 +49,7 @@ class MetricsWriter:
         ]
         self._kept = {(row["step"], row["split"]) for row in kept}
         with writing(jsonl_file):
-            temporary = jsonl_file.with_suffix(".tmp")
-            temporary.write_text("".join(map(_to_line, kept)), encoding="utf-8")
-            temporary.replace(jsonl_file)
+            replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir):
             # Written by this thread: one of tensorboardX's own would die of a full disk

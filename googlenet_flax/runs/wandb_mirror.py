@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError, writing
+from googlenet_flax.runtime.files import replace_file
 
 ID_BYTES = 8
 
@@ -38,7 +39,7 @@ class WandbMirror:
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
             if not id_file.exists():
-                id_file.write_text(secrets.token_hex(ID_BYTES), encoding="utf-8")
+                replace_file(id_file, secrets.token_hex(ID_BYTES).encode())
             run_id = id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(

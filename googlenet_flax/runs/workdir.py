@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 
 from googlenet_flax.config import RESUMABLE_FIELDS, Config
 from googlenet_flax.runtime.errors import UserError, WorkdirInUseError, writing
+from googlenet_flax.runtime.files import replace_file
 
 IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
 
@@ -137,11 +138,13 @@ class Workdir:
         Raises:
           UserError: The disk is full, say.
         """
+        text = json.dumps(dict(config), indent=2) + "\n"
         with writing(self.config_file):
             temporary = self.config_file.with_suffix(".tmp")
             text = json.dumps(dict(fields), indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.config_file)
+            replace_file(self.config_file, text.encode())
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Records that the run starts or goes on: when, with what, for how long.

@@ -1,0 +1,37 @@
+import os
+
+import pytest
+
+from googlenet_flax.runtime.files import replace_file
+
+
+def test_a_file_is_made_and_replaced(tmp_path):
+    path = tmp_path / ("é" * 127)  # 254 of the 255 bytes that a name may have.
+    for content in (b"first", b"", b"\x00third"):
+        replace_file(path, content)
+        assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
+    def fail(*_):
+        assert len(list(tmp_path.iterdir())) == 2  # The new one is beside the old one.
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"new")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_what_cannot_be_replaced_is_an_error(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "nowhere" / "file"):
+        with pytest.raises(OSError):
+            replace_file(path, b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
