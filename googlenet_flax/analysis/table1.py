@@ -4,8 +4,9 @@ Szegedy et al. 2015, arXiv 1409.4842. The paper's figures have misprints; a mark
 the arithmetic of the table gives something else.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +46,17 @@ HEADER = (
     *("#1x1", "#3x3 reduce", "#3x3", "#5x5 reduce", "#5x5", "pool proj"),
     *("params", "paper", "ops", "paper"),
 )
-NUM_WIDTHS = 6  # Columns from #1x1 to pool proj.
+BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
+NUM_WIDTHS = len(BRANCHES)
+ALIGNMENTS = "<<" + ">" * (len(HEADER) - 2)
+HEADS = tuple(AUX_TAPS.values())
 MARK = "*"
 
 
 class Row(NamedTuple):
     """A line of the table; an empty cell is an empty string or None."""
 
+    name: str  # Of the part of the network; "" where that has no weights.
     type: str
     patch: str = ""
     output: tuple[int, ...] = ()
@@ -60,108 +65,113 @@ class Row(NamedTuple):
     params: int = 0
     weights: int = 0  # The same without biases and norms, as the paper counts.
     ops: int = 0  # Multiply-adds of one image.
-    printed: Printed | None = None
+
+    @property
+    def printed(self) -> Printed | None:
+        """The paper's figures."""
+        return PAPER.get(self.name)
 
     def params_differ(self) -> bool:
         """Whether neither count, with or without biases, can be rounded to the printed."""
-        if self.printed is None:
-            return False
-        low, high = math.floor(self.weights / 1024), math.ceil(self.params / 1024)
-        return not low <= self.printed.params <= high
+        low, high = self.weights / 1024, self.params / 1024
+        return self.printed is not None and not _between(low, self.printed.params, high)
 
     def ops_differ(self) -> bool:
         """Whether the count cannot be rounded to the printed."""
-        if self.printed is None:
-            return False
-        low, high = math.floor(self.ops / 1e6), math.ceil(self.ops / 1e6)
-        return not low <= self.printed.ops <= high
+        ops = self.ops / 1e6
+        return self.printed is not None and not _between(ops, self.printed.ops, ops)
+
+
+def _between(low: float, value: float, high: float) -> bool:
+    return math.floor(low) <= value <= math.ceil(high)
+
+
+class _Network(NamedTuple):
+    """What the rows are counted from."""
+
+    params: Mapping[str, Any]  # Shapes.
+    outputs: Mapping[str, tuple[int, ...]]  # By endpoint, [H, W, C] of one image.
+    ops: Mapping[str, int]  # By layer.
+
+    def layer(self, name: str, type_: str, *parts: str, **cells: Any) -> Row:
+        """Returns the row of a part of the network, `parts` of it counted as well."""
+        parts = (name, *parts)
+        leaves = jax.tree_util.tree_leaves_with_path([self.params[part] for part in parts])
+        sizes = [(path[-1].key, math.prod(leaf.shape)) for path, leaf in leaves]
+        return Row(
+            name,
+            type_,
+            output=self.outputs[name],
+            params=sum(size for _, size in sizes),
+            weights=sum(size for leaf, size in sizes if leaf == "kernel"),
+            ops=sum(n for path, n in self.ops.items() if path.partition("/")[0] in parts),
+            **cells,
+        )
+
+    def inception(self, name: str) -> Row:
+        """Returns the row of an inception block."""
+        branches = [self.params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
+        label = name.replace("inception_", "inception (") + ")"
+        return self.layer(
+            name, label, depth=2, widths=tuple(kernel.shape[-1] for kernel in branches)
+        )
+
+    def pool(self, window: int, before: str, after: str) -> Row:
+        """Returns the row of the pool between two parts of the network."""
+        output = (*self.outputs[after][:2], self.outputs[before][-1])
+        return Row("", "max pool", f"{window}x{window}/2", output, 0)
 
 
 def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
-    """The rows of Table 1 for a network, then those of its auxiliary classifiers.
+    """Computes the rows of Table 1 for a network, then those of its auxiliary classifiers.
 
     Args:
       model: Of any variant, width and number of classes.
       image_size: Side of its input in pixels.
     """
-    params, shapes = _shapes(model, image_size)
-    ops = multiply_adds(model, image_size)
-
-    def layer(name: str, *parts: str, **cells: Any) -> Row:
-        leaves = [leaf for part in (name, *parts) for leaf in _leaves(params[part])]
-        return Row(
-            output=shapes[name],
-            params=sum(math.prod(leaf.shape) for _, leaf in leaves),
-            weights=sum(math.prod(leaf.shape) for key, leaf in leaves if key == "kernel"),
-            ops=sum(
-                count for path, count in ops.items() if path.split("/")[0] in (name, *parts)
-            ),
-            printed=PAPER.get(name),
-            **cells,
-        )
-
-    def width(*path: str) -> int:
-        return _kernel(params, *path).shape[-1]
-
+    params, outputs = _shapes(model, image_size)
+    network = _Network(params, outputs, multiply_adds(model, image_size))
+    widths = (None, outputs["conv2_reduce"][-1], outputs["conv2"][-1], None, None, None)
+    conv2 = {"patch": "3x3/1", "depth": 2, "widths": widths}
     rows = [
-        layer("conv1", type="convolution", patch="7x7/2", depth=1),
-        _pool(3, (*shapes["conv2_reduce"][:2], width("conv1"))),
-        layer(
-            *("conv2", "conv2_reduce"),
-            type="convolution",
-            patch="3x3/1",
-            depth=2,
-            widths=(None, width("conv2_reduce"), width("conv2"), None, None, None),
-        ),
-        _pool(3, (*shapes["inception_3a"][:2], width("conv2"))),
+        network.layer("conv1", "convolution", patch="7x7/2", depth=1),
+        network.pool(3, "conv1", "conv2_reduce"),
+        network.layer("conv2", "convolution", "conv2_reduce", **conv2),
+        network.pool(3, "conv2", "inception_3a"),
     ]
     pools = {"inception_4a": 3, "inception_5a": model.variant.pool_5a_window}
-    for name in INCEPTIONS:
+    for before, name in itertools.pairwise(("conv2", *INCEPTIONS)):
         if name in pools:
-            rows.append(_pool(pools[name], (*shapes[name][:2], rows[-1].output[-1])))
-        branches = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
-        widths = tuple(width(name, branch) for branch in branches)
-        label = name.replace("inception_", "inception (") + ")"
-        rows.append(layer(name, type=label, depth=2, widths=widths))
-    side, _, depth = shapes["inception_5b"]
+            rows.append(network.pool(pools[name], before, name))
+        rows.append(network.inception(name))
+    side, _, depth = outputs["inception_5b"]
+    dropout = f"dropout ({model.variant.dropout_rate:.0%})"
     rows += [
-        Row("avg pool", f"{side}x{side}/1", (1, 1, depth), 0),
-        Row(f"dropout ({model.variant.dropout_rate:.0%})", "", (1, 1, depth), 0),
-        layer("classifier", type="linear", depth=1),
-        Row("softmax", "", shapes["classifier"], 0),
+        Row("", "avg pool", f"{side}x{side}/1", (1, 1, depth), 0),
+        Row("", dropout, output=(1, 1, depth), depth=0),
+        network.layer("classifier", "linear", depth=1),
+        Row("", "softmax", output=outputs["classifier"], depth=0),
     ]
-    heads = AUX_TAPS.values() if model.aux_heads else ()
-    return rows + [layer(name, type=name, depth=3) for name in heads]
+    heads = HEADS if model.aux_heads else ()
+    return rows + [network.layer(name, name, depth=3) for name in heads]
 
 
 def format_table_1(model: GoogLeNet, image_size: int) -> str:
-    """The table as text, its sums, and what its marks mean."""
+    """Formats the table as text, with its sums and what its marks mean."""
     rows = table_1(model, image_size)
-    heads = [row for row in rows if row.type in AUX_TAPS.values()]
-    main = [row for row in rows if row not in heads]
-    cells = [
-        HEADER,
-        *map(_cells, main),
-        _sums("sum", main),
-        *map(_cells, heads),
-        _sums("with heads", rows),
-    ]
-    columns = list(zip(*cells, strict=True))
-    sides = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(
-            cell.ljust(side) if number < 2 else cell.rjust(side)
-            for number, (cell, side) in enumerate(zip(line, sides, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    rule = "-" * max(map(len, lines))
+    main = [row for row in rows if row.name not in HEADS]
+    heads = [row for row in rows if row.name in HEADS]
+    paper = [row.printed for row in main if row.printed is not None]
+    sums = _sums("sum", main, paper), _sums("with heads", rows, ())
+    blocks = [HEADER], [*map(_cells, main)], [sums[0], *map(_cells, heads), sums[1]]
+    cells = itertools.chain(*blocks)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    line = "  ".join(map("{{:{}{}}}".format, ALIGNMENTS, widths))
+    text = [[line.format(*cells).rstrip() for cells in block] for block in blocks]
+    rule = "-" * max(map(len, itertools.chain(*text)))
+    table = f"\n{rule}\n".join("\n".join(lines) for lines in text)
     notes = "\n".join(_notes(model, image_size))
-    return (
-        "\n".join([lines[0], rule, *lines[1 : len(main) + 1], rule])
-        + "\n"
-        + ("\n".join(lines[len(main) + 1 :]) + f"\n\n{notes}")
-    )
+    return f"{table}\n\n{notes}"
 
 
 def _notes(model: GoogLeNet, image_size: int) -> Iterator[str]:
@@ -203,20 +213,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _sums(label: str, rows: list[Row]) -> tuple[str, ...]:
+def _sums(label: str, rows: Sequence[Row], printed: Sequence[Printed]) -> tuple[str, ...]:
     empty = ("",) * (2 + 1 + NUM_WIDTHS)
-    printed = [row.printed for row in rows if row.printed is not None]
     return (
         *(label, *empty),
         f"{sum(row.params for row in rows):,}",
-        f"{sum(p.params for p in printed):,.0f}K " if label == "sum" else "",
+        f"{sum(p.params for p in printed):,.0f}K " if printed else "",
         f"{sum(row.ops for row in rows) / 1e6:,.1f}M",
-        f"{sum(p.ops for p in printed):,.0f}M " if label == "sum" else "",
+        f"{sum(p.ops for p in printed):,.0f}M " if printed else "",
     )
-
-
-def _pool(window: int, output: tuple[int, ...]) -> Row:
-    return Row("max pool", f"{window}x{window}/2", output, 0)
 
 
 def _shapes(model: GoogLeNet, size: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
@@ -232,14 +237,3 @@ def _shapes(model: GoogLeNet, size: int) -> tuple[Any, dict[str, tuple[int, ...]
     shapes = {name: output.shape[1:] for name, output in outputs.items()}
     flat = {name: (1, 1, *shape) for name, shape in shapes.items() if len(shape) == 1}
     return params, {**shapes, **flat}
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return [(path[-1].key, leaf) for path, leaf in pairs]
-
-
-def _kernel(params: Any, *path: str) -> Any:
-    for name in path:
-        params = params[name]
-    return params["conv"]["kernel"]
