@@ -30,7 +30,8 @@ from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
-from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.label import Label, label_leaves
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import Objective

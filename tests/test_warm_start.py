@@ -19,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
-from googlenet_flax.runs.checkpoint import Checkpoints, Label, label_leaves
+from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.label import Label, label_leaves
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.warm_start import warm_start
 from googlenet_flax.runs.workdir import Workdir

@@ -2,14 +2,12 @@
 
 Orbax writes a step whole or not at all, but reads a flipped bit without a word, takes any
 folder with a number for the newest step and then refuses to save older ones. So every
-checkpoint carries a label with a digest of each leaf, and only what fits its label counts.
+checkpoint carries a label (`runs/label.py`), and only what fits its label counts.
 Nor does Orbax delete whole or not at all, so what is superseded is renamed first.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -22,6 +20,13 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from googlenet_flax.runs.label import (
+    Label,
+    check_shapes,
+    label_leaves,
+    name_first,
+    named_leaves,
+)
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import NotFiniteError, UserError, writing
 from googlenet_flax.training.description import DataDescription, ModelDescription
@@ -30,7 +35,6 @@ from googlenet_flax.training.state import TrainState
 
 KEEP_LATEST = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.
-MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
 ASIDE = ".damaged"
 DROPPED = ".dropped"  # Superseded, and about to be deleted.
 UNREADABLE = "it cannot be read"
@@ -50,45 +54,6 @@ class DamagedCheckpointError(UserError):
             "one, by its step"
         )
         self.reason = " ".join(reason.split())
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """What a checkpoint says of itself."""
-
-    description: ModelDescription
-    metrics: Mapping[str, float] | None  # Of the evaluation of this state.
-    leaves: Mapping[str, str]  # Path to "float32[3, 3] digest".
-    data: DataDescription | None = None  # None for imports and for older checkpoints.
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON types, sealed."""
-        fields = {
-            "description": self.description.to_json(),
-            "metrics": None if self.metrics is None else dict(self.metrics),
-            "leaves": dict(self.leaves),
-            "data": None if self.data is None else dataclasses.asdict(self.data),
-        }
-        return {**fields, "seal": _seal(fields)}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Label":
-        """From what `to_json` made.
-
-        Raises:
-          ValueError: The seal is broken, or there is none.
-        """
-        rest = {name: value for name, value in fields.items() if name != "seal"}
-        if "seal" not in fields:
-            raise ValueError("it has no label")
-        if fields["seal"] != _seal(rest):
-            raise ValueError("its label was changed")
-        return cls(
-            description=ModelDescription.from_json(fields["description"]),
-            metrics=fields["metrics"],
-            leaves=fields["leaves"],
-            data=DataDescription(**fields["data"]) if fields.get("data") else None,
-        )
 
 
 class Checkpoints:
@@ -374,7 +339,7 @@ class Checkpoints:
             for path, leaf in self._labels[step].leaves.items()
             if path.partition("/")[0] in items_like
         }
-        _check_shapes(step, saved, items_like)
+        check_shapes(step, saved, items_like)
         path, everywhere = self._path(step), distributed.all_devices(devices)
         try:
             items = distributed.to_local(
@@ -388,7 +353,8 @@ class Checkpoints:
         loaded = label_leaves(items)
         changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
         if changed:
-            raise DamagedCheckpointError(path, f"{_first(changed)} changed since the save")
+            reason = f"{name_first(changed)} changed since the save"
+            raise DamagedCheckpointError(path, reason)
         return items
 
     def _path(self, step: int) -> pathlib.Path:
@@ -496,60 +462,10 @@ def best_metric(metrics: Mapping[str, float]) -> float:
     return next(metrics[name] for name in BEST_METRICS if name in metrics)
 
 
-def _check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
-    """Orbax casts types silently and reports shapes obscurely; this says it plainly."""
-    there = {path: leaf.rpartition(" ")[0] for path, leaf in saved.items()}
-    here = {path: _shape(leaf) for path, leaf in _named_leaves(items_like)}
-    different = [
-        f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
-        for path in sorted(there.keys() | here.keys())
-        if there.get(path) != here.get(path)
-    ]
-    if different:
-        raise UserError(
-            f"checkpoint {step} does not fit this network: {_first(different)}; variant, "
-            "classes, image_size and width_multiplier must be those of its training"
-        )
-
-
 def _check_finite(items: Any, step: int) -> None:
-    for path, leaf in _named_leaves(jax.device_get(items)):
+    for path, leaf in named_leaves(jax.device_get(items)):
         if not np.isfinite(leaf).all():
             raise NotFiniteError(
                 f"{path} is not finite after step {step}: lower --config.learning_rate; "
                 "the last checkpoint was saved before this step"
             )
-
-
-def label_leaves(items: Any) -> dict[str, str]:
-    """Path to "dtype[shape] digest" of every leaf."""
-    return {
-        path: f"{_shape(leaf)} {_digest(np.ascontiguousarray(leaf).reshape(-1))}"
-        for path, leaf in _named_leaves(jax.device_get(items))
-    }
-
-
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def _shape(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _seal(fields: Mapping[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True)
-    return _digest(np.frombuffer(text.encode(), np.uint8))
-
-
-def _digest(values: np.ndarray) -> str:
-    return hashlib.blake2b(values.view(np.uint8).data, digest_size=16).hexdigest()
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first few names in one line."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}"
