@@ -26,6 +26,10 @@ def write_rows(directory, rows, *, resume_step=0):
             writer.write(metrics, **where)
 
 
+def without_times(rows):
+    return [{name: row[name] for name in row if name != "unix_seconds"} for row in rows]
+
+
 def tensorboard_events(directory):
     # TFRecord framing: uint64 length, its crc32c, the bytes, their crc32c.
     for path in sorted(directory.glob("events.out.tfevents.*")):
@@ -53,7 +57,7 @@ def tensorboard_series(directory):
 def series_of(rows):
     series = collections.defaultdict(list)
     for row in rows:
-        for name in row.keys() - {"step", "epoch", "split"}:
+        for name in row.keys() - {"step", "epoch", "split", "unix_seconds"}:
             # TensorBoard stores float32.
             value = pytest.approx(row[name], rel=1e-6)
             series[f"{row['split']}/{name}"].append((row["step"], value))
@@ -61,8 +65,13 @@ def series_of(rows):
 
 
 def test_rows_are_read_back(tmp_path):
+    before = time.time()
     write_rows(tmp_path, ROWS)
-    assert read_rows(tmp_path / "metrics.jsonl") == ROWS
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert without_times(rows) == ROWS
+    written = [row["unix_seconds"] for row in rows]
+    assert before - 0.001 <= written[0] and written[-1] <= time.time() + 0.001
+    assert written == sorted(written)
 
 
 def test_tensorboard_holds_the_same_numbers(tmp_path):
@@ -74,7 +83,8 @@ def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
     jsonl_file = tmp_path / "metrics.jsonl"
     with MetricsWriter(jsonl_file, tmp_path / "tensorboard", resume_step=0) as writer:
         writer.write({"loss": 2.5}, step=1, epoch=0, split="train")
-        assert read_rows(jsonl_file) == [dict(step=1, epoch=0, split="train", loss=2.5)]
+        (row,) = without_times(read_rows(jsonl_file))
+        assert row == dict(step=1, epoch=0, split="train", loss=2.5)
 
 
 def test_no_file_has_no_rows(tmp_path):
@@ -93,8 +103,9 @@ def test_torn_last_line_is_not_read(tmp_path):
 @pytest.mark.parametrize("resume_step", [0, 9, 10, 24, 25, 26, 40, 1000])
 def test_resume_cuts_later_rows(tmp_path, resume_step):
     write_rows(tmp_path, ROWS)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    kept = [row for row in rows if row["step"] <= resume_step]
     write_rows(tmp_path, [], resume_step=resume_step)
-    kept = [row for row in ROWS if row["step"] <= resume_step]
     assert read_rows(tmp_path / "metrics.jsonl") == kept
 
 
@@ -104,7 +115,7 @@ def test_resume_cuts_a_torn_last_line(tmp_path):
     with jsonl_file.open("a") as file:
         file.write('{"step": 30, "epo')
     write_rows(tmp_path, ROWS[3:], resume_step=25)
-    assert read_rows(jsonl_file) == ROWS
+    assert without_times(read_rows(jsonl_file)) == ROWS
     assert len(jsonl_file.read_text().splitlines()) == len(ROWS)
 
 
@@ -115,7 +126,7 @@ def test_resumed_run_has_every_step_once(tmp_path):
     write_rows(tmp_path, again, resume_step=25)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     expected = ROWS[:3] + again
-    assert read_rows(tmp_path / "metrics.jsonl") == expected
+    assert without_times(read_rows(tmp_path / "metrics.jsonl")) == expected
     assert tensorboard_series(tmp_path / "tensorboard") == series_of(expected)
 
 
@@ -123,6 +134,6 @@ def test_run_that_starts_over_shows_nothing_of_the_first_try(tmp_path):
     write_rows(tmp_path, ROWS)  # It died before its first checkpoint.
     time.sleep(1.1)
     write_rows(tmp_path, ROWS[:1], resume_step=0)
-    assert read_rows(tmp_path / "metrics.jsonl") == ROWS[:1]
+    assert without_times(read_rows(tmp_path / "metrics.jsonl")) == ROWS[:1]
     series = tensorboard_series(tmp_path / "tensorboard")
     assert {tag: points for tag, points in series.items() if points} == series_of(ROWS[:1])

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import struct
 import subprocess
 
 import jax
@@ -44,7 +43,6 @@ from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page, duration
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
 from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
-from googlenet_flax.runs.metrics import MetricsWriter
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -662,24 +660,40 @@ def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
     assert "Best averaged weights' accuracy: 60.00%, after step 10." in text
 
 
-def test_time_is_that_of_the_events(tmp_path, monkeypatch):
-    path = bare_run(tmp_path / "run", rows=[])
-    now = iter(np.arange(1000.0, 2000.0, 10.0))
-    monkeypatch.setattr("time.time", lambda: float(next(now)))
-    for rows in (3, 2):  # Two starts.
-        with MetricsWriter(
-            path / "metrics.jsonl", path / "tensorboard", resume_step=0
-        ) as writer:
-            for step in range(1, rows + 1):
-                writer.write({"loss": 1.0}, step=step, epoch=0, split="train")
-    events = sorted((path / "tensorboard").iterdir())
-    times = RunRecord.read(Workdir(path)).session_seconds
-    assert sorted(times) == [30, 40]  # Two events at the start, and one a row.
-    data = events[0].read_bytes()
-    events[0].write_bytes(data[:-7])  # Torn.
-    assert sum(RunRecord.read(Workdir(path)).session_seconds) == 60
-    events[0].write_bytes(struct.pack("<Q", 1 << 40))
-    assert min(RunRecord.read(Workdir(path)).session_seconds) == 0
+def timed_run(workdir, start_times, row_times):
+    """A run of these starts whose rows were written then."""
+    rows = [{**row, "unix_seconds": t} for row, t in zip(ROWS, row_times, strict=False)]
+    path = bare_run(workdir, rows=rows)
+    starts = [{**START, "time": time} for time in start_times]
+    (path / "starts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("start_times", "row_times", "seconds"),
+    [
+        ([1000.0], [1010.0, 1030.0, 1090.5], [90.5]),
+        ([1000.0, 2000.0, 3000.0], [1010.0, 1030.0, 3060.0], [30, 0, 60]),
+        ([1000.0], [], [0]),
+        ([], [1010.0], []),
+    ],
+)
+def test_time_is_that_from_each_start_to_its_last_row(
+    tmp_path, start_times, row_times, seconds
+):
+    path = timed_run(tmp_path / "run", start_times, row_times)
+    assert RunRecord.read(Workdir(path)).session_seconds == seconds
+
+
+def test_time_is_on_the_page_where_it_was_recorded(tmp_path):
+    path = timed_run(tmp_path / "new", [1000.0, 2000.0], [1010.0, 1030.0, 2060.0])
+    text = Reader(create_run_page(Material(RunRecord.read(Workdir(path)))).to_html()).text
+    assert "1 min 30 s in 2 starts" in text
+    old = bare_run(tmp_path / "old")
+    record = RunRecord.read(Workdir(old))
+    assert record.session_seconds == []
+    text = Reader(create_run_page(Material(record)).to_html()).text
+    assert "not recorded: starts.jsonl or the rows' unix_seconds are missing" in text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import builtins
 import json
 import sys
+import types
 
 import pytest
 from tiny_run import train_tiny
@@ -45,6 +46,15 @@ def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_a_row_is_sent_without_its_time():
+    sent = []
+    mirror = object.__new__(WandbMirror)
+    mirror._run = types.SimpleNamespace(log=sent.append)
+    mirror.write({**ROWS[2], "unix_seconds": 1.6e9})
+    position = {"step": 2, "epoch": 1}
+    assert sent == [{**position, "eval/loss": 2.125, "eval/accuracy": 0.5}]
 
 
 @pytest.mark.slow  # On a busy machine wandb itself has lost the last row.

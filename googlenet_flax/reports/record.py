@@ -4,21 +4,17 @@ Everything is read as it lies there, also while the run goes on writing.
 """
 
 import dataclasses
+import itertools
+import math
 import pathlib
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from googlenet_flax.runs.checkpoint import BEST_METRICS, best_metric
-from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.metrics import UNIX_SECONDS, read_rows
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
-
-FRAME_BYTES = 12  # In front of each record: its length and a checksum.
-# An event of TensorBoard begins with its field 1, a double: seconds since 1970.
-WALL_TIME_TAG = 9
-WALL_TIME = struct.Struct("<xd")
 
 Row = Mapping[str, Any]
 
@@ -31,7 +27,6 @@ class RunRecord:
     config: Mapping[str, Any]
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # As `Workdir.write_start` wrote them.
-    session_seconds: Sequence[float]  # Of each start: until its last row.
     written_at: float | None  # Seconds since 1970 at the last row.
 
     @classmethod
@@ -47,11 +42,7 @@ class RunRecord:
             written_at = workdir.metrics_file.stat().st_mtime
         except OSError:
             written_at = None
-        sessions = [
-            _session_seconds(path) for path in sorted(workdir.tensorboard.glob("events*"))
-        ]
-        starts = workdir.read_starts()
-        return cls(workdir.path, config, rows, starts, sessions, written_at)
+        return cls(workdir.path, config, rows, workdir.read_starts(), written_at)
 
     @property
     def name(self) -> str:
@@ -88,6 +79,21 @@ class RunRecord:
         """Updates of the whole run, likewise."""
         return self.starts[-1]["total_steps"] if self.starts else None
 
+    @property
+    def session_seconds(self) -> list[float]:
+        """Time from each start to its last row; none where it was not recorded.
+
+        Rows that a later start has cut do not count.
+        """
+        if not all(UNIX_SECONDS in row for row in self.rows):
+            return []
+        written = [row[UNIX_SECONDS] for row in self.rows]
+        began = [start["time"] for start in self.starts]
+        return [
+            max((time - start for time in written if start <= time < end), default=0.0)
+            for start, end in itertools.pairwise([*began, math.inf])
+        ]
+
     def series(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of what the rows of a split call `name`, float64 `[N]` each."""
         points = [
@@ -106,23 +112,3 @@ def best_name(row: Row) -> str:
 
 def _score(row: Row) -> tuple[float, int]:
     return best_metric(row), row["step"]
-
-
-def _session_seconds(path: pathlib.Path) -> float:
-    """Time from the first to the last event of a TensorBoard file; one is written a start.
-
-    Each record is framed as TFRecord does it: uint64 length, its CRC32C, the bytes, theirs.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return 0.0
-    times, start = [], FRAME_BYTES
-    while start <= len(data):
-        (length,) = struct.unpack_from("<Q", data, start - FRAME_BYTES)
-        if start + length > len(data):
-            break  # It is being written, or was torn.
-        if length >= WALL_TIME.size and data[start] == WALL_TIME_TAG:
-            times.append(WALL_TIME.unpack_from(data, start)[0])
-        start += length + 4 + FRAME_BYTES
-    return max(0.0, times[-1] - times[0]) if times else 0.0

@@ -372,6 +372,8 @@ def _add_settings(page: Page, material: Material) -> None:
             f"start{'s' if starts > 1 else ''}, each until its last row; compilation, "
             "evaluation and saving included, reading the data before it not"
         )
+    elif record.rows:
+        facts["time"] = "not recorded: starts.jsonl or the rows' unix_seconds are missing"
     if material.network:
         facts["checkpoint"] = (
             f"{material.network.checkpoint_step:,} ({material.network.weights})"

@@ -17,6 +17,9 @@ from googlenet_flax.runtime.files import replace_file
 
 messages: Any = proto  # Its classes are made at run time.
 
+UNIX_SECONDS = "unix_seconds"  # When a row was written; a timing, not a metric.
+ROW_FIELDS = frozenset({"step", "epoch", "split", UNIX_SECONDS})
+
 
 class MetricsWriter:
     """Appends one row at a time; a resumed run first drops what it will write again.
@@ -94,7 +97,10 @@ class MetricsWriter:
         Raises:
           UserError: It cannot be written.
         """
-        row = {"step": step, "epoch": epoch, "split": split, **metrics}
+        row = {
+            **{"step": step, "epoch": epoch, "split": split, **metrics},
+            UNIX_SECONDS: round(time.time(), 3),
+        }
         with writing(self._jsonl_file):
             self._append(_to_line(row).encode())
         with writing(self._tensorboard_dir):
@@ -112,10 +118,8 @@ class MetricsWriter:
             raise
 
     def _write_scalars(self, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            if name not in ("step", "epoch", "split"):
-                scalar = summary.scalar(f"{row['split']}/{name}", value)
-                self._write_event(row["step"], summary=scalar)
+        for tag, value in tagged_metrics(row).items():
+            self._write_event(row["step"], summary=summary.scalar(tag, value))
         self._events.flush()
 
     def _write_event(self, step: int, **content: Any) -> None:
@@ -150,6 +154,15 @@ def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
                 ) from error
             rows.append(row)
     return rows
+
+
+def tagged_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metrics of a row by their names in TensorBoard, `eval/accuracy` say."""
+    return {
+        f"{row['split']}/{name}": value
+        for name, value in row.items()
+        if name not in ROW_FIELDS
+    }
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from googlenet_flax.config import Config
+from googlenet_flax.runs.metrics import tagged_metrics
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
 
@@ -70,9 +71,5 @@ class WandbMirror:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Sends a row of `metrics.jsonl`, its names as in TensorBoard."""
-        numbers = {
-            f"{row['split']}/{name}": value
-            for name, value in row.items()
-            if name not in ("step", "epoch", "split")
-        }
-        self._run.log({**numbers, "step": row["step"], "epoch": row["epoch"]})
+        position = {"step": row["step"], "epoch": row["epoch"]}
+        self._run.log({**tagged_metrics(row), **position})
