@@ -24,7 +24,6 @@ from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.distributed import tell_once
 from googlenet_flax.runtime.environment import describe_environment
 from googlenet_flax.runtime.errors import (
-    NotFiniteError,
     StoppedBySignal,
     UserError,
     out_of_memory_hint,
@@ -35,7 +34,9 @@ from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_s
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
-from googlenet_flax.training.state import Metrics, TrainState
+from googlenet_flax.training.loss_watch import LossWatch, not_finite
+from googlenet_flax.training.state import TrainState
+from googlenet_flax.training.step import TrainState
 
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 
@@ -51,7 +52,7 @@ class _Run:
     stop: StopRequest
     profile: StepProfile
     mirror: WandbMirror | None
-    unchecked: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
+    losses: LossWatch = dataclasses.field(default_factory=LossWatch)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
         """The loop."""
@@ -68,7 +69,7 @@ class _Run:
                     jax.block_until_ready(state)
                     self.progress.restart_clock(step)  # The first one is slow.
                 self.progress.advance()
-                self.unchecked.append((step, device_metrics))
+                self.losses.add(step, device_metrics)
                 self.after_step(state, step)
 
     def after_step(self, state: TrainState, step: int) -> None:
@@ -79,7 +80,7 @@ class _Run:
         is_eval_due = experiment.is_eval_due(step)
         stopping = self.stop.is_due()
         if is_log_due or is_save_due or is_eval_due or stopping:
-            metrics = self.check_finite()
+            metrics = self.losses.check()
             if is_log_due:
                 self.log(metrics, step)
         if stopping:
@@ -88,20 +89,6 @@ class _Run:
             self.evaluate_and_save(state, step)
         elif is_save_due:
             self.save(state)
-
-    def check_finite(self) -> dict[str, float]:
-        """The metrics of the last step, after a look at the losses of all since the last.
-
-        Raises:
-          NotFiniteError: Names the first step with a loss that is NaN or infinite.
-        """
-        losses = jax.device_get([_first_shard(m["loss"]) for _, m in self.unchecked])
-        for (step, device_metrics), loss in zip(self.unchecked, losses, strict=True):
-            if not math.isfinite(loss.item()):
-                raise _not_finite(_to_floats(device_metrics), step)
-        _, last = self.unchecked[-1]
-        self.unchecked.clear()
-        return _to_floats(last)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows one training row."""
@@ -120,7 +107,7 @@ class _Run:
         except StopRequested:
             self.save_and_stop(state, step)
         if not math.isfinite(metrics["loss"]):
-            raise _not_finite(metrics, step)
+            raise not_finite(metrics, step)
         seconds = time.monotonic() - started
         self.write({**metrics, "eval_seconds": seconds}, step, "eval")
         epoch = step // self.experiment.epoch_steps
@@ -453,27 +440,4 @@ def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
         f"{experiment.total_steps:,} steps of {config.batch_size} images, "
         f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
         f"{devices[0].device_kind}{shared}: {origin}"
-    )
-
-
-def _to_floats(metrics: Metrics) -> dict[str, float]:
-    """The metrics of a sharded step."""
-    values = jax.device_get({name: _first_shard(value) for name, value in metrics.items()})
-    return {name: float(value.item()) for name, value in values.items()}
-
-
-def _first_shard(values: jax.Array) -> jax.Array:
-    """Of what is the same on every device."""
-    return values.addressable_data(0)
-
-
-def _not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
-    bad = [
-        f"{name} is {value}"
-        for name, value in metrics.items()
-        if name.endswith("loss") and not math.isfinite(value)
-    ]
-    return NotFiniteError(
-        f"{', '.join(bad)} at step {step}: lower --config.learning_rate; the last "
-        "checkpoint was saved before this step"
     )
