@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 from distributed_steps import train_and_save
@@ -27,7 +28,7 @@ from tiny_run import (
 )
 
 from googlenet_flax.runtime import distributed
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import RunError, UserError
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Without batch norm and with small steps, so that rounding stays what it is.
@@ -347,6 +348,54 @@ def test_flags_that_do_not_say_who_the_others_are(tmp_path, flags, parts):
     assert code == 2, err
     assert all(part in last_line(err) for part in parts)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def joined_alone(monkeypatch):
+    """`distributed.joined` without others; where it would end the process, it raises."""
+
+    def leave(error):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "_leave", leave)
+    return distributed.joined
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # As jaxlib 0.10.2 raises them, from `process_allgather` and from `pmap`.
+        ValueError(
+            "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:"
+            "547] Connection closed by peer [127.0.0.1]:30930"
+        ),
+        jax.errors.JaxRuntimeError(
+            "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:"
+            "547] Connection closed by peer [127.0.0.1]:19658"
+        ),
+    ],
+    ids=["gather", "pmap"],
+)
+def test_what_the_collectives_say_of_a_loss_is_told(joined_alone, error):
+    words = "process 0 has lost another one .*Connection closed by peer.*the same command"
+    with pytest.raises(RunError, match=words), joined_alone():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("there is no class 'socket' in this connection of barriers"),
+        ValueError("data_dir is UNKNOWN: no connection"),
+        jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes differ"),
+    ],
+    ids=["words", "words and code", "runtime"],
+)
+def test_other_errors_are_left_as_they_are(joined_alone, error):
+    with pytest.raises(type(error)) as caught, joined_alone():
+        raise error
+    assert caught.value is error
 
 
 def test_a_first_process_that_never_comes(monkeypatch, capsys):

@@ -8,6 +8,7 @@ all of this is trivial.
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -28,6 +29,11 @@ JOIN_SECONDS = 300  # In which all must have started.
 QUIET_SECONDS = 5  # Of them, before somebody is told who is being waited for.
 PROBE_SECONDS = 1
 MAX_PORT = 2**16 - 1
+# jaxlib raises some of what the collectives say as a plain ValueError, told from others by
+# its status code: "UNKNOWN: Gloo AllGather failed: ... Connection closed by peer".
+STATUS_CODE = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 # What the runtime and the collectives of each platform say of a process that is gone.
 SIGNS_OF_LOSS = (
     "gloo",
@@ -87,9 +93,8 @@ def joined(
         ) from error
     try:
         yield
-    # NOTE: jaxlib raises some of what the collectives say as ValueError.
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not any(sign in str(error).lower() for sign in SIGNS_OF_LOSS):
+        if not _tells_of_loss(error):
             raise
         _leave(
             RunError(
@@ -102,6 +107,15 @@ def joined(
         if error.is_shared:
             raise
         _leave(error)
+
+
+def _tells_of_loss(error: Exception) -> bool:
+    """Whether the runtime or a collective says that another process is gone."""
+    text = str(error)
+    is_of_runtime = isinstance(error, jax.errors.JaxRuntimeError)
+    return (is_of_runtime or STATUS_CODE.match(text) is not None) and any(
+        sign in text.lower() for sign in SIGNS_OF_LOSS
+    )
 
 
 def _wait_for_first(host: str, port: int, process_id: int) -> None:
