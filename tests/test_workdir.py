@@ -173,7 +173,7 @@ def test_failed_write_leaves_the_old_config(tmp_path):
     assert workdir.read_config() == CONFIG
 
 
-@pytest.mark.parametrize("content", [None, "", '{"seed": ', "\udcff"])
+@pytest.mark.parametrize("content", [None, "", '{"seed": ', "\udcff", "[]", "null", "3"])
 def test_no_config_is_a_user_error(tmp_path, content):
     workdir = Workdir(tmp_path / "not a run")
     workdir.path.mkdir()
@@ -186,7 +186,8 @@ def test_no_config_is_a_user_error(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "is missing"), ('{"seed": ', "cannot be read")]
+    ("content", "problem"),
+    [(None, "is missing"), ('{"seed": ', "cannot be read"), ("[]", "cannot be read")],
 )
 def test_a_lost_config_beside_checkpoints_is_not_called_no_run(tmp_path, content, problem):
     workdir = Workdir(tmp_path)

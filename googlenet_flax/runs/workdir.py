@@ -110,6 +110,8 @@ class Workdir:
         """
         try:
             config = json.loads(self.config_file.read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("no JSON object")
         except (OSError, ValueError) as error:
             is_missing = isinstance(error, FileNotFoundError)
             problem = "is missing" if is_missing else "cannot be read"
