@@ -23,6 +23,7 @@ from conftest import REPOSITORY
 from flax import traverse_util
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
+from test_checkpoint import tiny_state
 
 from googlenet_flax import evaluate, import_weights
 from googlenet_flax.importers import formats
@@ -1030,6 +1031,37 @@ def test_a_second_import_is_refused(imported_run, files, run_command):
         assert code == 2 and not out
         assert "holds a run: choose a new --workdir" in err
     assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_checkpoints_of_a_run_without_a_config_are_refused(
+    tmp_path, files, run_command, step
+):
+    description = read("keras", files["keras"]).description
+    workdir = Workdir(tmp_path / "run")
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        checkpoints.save(tiny_state(step), description=description)
+    before = sorted(workdir.path.rglob("*"))
+    flags = ["--from=keras", f"--weights={files['keras']}", f"--workdir={workdir.path}"]
+    code, out, err = run_command(import_weights, *flags, f"--image_size={SIZE}")
+    assert code == 2 and not out and err.count("\n") == 1
+    assert "has lost its config.json: choose a new --workdir" in err
+    assert sorted(workdir.path.rglob("*")) == before
+
+
+def test_a_killed_import_is_run_again(tmp_path, files, monkeypatch):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    flags = {"image_size": SIZE, "class_names": (), "transform_input": None}
+    arguments = "keras", files["keras"], str(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Workdir, "write_config", kill)
+        formats.import_weights(*arguments, **flags)
+    workdir = Workdir(tmp_path / "run")
+    assert (workdir.checkpoints / "0").is_dir() and not workdir.config_file.exists()
+    formats.import_weights(*arguments, **flags)
+    assert workdir.read_config()["imported_from"]["format"] == "keras"
 
 
 def test_a_class_names_file(tmp_path, files, run_command):

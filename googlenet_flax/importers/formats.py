@@ -282,8 +282,7 @@ def import_weights(
       UserError: As `read_original`; or the workdir holds a run.
       WorkdirInUseError: Another process uses the workdir.
     """
-    if Workdir(workdir).config_file.exists():
-        raise UserError(f"workdir {workdir!r} holds a run: choose a new --workdir")
+    _check_new(workdir)
     imported = read_original(
         format_name,
         path,
@@ -297,6 +296,18 @@ def import_weights(
         origin = {"format": format_name, "file": path.name, "sha256": _sha256(path)}
         run_dir.write_config({IMPORTED_FROM: origin})
     return imported
+
+
+def _check_new(path: str) -> None:
+    """Refuses a workdir that holds a run; what a killed import left there may go."""
+    workdir = Workdir(path)
+    if workdir.config_file.exists():
+        raise UserError(f"workdir {path!r} holds a run: choose a new --workdir")
+    if Checkpoints(workdir.checkpoints).hold_training:
+        raise UserError(
+            f"workdir {path!r} holds the checkpoints of a run that has lost its "
+            f"{workdir.config_file.name}: choose a new --workdir"
+        )
 
 
 def describe_import(imported: Imported) -> str:

@@ -327,7 +327,17 @@ class Checkpoints:
 
     def has_averages(self, step: int) -> bool:
         """Whether averaged weights were saved at `step`."""
-        return any(path.startswith(f"{AVERAGES}/") for path in self._labels[step].leaves)
+        return self._has_item(step, AVERAGES)
+
+    @property
+    def hold_training(self) -> bool:
+        """Whether a run may have saved them: an import leaves step 0, without optimizer."""
+        return bool(self.damaged) or any(
+            step > 0 or self._has_item(step, PROGRESS) for step in self._labels
+        )
+
+    def _has_item(self, step: int, item: str) -> bool:
+        return any(path.startswith(f"{item}/") for path in self._labels[step].leaves)
 
     def _load(
         self, step: int, items_like: dict[str, Any], devices: Sequence[jax.Device]
