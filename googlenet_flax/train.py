@@ -36,7 +36,6 @@ from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.training.loss_watch import LossWatch, not_finite
 from googlenet_flax.training.state import TrainState
-from googlenet_flax.training.step import TrainState
 
 MAX_NAMED = 5  # Of the unreadable pictures, in one line.
 

@@ -239,7 +239,7 @@ def _dream(
     settings: Settings,
     rng: jax.Array,
 ) -> tuple[jax.Array, Octave]:
-    """Climbs from `image`, unless a head is tied to another size; returns the last octave."""
+    """Climbs from `image`; returns its pixels and the last octave."""
     description, (height, width) = predictor.description, image.shape[:2]
     check_head_size(objective, description, octave_sizes(height, width, settings.octaves))
     with out_of_memory_hint("lower --size"):

@@ -13,7 +13,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ import jax
 import psutil
 
 from googlenet_flax.analysis.cost import image_cost
-from googlenet_flax.config import MAX_NUMBER, validate
+from googlenet_flax.config import MAX_NUMBER, Config
 from googlenet_flax.data.fabricated import fabricate
 from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.performance.report import Report
@@ -35,7 +35,7 @@ from googlenet_flax.training.experiment import (
     load_config_split,
 )
 from googlenet_flax.training.schedule import steps_per_epoch
-from googlenet_flax.training.step import TrainState
+from googlenet_flax.training.state import TrainState
 
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
@@ -52,33 +52,29 @@ class _Training:
     peak_memory_bytes: int
 
 
-def benchmark(
-    config: Mapping[str, Any], devices: list[jax.Device], seconds: float
-) -> Report:
+def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Report:
     """Measures everything in the order in which a run meets it.
 
     Args:
-      config: The fields of `googlenet_flax.config.FIELDS`. Weights are random: `init_from`
-        is not read.
+      config: Its `init_from` is not read: the weights are random.
       devices: That share each batch.
       seconds: To measure each figure for; at least three calls are measured.
 
     Raises:
       UserError: The config is wrong, or the devices cannot share its batch.
     """
-    validate(config)
     experiment = fabricated_experiment(config, devices)
     spent = image_cost(
         experiment.description.create_model(),
-        config["image_size"],
-        head_only=config["trainable"] == "head",
+        config.image_size,
+        head_only=config.trainable == "head",
     )
     training = _measure_training(experiment, seconds)
     rate = training.images_per_second
     eval_rate = _measure_forward(experiment, training.state, seconds)
     input_rate = measure_input(experiment, seconds)
     _say("the limits of the devices")
-    limits = find_limits(devices, config["dtype"], seconds)
+    limits = find_limits(devices, config.dtype, seconds)
     return Report(
         train_images_per_second=rate,
         eval_images_per_second=eval_rate,
@@ -96,24 +92,22 @@ def benchmark(
         peak_memory_bytes=training.peak_memory_bytes,
         device=devices[0].device_kind,
         num_devices=len(devices),
-        dtype=config["dtype"],
-        batch_size=config["batch_size"],
-        image_size=config["image_size"],
-        variant=config["variant"],
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        variant=config.variant,
         jax_version=jax.__version__,
     )
 
 
-def fabricated_experiment(
-    config: Mapping[str, Any], devices: list[jax.Device]
-) -> Experiment:
+def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
     """The experiment of a config, on noise and without an end."""
     noise = fabricate(
-        config["dataset"],
-        num_examples=config["batch_size"],
-        storage_size=config["storage_size"],
+        config.dataset,
+        num_examples=config.batch_size,
+        storage_size=config.storage_size,
     )
-    endless = {**config, "max_steps": MAX_NUMBER}
+    endless = dataclasses.replace(config, max_steps=MAX_NUMBER)
     return build_experiment(endless, devices, train_set=noise, eval_set=noise)
 
 
@@ -141,7 +135,7 @@ def _measure_training(experiment: Experiment, seconds: float) -> _Training:
     step_seconds = median_seconds(call_seconds(next_step, seconds))
     return _Training(
         state=state,
-        images_per_second=experiment.config["batch_size"] / step_seconds,
+        images_per_second=experiment.config.batch_size / step_seconds,
         compile_seconds=compile_seconds,
         compilation_cached=bool(hits),
         first_step_seconds=first_step_seconds,
@@ -163,7 +157,7 @@ def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) 
     forward = jax.pmap(logits, in_axes=(None, 0), devices=devices)
     images = preprocess(next(experiment.batches(0))["image"])
     durations = call_seconds(lambda: forward(state.variables, images), seconds)
-    return experiment.config["batch_size"] / median_seconds(durations)
+    return experiment.config.batch_size / median_seconds(durations)
 
 
 def measure_input(experiment: Experiment, seconds: float) -> float | None:
@@ -171,15 +165,15 @@ def measure_input(experiment: Experiment, seconds: float) -> float | None:
     _say("the input pipeline")
     config = experiment.config
     try:
-        train_set = load_config_split(config, config["train_split"], may_prepare=False)
-        steps_per_epoch(len(train_set), config["batch_size"])
+        train_set = load_config_split(config, config.train_split, may_prepare=False)
+        steps_per_epoch(len(train_set), config.batch_size)
         real = dataclasses.replace(experiment, train_set=train_set)
         with closing(real.batches(0)) as batches:
             batch_seconds = median_seconds(call_seconds(lambda: next(batches), seconds))
     except UserError as error:
         print(f"googlenet_flax: input not measured: {error}", file=sys.stderr)
         return None
-    return config["batch_size"] / batch_seconds
+    return config.batch_size / batch_seconds
 
 
 def peak_memory_bytes(devices: list[jax.Device]) -> int:

@@ -140,12 +140,8 @@ class Workdir:
         Raises:
           UserError: The disk is full, say.
         """
-        text = json.dumps(dict(config), indent=2) + "\n"
+        text = json.dumps(dict(fields), indent=2) + "\n"
         with writing(self.config_file):
-            temporary = self.config_file.with_suffix(".tmp")
-            text = json.dumps(dict(fields), indent=2) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.config_file)
             replace_file(self.config_file, text.encode())
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
