@@ -1,4 +1,5 @@
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -329,6 +330,17 @@ def test_paths_that_are_no_files(tmp_path):
         decode_image(tmp_path / "folder.jpg", 32)
     with pytest.raises(BadImageError, match="no such file"):
         decode_image(tmp_path / "missing.jpg", 32)
+
+
+def test_paths_that_could_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode.PIL.Image, "open", pytest.fail)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.png"))  # A long path is refused.
+        for name in ("pipe.png", "device.png", "socket.png"):
+            with pytest.raises(BadImageError, match=r"^not a regular file$"):
+                decode_image(tmp_path / name, 32)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

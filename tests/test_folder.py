@@ -358,6 +358,19 @@ def test_unreadable_pictures_stop(broken_dir):
     )
 
 
+def test_a_pipe_is_skipped(tmp_path):
+    write_pictures(tmp_path, {"train/ant": 2, "train/bee": 1})
+    path = tmp_path / "train" / "bee" / "pipe.png"
+    os.mkfifo(path)
+    # Held open and filled, so that reading it would fail rather than block.
+    pipe = os.open(path, os.O_RDWR)
+    os.write(pipe, b"Not a picture. " * 9)
+    train = load_folder("train", str(tmp_path), SKIP)
+    list(train.batches([np.arange(4)]))
+    os.close(pipe)
+    assert train.unreadable == {str(path): "not a regular file"}
+
+
 def test_no_picture_is_readable(tmp_path):
     for name in ("train/ant/a.png", "train/bee/b.png"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import stat
 import warnings
 
 import numpy as np
@@ -104,7 +105,11 @@ def decode_image(picture: Picture, storage_size: int) -> tuple[np.ndarray, tuple
 
 
 def _read(picture: Picture, storage_size: int) -> PIL.Image.Image:
-    file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    if isinstance(picture, bytes):
+        file = io.BytesIO(picture)
+    else:
+        _check_regular(picture)
+        file = picture
     with PIL.Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -123,6 +128,16 @@ def _read(picture: Picture, storage_size: int) -> PIL.Image.Image:
         # NOTE: Asked after loading, since pillow turns TIFF files itself while it loads.
         orientation = _orientation(image)
     return reduced.transpose(TRANSPOSE[orientation]) if orientation else reduced
+
+
+def _check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuses pipes, sockets and devices, since opening one may block forever."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # Opening the file fails as well, and that error is reported.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise BadImageError("not a regular file")
 
 
 def _convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
