@@ -6,9 +6,10 @@ python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 import argparse
 import concurrent.futures
 import json
+import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,19 +40,33 @@ class Prediction(NamedTuple):
     error: str = ""
 
 
-def find_pictures(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The files among `paths`, and the pictures in the folders among them.
+def find_pictures(
+    paths: Sequence[str], on_empty: Callable[[pathlib.Path], None] = lambda _: None
+) -> list[pathlib.Path]:
+    """Lists the files among `paths`, and the pictures in the folders among them.
+
+    Args:
+      paths: Files and folders.
+      on_empty: Called with each folder that holds no picture.
 
     Raises:
-      UserError: A folder without pictures.
+      UserError: There is no picture at all.
     """
     pictures: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
         found = find_images(path) if path.is_dir() else [path]
         if not found:
-            raise UserError(f"there is no picture in {path}: name files or another folder")
+            on_empty(path)
         pictures += found
+    if not pictures:
+        raise UserError(
+            f"there is no picture in {_join(paths)}: name files or another folder"
+        )
     return pictures
+
+
+def _join(paths: Iterable[str | os.PathLike[str]]) -> str:
+    return ", ".join(map(printable, paths))
 
 
 def predict(
@@ -153,8 +168,7 @@ def _complain(path: pathlib.Path, error: str) -> None:
     print(f"googlenet_flax: {printable(path)} cannot be read: {error}", file=sys.stderr)
 
 
-def main() -> None:
-    """The command."""
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m googlenet_flax.predict", description=__doc__.split("\n")[0]
     )
@@ -166,7 +180,12 @@ def main() -> None:
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="views of each picture")
     add("--batch_size", type=int, default=32, help="pictures at a time")
     add("--json", action="store_true", help="print one JSON object a picture")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command."""
+    args = _parse_arguments()
     logging.set_verbosity(logging.FATAL)  # Libraries talking; errors are raised.
     use_compilation_cache()
     keep_freed_memory()
@@ -174,7 +193,8 @@ def main() -> None:
         for name in ("top", "batch_size"):
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
-        pictures = find_pictures(args.paths)
+        empty_folders: list[pathlib.Path] = []
+        pictures = find_pictures(args.paths, on_empty=empty_folders.append)
         predictor = Predictor.load(
             Workdir(args.workdir), args.checkpoint, jax.local_devices()
         )
@@ -191,8 +211,13 @@ def main() -> None:
             failed = _print_table(
                 predictions, max(len(printable(path)) for path in pictures)
             )
+        problems = []
         if failed:
-            raise UserError(f"{failed} of {len(pictures)} pictures could not be read")
+            problems.append(f"{failed} of {len(pictures)} pictures could not be read")
+        if empty_folders:
+            problems.append(f"there is no picture in {_join(empty_folders)}")
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 if __name__ == "__main__":

@@ -322,6 +322,21 @@ def test_a_folder_without_pictures(tmp_path, command_of):
     assert f"no picture in {tmp_path}" in err
 
 
+def test_an_empty_folder_among_others(tmp_path, command_of):
+    save(tmp_path / "full" / "a.png", coloured(0))
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    names = [tmp_path / name for name in ("empty", "full", "bare")]
+    code, out, err = command_of("--json", *names)
+    assert code == 2
+    (row,) = map(json.loads, out.splitlines())
+    assert row["picture"] == str(names[1] / "a.png") and row["classes"]
+    assert err == f"googlenet_flax: there is no picture in {names[0]}, {names[2]}\n"
+    code, out, err = command_of(names[0], names[2])
+    assert code == 2 and not out
+    assert f"no picture in {names[0]}, {names[2]}: name files or another folder" in err
+
+
 # What is printed.
 
 
@@ -367,6 +382,17 @@ def test_json(tmp_path, command_of, predictor):
         )
     assert {entry["name"] for entry in rows[0]["classes"]} == set(CLASS_NAMES)
     assert "Zoë" in out and "zoë" in out
+
+
+def test_an_empty_folder_and_a_broken_file(tmp_path, command_of):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_text("no picture")
+    code, _, err = command_of(tmp_path / "empty", tmp_path / "a.png")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "googlenet_flax: 1 of 1 pictures could not be read; there is no picture in "
+        f"{tmp_path / 'empty'}"
+    )
 
 
 def broken_files(folder):
