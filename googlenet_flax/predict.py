@@ -122,13 +122,17 @@ def _decode(
 
     starts = range(0, len(pictures), batch_size)
     chunks = [pictures[start : start + batch_size] for start in starts]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    pool = concurrent.futures.ThreadPoolExecutor()
+    try:
         ahead = pool.map(decode, chunks[0])
         for number, chunk in enumerate(chunks, start=1):
             decoded = list(ahead)
             if number < len(chunks):
                 ahead = pool.map(decode, chunks[number])
             yield chunk, decoded
+    finally:
+        # After Ctrl-C a thread may still wait for a file, possibly forever.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _print_table(predictions: Iterator[Prediction], width: int) -> int:

@@ -4,13 +4,17 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
 from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
 
 RESUME = "mend that and run the same command, which goes on from the last checkpoint"
+
+EXIT_SECONDS = 2  # For threads that are still at work when a command was interrupted.
 
 
 class RunError(Exception):
@@ -87,11 +91,17 @@ def out_of_memory_hint(hint: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_run_error() -> Iterator[None]:
-    """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code."""
+    """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code.
+
+    A command that was asked to stop ends within seconds, even if one of its threads hangs.
+    """
     make_streams_safe()
     try:
         yield
         sys.stdout.flush()
+    except StoppedBySignal as error:
+        tell(str(error))
+        _exit_in_time(error.exit_code)
     except RunError as error:
         tell(str(error))
         sys.exit(error.exit_code)
@@ -100,4 +110,20 @@ def exit_on_run_error() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         tell("interrupted")
-        sys.exit(128 + signal.SIGINT)
+        _exit_in_time(128 + signal.SIGINT)
+
+
+def _exit_in_time(code: int) -> NoReturn:
+    """Exits, and waits for other threads for `EXIT_SECONDS` at most.
+
+    `sys.exit` waits for them without limit, and a thread that reads from a network file
+    system may hang forever. Processes that train together wait for each other on exit,
+    which takes longer and has a limit of its own.
+    """
+    if not jax.distributed.is_initialized():
+        with contextlib.suppress(OSError):  # Nobody reads the output any more.
+            sys.stdout.flush()
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [code])
+        timer.daemon = True
+        timer.start()
+    sys.exit(code)
