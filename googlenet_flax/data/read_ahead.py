@@ -2,11 +2,13 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 import grain
@@ -18,6 +20,7 @@ Element = TypeVar("Element")
 
 MAX_THREADS = 16  # More of them wait for Python and not for pictures.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CLOSE_SECONDS = 1  # Then a process that has not ended by itself is killed.
 
 
 def read_ahead(
@@ -25,7 +28,8 @@ def read_ahead(
 ) -> Generator[Element, None, None]:
     """The elements of a data set in order, computed ahead of time.
 
-    Closing the generator ends the threads or processes.
+    Closing the generator ends the threads or processes. It does not wait for a thread that
+    hangs, as on a network file system, and kills a process that does.
 
     Args:
       dataset: What it maps must not depend on the thread or process.
@@ -36,10 +40,23 @@ def read_ahead(
       UserError: A worker process died.
     """
     start = _start_processes if workers else _start_threads
+    others = set(multiprocessing.active_children())
     with contextlib.closing(start(dataset, buffer_size, workers)) as iterator:
-        for _ in range(len(dataset)):
-            # NOTE: Kept in no variable: it may lie in shared memory, to be freed in time.
-            yield _next(iterator)
+        try:
+            for _ in range(len(dataset)):
+                # NOTE: Kept in no variable, so that shared memory is freed in time.
+                yield _next(iterator)
+        finally:
+            # Looked up here because grain starts its processes in the background.
+            if started := set(multiprocessing.active_children()) - others:
+                threading.Thread(target=_kill_late, args=[started], daemon=True).start()
+
+
+def _kill_late(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """Kills the processes that are not closed in time; grain waits 25 s for each."""
+    time.sleep(CLOSE_SECONDS)
+    for process in processes:
+        process.kill()
 
 
 def _next(iterator: grain.DatasetIterator[Element]) -> Element:
