@@ -56,9 +56,10 @@ class _Run:
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
         """The loop."""
         experiment = self.experiment
-        self.stop.wait_for_loop = True
         if start_step and experiment.is_eval_due(start_step) and not was_evaluated:
+            self.stop.wait_for_loop = True
             self.evaluate_and_save(state, start_step)  # It stopped just before.
+        step = start_step
         with closing(experiment.batches(start_step)) as batches:
             for step, batch in enumerate(batches, start_step + 1):
                 self.profile.before(step)
@@ -70,6 +71,23 @@ class _Run:
                 self.progress.advance()
                 self.losses.add(step, device_metrics)
                 self.after_step(state, step)
+            try:
+                coming = self.stop.interruptible(batches)
+                for step, batch in enumerate(coming, start_step + 1):
+                    self.stop.wait_for_loop = True
+                    self.profile.before(step)
+                    state, device_metrics = experiment.train_step(step - 1)(state, batch)
+                    self.profile.after(step, state)
+                    if step == start_step + 1:
+                        jax.block_until_ready(state)
+                        self.progress.restart_clock(step)  # The first one is slow.
+                    self.progress.advance()
+                    self.unchecked.append((step, device_metrics))
+                    self.after_step(state, step)
+            except StopRequested:  # The next batch did not come.
+                if self.unchecked:
+                    self.check_finite()
+                self.save_and_stop(state, step)
 
     def after_step(self, state: TrainState, step: int) -> None:
         """Logs, evaluates, saves and stops, as is due."""
@@ -102,7 +120,7 @@ class _Run:
         """Evaluates, writes and shows one row, and saves the state with it."""
         started = time.monotonic()
         try:
-            metrics = self.experiment.evaluate(state, before_batch=self.stop.check)
+            metrics = self.experiment.evaluate(state, watch=self.stop.checked)
         except StopRequested:
             self.save_and_stop(state, step)
         if not math.isfinite(metrics["loss"]):
@@ -139,9 +157,11 @@ class _Run:
         )
 
     def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
-        """Saves, waits for the write, and ends the run."""
-        self.save(state)
+        """Saves the state unless it is saved already, and ends the run."""
         self.checkpoints.wait()
+        if self.checkpoints.latest_step != step:
+            self.save(state)
+            self.checkpoints.wait()
         number = self.stop.signal_number
         assert number is not None
         raise StoppedBySignal(

@@ -3,12 +3,16 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 
+Batch = TypeVar("Batch")
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MAX_WAIT_SECONDS = 3  # From a signal until the wait for the next batch is broken off.
 
 
 class StopRequested(Exception):
@@ -28,6 +32,8 @@ class StopRequest:
         self.has_heard = False
         self._num_asked = 0
         self.wait_for_loop = False
+        self._is_waiting = False  # For a batch.
+        self._is_overdue = False
 
     def is_due(self) -> bool:
         """Whether to stop here, in all processes: they must ask equally often."""
@@ -42,6 +48,42 @@ class StopRequest:
     def check(self) -> None:
         """Raises `StopRequested` where it is due."""
         if self.is_due():
+            raise StopRequested
+
+    def interruptible(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches; after a signal, waits for the next one only briefly.
+
+        The threads that read pictures may hang, for example on a network file system, and
+        the loop would then never get to ask whether to stop. Processes that train together
+        keep waiting, because they have to stop at the same step.
+
+        Raises:
+          StopRequested: `MAX_WAIT_SECONDS` after a signal there is no next batch.
+        """
+        iterator = iter(batches)
+        while True:
+            self._is_waiting = True
+            try:
+                if self._is_overdue:
+                    raise StopRequested
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._is_waiting = False
+            yield batch
+
+    def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the batches as `interruptible` does, and calls `check` before each."""
+        for batch in self.interruptible(batches):
+            self.check()
+            yield batch
+
+    def break_off_wait(self, *_: object) -> None:
+        """Handles the alarm that rings `MAX_WAIT_SECONDS` after the first signal."""
+        self._is_overdue = True
+        if self._is_waiting:
+            self._is_waiting = False
             raise StopRequested
 
 
@@ -71,6 +113,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             request.signal_number = number
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, request.break_off_wait)
+            signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)
 
     taken = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
     previous = {
@@ -81,5 +125,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        if signal.SIGALRM in previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -22,6 +22,9 @@ from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import (
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.evaluate import EvalStep, Watch, create_eval_step, evaluate_split
+from googlenet_flax.training.step import (
     AXIS_NAME,
     check_batch_divides,
     parallel_train_step,
@@ -113,9 +116,7 @@ class Experiment:
         jitted: Any = self.train_step(step)
         return jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
 
-    def evaluate(
-        self, state: TrainState, before_batch: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+    def evaluate(self, state: TrainState, watch: Watch = iter) -> dict[str, float]:
         """Metrics of the whole `eval_split`; arguments as in `evaluate_split`.
 
         Those of averaged weights begin with `averaged_`.
@@ -128,7 +129,7 @@ class Experiment:
                 self.eval_set,
                 batch_size=self.config.batch_size,
                 num_devices=len(self.devices),
-                before_batch=before_batch,
+                watch=watch,
             )
 
         metrics = evaluate(state.variables)

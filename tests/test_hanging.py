@@ -1,0 +1,225 @@
+"""Pictures whose reading never ends, as on a network file system that is gone."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import REPOSITORY, numpy_variables, preprocess, write_run
+from tiny_run import finish, heard, last_line, saved_steps, start_python
+
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
+from googlenet_flax.training.description import ModelDescription
+
+CLASS_NAMES = ("ant", "bee")
+PICTURES = {"train": 12, "test": 4}  # Of each class.
+BATCH_SIZE = 8
+EPOCH_STEPS = 3
+SEED = 1
+MAX_STOP_SECONDS = 15
+
+# A file of its own, since the processes that decode import it as well.
+PROGRAM = """
+import importlib, os, sys, threading
+from googlenet_flax.data import decode
+
+def read(picture, size, read=decode._read):
+    if str(picture).endswith(os.environ["HANGING"]):
+        print("hanging", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return read(picture, size)
+
+decode._read = read
+if __name__ == "__main__":
+    importlib.import_module(f"googlenet_flax.{sys.argv.pop(1)}").main()
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes, no two pictures alike."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in PICTURES.items():
+        for name in CLASS_NAMES:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def start_hanging(tmp_path, compilation_cache):
+    """Starts a command for which one picture can never be read."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def start_hanging(command, *args, path):
+        env = {**compilation_cache, "HANGING": str(path), "PYTHONPATH": str(REPOSITORY)}
+        with heard():
+            return start_python(tmp_path / "program.py", command, *args, env=env)
+
+    return start_hanging
+
+
+def train_flags(pictures, workdir, workers):
+    fields = {
+        "variant": "seed",  # Compiles faster than the one with batch norm.
+        "width_multiplier": 0.1,
+        "data_dir": pictures,
+        "storage_size": 16,
+        "image_size": 80,
+        "batch_size": BATCH_SIZE,
+        "num_epochs": 2,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "decode_workers": workers,
+        "seed": SEED,
+    }
+    return [
+        *("--config=configs/folder.py", f"--workdir={workdir}"),
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def picture_of_batch(pictures, position):
+    """A picture that the batch at this position of the first epoch begins with."""
+    train = load_folder("train", str(pictures), PictureOptions(storage_size=16))
+    order = TrainingOrder(SEED, 0, EPOCH_STEPS, len(train), BATCH_SIZE)
+    # The first picture of all tells the shape of a batch before the first step.
+    index = next(index for index in order[position] if index)
+    return train.pictures.paths[index]
+
+
+def interrupt(process, after):
+    """Sends Ctrl-C once a reader hangs and the lines `after` were said; returns stderr."""
+    waited_for, said = {"hanging", *after}, ""
+    while waited_for:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+        waited_for -= {text for text in waited_for if text in line}
+    time.sleep(1)  # So that nothing is left to do but to wait.
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert time.monotonic() - sent < MAX_STOP_SECONDS
+    assert code == 128 + signal.SIGINT, said + err
+    return err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("position", "workers"), [(2, 0), (1, 1)])
+def test_training_stops_and_goes_on(tmp_path, pictures, start_hanging, position, workers):
+    """With step 2 saved before the signal, and with step 1 saved because of it."""
+    workdir = tmp_path / "run"
+    flags = train_flags(pictures, workdir, workers)
+    path = picture_of_batch(pictures, position)
+    process = start_hanging("main", *flags, path=path)
+    err = interrupt(process, after=[f"step {position}/"])
+    assert last_line(err) == (
+        f"googlenet_flax: stopped by SIGINT after step {position}; the state is saved: "
+        "run the same command to go on"
+    )
+    assert saved_steps(workdir) == [position]
+    code, out, err = finish(start_hanging("main", *flags, path="none"))
+    assert code == 0, err
+    assert f"resuming after step {position}" in out
+
+
+@pytest.mark.faults
+def test_training_stops_before_the_first_step(tmp_path, pictures, start_hanging):
+    flags = train_flags(pictures, tmp_path / "run", workers=0)
+    process = start_hanging("main", *flags, path=picture_of_batch(pictures, 0))
+    err = interrupt(process, after=[])
+    assert last_line(err) == "googlenet_flax: stopped by SIGINT before the first step"
+    assert saved_steps(tmp_path / "run") == []
+
+
+@pytest.mark.faults
+def test_training_stops_in_an_evaluation(tmp_path, pictures, start_hanging):
+    flags = train_flags(pictures, tmp_path / "run", workers=0)
+    process = start_hanging("main", *flags, path=pictures / "test" / "bee" / "3.png")
+    err = interrupt(process, after=[f"step {EPOCH_STEPS}/"])
+    assert f"stopped by SIGINT after step {EPOCH_STEPS}; the state is saved" in err
+    assert max(saved_steps(tmp_path / "run")) == EPOCH_STEPS
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, pictures):
+    """A network that was trained on the pictures."""
+    description = ModelDescription(
+        variant="bn",
+        width_multiplier=0.1,
+        dtype="float32",
+        class_names=CLASS_NAMES,
+        preprocess=preprocess(storage_size=16, image_size=80, crop_fraction=0.875),
+    )
+    return write_run(
+        tmp_path_factory.mktemp("run"),
+        description,
+        numpy_variables(description.create_model()),
+        dataset="folder",
+        data_dir=str(pictures),
+        eval_split="test",
+        batch_size=BATCH_SIZE,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict",
+        *(pytest.param(c, marks=pytest.mark.faults) for c in ("evaluate", "report")),
+    ],
+)
+def test_other_commands_end(pictures, workdir, start_hanging, command):
+    path = pictures / "test" / "bee" / "3.png"
+    paths = [pictures / "test"] if command == "predict" else []
+    process = start_hanging(command, f"--workdir={workdir}", *paths, path=path)
+    assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"
+
+
+def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
+    """The batch that is there in time still comes, so that its step can be made."""
+    monkeypatch.setattr(stop_request, "MAX_WAIT_SECONDS", 0.2)
+    handler = signal.getsignal(signal.SIGALRM)
+
+    def batches():
+        yield "before the signal"
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield "after the signal"
+        threading.Event().wait(30)
+
+    with stop_on_signal() as request:
+        request.wait_for_loop = True
+        coming = request.interruptible(batches())
+        assert [next(coming), next(coming)] == ["before the signal", "after the signal"]
+        with pytest.raises(StopRequested):
+            next(coming)
+        assert request.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_no_wait_begins_long_after_the_signal(monkeypatch):
+    monkeypatch.setattr(stop_request, "MAX_WAIT_SECONDS", 0.1)
+    with stop_on_signal() as request:
+        request.wait_for_loop = True
+        coming = request.interruptible(iter("ab"))
+        assert next(coming) == "a"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # As long as a slow step.
+        with pytest.raises(StopRequested):
+            next(coming)
+
+
+def test_without_a_signal_all_batches_come():
+    with stop_on_signal() as request:
+        assert list(request.interruptible("abc")) == ["a", "b", "c"]
+        assert list(request.checked("abc")) == ["a", "b", "c"]
