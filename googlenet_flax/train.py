@@ -35,9 +35,10 @@ from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.training.loss_watch import LossWatch, not_finite
-from googlenet_flax.training.state import TrainState
+from googlenet_flax.training.state import Batch, Metrics, TrainState
 
-MAX_NAMED = 5  # Of the unreadable pictures, in one line.
+MAX_NAMED = 5  # Unreadable pictures named in one line.
+FINISHED = "finished before; nothing left to do"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,40 +55,38 @@ class _Run:
     losses: LossWatch = dataclasses.field(default_factory=LossWatch)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
-        """The loop."""
+        """Makes all updates after `start_step`, and what is due after each."""
         experiment = self.experiment
         if start_step and experiment.is_eval_due(start_step) and not was_evaluated:
             self.stop.wait_for_loop = True
             self.evaluate_and_save(state, start_step)  # It stopped just before.
         step = start_step
-        with closing(experiment.batches(start_step)) as batches:
-            for step, batch in enumerate(batches, start_step + 1):
-                self.profile.before(step)
-                state, device_metrics = experiment.train_step(step - 1)(state, batch)
-                self.profile.after(step, state)
-                if step == start_step + 1:
-                    jax.block_until_ready(state)
-                    self.progress.restart_clock(step)  # The first one is slow.
-                self.progress.advance()
-                self.losses.add(step, device_metrics)
-                self.after_step(state, step)
-            try:
-                coming = self.stop.interruptible(batches)
-                for step, batch in enumerate(coming, start_step + 1):
+        try:
+            with closing(experiment.batches(start_step)) as batches:
+                for batch in self.stop.interruptible(batches):
                     self.stop.wait_for_loop = True
-                    self.profile.before(step)
-                    state, device_metrics = experiment.train_step(step - 1)(state, batch)
-                    self.profile.after(step, state)
-                    if step == start_step + 1:
-                        jax.block_until_ready(state)
-                        self.progress.restart_clock(step)  # The first one is slow.
-                    self.progress.advance()
-                    self.unchecked.append((step, device_metrics))
+                    state, metrics = self.update(
+                        state, batch, step, is_first=step == start_step
+                    )
+                    step += 1
+                    self.losses.add(step, metrics)
                     self.after_step(state, step)
-            except StopRequested:  # The next batch did not come.
-                if self.unchecked:
-                    self.check_finite()
-                self.save_and_stop(state, step)
+        except StopRequested:  # The next batch did not come.
+            self.losses.check()
+            self.save_and_stop(state, step)
+
+    def update(
+        self, state: TrainState, batch: Batch, step: int, *, is_first: bool
+    ) -> tuple[TrainState, Metrics]:
+        """Makes the update after `step` updates; the first one compiles, and is slow."""
+        self.profile.before(step + 1)
+        state, metrics = self.experiment.train_step(step)(state, batch)
+        self.profile.after(step + 1, state)
+        if is_first:
+            jax.block_until_ready(state)
+            self.progress.restart_clock(step + 1)
+        self.progress.advance()
+        return state, metrics
 
     def after_step(self, state: TrainState, step: int) -> None:
         """Logs, evaluates, saves and stops, as is due."""
@@ -211,31 +210,24 @@ def train_and_evaluate(
         run_dir = _open_workdir(stack, workdir, config)
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
-        with distributed.together():
-            if checkpoints.latest_step is not None:
-                changes = run_dir.check_resumable(config)
-                if changes:
-                    tell_once(f"the config of this run has changed: {'; '.join(changes)}")
+        _check_config(run_dir, checkpoints, config)
         experiment = create_experiment(config, jax.local_devices())
-        with distributed.together():
-            _check_data(run_dir, experiment, checkpoints)
-            state = _restore(experiment, checkpoints)
+        _check_data(run_dir, experiment, checkpoints)
+        state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
         evaluation = checkpoints.evaluation(start_step)
+        run = _create_run(
+            stack,
+            run_dir,
+            experiment,
+            checkpoints,
+            stop,
+            start_step=start_step,
+            evaluation=evaluation,
+        )
         was_evaluated = evaluation is not None
-        with distributed.together():
-            run = _create_run(
-                stack,
-                run_dir,
-                experiment,
-                checkpoints,
-                stop,
-                start_step=start_step,
-                evaluation=evaluation,
-            )
         is_finished = start_step >= experiment.total_steps and was_evaluated
-        with distributed.together():
-            state = _start(experiment, state, run.progress, is_finished=is_finished)
+        state = _start(experiment, state, run.progress, is_finished=is_finished)
         run.train(state, start_step, was_evaluated=was_evaluated)
         checkpoints.wait()
         best_step = checkpoints.best_step
@@ -247,7 +239,7 @@ def train_and_evaluate(
 def _open_workdir(
     stack: ExitStack, path: str | os.PathLike[str], config: Config
 ) -> Workdir:
-    """The directory of the run, owned by the first process and seen by all."""
+    """Returns the directory of the run, owned by the first process and seen by all."""
     with distributed.together():
         if config.distributed and not jax.distributed.is_initialized():
             raise UserError(
@@ -265,6 +257,16 @@ def _open_workdir(
     return run_dir
 
 
+@distributed.together()
+def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
+    """Refuses to continue a run under a config that makes it another run."""
+    if checkpoints.latest_step is not None:
+        changes = run_dir.check_resumable(config)
+        if changes:
+            tell_once(f"the config of this run has changed: {'; '.join(changes)}")
+
+
+@distributed.together()
 def _create_run(
     stack: ExitStack,
     run_dir: Workdir,
@@ -358,6 +360,7 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
         )
 
 
+@distributed.together()
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
     """The newest saved state; None if nothing was ever saved.
 
@@ -386,42 +389,39 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
     return state
 
 
+@distributed.together()
 def _start(
     experiment: Experiment,
-    state: TrainState | None,
+    restored: TrainState | None,
     progress: Progress,
     *,
     is_finished: bool,
 ) -> TrainState:
-    """The state to begin with, and the step compiled; says what runs.
+    """Returns the state to begin with; says what runs, and compiles the step.
 
-    Compiling has a thread of its own: a fresh state is made meanwhile, and a signal is
-    heard. With other weights, something may have to be said that should not wait for it.
-    Only one process alone can compile a `pmap` before its first call.
+    Compiling has a thread of its own, so that a fresh state is made meanwhile and signals
+    are heard. Of several processes each compiles with its first call, since a `pmap` over
+    all of them cannot be compiled by one alone.
     """
-    is_alone = distributed.num_processes() == 1
-    from_scratch = state is None and not experiment.config.init_from
+    state, origin = _known_state(experiment, restored)
+    state_like = jax.eval_shape(experiment.create_state if state is None else lambda: state)
+    progress.say(_summary(experiment, state_like, origin if not is_finished else FINISHED))
+    compiles = distributed.num_processes() == 1 and not is_finished
     with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
-        compiling = []
-        if from_scratch and is_alone:
-            state_like = jax.eval_shape(experiment.create_state)
-            compiling.append(pool.submit(experiment.compile_train_step, state_like, 0))
-        state, origin = _first_state(experiment, state)
-        if is_finished:
-            origin = "finished before; nothing left to do"
-        progress.say(_summary(experiment, state, origin))
-        if is_alone and not from_scratch and not is_finished:
-            state_like = jax.eval_shape(lambda: state)
-            step = int(state.step)
-            compiling.append(pool.submit(experiment.compile_train_step, state_like, step))
-        for future in compiling:
-            give_large_steps_back(future.result())
+        compiling = None
+        if compiles:
+            step = 0 if state is None else int(state.step)
+            compiling = pool.submit(experiment.compile_train_step, state_like, step)
+        if state is None:
+            state = fresh_state(experiment)
+        if compiling is not None:
+            give_large_steps_back(compiling.result())
     return state
 
 
 @contextmanager
 def _garbage_kept() -> Iterator[None]:
-    """For tracing, a fifth of which went into looking through objects that stay."""
+    """Turns the garbage collector off, which took a fifth of the time of tracing."""
     gc.disable()
     try:
         yield
@@ -429,17 +429,20 @@ def _garbage_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _first_state(
+def _known_state(
     experiment: Experiment, restored: TrainState | None
-) -> tuple[TrainState, str]:
-    """The restored state or a fresh one, in the same place; and where it is from."""
+) -> tuple[TrainState | None, str]:
+    """Returns the state that is restored or taken from another run, and its origin.
+
+    The state is None where the run starts from scratch.
+    """
     if restored is not None:
         return restored, f"resuming after step {int(restored.step)}"
-    state = fresh_state(experiment)
     init_from = experiment.config.init_from
     if not init_from:
-        return state, "from scratch"
-    return warm_start(state, Workdir(init_from), experiment.description, experiment.devices)
+        return None, "from scratch"
+    fresh, description = fresh_state(experiment), experiment.description
+    return warm_start(fresh, Workdir(init_from), description, experiment.devices)
 
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:

@@ -14,6 +14,7 @@ from tiny_run import finish, heard, last_line, saved_steps, start_python
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.runtime import signals
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 from googlenet_flax.training.description import ModelDescription
 
@@ -188,7 +189,7 @@ def test_other_commands_end(pictures, workdir, start_hanging, command):
 
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
     """The batch that is there in time still comes, so that its step can be made."""
-    monkeypatch.setattr(stop_request, "MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(signals, "MAX_WAIT_SECONDS", 0.2)
     handler = signal.getsignal(signal.SIGALRM)
 
     def batches():
@@ -208,7 +209,7 @@ def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
 
 
 def test_no_wait_begins_long_after_the_signal(monkeypatch):
-    monkeypatch.setattr(stop_request, "MAX_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(signals, "MAX_WAIT_SECONDS", 0.1)
     with stop_on_signal() as request:
         request.wait_for_loop = True
         coming = request.interruptible(iter("ab"))

@@ -18,6 +18,7 @@ from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
 Sums = tuple[Mapping[str, np.ndarray], np.ndarray]
+Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
 EvalStep = Callable[[dict, Batch], tuple[Metrics, jax.Array]]
 
 
@@ -41,7 +42,7 @@ def evaluate_split(
     *,
     batch_size: int,
     num_devices: int,
-    before_batch: Callable[[], None] = lambda: None,
+    watch: Watch = iter,
 ) -> dict[str, float]:
     """Computes the mean of each of the `example_metrics` over a split.
 
@@ -52,16 +53,17 @@ def evaluate_split(
       batch_size: Examples per step in all processes together, rounded up to a multiple of
         the devices. Each process reads and evaluates its share.
       num_devices: Devices of the step in this process.
-      before_batch: Called before each batch; what it raises ends the evaluation.
+      watch: Passes the batches on one by one; what it raises ends the evaluation.
     """
 
     def sum_batch(batch: Batch) -> Sums:
-        before_batch()
         return jax.device_get(
             parallel_step(variables, split_over_devices(batch, num_devices))
         )
 
-    return mean_over_split(sum_batch, split, batch_size=batch_size, num_devices=num_devices)
+    return mean_over_split(
+        sum_batch, split, batch_size=batch_size, num_devices=num_devices, watch=watch
+    )
 
 
 def mean_over_split(
@@ -70,6 +72,7 @@ def mean_over_split(
     *,
     batch_size: int,
     num_devices: int,
+    watch: Watch = iter,
 ) -> dict[str, float]:
     """Adds up what `sum_batch` returns for each batch, and divides by the examples."""
     num_devices *= distributed.num_processes()
@@ -77,7 +80,7 @@ def mean_over_split(
     rows = distributed.own_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
     counted = expected = 0.0
-    for batch in padded_batches(split, np.arange(len(split)), batch_size, rows):
+    for batch in watch(padded_batches(split, np.arange(len(split)), batch_size, rows)):
         batch_sums, count = sum_batch(batch)
         counted += float(np.sum(count))
         expected += float(np.sum(batch["mask"]))

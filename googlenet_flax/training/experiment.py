@@ -17,14 +17,16 @@ from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
-from googlenet_flax.training.evaluation import EvalStep, create_eval_step, evaluate_split
+from googlenet_flax.training.evaluation import (
+    EvalStep,
+    Watch,
+    create_eval_step,
+    evaluate_split,
+)
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import (
-from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.evaluate import EvalStep, Watch, create_eval_step, evaluate_split
-from googlenet_flax.training.step import (
     AXIS_NAME,
     check_batch_divides,
     parallel_train_step,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from googlenet_flax.runtime.errors import NotFiniteError
-from googlenet_flax.training.step import Metrics
+from googlenet_flax.training.state import Metrics
 
 
 class LossWatch:
@@ -23,7 +23,7 @@ class LossWatch:
         """Checks the losses of all steps added since the last check.
 
         Returns:
-          The metrics of the last step.
+          The metrics of the last step; empty where none was added.
 
         Raises:
           NotFiniteError: Names the first step with a loss that is NaN or infinite.
@@ -32,9 +32,9 @@ class LossWatch:
         for (step, metrics), loss in zip(self._unchecked, losses, strict=True):
             if not math.isfinite(loss.item()):
                 raise not_finite(_to_floats(metrics), step)
-        _, last = self._unchecked[-1]
+        last = _to_floats(self._unchecked[-1][1]) if self._unchecked else {}
         self._unchecked.clear()
-        return _to_floats(last)
+        return last
 
 
 def not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
