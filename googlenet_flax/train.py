@@ -341,7 +341,8 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
     Raises:
       UserError: Names what has changed since the newest checkpoint.
     """
-    data, class_names = experiment.data, experiment.description.class_names
+    with distributed.together():
+        data, class_names = experiment.data, experiment.description.class_names
     distributed.check_same(
         {"the data": dataclasses.asdict(data), "the classes": list(class_names)},
         "all processes must read the same data",
@@ -352,12 +353,13 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
     before = checkpoints.describe_data(step)
     changes = class_changes(checkpoints.describe(step).class_names, class_names)
     changes += [] if before is None else data.changes_since(before)
-    if changes:
-        raise UserError(
-            f"workdir {str(run_dir.path)!r} holds a run on other data: "
-            f"{'; '.join(changes)}. Restore the data, or train in another --workdir, from "
-            f"these weights with --config.init_from={run_dir.path}"
-        )
+    with distributed.together():
+        if changes:
+            raise UserError(
+                f"workdir {str(run_dir.path)!r} holds a run on other data: "
+                f"{'; '.join(changes)}. Restore the data, or train in another --workdir, "
+                f"from these weights with --config.init_from={run_dir.path}"
+            )
 
 
 @distributed.together()
