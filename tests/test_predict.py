@@ -20,8 +20,8 @@ from conftest import (
 
 from googlenet_flax import predict as command
 from googlenet_flax.data import ImageSet, load_split
-from googlenet_flax.predict import find_pictures, predict
 from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.prediction import find_pictures, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
