@@ -1,5 +1,6 @@
 """Pictures whose reading never ends, as on a network file system that is gone."""
 
+import json
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import REPOSITORY, numpy_variables, preprocess, write_run
-from tiny_run import finish, heard, last_line, saved_steps, start_python
+from tiny_run import finish, heard, last_line, saved_steps, start, start_python
 
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
@@ -185,6 +186,24 @@ def test_other_commands_end(pictures, workdir, start_hanging, command):
     paths = [pictures / "test"] if command == "predict" else []
     process = start_hanging(command, f"--workdir={workdir}", *paths, path=path)
     assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"
+
+
+@pytest.mark.faults
+def test_a_pipe_is_named(tmp_path, pictures, workdir, compilation_cache):
+    os.mkfifo(tmp_path / "pipe.png")
+    good = pictures / "test" / "ant" / "0.png"
+    flags = [f"--workdir={workdir}", "--json"]
+    process = start("predict", *flags, tmp_path / "pipe.png", good, env=compilation_cache)
+    code, out, err = finish(process)
+    assert code == 2
+    assert [json.loads(line)["picture"] for line in out.splitlines()] == [
+        str(tmp_path / "pipe.png"),
+        str(good),
+    ]
+    assert err.splitlines() == [
+        f"googlenet_flax: {tmp_path / 'pipe.png'} cannot be read: not a regular file",
+        "googlenet_flax: 1 of 2 pictures could not be read",
+    ]
 
 
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
