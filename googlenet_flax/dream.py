@@ -5,6 +5,7 @@ python -m googlenet_flax.dream --workdir=DIR --layer=classifier --channel=cat --
 """
 
 import argparse
+import pathlib
 
 from googlenet_flax.analysis.dream import FROM_NOISE, FROM_PICTURE, PICTURE_SIZE, draw
 from googlenet_flax.analysis.endpoints import ENDPOINTS
@@ -34,7 +35,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--layer", required=True, help=f"what is to respond: {', '.join(ENDPOINTS)}")
     add("--channel", default="", help="one channel of it; of a classifier, a class")
     add("--image", default="", help="picture to begin with; default: grey noise")
-    add("--out", required=True, help="PNG file to write")
+    add("--out", required=True, type=pathlib.Path, help="PNG file to write")
     add("--size", type=int, help=f"longer side in pixels; default: {SIZE_DEFAULT}")
     add_setting("octaves", "sizes at most, each 1.4 times the one before")
     add_setting("steps", "for each octave")

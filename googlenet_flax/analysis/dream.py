@@ -186,7 +186,7 @@ def draw(
     layer: str,
     channel: str,
     image: str,
-    out: str,
+    out: pathlib.Path,
     size: int | None,
     seed: int,
     **settings: float | None,
@@ -200,17 +200,13 @@ def draw(
       UserError: No such run, layer, channel or picture, or a result without a place.
     """
     _check_limits({**settings, "size": size, "seed": seed})
-    file = pathlib.Path(out)
-    check_output(file)
+    check_output(out)
     predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
     description = predictor.description
     objective = choose_objective(layer, channel, description)
     noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
-    if image:
-        start = load_picture(image, size)
-    else:
-        side = size or description.preprocess.image_size
-        start = grey_noise(noise_rng, side, side)
+    side = size or description.preprocess.image_size
+    start = load_picture(image, size) if image else grey_noise(noise_rng, side, side)
     climb = choose_settings(image, settings)
     pixels, octave = _dream(predictor, start, objective, climb, jitter_rng)
     what = f"{layer} channel {channel}" if channel else layer
@@ -218,9 +214,9 @@ def draw(
         raise UserError(
             f"{what} does not respond at all: choose another --channel, --image or --seed"
         )
-    save_picture(pixels, file)
+    save_picture(pixels, out)
     return (
-        f"{printable(file)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {what} "
+        f"{printable(out)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {what} "
         f"from {octave.before:.4g} to {octave.after:.4g}"
     )
 
