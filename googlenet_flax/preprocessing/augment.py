@@ -1,4 +1,4 @@
-"""Random changes to training images, on the device; each example has its own key."""
+"""Random augmentation of training images on the device, with a key for each example."""
 
 import dataclasses
 import math
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS, crop_boxes, resample
 from googlenet_flax.preprocessing.preprocess import Preprocess, as_rgb, whole_extents
 
-CROP_ATTEMPTS = 10  # Boxes drawn before the largest one is taken instead.
+CROP_ATTEMPTS = 10  # Boxes drawn before the largest allowed box is taken.
 FLIPS = ("none", "random", "alternating")
-LUMA = (0.299, 0.587, 0.114)  # Rec. ITU-R BT.601: how bright red, green and blue look.
+LUMA = (0.299, 0.587, 0.114)  # Weights of red, green and blue, Rec. ITU-R BT.601.
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Crops, mirror images and photometric distortion; every part can be off."""
+    """Random crops, flips and photometric distortion, each of which can be off."""
 
-    crop_padding_pixels: int  # Added on each side before cropping; 0 does not crop.
-    crop_min_area: float  # Smallest fraction of the picture a crop may be; 1 is off.
-    crop_max_aspect: float  # Of a crop; the least is its inverse.
+    crop_padding_pixels: int  # Padding on each side before a crop; 0 is off.
+    crop_min_area: float  # Smallest area of a crop, as a fraction of the picture; 1 is off.
+    crop_max_aspect: float  # Largest aspect ratio of a crop; the smallest is its inverse.
     flip: str  # One of `FLIPS`.
-    color_jitter: float  # Factors are 1 minus to 1 plus this; 0 is off.
-    interpolations: tuple[str, ...]  # Of `INTERPOLATIONS`, each as likely as the others.
-    cutout_fraction: float  # Of the input's side, that an erased square takes; 0 is off.
+    color_jitter: float  # Factors lie between 1 minus this and 1 plus this; 0 is off.
+    interpolations: tuple[str, ...]  # Some of `INTERPOLATIONS`, equally likely.
+    cutout_fraction: float  # Part of the input's side that a square erases; 0 is off.
 
     def __call__(
         self,
@@ -35,19 +35,23 @@ class Augment:
         extents: jax.Array | None = None,
         flips: jax.Array | None = None,
     ) -> jax.Array:
-        """Images as the network sees them in training, float32 `[B, H, W, 3]`.
+        """Augments and preprocesses images of a training batch.
 
         Args:
           images: uint8 `[B, h, w, 1 or 3]`, RGB.
           rngs: keys `[B]`; image `i` uses only `rngs[i]`.
-          preprocess: Of the network.
-          extents: As in `Preprocess`.
-          flips: bool `[B]`, which to mirror where `flip` is `"alternating"`.
+          preprocess: Preprocessing of the network.
+          extents: Height and width of each picture, as `Preprocess` takes them.
+          flips: bool `[B]`, true for the images to mirror where `flip` is
+            `"alternating"`.
+
+        Returns:
+          The network's input, float32 `[B, H, W, 3]`.
         """
-        shift_rngs, crop_rngs, flip_rngs, colour_rngs = jax.vmap(
+        shift_rngs, crop_rngs, flip_rngs, color_rngs = jax.vmap(
             lambda rng: jax.random.split(rng, 4), out_axes=1
         )(rngs)
-        # Folded in, so that the other parts draw what they drew without these.
+        # Splitting into six keys instead would change the four keys above.
         method_rngs, cutout_rngs = jax.vmap(
             lambda rng: (jax.random.fold_in(rng, 4), jax.random.fold_in(rng, 5))
         )(rngs)
@@ -64,7 +68,7 @@ class Augment:
                 boxes = crop_boxes(extents, preprocess.crop)
             pixels = images.astype(jnp.float32)
             pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
-            pixels = as_rgb(jnp.clip(pixels, 0, 255))  # A cubic overshoots.
+            pixels = as_rgb(jnp.clip(pixels, 0, 255))  # Cubic weights overshoot.
         else:
             pixels = preprocess.cut(images, extents)
         if self.flip != "none":
@@ -73,24 +77,24 @@ class Augment:
             assert flips is not None
             pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
         if self.color_jitter:
-            pixels = jax.vmap(self._distort)(pixels, colour_rngs)
+            pixels = jax.vmap(self._distort)(pixels, color_rngs)
         pixels = preprocess.normalise(pixels)
         if self.cutout_fraction:
             pixels = jax.vmap(self._cut_out)(pixels, cutout_rngs)
         return pixels
 
     def _shift(self, image: jax.Array, rng: jax.Array) -> jax.Array:
-        """A crop of the zero-padded image, of its own size."""
+        """Pads an image with zeros and cuts a random crop of its original size."""
         pad = self.crop_padding_pixels
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
         row, column = jax.random.randint(rng, (2,), 0, 2 * pad + 1)
         return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
 
     def _draw_box(self, extent: jax.Array, rng: jax.Array) -> jax.Array:
-        """A box `[4]` in a picture of `extent`: top, left, height, width (section 6).
+        """Draws a box `[4]` in a picture: top, left, height and width (section 6).
 
-        Area uniform between `crop_min_area` and the whole picture, aspect ratio (width by
-        height) log-uniform.
+        The area is uniform between `crop_min_area` and the whole picture, the aspect ratio
+        (width by height) log-uniform.
         """
         area_rng, aspect_rng, place_rng = jax.random.split(rng, 3)
         attempts = (CROP_ATTEMPTS,)
@@ -108,30 +112,28 @@ class Augment:
         return jnp.concatenate([corner, size])
 
     def _distort(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
-        """Brightness, contrast and colour of one image `[H, W, 3]`, each by its own factor.
+        """Changes brightness, contrast and color of an image `[H, W, 3]` by random factors.
 
-        Howard 2013, arXiv 1312.5402, which section 6 cites, applies them in random order;
-        but for rounding in between they commute, so here they come at once.
+        Howard 2013, arXiv 1312.5402, which section 6 cites, applies the three changes in
+        random order. Apart from rounding they commute, so one expression applies them all.
         """
         low, high = 1 - self.color_jitter, 1 + self.color_jitter
-        brightness, contrast, colour = jax.random.uniform(
-            rng, (3,), minval=low, maxval=high
-        )
-        grey = jnp.sum(pixels * jnp.asarray(LUMA), axis=-1, keepdims=True)
-        mean = jnp.mean(grey)
-        coloured = grey + colour * (pixels - grey)
-        return jnp.clip(brightness * (mean + contrast * (coloured - mean)), 0, 255)
+        brightness, contrast, color = jax.random.uniform(rng, (3,), minval=low, maxval=high)
+        gray = jnp.sum(pixels * jnp.asarray(LUMA), axis=-1, keepdims=True)
+        mean = jnp.mean(gray)
+        colored = gray + color * (pixels - gray)
+        return jnp.clip(brightness * (mean + contrast * (colored - mean)), 0, 255)
 
     def _draw_method(self, rng: jax.Array) -> jax.Array:
-        """An index into `INTERPOLATIONS` (section 6: random interpolation methods)."""
+        """Draws an index into `INTERPOLATIONS` (section 6: random methods)."""
         names = list(INTERPOLATIONS)
         allowed = jnp.asarray([names.index(name) for name in self.interpolations])
         return jax.random.choice(rng, allowed)
 
     def _cut_out(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
-        """Zeros in a square around a random pixel of `[H, W, 3]` (arXiv 1708.04552).
+        """Sets a square around a random pixel of `[H, W, 3]` to 0 (arXiv 1708.04552).
 
-        It may reach beyond the border, and is smaller there.
+        The part of the square beyond the border is dropped.
         """
         size = pixels.shape[0]
         side = round(self.cutout_fraction * size)
@@ -142,18 +144,18 @@ class Augment:
 
 
 def alternating_flips(rng: jax.Array, indices: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Which examples are mirrored in an epoch: half of them, the others in the next.
+    """Chooses the examples to mirror: a random half in even epochs, the others in odd ones.
 
-    Jordan 2024, arXiv 2404.00498, section 3.6: no example is seen twice in a row the same
-    way.
+    No example is seen the same way in two consecutive epochs (Jordan 2024, arXiv
+    2404.00498, section 3.6).
 
     Args:
-      rng: The same throughout a run.
+      rng: Key that stays the same throughout a run.
       indices: int `[B]`, numbers of the examples.
-      epoch: int `[]`.
+      epoch: int `[]`, number of the epoch.
 
     Returns:
-      bool `[B]`.
+      bool `[B]`, true for the examples to mirror.
     """
     bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(rng, index)))
     return bits(indices) ^ (epoch % 2 == 1)

@@ -1,4 +1,4 @@
-"""Which squares of a picture the network looks at."""
+"""Square crops of pictures, and their resampling to the size of the network's input."""
 
 import itertools
 from typing import NamedTuple
@@ -6,34 +6,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-CROP_NUMBERS = (1, 2, 6, 10, 144)  # 1, 10 and 144 are Table 3 of the paper.
-TRAINING_PIXELS = 224  # The crops of the literature are 224 pixels of a resized picture.
-ONE_SCALE = (256,)  # Shorter side after resizing, in pixels.
-PAPER_SCALES = (256, 288, 320, 352)  # Section 7.
+CROP_NUMBERS = (1, 2, 6, 10, 144)  # Table 3 of the paper has 1, 10 and 144.
+TRAINING_PIXELS = 224  # Side of the crops in the literature, cut from a resized picture.
+TEN_CROP_SCALE = 256  # Shorter side of the resized picture in pixels.
+PAPER_SCALES = (256, 288, 320, 352)  # The same for the 144 crops of section 7.
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
-CENTRE = (0.5, 0.5)
+CENTER = (0.5, 0.5)
 SHIFT = 1 / 32  # One pixel of a CIFAR picture.
 
 
 class Crop(NamedTuple):
-    """A square inside one of the largest squares of a picture, whatever its size.
+    """A square crop inside a largest square of a picture of any size.
 
-    Positions are fractions of the room there is: 0 is the top or left end, 0.5 the middle
+    A position is a fraction of the free space: 0 is the top or left end, 0.5 the middle
     and 1 the bottom or right end.
     """
 
-    square: float  # Of the largest square, along the picture's longer side.
-    side: float  # Of the crop, as a fraction of the largest square's.
-    row: float  # Of the crop in the largest square.
-    column: float
-    mirror: bool = False  # Left and right exchanged.
-    down: float = 0.0  # Shift as a fraction of the crop's side; beyond the picture its
-    right: float = 0.0  # border is repeated.
+    square: float  # Position of the largest square along the picture's longer side.
+    side: float  # Side of the crop, as a fraction of the side of the largest square.
+    row: float  # Vertical position of the crop in the largest square.
+    column: float  # Horizontal position of the crop in the largest square.
+    mirror: bool = False  # True exchanges left and right.
+    # Shifts as fractions of the crop's side. Beyond the picture its border is repeated.
+    down: float = 0.0
+    right: float = 0.0
 
 
 def central_crop(side: float) -> Crop:
-    """The middle of the picture; `side` is a fraction of its shorter side."""
-    return Crop(0.5, side, *CENTRE)
+    """Returns the central crop; `side` is a fraction of the picture's shorter side."""
+    return Crop(0.5, side, *CENTER)
 
 
 def _with_mirrors(crops: list[Crop]) -> tuple[Crop, ...]:
@@ -44,42 +45,42 @@ def _with_mirrors(crops: list[Crop]) -> tuple[Crop, ...]:
 
 
 def ten_crops() -> tuple[Crop, ...]:
-    """Corners and centre of the middle square, and their mirror images.
+    """Returns four corners and the center of the middle square, and their mirror images.
 
-    Krizhevsky et al. 2012, section 4.1: 224 pixels of 256.
+    Krizhevsky et al. 2012, section 4.1, cut 224 pixels from 256.
     """
-    side = TRAINING_PIXELS / ONE_SCALE[0]
-    return _with_mirrors([Crop(0.5, side, *place) for place in (*CORNERS, CENTRE)])
+    side = TRAINING_PIXELS / TEN_CROP_SCALE
+    return _with_mirrors([Crop(0.5, side, *place) for place in (*CORNERS, CENTER)])
 
 
 def paper_crops() -> tuple[Crop, ...]:
-    """The 144 crops of the paper's section 7.
+    """Returns the 144 crops of the paper's section 7.
 
-    4 scales x 3 squares (left, middle, right; or top, middle, bottom) x 6 (four corners,
-    centre, and the whole square resized) x 2 mirror images.
+    They are 4 scales x 3 squares (left, middle, right; or top, middle, bottom) x 6 crops
+    (four corners, the center, and the whole square) x 2 (plain and mirrored).
     """
     crops = []
     for scale, square in itertools.product(PAPER_SCALES, (0.0, 0.5, 1.0)):
         side = TRAINING_PIXELS / scale
-        crops += [Crop(square, side, *place) for place in (*CORNERS, CENTRE)]
-        crops.append(Crop(square, 1.0, *CENTRE))
+        crops += [Crop(square, side, *place) for place in (*CORNERS, CENTER)]
+        crops.append(Crop(square, 1.0, *CENTER))
     return _with_mirrors(crops)
 
 
 def shifted_crops(side: float) -> tuple[Crop, ...]:
-    """The central crop, the same shifted up left and down right, and the mirror images."""
-    centre = central_crop(side)
-    shifts = [centre._replace(down=shift, right=shift) for shift in (0.0, -SHIFT, SHIFT)]
+    """Returns three crops (central, shifted up left, shifted down right), and mirrors."""
+    center = central_crop(side)
+    shifts = [center._replace(down=shift, right=shift) for shift in (0.0, -SHIFT, SHIFT)]
     return _with_mirrors(shifts)
 
 
 def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
-    """What to average over.
+    """Returns the crops whose predictions are averaged; None is the network's own crop.
 
     Args:
-      number: 1, the network's own crop, here None; 2, it and its mirror image; 6, both
-        shifted too; 10 or 144 crops of the papers.
-      side: Of the network's own crop, as a fraction of the picture's shorter side.
+      number: 1 for the network's own crop, 2 for this crop and its mirror image, 6 for
+        `shifted_crops`, 10 for `ten_crops`, 144 for `paper_crops`.
+      side: Side of the network's own crop, as a fraction of the picture's shorter side.
     """
     return {
         1: (None,),
@@ -91,11 +92,14 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
-    """Boxes float32 `[B, 4]` of a crop: top, left, height and width in pixels.
+    """Computes the box of a crop in each picture.
 
     Args:
       extents: int `[B, 2]`, height and width of each picture in pixels.
-      crop: The same for all; its numbers may be traced.
+      crop: The crop, the same for all pictures; its numbers may be traced.
+
+    Returns:
+      float32 `[B, 4]`: top, left, height and width in pixels.
     """
     sizes = extents.astype(jnp.float32)
     short = jnp.min(sizes, axis=1, keepdims=True)
@@ -115,8 +119,8 @@ def resample(
 ) -> jax.Array:
     """Cuts a box out of each image and resizes it to a square.
 
-    Half-pixel centres, antialiased where it shrinks, like `jax.image.resize`; pixels
-    beyond the extent have no weight.
+    Like `jax.image.resize`, it uses half-pixel centers and antialiases when it shrinks.
+    Pixels beyond the extent have no weight.
 
     Args:
       images: float `[B, h, w, C]`.
@@ -124,7 +128,7 @@ def resample(
       size: Side of the result in pixels.
       extents: int `[B, 2]`, height and width of each picture, which lies in the top left
         corner of its image.
-      methods: int `[B]`, index into `INTERPOLATIONS`; default: bilinear for all.
+      methods: int `[B]`, indices into `INTERPOLATIONS`; None is bilinear for all.
 
     Returns:
       `[B, size, size, C]` in the dtype of `images`.
@@ -158,12 +162,12 @@ def _interpolation_weights(
     stored: int,
     methods: jax.Array | None,
 ) -> jax.Array:
-    """Weights `[B, size, stored]` of the stored pixels in each new pixel of an axis."""
+    """Computes the weights `[B, size, stored]` of stored pixels in new ones on an axis."""
     step = (length / size)[:, None, None]  # Stored pixels per new pixel.
-    centres = start[:, None, None] + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
+    centers = start[:, None, None] + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
     limits = extent[:, None, None]
-    centres = jnp.clip(centres, -0.5, limits - 0.5)  # A shifted box repeats the border.
-    distance = jnp.abs(jnp.arange(stored) - centres)
+    centers = jnp.clip(centers, -0.5, limits - 0.5)  # A shifted box repeats the border.
+    distance = jnp.abs(jnp.arange(stored) - centers)
     if methods is None:
         weights = _bilinear(distance, step)
     else:
@@ -178,7 +182,7 @@ def _bilinear(distance: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _cubic(distance: jax.Array, step: jax.Array) -> jax.Array:
-    """Keys 1981 with a = -0.5, as in `jax.image`."""
+    """Computes the cubic kernel of Keys 1981 with a = -0.5, the one of `jax.image`."""
     x = distance / jnp.maximum(step, 1)
     near = (1.5 * x - 2.5) * x**2 + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -186,20 +190,20 @@ def _cubic(distance: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _area(distance: jax.Array, step: jax.Array) -> jax.Array:
-    """How much of a stored pixel the new one covers."""
+    """Computes the part of a stored pixel that the new one covers."""
     return jnp.clip((1 + step) / 2 - distance, 0, jnp.minimum(1, step))
 
 
 def _nearest(distance: jax.Array, step: jax.Array) -> jax.Array:
-    """One stored pixel; the last of two at the same distance, as in `jax.image`."""
+    """Selects the nearest stored pixel; of two, the last one, like `jax.image`."""
     del step
     stored = distance.shape[-1]
     nearest = stored - 1 - jnp.argmin(distance[..., ::-1], axis=-1)
     return jax.nn.one_hot(nearest, stored, dtype=distance.dtype)
 
 
-# By the distance of a stored pixel from the centre of a new one, in stored pixels, and the
-# number of stored pixels per new one.
+# Each function returns weights. Its arguments are the distance of a stored pixel from the
+# center of a new one, in stored pixels, and the number of stored pixels per new one.
 INTERPOLATIONS = {
     "bilinear": _bilinear,
     "cubic": _cubic,

@@ -1,4 +1,4 @@
-"""From stored uint8 images to the network's input, on the device, inside the step."""
+"""Preprocessing of stored uint8 images on the device: crop, resize and normalize."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from googlenet_flax.preprocessing.crops import Crop, central_crop, crop_boxes, r
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """What turns stored pixels into what the network was trained on.
+    """Deterministic preprocessing of stored images into the network's input.
 
-    It travels with the checkpoint, so that evaluation and prediction repeat it exactly:
-    cut out the central square, resize, order the channels, then
-    `(x * input_scale - input_mean) / input_std` with one mean and std per channel, in
-    `channel_order`.
+    It cuts out the central square, resizes it, orders the channels and computes
+    `(x * input_scale - input_mean) / input_std`, with one mean and std per channel in
+    `channel_order`. Every checkpoint stores it, so that evaluation and prediction
+    preprocess as training did.
     """
 
-    storage_size: int  # Longer side, in pixels, that pictures are reduced to when read.
+    storage_size: int  # Longer side in pixels to which pictures are reduced when read.
     image_size: int  # Side of the network's input in pixels.
-    crop_fraction: float  # Of the shorter side, that the central square takes.
+    crop_fraction: float  # Side of the central square, as a fraction of the shorter side.
     input_scale: float
     input_mean: tuple[float, float, float]
     input_std: tuple[float, float, float]
@@ -28,7 +28,7 @@ class Preprocess:
 
     @property
     def crop(self) -> Crop:
-        """What evaluation looks at."""
+        """The central crop that evaluation uses."""
         return central_crop(self.crop_fraction)
 
     def __call__(
@@ -37,17 +37,17 @@ class Preprocess:
         """Maps uint8 `[B, h, w, 1 or 3]` in RGB to float32 `[B, H, W, 3]`.
 
         Args:
-          images: Grey ones get three equal channels.
+          images: The stored images; a gray one gets three equal channels.
           extents: int `[B, 2]`, height and width of each picture, which lies in the top
-            left corner of its image; default: it fills the image.
-          crop: Another one than evaluation's.
+            left corner of its image; None means that every picture fills its image.
+          crop: The crop to take instead of the one that evaluation uses.
         """
         return self.normalise(self.cut(images, extents, crop))
 
     def cut(
         self, images: jax.Array, extents: jax.Array | None, crop: Crop | None = None
     ) -> jax.Array:
-        """The crop at the network's size: RGB float32 `[B, H, W, 3]`, still 0 to 255."""
+        """Cuts and resizes a crop to RGB float32 `[B, H, W, 3]`, still from 0 to 255."""
         height, width = images.shape[1:3]
         if crop is None and extents is None and self.crop_fraction == 1 and height == width:
             size = (images.shape[0], self.image_size, self.image_size, images.shape[3])
@@ -60,17 +60,17 @@ class Preprocess:
         return as_rgb(jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels))
 
     def normalise(self, pixels: jax.Array) -> jax.Array:
-        """Maps RGB `[B, H, W, 3]`, 0 to 255, to what the network takes."""
+        """Maps RGB from 0 to 255 to the network's channel order, scale, mean and std."""
         x = pixels[..., ::-1] if self.channel_order == "BGR" else pixels
         mean, std = jnp.asarray(self.input_mean), jnp.asarray(self.input_std)
         return (x * self.input_scale - mean) / std
 
 
 def as_rgb(images: jax.Array) -> jax.Array:
-    """Maps `[B, H, W, 1 or 3]` to `[B, H, W, 3]`."""
+    """Repeats a single channel three times: `[B, H, W, 1 or 3]` to `[B, H, W, 3]`."""
     return jnp.broadcast_to(images, (*images.shape[:3], 3))
 
 
 def whole_extents(images: jax.Array) -> jax.Array:
-    """Extents int32 `[B, 2]` of pictures that fill their images `[B, h, w, C]`."""
+    """Returns extents int32 `[B, 2]` of pictures that fill their images `[B, h, w, C]`."""
     return jnp.broadcast_to(jnp.asarray(images.shape[1:3]), (images.shape[0], 2))
