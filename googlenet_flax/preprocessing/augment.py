@@ -57,20 +57,7 @@ class Augment:
         )(rngs)
         if self.crop_padding_pixels:
             images = jax.vmap(self._shift)(images, shift_rngs)
-        methods = None
-        if self.interpolations != ("bilinear",):
-            methods = jax.vmap(self._draw_method)(method_rngs)
-        if self.crop_min_area < 1 or methods is not None:
-            extents = whole_extents(images) if extents is None else extents
-            if self.crop_min_area < 1:
-                boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
-            else:
-                boxes = crop_boxes(extents, preprocess.crop)
-            pixels = images.astype(jnp.float32)
-            pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
-            pixels = as_rgb(jnp.clip(pixels, 0, 255))  # Cubic weights overshoot.
-        else:
-            pixels = preprocess.cut(images, extents)
+        pixels = self._crop(images, extents, preprocess, crop_rngs, method_rngs)
         if self.flip != "none":
             if self.flip == "random":
                 flips = jax.vmap(jax.random.bernoulli)(flip_rngs)
@@ -89,6 +76,29 @@ class Augment:
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
         row, column = jax.random.randint(rng, (2,), 0, 2 * pad + 1)
         return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+
+    def _crop(
+        self,
+        images: jax.Array,
+        extents: jax.Array | None,
+        preprocess: Preprocess,
+        crop_rngs: jax.Array,
+        method_rngs: jax.Array,
+    ) -> jax.Array:
+        """Cuts the crops of a batch at the network's size, RGB float32 from 0 to 255."""
+        methods = None
+        if self.interpolations != ("bilinear",):
+            methods = jax.vmap(self._draw_method)(method_rngs)
+        if self.crop_min_area == 1 and methods is None:
+            return preprocess.cut(images, extents)
+        extents = whole_extents(images) if extents is None else extents
+        if self.crop_min_area < 1:
+            boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
+        else:
+            boxes = crop_boxes(extents, preprocess.crop)
+        pixels = images.astype(jnp.float32)
+        pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
+        return as_rgb(jnp.clip(pixels, 0, 255))  # Cubic weights overshoot.
 
     def _draw_box(self, extent: jax.Array, rng: jax.Array) -> jax.Array:
         """Draws a box `[4]` in a picture: top, left, height and width (section 6).
