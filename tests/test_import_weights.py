@@ -447,7 +447,7 @@ def test_transform_input_is_torchvisions_two_steps(files):
     )
     for flag, expected in {False: normalised, True: transformed, None: normalised}.items():
         imported = read("torchvision", files["torchvision"], transform_input=flag)
-        ours = imported.description.preprocess.normalise(jnp.asarray(x))
+        ours = imported.description.preprocess.normalize(jnp.asarray(x))
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 

@@ -119,7 +119,7 @@ def create_ascent(model: GoogLeNet, preprocess: Preprocess, smoothness: float) -
     ) -> jax.Array:
         # Only the heads tie `seed` and `paper` to one size.
         part = model.clone(aux_heads=objective.layer in AUX_TAPS.values())
-        images = preprocess.normalise(jnp.roll(pixels, shift, axis=(0, 1))[None])
+        images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
         found = activations(part, variables, images, [objective.layer])
         return objective(found[objective.layer])
 

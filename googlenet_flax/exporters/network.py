@@ -32,7 +32,7 @@ class Network:
 
         Named as in `GoogLeNetOutput`: `logits` and, with heads, `aux_4a` and `aux_4d`.
         """
-        inputs = self.preprocess.normalise(images)
+        inputs = self.preprocess.normalize(images)
         output: Any = self.model.apply(self.variables, inputs, train=False)
         return {name: value for name, value in vars(output).items() if value is not None}
 

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from googlenet_flax.exporters.network import IMAGES, Network, as_text
-from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import Padding2D
-from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON
+from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, ops
 from googlenet_flax.runtime.errors import missing_package
 
 OPSET = 17  # Of 2022, like the version of the file format: old runtimes read both.
@@ -160,7 +159,7 @@ def walk(network: Network) -> tuple[Graph, list[str]]:
 
 
 def _normalise(graph: Graph, network: Network) -> Map:
-    """As `Preprocess.normalise`, after which channels come first."""
+    """As `Preprocess.normalize`, after which channels come first."""
     preprocess, name = network.preprocess, "preprocess"
 
     def constant(field: str, values: Any) -> str:

@@ -65,7 +65,7 @@ class Augment:
             pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
         if self.color_jitter:
             pixels = jax.vmap(self._distort)(pixels, color_rngs)
-        pixels = preprocess.normalise(pixels)
+        pixels = preprocess.normalize(pixels)
         if self.cutout_fraction:
             pixels = jax.vmap(self._cut_out)(pixels, cutout_rngs)
         return pixels

@@ -42,7 +42,7 @@ class Preprocess:
             left corner of its image; None means that every picture fills its image.
           crop: The crop to take instead of the one that evaluation uses.
         """
-        return self.normalise(self.cut(images, extents, crop))
+        return self.normalize(self.cut(images, extents, crop))
 
     def cut(
         self, images: jax.Array, extents: jax.Array | None, crop: Crop | None = None
@@ -59,7 +59,7 @@ class Preprocess:
         pixels = resample(images.astype(jnp.float32), boxes, self.image_size, extents)
         return as_rgb(jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels))
 
-    def normalise(self, pixels: jax.Array) -> jax.Array:
+    def normalize(self, pixels: jax.Array) -> jax.Array:
         """Maps RGB from 0 to 255 to the network's channel order, scale, mean and std."""
         x = pixels[..., ::-1] if self.channel_order == "BGR" else pixels
         mean, std = jnp.asarray(self.input_mean), jnp.asarray(self.input_std)

@@ -71,7 +71,7 @@ def look_inside(
 
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
-        images = preprocess.normalise(pixels)
+        images = preprocess.normalize(pixels)
         output: Any = model.apply(variables, images, train=False)
         maps = activations(model, variables, images, list(model.inceptions))
         gradients = {}
