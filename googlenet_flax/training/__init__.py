@@ -1,5 +1,5 @@
-"""What a run computes: state, steps, schedules, evaluation, and how devices share them.
+"""The computation of a run: state, steps, schedules, evaluation and sharding.
 
-Nothing here writes files. Where a run is stored is the business of `runs`, and the loop
-over steps is `googlenet_flax.train`.
+Nothing here writes files. Package `runs` stores a run, and `googlenet_flax.train` holds
+the loop over steps.
 """

@@ -1,4 +1,4 @@
-"""Descriptions that travel with a checkpoint: of its network and of its data."""
+"""Descriptions of the network and of the data of a run, saved with each checkpoint."""
 
 import dataclasses
 import itertools
@@ -13,12 +13,12 @@ from googlenet_flax.data.image_set import Split
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
 from googlenet_flax.preprocessing.preprocess import Preprocess
 
-MAX_NAMED_CLASSES = 10  # More would not fit into the line of an error.
+MAX_NAMED_CLASSES = 10  # Longer lists do not fit into one line of an error.
 
 
 @dataclasses.dataclass(frozen=True)
 class DataDescription:
-    """The examples that a run learns from and is evaluated on, without where they lie."""
+    """Sizes and fingerprints of the splits of a run, wherever they are stored."""
 
     train_examples: int
     train_fingerprint: str
@@ -27,7 +27,7 @@ class DataDescription:
 
     @classmethod
     def of(cls, train_set: Split, eval_set: Split) -> "DataDescription":
-        """Describes two splits; reads them as far as their fingerprints need."""
+        """Describes two splits, and reads what their fingerprints need."""
         return cls(
             train_examples=len(train_set),
             train_fingerprint=train_set.fingerprint,
@@ -36,7 +36,7 @@ class DataDescription:
         )
 
     def changes_since(self, before: "DataDescription") -> list[str]:
-        """One phrase for each split that is not what it was; empty for the same data."""
+        """Returns a phrase for each split that has changed."""
         changes = []
         for split in ("train", "eval"):
             old, new = (getattr(data, f"{split}_examples") for data in (before, self))
@@ -49,7 +49,7 @@ class DataDescription:
 
 
 def class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """A phrase that names both lists of classes where they differ; otherwise empty."""
+    """Returns a phrase that says how two lists of classes differ, or an empty list."""
     if tuple(before) == tuple(now):
         return []
     if max(len(before), len(now)) <= MAX_NAMED_CLASSES:
@@ -64,7 +64,7 @@ def class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDescription:
-    """Travels with every checkpoint, so that nothing about it is ever guessed."""
+    """Everything that is needed to rebuild a network and its input from a checkpoint."""
 
     variant: str
     width_multiplier: float
@@ -75,7 +75,7 @@ class ModelDescription:
     def create_model(
         self, *, axis_name: str | None = None, freeze_norm: bool = False
     ) -> GoogLeNet:
-        """The network; arguments as in `googlenet_flax.create_model`."""
+        """Creates the network; arguments are those of `googlenet_flax.create_model`."""
         return create_model(
             self.variant,
             num_classes=len(self.class_names),
@@ -86,18 +86,18 @@ class ModelDescription:
         )
 
     def variables_like(self) -> Any:
-        """Shapes and types of the network's parameters and statistics."""
+        """Returns shapes and types of the network's parameters and statistics."""
         size = self.preprocess.image_size
         init = partial(self.create_model().init, train=False)
         return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types; `from_json` is its inverse."""
+        """Returns the fields as JSON types, from which `from_json` restores them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelDescription":
-        """From what `to_json` made, also after it has been through a JSON file."""
+        """Creates a description from the result of `to_json`, also if read from JSON."""
         preprocess: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocess"].items()

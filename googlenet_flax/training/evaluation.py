@@ -1,4 +1,4 @@
-"""Exact metrics over a split: every readable example counts once, on any devices."""
+"""Exact metrics over a split, in which every readable example counts once."""
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
@@ -51,9 +51,9 @@ def evaluate_split(
       variables: `{"params", "batch_stats"}`, replicated.
       split: The examples.
       batch_size: Examples per step in all processes together, rounded up to a multiple of
-        the devices. Each process reads and evaluates its share.
-      num_devices: Devices of the step in this process.
-      watch: Passes the batches on one by one; what it raises ends the evaluation.
+        the number of devices. Each process reads and evaluates its share.
+      num_devices: Number of devices of the step in this process.
+      watch: Iterates over the batches for the evaluation, and may raise to end it.
     """
 
     def sum_batch(batch: Batch) -> Sums:
@@ -74,7 +74,7 @@ def mean_over_split(
     num_devices: int,
     watch: Watch = iter,
 ) -> dict[str, float]:
-    """Adds up what `sum_batch` returns for each batch, and divides by the examples."""
+    """Adds up the sums of all batches, and divides by the number of examples."""
     num_devices *= distributed.num_processes()
     batch_size = -(-batch_size // num_devices) * num_devices
     rows = distributed.own_rows(batch_size)
@@ -121,7 +121,7 @@ def padded_batches(
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Formats loss and accuracies in one line, with those of averaged weights behind it."""
+    """Formats loss and accuracies in one line, followed by those of averaged weights."""
     prefix = "averaged_"
     averaged = {
         name.removeprefix(prefix): value

@@ -1,4 +1,4 @@
-"""What a run needs, built from its config: data, network, schedule and steps."""
+"""Data, network, schedule and steps of a run, built from its config."""
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
@@ -42,10 +42,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All that a run needs and that no step changes."""
+    """Everything that a run needs and that no step changes."""
 
     config: Config
-    devices: list[jax.Device]  # Of this process.
+    devices: list[jax.Device]  # Devices of this process.
     train_set: Split
     eval_set: Split
     description: ModelDescription
@@ -53,18 +53,18 @@ class Experiment:
     total_steps: int
     schedule: optax.Schedule
     create_state: Callable[[], TrainState]
-    stage_ends: Sequence[int]  # Steps at which the size of the images changes.
-    train_steps: Sequence[TrainStep]  # One more, for the stages between them.
+    stage_ends: Sequence[int]  # Steps at which the image size changes.
+    train_steps: Sequence[TrainStep]  # One for each stage, from the first.
     eval_step: EvalStep
 
     def train_step(self, step: int) -> TrainStep:
-        """What makes the update after `step` updates."""
+        """Returns the function that makes the update after `step` updates."""
         return self.train_steps[schedules.stage_of(step, self.stage_ends)]
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """What each update after `start_step` updates learns from, `[D, B/D, ...]`.
+        """Yields the batch of each update after `start_step` updates, `[D, B/D, ...]`.
 
-        Of several processes each gets its rows of the global batch.
+        Each of several processes gets its own rows of the global batch.
         """
         order = TrainingOrder(
             seed=self.config.seed,
@@ -73,43 +73,43 @@ class Experiment:
             num_examples=len(self.train_set),
             batch_size=self.config.batch_size,
         )
-        own = OwnRows(order, self.own_rows, with_previous=self.mixes)
+        own = OwnRows(order, self.own_rows, with_previous=self.uses_mixup)
         for batch in self.train_set.batches(own):
-            yield split_over_devices(self._complete(batch), len(self.devices))
+            yield split_over_devices(self._to_step_batch(batch), len(self.devices))
 
     @cached_property
     def data(self) -> DataDescription:
-        """The examples of both splits, as checkpoints remember them."""
+        """The description of the data, which each checkpoint stores."""
         return DataDescription.of(self.train_set, self.eval_set)
 
     @property
     def own_rows(self) -> slice:
-        """Of a global batch, those that this process steps on."""
+        """The rows of a global batch that this process trains on."""
         return distributed.own_rows(self.config.batch_size)
 
     @property
-    def mixes(self) -> bool:
-        """Whether each example is mixed with the one before it."""
+    def uses_mixup(self) -> bool:
+        """True if each example is mixed with the one before it."""
         return self.config.mixup_alpha > 0
 
-    def _complete(self, batch: Batch) -> Batch:
-        """What the step takes of what the split gives."""
-        # What stands in for a picture that cannot be read is trained on.
-        rest = {name: batch[name] for name in batch if name != "readable"}
-        if not self.mixes:
-            return rest
-        # The first row was read for the second one only.
-        return {name: values[1:] for name, values in with_partners(rest).items()}
+    def _to_step_batch(self, batch: Batch) -> Batch:
+        """Turns a batch of the split into one that the step takes."""
+        # Training also uses the examples that replace unreadable pictures.
+        batch = {name: batch[name] for name in batch if name != "readable"}
+        if not self.uses_mixup:
+            return batch
+        # The first row is only the partner of the second one.
+        return {name: values[1:] for name, values in with_partners(batch).items()}
 
     def compile_train_step(self, state_like: TrainState, step: int) -> Any:
-        """Compiles the step ahead of its first call, which finds it ready; returns it.
+        """Compiles the train step before its first call, and returns the compiled step.
 
         Args:
-          state_like: Shapes and types, as from `jax.eval_shape`.
-          step: Updates done before that call.
+          state_like: Shapes and types of the state, as `jax.eval_shape` returns them.
+          step: Number of updates before the first call.
         """
-        examples = [np.zeros(1, np.int64)]  # One is enough to tell the shape of a batch.
-        example = self._complete(next(iter(self.train_set.batches(examples))))
+        examples = [np.zeros(1, np.int64)]  # One example gives the shapes of a batch.
+        example = self._to_step_batch(next(iter(self.train_set.batches(examples))))
         shards = len(self.devices), self.config.batch_size // len(self.devices)
         batch_like = {
             name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
@@ -119,9 +119,9 @@ class Experiment:
         return jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
 
     def evaluate(self, state: TrainState, watch: Watch = iter) -> dict[str, float]:
-        """Metrics of the whole `eval_split`; arguments as in `evaluate_split`.
+        """Computes the metrics of the whole `eval_split`, also of averaged weights.
 
-        Those of averaged weights begin with `averaged_`.
+        The names of the latter begin with `averaged_`. `evaluate_split` describes `watch`.
         """
 
         def evaluate(variables: Params) -> dict[str, float]:
@@ -141,23 +141,23 @@ class Experiment:
         return metrics
 
     def learning_rate(self, step: int) -> float:
-        """Of the update after `step` updates."""
-        rate = jax.jit(self.schedule)  # Otherwise each stair would be compiled anew.
+        """Returns the learning rate of the update after `step` updates."""
+        rate = jax.jit(self.schedule)  # Otherwise each stair would be compiled again.
         return float(np.asarray(rate(step)))
 
     def is_due(self, every_steps: int, step: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, is due."""
+        """Returns true at every multiple of `every_steps`, and at the last step."""
         return step == self.total_steps or (every_steps > 0 and step % every_steps == 0)
 
     def is_eval_due(self, step: int) -> bool:
-        """Whether `step` ends an epoch that is evaluated, or the run."""
+        """Returns true if `step` ends the run or an epoch that is evaluated."""
         return self.is_due(self.config.eval_every_epochs * self.epoch_steps, step)
 
 
 def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
-    """Loads the data and builds the experiment on them.
+    """Loads the data and builds the experiment.
 
-    Of several processes the first one prepares what is missing.
+    The first of several processes prepares missing data.
 
     Raises:
       UserError: The data cannot be read or do not fit the config.
@@ -173,8 +173,8 @@ def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
 def _load_splits(
     config: Config, devices: list[jax.Device], *, may_prepare: bool
 ) -> tuple[Split, Split]:
-    """What is trained and what is evaluated on."""
-    _check_batch(config, devices)  # Before all is read.
+    """Loads the splits to train and to evaluate on."""
+    _check_batch(config, devices)  # Loading can take long, so errors come first.
     names = config.train_split, config.eval_split
     train_set, eval_set = (
         load_config_split(config, name, may_prepare=may_prepare) for name in names
@@ -188,7 +188,7 @@ def build_experiment(
     train_set: Split,
     eval_set: Split,
 ) -> Experiment:
-    """Builds the network and its steps; nothing is compiled yet.
+    """Builds the network and its steps without compiling them.
 
     Raises:
       UserError: The devices cannot share a batch, `train_set` does not fill one, or the
@@ -265,7 +265,7 @@ def _create_train_steps(
     epoch_steps: int,
     total_steps: int,
 ) -> list[TrainStep]:
-    """One for each size of the images, from the earliest."""
+    """Creates a train step for each image size, from the first stage to the last."""
     freeze_norm = config.trainable == "head"
     step = partial(
         train_step,
@@ -332,7 +332,7 @@ def _aux_weight(config: Config, total_steps: int) -> float | Callable[[Any], Any
 
 
 def load_config_split(config: Config, split: str, *, may_prepare: bool = True) -> Split:
-    """A split of the data that a config names; arguments as in `data.load_split`."""
+    """Loads a split of the data set of a config, like `data.load_split`."""
     return load_split(
         config.dataset,
         split,
@@ -348,7 +348,7 @@ def load_config_split(config: Config, split: str, *, may_prepare: bool = True) -
 
 
 def _describe(config: Config, train_set: Split) -> ModelDescription:
-    """What the checkpoints of a run say of its network."""
+    """Describes the network of a run for its checkpoints."""
     return ModelDescription(
         variant=config.variant,
         width_multiplier=config.width_multiplier,
@@ -367,9 +367,9 @@ def _describe(config: Config, train_set: Split) -> ModelDescription:
 
 
 def fresh_state(experiment: Experiment) -> TrainState:
-    """Random weights, on all devices."""
-    # Most of a start would go into optimising the random generators of some sixty
-    # kernels, which run once.
+    """Creates a state with random weights, replicated over all devices."""
+    # With optimization, compiling the random generators of some sixty kernels, which run
+    # once, takes most of the time of a start.
     create = jax.jit(
         experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
     )

@@ -1,4 +1,4 @@
-"""Finds the first step whose loss is not finite, without waiting for each step."""
+"""Detection of the first loss that is not finite, without waiting for each step."""
 
 import math
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from googlenet_flax.training.state import Metrics
 
 
 class LossWatch:
-    """Collects the metrics of steps, on the devices, until their losses are checked."""
+    """Collects the metrics of steps on the devices until their losses are checked."""
 
     def __init__(self) -> None:
         self._unchecked: list[tuple[int, Metrics]] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Remembers what a sharded step returned; does not wait for it."""
+        """Adds the metrics that a sharded step returned, without waiting for them."""
         self._unchecked.append((step, metrics))
 
     def check(self) -> dict[str, float]:
         """Checks the losses of all steps added since the last check.
 
         Returns:
-          The metrics of the last step; empty where none was added.
+          The metrics of the last step; empty if no step was added.
 
         Raises:
           NotFiniteError: Names the first step with a loss that is NaN or infinite.
@@ -38,7 +38,7 @@ class LossWatch:
 
 
 def not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
-    """Returns the error that names the losses that are NaN or infinite."""
+    """Returns an error that names the losses that are NaN or infinite."""
     bad = [
         f"{name} is {value}"
         for name, value in metrics.items()
@@ -51,11 +51,11 @@ def not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
 
 
 def _to_floats(metrics: Metrics) -> dict[str, float]:
-    """Fetches the metrics of a sharded step."""
+    """Fetches the metrics of a sharded step to the host."""
     values = jax.device_get({name: _first_shard(value) for name, value in metrics.items()})
     return {name: float(value.item()) for name, value in values.items()}
 
 
 def _first_shard(values: jax.Array) -> jax.Array:
-    """Returns one shard of what is the same on every device."""
+    """Returns one shard of an array that is equal on all devices."""
     return values.addressable_data(0)

@@ -1,4 +1,4 @@
-"""The loss of section 5 and the metrics of each example."""
+"""The loss of the paper's section 5, and the metrics of each example."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ TOP_K = 5
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What training minimises: the main loss plus the weighted auxiliary losses."""
+    """The training objective: the main loss plus the weighted auxiliary losses."""
 
     # Weight of each auxiliary loss, 0.3 in section 5; or a function of the step.
     aux_weight: float | Callable[[jax.Array], jax.Array] = 0.3
@@ -31,10 +31,9 @@ class Objective:
     def soft_targets(
         self, batch: Batch, num_classes: int, lambdas: jax.Array | None
     ) -> jax.Array | None:
-        """Returns the probabilities to learn, `[B, num_classes]`.
+        """Returns target probabilities `[B, num_classes]`, or None for one-hot targets.
 
-        They are None where the label has all of the probability. `lambdas` are the weights
-        of mixup, `[B]`, if there are any.
+        `lambdas` are the weights of mixup, `[B]`, or None without mixup.
         """
         if not self.label_smoothing and lambdas is None:
             return None
@@ -58,18 +57,17 @@ def example_metrics(
     aux_weight: float | jax.Array,
     targets: jax.Array | None = None,
 ) -> Metrics:
-    """Computes losses and hits per example, each float32 `[B]`.
+    """Computes losses and accuracies per example, each float32 `[B]`.
 
-    `loss` is what training minimises (section 5): main + `aux_weight` x each head.
-    Accuracies are 1 where the label has the largest logit, `top5` where it is among the
-    five largest (ties count against it).
+    `loss` is the training objective (section 5): the main loss plus `aux_weight` times
+    each auxiliary loss. Accuracies are 1 where the label has the largest logit, `top5`
+    where the label is among the five largest (ties count against the label).
 
     Args:
       output: Logits `[B, num_classes]`.
       labels: int `[B]`.
       aux_weight: Weight of each auxiliary loss.
-      targets: Probabilities `[B, num_classes]` that the losses are measured against;
-        default: 1 for the label.
+      targets: Target probabilities `[B, num_classes]`; None is one-hot targets.
     """
     metrics = {}
     for name, logits in outputs_by_name(output).items():

@@ -1,4 +1,4 @@
-"""Mixup (arXiv 1710.09412): each example is mixed with the one before it in the batch."""
+"""Mixup (arXiv 1710.09412) of each example with the one before it in the batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,13 @@ PREFIX = "partner_"
 
 
 def with_partners(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins to each example of a global batch, on the host, the one before it."""
+    """Adds to each example of a global batch, on the host, the one before it."""
     partners = {PREFIX + name: np.roll(x, 1, axis=0) for name, x in batch.items()}
     return {**batch, **partners}
 
 
 def partners_of(batch: Batch) -> Batch:
-    """Returns the batch of the partners that `with_partners` has joined."""
+    """Returns the batch of the partners that `with_partners` has added."""
     return {
         name.removeprefix(PREFIX): values
         for name, values in batch.items()
@@ -31,7 +31,7 @@ def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array
     """Draws the weight of each example in its mixture, float32 `[B]` from 0.5 to 1.
 
     Args:
-      rng: Key of the step.
+      rng: Key of the train step.
       indices: int `[B]`, the number of each example, on which its weight depends.
       alpha: Both parameters of the Beta distribution.
     """

@@ -1,4 +1,4 @@
-"""SGD as the paper trains with it, and averages of the weights."""
+"""The paper's SGD with momentum, and averages of the weights."""
 
 import dataclasses
 from typing import Any
@@ -41,22 +41,22 @@ def create_optimizer(
 
 
 def is_head(path: tuple[Any, ...]) -> bool:
-    """Whether a path of the parameter tree leads to the last layer of a classifier."""
+    """Returns true for a path of the parameter tree into the last layer of a classifier."""
     return any(key.key == "classifier" for key in path)
 
 
 @dataclasses.dataclass(frozen=True)
 class Averaging:
-    """An average of the weights of many steps: exponential (EMA) or plain (Polyak)."""
+    """An average of the weights over steps: exponential (EMA) or plain (Polyak)."""
 
-    kind: str  # "ema", in which recent steps weigh more, or "polyak".
+    kind: str  # "ema" or "polyak".
     decay: float  # Decay of the EMA per step.
-    start_step: int  # Before this step, the average is the latest weights.
+    start_step: int  # First step to average; before it, the average is the latest weights.
 
     def update(self, averages: Params, latest: Params, step: jax.Array) -> Params:
         """Returns the averages after the update that follows `step` updates.
 
-        A young EMA is a plain average, so that it forgets its first weights.
+        The EMA begins as a plain average, so that it does not overweight its first weights.
         """
         count = jnp.maximum(step - self.start_step, 0).astype(jnp.float32)
         rate = 1 / (count + 1)

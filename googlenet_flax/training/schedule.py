@@ -1,4 +1,4 @@
-"""The learning rate, and the one place where epochs become steps."""
+"""Learning rate schedules, and the conversion of epochs to steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ MAX_STEPS = 2**31 - 1  # Steps are int32 on the device.
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Full batches in one pass; the tail of each epoch's permutation is dropped.
+    """Returns the number of full batches in an epoch; the remaining examples are dropped.
 
     Raises:
       UserError: The split holds less than one batch.
@@ -27,10 +27,10 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def total_steps(*, num_epochs: int, max_steps: int, epoch_steps: int) -> int:
-    """Steps of the whole run: `max_steps`, or `num_epochs` where that is 0.
+    """Returns the steps of the whole run: `max_steps`, or `num_epochs` where that is 0.
 
     Raises:
-      UserError: `num_epochs` are more steps than a run can have.
+      UserError: `num_epochs` exceeds the steps that a run can have.
     """
     return max_steps or steps_within_a_run("num_epochs", num_epochs, epoch_steps)
 
@@ -39,7 +39,7 @@ def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
     """Converts the epochs that a config field holds to whole steps.
 
     Raises:
-      UserError: They are more steps than a run can have.
+      UserError: The steps exceed what a run can have.
     """
     steps = round(epochs * epoch_steps)
     if steps > MAX_STEPS:
@@ -67,11 +67,12 @@ def staircase_decay(
     decay_offset_epochs: int,
     epoch_steps: int,
 ) -> optax.Schedule:
-    """Learning rate that drops by `decay_rate` every `decay_every_epochs` epochs.
+    """Creates a schedule that falls by the factor `decay_rate` every few epochs.
 
-    At step `s`, `learning_rate * decay_rate ** floor((offset + epoch) / every)` with
-    `epoch = s // epoch_steps`. Section 6 of the paper: 4 % every 8 epochs, offset 0. The
-    Keras tutorial counts epochs from 1: offset 1.
+    The rate at step `s` is
+    `learning_rate * decay_rate ** floor((offset + epoch) / every)` with
+    `epoch = s // epoch_steps`. Section 6 of the paper lowers it by 4 % every 8 epochs, with
+    offset 0. The Keras tutorial counts epochs from 1, which is offset 1.
     """
     stairs_before, epochs_into_stair = divmod(decay_offset_epochs, decay_every_epochs)
     first_rate = learning_rate * decay_rate**stairs_before
@@ -80,8 +81,8 @@ def staircase_decay(
 
     def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
-        # and a compiled quotient just below a whole number is a stair one step late.
-        # Counted from `first_end`, because step + offset could exceed int32.
+        # where rounding can make a stair begin one step late. Counting starts at
+        # `first_end`, because step + offset could exceed int32.
         stairs = 1 + (step - first_end) // stair_steps
         return first_rate * jnp.power(decay_rate, stairs)
 
@@ -91,31 +92,31 @@ def staircase_decay(
 def cosine_decay(
     *, learning_rate: float, final_fraction: float, steps: int
 ) -> optax.Schedule:
-    """Half a cosine from `learning_rate` to `final_fraction` of it, in `steps` steps."""
+    """Creates half a cosine from `learning_rate` to `final_fraction` of it, in `steps`."""
     return optax.cosine_decay_schedule(learning_rate, max(steps, 1), alpha=final_fraction)
 
 
 def linear_decay(
     *, learning_rate: float, final_fraction: float, steps: int
 ) -> optax.Schedule:
-    """A straight line from `learning_rate` to `final_fraction` of it, in `steps` steps."""
+    """Creates a line from `learning_rate` to `final_fraction` of it, in `steps`."""
     final_rate = learning_rate * final_fraction
     return optax.linear_schedule(learning_rate, final_rate, max(steps, 1))
 
 
 def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
-    """Rises linearly to the start of `schedule`, which begins after `warmup_steps`."""
+    """Prepends a linear rise of `warmup_steps` steps to `schedule`."""
     if not warmup_steps:
         return schedule
 
     def rise(step: Any) -> jax.Array:
-        # NOTE: optax.linear_schedule subtracts from its end value, which in float32 costs
-        # the first rates of a long warm-up all but three digits.
+        # NOTE: optax.linear_schedule subtracts from its end value in float32, which leaves
+        # the first rates of a long warm-up with three correct digits.
         return (step + 1) / warmup_steps * schedule(0)
 
     return optax.join_schedules([rise, schedule], [warmup_steps])
 
 
 def stage_of(step: int, stage_ends: Sequence[int]) -> int:
-    """Which stage the update after `step` updates belongs to, counted from 0."""
+    """Returns the stage, from 0, of the update that follows `step` updates."""
     return sum(step >= end for end in stage_ends)

@@ -1,4 +1,4 @@
-"""How devices share a step: the state is replicated, the batch is split."""
+"""Data parallelism: devices hold copies of the state and share the batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ def parallel_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Shards a train step over devices.
 
-    The state goes in and comes out replicated, unstacked and donated; the batch is
-    `[D, B/D, ...]` (see `split_over_devices`) and the metrics are `[D]`, all equal.
+    The state is replicated, without an axis of devices, and donated. The batch is
+    `[D, B/D, ...]` (see `split_over_devices`), and the metrics are `[D]` equal values.
     """
     return jax.pmap(
         step,
@@ -34,7 +34,7 @@ def parallel_eval_step(
     step: Callable[[Params, Batch], tuple[Metrics, jax.Array]],
     devices: Sequence[jax.Device],
 ) -> Callable[[Params, Batch], tuple[Metrics, jax.Array]]:
-    """Shards an evaluation step; sums and counts come back `[D]`, one per device."""
+    """Shards an evaluation step over devices; sums and counts are `[D]`, one per device."""
     return jax.pmap(step, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
@@ -47,12 +47,15 @@ def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, 
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Places a tree on all devices as the steps expect it, so that they compile once."""
+    """Copies a tree to all devices with the sharding that the steps return.
+
+    A step compiles once only if its first input already has this sharding.
+    """
     return jax.device_put(tree, replicated_sharding(devices))
 
 
 def replicated_like(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns shapes and types of a tree, placed as `replicate` would place it."""
+    """Returns shapes and types of a tree, with the sharding of `replicate`."""
     sharding = replicated_sharding(devices)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
@@ -60,17 +63,17 @@ def replicated_like(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
-    """Returns the sharding of the state: a whole copy on every device."""
+    """Returns the sharding that puts a whole copy on every device."""
     return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())
 
 
 def check_batch_divides(
     batch_size: int, num_devices: int, accumulation_steps: int = 1
 ) -> None:
-    """Refuses a global batch that cannot be shared equally.
+    """Checks that devices and accumulation steps can share a global batch equally.
 
     Raises:
-      UserError: With the nearest sizes that work.
+      UserError: They cannot; the message names the nearest sizes that work.
     """
     parts = num_devices * accumulation_steps
     if batch_size % parts:

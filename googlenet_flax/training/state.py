@@ -1,4 +1,4 @@
-"""The state of a run: all that changes from step to step, and how it begins."""
+"""The state of a run, which every update changes, and its creation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import optax
 
 from googlenet_flax.model.googlenet import GoogLeNet
 
-Batch = Mapping[str, Any]  # `data.image_set.Batch`, on the host or on a device.
+Batch = Mapping[str, Any]  # A `data.image_set.Batch` on the host or on a device.
 Metrics = dict[str, jax.Array]
 Params = Any
 
@@ -20,16 +20,16 @@ Params = Any
 class TrainState:
     """Everything that an update changes, and that a checkpoint holds."""
 
-    step: jax.Array  # int32 [], updates done
+    step: jax.Array  # Number of updates done, int32 [].
     params: Params
     batch_stats: Params  # Empty without batch norm.
     opt_state: optax.OptState
-    # Means over the steps, {"params", "batch_stats"}; empty without averaging.
+    # Averages over steps of {"params", "batch_stats"}; empty without averaging.
     averages: Params = dataclasses.field(default_factory=dict)
 
     @property
     def variables(self) -> Params:
-        """Parameters and statistics as `model.apply` takes them."""
+        """The parameters and statistics in the form that `model.apply` takes."""
         if not self.batch_stats:
             return {"params": self.params}
         return {"params": self.params, "batch_stats": self.batch_stats}
@@ -43,14 +43,14 @@ def create_state(
     image_size: int,
     averages: bool = False,
 ) -> TrainState:
-    """Creates a fresh state; under `jax.jit` this takes seconds.
+    """Creates a state with random weights; under `jax.jit` this takes seconds.
 
     Args:
       model: The network.
       tx: The optimizer.
       rng: Key of the initial weights.
       image_size: Side of the network's input in pixels.
-      averages: Whether to hold averages of the weights too.
+      averages: If true, the state also holds averages of the weights.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables = model.init(rng, images, train=False)

@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure functions that know nothing of devices."""
+"""The training and evaluation steps as pure functions, independent of the devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from googlenet_flax.training.state import Batch, Metrics, Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class StepRngs:
-    """Random keys of one step; all are functions of the seed and the step."""
+    """Random keys of one step, each a function of the seed and the step."""
 
-    run: jax.Array  # The same in every step.
+    run: jax.Array  # Key that is the same in every step.
     augment: jax.Array
     dropout: jax.Array
 
@@ -36,10 +36,10 @@ class StepRngs:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How stored pixels become the network's input in training."""
+    """The mapping from stored pixels to the network's input in training."""
 
     preprocess: Preprocess  # Size and scaling of the network's input.
-    augment: Augment  # Random changes, a function of the step's keys and the index.
+    augment: Augment  # Random changes, which depend on the step's keys and the index.
     epoch_steps: int = 1  # Steps per epoch, for alternating flips.
 
     def __call__(self, batch: Batch, rngs: StepRngs, step: jax.Array) -> jax.Array:
@@ -74,17 +74,17 @@ def train_step(
 
     Args:
       state: The state before the update.
-      batch: As `data.image_set.Split` makes it; for mixup from `with_partners`.
+      batch: A batch of a `data.image_set.Split`; for mixup from `with_partners`.
       model: The network; its own `axis_name` equals this function's.
       tx: The optimizer, from `create_optimizer`.
-      inputs: What makes the network's input of a batch; `Inputs`.
+      inputs: Function from a batch to the network's input, such as `Inputs`.
       objective: The loss.
-      seed: Seed of augmentation, mixup and dropout. What is drawn for an example is a
-        function of (seed, step, index of the example).
-      averaging: The average of weights and statistics, if any.
-      accumulation_steps: Parts of the batch that pass through the network in turn, each
-        with batch statistics of its own.
-      axis_name: Mapped axis to average over, or None on one device.
+      seed: Seed of augmentation, mixup and dropout. The random values of an example are a
+        function of seed, step and index of the example.
+      averaging: The average of weights and statistics to update; None for none.
+      accumulation_steps: Number of parts of the batch that pass through the network in
+        turn, each with batch statistics of its own.
+      axis_name: Mapped axis to average over; None on one device.
 
     Returns:
       The state after the update, and global means, `[]`, of the `example_metrics`.
@@ -141,7 +141,7 @@ def _accumulate(
     """Averages gradients and metrics over the parts of a batch.
 
     Returns:
-      Both averages, and the batch statistics after the last part.
+      Averaged gradients, averaged metrics, and the batch statistics after the last part.
     """
     if num_parts == 1:
         grads, (metrics, batch_stats) = gradient(state.params, state.batch_stats, batch)
@@ -158,7 +158,7 @@ def _accumulate(
         gradient, state.params, state.batch_stats, part_like
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads_like, metrics_like))
-    # NOTE: convolutions in a loop fall off XLA:CPU's fast path, and are 30 times slower.
+    # NOTE: XLA:CPU has no fast convolutions inside a loop; they are 30 times slower.
     unroll = num_parts if jax.default_backend() == "cpu" else 1
     (batch_stats, total), _ = jax.lax.scan(
         add, (state.batch_stats, zeros), parts, unroll=unroll
@@ -178,8 +178,8 @@ def eval_step(
     """Sums the `example_metrics` over the examples whose `mask` is true.
 
     Args:
-      variables: As `model.apply` takes them.
-      batch: As `train_step` takes it, with `mask`, bool `[B]`.
+      variables: Parameters and statistics in the form that `model.apply` takes.
+      batch: A batch as for `train_step`, with `mask`, bool `[B]`.
       model: The network.
       preprocess: Size and scaling of the network's input.
       aux_weight: Weight of each auxiliary loss.
