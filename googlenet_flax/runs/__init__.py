@@ -1,5 +1,5 @@
-"""What lies in the directory of a run, and who reads and writes it.
+"""Reading and writing of the directory of a run, and use of its trained network.
 
-Checkpoints, metrics, traces and the lock are here, and the trained network that a
-checkpoint gives back. Training itself is not.
+Checkpoints, metrics, traces and the lock are here. Training itself is in `training` and
+`googlenet_flax.train`.
 """

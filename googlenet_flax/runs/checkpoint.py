@@ -1,9 +1,10 @@
-"""Orbax checkpoints of a run: asynchronous, sealed, the three latest and the best one kept.
+"""Asynchronous Orbax checkpoints of a run, of which the three latest and the best are kept.
 
-Orbax writes a step whole or not at all, but reads a flipped bit without a word, takes any
-folder with a number for the newest step and then refuses to save older ones. So every
-checkpoint carries a label (`runs/label.py`), and only what fits its label counts.
-Nor does Orbax delete whole or not at all, so what is superseded is renamed first.
+Orbax writes a step completely or not at all, but does not detect a flipped bit. It takes
+any folder with a number for the newest step, and then refuses to save older ones. So every
+checkpoint has a label (`runs/label.py`), and a checkpoint that differs from its label is
+damaged. Orbax can also leave a partly deleted step, so a superseded one is renamed before
+it is deleted.
 """
 
 import contextlib
@@ -34,19 +35,19 @@ from googlenet_flax.training.sharding import replicated_like, replicated_shardin
 from googlenet_flax.training.state import TrainState
 
 KEEP_LATEST = 3
-BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first that there is.
-ASIDE = ".damaged"
-DROPPED = ".dropped"  # Superseded, and about to be deleted.
+BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first one present decides.
+ASIDE = ".damaged"  # Suffix of damaged checkpoints that were renamed.
+DROPPED = ".dropped"  # Suffix of superseded checkpoints, about to be deleted.
 UNREADABLE = "it cannot be read"
 
-# Two items, so that evaluation and prediction read the weights without the optimizer.
-VARIABLES = "variables"  # {"params", "batch_stats"} as Flax takes them
-PROGRESS = "progress"  # {"step", "opt_state"}
-AVERAGES = "averages"  # As the variables; only where weights are averaged.
+# The items of a checkpoint. Evaluation and prediction read only the weights.
+VARIABLES = "variables"  # {"params", "batch_stats"} in the form that Flax takes.
+PROGRESS = "progress"  # {"step", "opt_state"}.
+AVERAGES = "averages"  # Same form as the variables; only with averaging.
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint is not what was saved."""
+    """The contents of a checkpoint differ from what was saved."""
 
     def __init__(self, path: pathlib.Path, reason: str):
         super().__init__(
@@ -59,14 +60,15 @@ class DamagedCheckpointError(UserError):
 class Checkpoints:
     """The checkpoints in one directory, named by the number of updates done.
 
-    Reading changes nothing there. To save, use it as a context manager: leaving it waits
-    for the last save. Processes that train together all call it alike, on a directory that
-    all of them see; Orbax writes each leaf once, and the first one renames and deletes.
+    Reading does not change the directory. Saving needs the object as a context manager,
+    whose exit waits for the last save. Processes that train together must all make the same
+    calls, on a shared directory: Orbax writes each leaf once, and the first process renames
+    and deletes.
     """
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()  # Orbax refuses a relative path.
-        self._checkpointer: Any = None  # Made by the first save.
+        self._checkpointer: Any = None  # Created by the first save.
         self._pending_save: tuple[int, Label, Any] | None = None
 
     def __enter__(self) -> Self:
@@ -77,12 +79,12 @@ class Checkpoints:
             self.wait()
         finally:
             if self._checkpointer is not None:
-                with contextlib.suppress(Exception):  # It repeats what `wait` has raised.
+                with contextlib.suppress(Exception):  # Closing repeats the error of `wait`.
                     self._checkpointer.close()
 
     @cached_property
     def _labels(self) -> dict[int, Label]:
-        """Of every step whose label can be read, from the oldest to the newest."""
+        """The labels that can be read, by step, from the oldest to the newest."""
         return dict(sorted(self._scan.labels.items()))
 
     @cached_property
@@ -95,22 +97,22 @@ class Checkpoints:
 
     @property
     def damaged(self) -> Mapping[int, str]:
-        """Steps that cannot be read, as far as was tried, and what is wrong with each."""
+        """Steps that are known to be damaged, with the reason for each."""
         return self._scan.damaged
 
     @property
     def strays(self) -> Sequence[str]:
-        """Other files and folders that lie here, such as what a killed save left."""
+        """Names of other files and folders here, such as leftovers of a killed save."""
         return self._scan.strays
 
     @property
     def latest_step(self) -> int | None:
-        """Updates done in the newest checkpoint."""
+        """The step of the newest checkpoint, or None if there is none."""
         return max(self._labels, default=None)
 
     @property
     def best_step(self) -> int | None:
-        """Updates done in the checkpoint of the best evaluation; the latest of equals."""
+        """The step of the best evaluation, the latest of equals; None if there is none."""
         scored = [
             (best_metric(label.metrics), step)
             for step, label in self._labels.items()
@@ -119,7 +121,7 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def resolve(self, name: str) -> int:
-        """The step that `best`, `latest` or a number means.
+        """Returns the step that `best`, `latest` or a number refers to.
 
         Raises:
           UserError: There is no such checkpoint.
@@ -153,26 +155,26 @@ class Checkpoints:
         return int(name)
 
     def describe(self, step: int) -> ModelDescription:
-        """The description saved with the checkpoint at `step`."""
+        """Returns the description of the network saved at `step`."""
         return self._labels[step].description
 
     def describe_data(self, step: int) -> DataDescription | None:
-        """The data saved with the checkpoint at `step`; None where it has none."""
+        """Returns the description of the data saved at `step`, or None."""
         return self._labels[step].data
 
     def evaluation(self, step: int) -> Mapping[str, float] | None:
-        """The metrics of the evaluation saved with the checkpoint at `step`, if any."""
+        """Returns the metrics of the evaluation saved at `step`, or None."""
         return self._labels[step].metrics if step in self._labels else None
 
     def name_damaged(self) -> str:
-        """The damaged steps and what is wrong with each, in one line."""
+        """Lists the damaged steps and the reason for each in one line."""
         return "; ".join(f"{step}: {reason}" for step, reason in self.damaged.items())
 
     def set_damaged_aside(self) -> list[pathlib.Path]:
-        """Renames what is damaged, so that its steps can be saved again; deletes nothing.
+        """Renames damaged checkpoints, so that their steps can be saved again.
 
         Returns:
-          The new names, in the first process.
+          The new paths in the first process, and nothing in the others.
         """
         moved = []
         for path in map(self._path, self.damaged if distributed.is_first() else ()):
@@ -194,20 +196,20 @@ class Checkpoints:
         data: DataDescription | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts writing `state` under its own step, replacing what is there.
+        """Starts to write `state` under its own step, and replaces an existing checkpoint.
 
-        Returns once the state is copied, so it may be donated to the next step. An error
-        of the write before this one is raised here.
+        Returns once the state is copied, so that it may be donated to the next step. Waits
+        for the previous save, and raises its error.
 
         Args:
-          state: Replicated over the devices.
-          description: The network, saved beside the state.
-          data: The examples, saved beside the state.
-          metrics: Of an evaluation of this very state, if there was one.
+          state: The state, replicated over the devices.
+          description: Description of the network.
+          data: Description of the examples.
+          metrics: Metrics of an evaluation of this state, if there was one.
 
         Raises:
           NotFiniteError: A leaf is NaN or infinite; nothing is written.
-          UserError: The write before this one failed.
+          UserError: The previous save failed.
         """
         self.wait()
         step, items = int(state.step), _to_items(state)
@@ -218,7 +220,7 @@ class Checkpoints:
     def save_variables(
         self, variables: dict[str, Any], *, description: ModelDescription
     ) -> None:
-        """Writes parameters and statistics that were not trained here, as step 0."""
+        """Writes imported parameters and statistics as step 0, and waits for the write."""
         items = {VARIABLES: variables}
         self._start_save(0, items, Label(description, None, label_leaves(items)))
         self.wait()
@@ -252,10 +254,10 @@ class Checkpoints:
         self._pending_save = step, label, pending
 
     def wait(self) -> None:
-        """Waits for the last save, and drops what it supersedes.
+        """Waits for the last save, and deletes the checkpoints that it supersedes.
 
         Raises:
-          UserError: It failed; the checkpoints before it are whole.
+          UserError: The save failed; earlier checkpoints are not affected.
         """
         if self._pending_save is None:
             return
@@ -276,10 +278,11 @@ class Checkpoints:
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
     ) -> TrainState | None:
-        """The newest state that is what was saved; arguments and errors as in `restore`.
+        """Restores the newest checkpoint that is not damaged; see `restore`.
 
         Returns:
-          None if there is none; `damaged` names what was tried and found unsound.
+          The state, or None if there is none. Checkpoints that were found to be damaged are
+          added to `damaged`.
         """
         for step in reversed(self._labels):
             try:
@@ -291,12 +294,12 @@ class Checkpoints:
     def restore(
         self, step: int, state_like: TrainState, devices: Sequence[jax.Device]
     ) -> TrainState:
-        """The state at `step`, replicated over `devices`.
+        """Restores the state at `step`, replicated over `devices`.
 
         Args:
-          step: Of an existing checkpoint.
-          state_like: Shapes and types to expect, as from `jax.eval_shape`.
-          devices: May be others than those it was saved from.
+          step: Step of an existing checkpoint.
+          state_like: Expected shapes and types, as `jax.eval_shape` returns them.
+          devices: Devices to restore to; they may differ from those of the save.
 
         Raises:
           UserError: The checkpoint holds other leaves, shapes or types, or is damaged.
@@ -318,20 +321,20 @@ class Checkpoints:
         *,
         raw: bool = False,
     ) -> dict[str, Any]:
-        """Parameters and statistics alone; arguments and errors as in `restore`.
+        """Restores parameters and statistics alone; see `restore`.
 
-        They are the averages where there are any, unless `raw` asks for the latest ones.
+        Returns the averages if there are any, unless `raw` asks for the latest weights.
         """
         item = AVERAGES if self.has_averages(step) and not raw else VARIABLES
         return self._load(step, {item: variables_like}, devices)[item]
 
     def has_averages(self, step: int) -> bool:
-        """Whether averaged weights were saved at `step`."""
+        """Returns true if averaged weights were saved at `step`."""
         return self._has_item(step, AVERAGES)
 
     @property
     def hold_training(self) -> bool:
-        """Whether a run may have saved them: an import leaves step 0, without optimizer."""
+        """True if a run may have saved these; an import saves step 0 without optimizer."""
         return bool(self.damaged) or any(
             step > 0 or self._has_item(step, PROGRESS) for step in self._labels
         )
@@ -358,7 +361,7 @@ class Checkpoints:
                 ),
                 replicated_sharding(everywhere),
             )
-        except Exception as error:  # Whatever Orbax makes of a broken file.
+        except Exception as error:  # Orbax raises many types for a broken file.
             raise DamagedCheckpointError(path, f"{UNREADABLE} ({_cause(error)})") from error
         loaded = label_leaves(items)
         changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
@@ -373,7 +376,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _Scan:
-    """What lies in a directory."""
+    """The checkpoints and other files in a directory."""
 
     labels: dict[int, Label]
     damaged: dict[int, str]
@@ -391,16 +394,16 @@ def _scan(directory: pathlib.Path) -> _Scan:
         try:
             scan.labels[int(path.name)] = _read_label(path)
         except ValueError as error:
-            if path.exists():  # Otherwise the run has just dropped it.
+            if path.exists():  # Otherwise a running training has just deleted it.
                 scan.damaged[int(path.name)] = str(error)
     return scan
 
 
 def _read_label(path: pathlib.Path) -> Label:
-    """The label of a checkpoint.
+    """Reads the label of a checkpoint.
 
     Raises:
-      ValueError: It has none that can be read.
+      ValueError: The label is missing or damaged.
     """
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
@@ -408,14 +411,14 @@ def _read_label(path: pathlib.Path) -> Label:
         raise ValueError("it is a file")
     try:
         fields: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
-    except Exception as error:  # Whatever Orbax makes of a broken file.
+    except Exception as error:  # Orbax raises many types for a broken file.
         raise ValueError(f"{UNREADABLE} ({_cause(error)})") from error
     return Label.from_json(fields or {})
 
 
 def _prepare(directory: pathlib.Path) -> None:
-    """Finds out whether it can be written, and finishes the deletions of a killed run."""
-    with writing(directory):  # Orbax's threads would wait for ten minutes.
+    """Checks that a directory is writable, and finishes the deletions of a killed run."""
+    with writing(directory):  # Orbax would report an error only after ten minutes.
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
@@ -426,16 +429,16 @@ def _prepare(directory: pathlib.Path) -> None:
 def _create_checkpointer(directory: pathlib.Path) -> Any:
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
-    save_policies: Any = ocp.training.save_decision_policies  # Typed for v0 inside.
+    save_policies: Any = ocp.training.save_decision_policies  # Its types are those of v0.
     return ocp.training.Checkpointer(
         str(directory),
-        # When to save is the training loop's business: every call saves.
+        # The training loop decides when to save, so every call saves.
         save_decision_policy=save_policies.FixedIntervalPolicy(1),
     )
 
 
 def _drop(path: pathlib.Path) -> None:
-    """Deletes a checkpoint; a process killed meanwhile leaves none that looks damaged."""
+    """Renames a checkpoint before deleting it, so that a kill leaves no damaged one."""
     target = path.with_name(path.name + DROPPED)
     shutil.rmtree(target, ignore_errors=True)
     path.rename(target)
@@ -450,12 +453,12 @@ def _cannot_save(path: pathlib.Path, error: Exception) -> UserError:
 
 
 def _cause(error: BaseException) -> str:
-    """The part of an error of Orbax, tensorstore or the system that a person needs."""
+    """Returns the cause of an error of Orbax, tensorstore or the system in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # As tensorstore puts it.
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # The format of tensorstore.
     if code:
         return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -468,7 +471,7 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 
 def best_metric(metrics: Mapping[str, float]) -> float:
-    """What the best checkpoint has most of: accuracy, of averaged weights if there are."""
+    """Returns the accuracy that ranks checkpoints, of averaged weights if present."""
     return next(metrics[name] for name in BEST_METRICS if name in metrics)
 
 

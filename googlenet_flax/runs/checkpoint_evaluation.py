@@ -1,4 +1,4 @@
-"""Evaluation of saved networks: one, or the mean of several, over one or many crops."""
+"""Evaluation of a saved network, or the mean of several, over one or more crops."""
 
 import dataclasses
 import sys
@@ -24,12 +24,12 @@ from googlenet_flax.training.evaluation import (
 )
 from googlenet_flax.training.losses import example_metrics
 
-DEFAULT_BATCH_SIZE = 32  # For imported weights, whose run names none.
+DEFAULT_BATCH_SIZE = 32  # Used for imported weights, whose config has no batch size.
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """Data to evaluate on; a field that is not set takes what the run was trained with."""
+    """Data to evaluate on; the config of the run gives the fields that are not set."""
 
     dataset: str = ""
     data_dir: str = ""
@@ -44,20 +44,21 @@ class EvaluationData:
         *,
         may_prepare: bool = True,
     ) -> Split:
-        """The split.
+        """Loads the split to evaluate on.
 
         Args:
-          config: Of the run.
-          description: Of its network.
-          may_prepare: As in `data.load_split`.
+          config: The config of the run.
+          description: Description of its network.
+          may_prepare: If false, missing data are an error (see `data.load_split`).
 
         Raises:
-          UserError: No such data, or of other classes than the network knows.
+          UserError: The data are missing, or their number of classes differs from the
+            network's.
         """
         dataset = self.dataset or config.get("dataset")
         if not dataset:
             raise UserError(
-                "these weights were imported and know no data: name --dataset (and "
+                "imported weights name no data set: choose one with --dataset (and "
                 "--data_dir)"
             )
         same = dataset == config.get("dataset")
@@ -95,20 +96,21 @@ def evaluate_checkpoints(
     num_crops: int = 1,
     raw: bool = False,
 ) -> dict[str, float]:
-    """Evaluates a run, or the mean of several, with the preprocessing saved in each.
+    """Evaluates a run, or the mean of several, each with its own preprocessing.
 
     Args:
-      workdirs: Of the runs; the first names data and batch size where `data` does not.
+      workdirs: Directories of the runs. The first one gives the data and the batch size
+        that `data` does not set.
       checkpoint: `"best"`, `"latest"` or a step.
-      data: What to evaluate on.
-      num_crops: Of each picture, as in `data.crops.evaluation_crops`.
-      raw: Take the latest weights, also where the run averaged them.
+      data: The data to evaluate on.
+      num_crops: Number of crops of each picture (see `evaluation_crops`).
+      raw: Use the latest weights even if the run averaged them.
 
     Returns:
       The metrics, and `step` of the first checkpoint.
 
     Raises:
-      UserError: No such run, checkpoint or data, or runs that know other classes.
+      UserError: A run, checkpoint or data are missing, or the classes differ.
     """
     devices = jax.local_devices()
     predictors = [
@@ -118,8 +120,8 @@ def evaluate_checkpoints(
     for workdir, predictor in zip(workdirs, predictors, strict=True):
         if predictor.description.class_names != first.description.class_names:
             raise UserError(
-                f"{workdirs[0].path} and {workdir.path} know other classes: an ensemble "
-                "needs the same ones in the same order"
+                f"{workdirs[0].path} and {workdir.path} have different classes: an "
+                "ensemble needs the same ones in the same order"
             )
     split = data.load(config, first.description)
     aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
@@ -153,10 +155,10 @@ def evaluate_averaged(
     aux_weight: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Computes the same means for softmax averaged over networks and crops (section 7)."""
+    """Computes the metrics of softmax averaged over networks and crops (section 7)."""
 
     def sum_batch(batch: Batch) -> Sums:
-        # Logarithms of probabilities are logits with that very softmax.
+        # Log probabilities are logits whose softmax is the probabilities.
         logits = jax.tree.map(
             jnp.asarray, mean_log_probabilities(predictors, batch, num_crops)
         )

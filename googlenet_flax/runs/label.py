@@ -1,4 +1,4 @@
-"""The label of a checkpoint: what was saved, with a digest of each leaf and a seal."""
+"""Labels of checkpoints, which describe what was saved, with digests to detect damage."""
 
 import dataclasses
 import hashlib
@@ -12,20 +12,20 @@ import numpy as np
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import DataDescription, ModelDescription
 
-MAX_NAMED = 3  # Of the leaves that do not fit, in one line.
+MAX_NAMED = 3  # Number of leaves that an error names in its line.
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """What a checkpoint says of itself."""
+    """The description of a checkpoint, which is saved with it."""
 
     description: ModelDescription
-    metrics: Mapping[str, float] | None  # Of the evaluation of this state.
-    leaves: Mapping[str, str]  # Path to "float32[3, 3] digest".
-    data: DataDescription | None = None  # None for imports and for older checkpoints.
+    metrics: Mapping[str, float] | None  # Metrics of an evaluation of this state.
+    leaves: Mapping[str, str]  # Such as "float32[3, 3] DIGEST" by path.
+    data: DataDescription | None = None  # None in imports and in older checkpoints.
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON types, sealed."""
+        """Returns the fields as JSON types, with a digest of them all as `seal`."""
         fields = {
             "description": self.description.to_json(),
             "metrics": None if self.metrics is None else dict(self.metrics),
@@ -36,10 +36,10 @@ class Label:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Label":
-        """Creates a label from what `to_json` made.
+        """Creates a label from the result of `to_json`.
 
         Raises:
-          ValueError: The seal is broken, or there is none.
+          ValueError: The seal is missing or does not match.
         """
         rest = {name: value for name, value in fields.items() if name != "seal"}
         if "seal" not in fields:
@@ -55,7 +55,7 @@ class Label:
 
 
 def label_leaves(items: Any) -> dict[str, str]:
-    """Returns "dtype[shape] digest" of every leaf, by its path."""
+    """Returns "dtype[shape] DIGEST" of every leaf, by its path."""
     return {
         path: f"{_shape(leaf)} {_digest(np.ascontiguousarray(leaf).reshape(-1))}"
         for path, leaf in named_leaves(jax.device_get(items))
@@ -65,15 +65,15 @@ def label_leaves(items: Any) -> dict[str, str]:
 def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
     """Compares the leaves of a label with those that a network expects.
 
-    Orbax would cast types silently and report shapes obscurely.
+    Orbax would cast types silently, and its errors about shapes are unclear.
 
     Args:
-      step: Of the checkpoint, for the message.
+      step: Step of the checkpoint, for the message.
       saved: Leaves of its label.
       items_like: Arrays, or their shapes and types.
 
     Raises:
-      UserError: Names the first leaves that differ.
+      UserError: They differ; the message names the first leaves.
     """
     there = {path: leaf.rpartition(" ")[0] for path, leaf in saved.items()}
     here = {path: _shape(leaf) for path, leaf in named_leaves(items_like)}
@@ -91,7 +91,7 @@ def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Returns the leaves of a tree with their paths."""
+    """Returns the leaves of a tree, each after its path."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -112,6 +112,6 @@ def _digest(values: np.ndarray) -> str:
 
 
 def name_first(names: Sequence[str]) -> str:
-    """Joins the first few names in one line."""
+    """Joins the first few names, and counts the rest, in one line."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{', '.join(names[:MAX_NAMED])}{more}"

@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: `metrics.jsonl`, and the same in TensorBoard."""
+"""The metrics of a run on disk: `metrics.jsonl`, and the same rows for TensorBoard."""
 
 import contextlib
 import json
@@ -15,24 +15,26 @@ from tensorboardX.proto import event_pb2 as proto
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
 
-messages: Any = proto  # Its classes are made at run time.
+messages: Any = proto  # Protobuf creates its classes at run time.
 
-UNIX_SECONDS = "unix_seconds"  # When a row was written; a timing, not a metric.
+UNIX_SECONDS = "unix_seconds"  # Time at which a row was written, which is not a metric.
 ROW_FIELDS = frozenset({"step", "epoch", "split", UNIX_SECONDS})
 
 
 class MetricsWriter:
-    """Appends one row at a time; a resumed run first drops what it will write again.
+    """Writer of metrics, which appends one row at a time.
+
+    A resumed run first removes the rows that it will write again.
 
     Args:
-      jsonl_file: One JSON object a line.
-      tensorboard_dir: Event files.
-      resume_step: Updates done at the start; rows of later steps are cut.
-      was_evaluated: Whether the evaluation at `resume_step` has been done; otherwise its
-        row is cut as well.
+      jsonl_file: File with one JSON object a line.
+      tensorboard_dir: Directory of the event files.
+      resume_step: Number of updates at the start; rows of later steps are removed.
+      was_evaluated: True if the state at `resume_step` has been evaluated; otherwise the
+        row of its evaluation is removed as well.
 
     Raises:
-      UserError: A file cannot be written, or `metrics.jsonl` is not what was written.
+      UserError: A file cannot be written, or `metrics.jsonl` cannot be read.
     """
 
     def __init__(
@@ -55,12 +57,12 @@ class MetricsWriter:
             replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir):
-            # Written by this thread: one of tensorboardX's own would die of a full disk
-            # unheard, and the run would wait for it.
+            # NOTE: this thread writes, because the one of tensorboardX would die on a full
+            # disk without an error, and the run would wait for it.
             tensorboard_dir.mkdir(exist_ok=True)
             self._events = EventsWriter(
                 str(tensorboard_dir / "events"),
-                # The name holds whole seconds only; a quick restart must not overwrite.
+                # The default name has whole seconds, so a quick restart would reuse it.
                 filename_suffix=f".{time.time_ns()}",
             )
             purge = messages.SessionLog(status=messages.SessionLog.START)
@@ -78,7 +80,7 @@ class MetricsWriter:
             self._events.close()
 
     def has_row(self, step: int, split: Literal["train", "eval"]) -> bool:
-        """Whether the rows that were kept at the start hold one of this step and split."""
+        """Returns true if a row of this step and split was kept at the start."""
         return (step, split) in self._kept
 
     def write(
@@ -89,13 +91,13 @@ class MetricsWriter:
         epoch: int,
         split: Literal["train", "eval"],
     ) -> dict[str, Any]:
-        """Writes a row, whole or not at all, and makes it visible to readers at once.
+        """Writes a row completely or not at all, and flushes it.
 
         Returns:
           The row.
 
         Raises:
-          UserError: It cannot be written.
+          UserError: The row cannot be written.
         """
         row = {
             **{"step": step, "epoch": epoch, "split": split, **metrics},
@@ -112,7 +114,7 @@ class MetricsWriter:
         try:
             written = os.write(self._jsonl, line)
             if written < len(line):
-                os.write(self._jsonl, line[written:])  # Says why.
+                os.write(self._jsonl, line[written:])  # Raises the reason.
         except OSError:
             os.ftruncate(self._jsonl, size)
             raise
@@ -128,10 +130,10 @@ class MetricsWriter:
 
 
 def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that was torn by a crash is left out.
+    """Reads the rows of a `metrics.jsonl`, without a last line that a crash cut short.
 
     Raises:
-      UserError: Another line is no row.
+      UserError: The file cannot be read, or another line is not a row.
     """
     if not jsonl_file.exists():
         return []
@@ -157,7 +159,7 @@ def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def tagged_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metrics of a row by their names in TensorBoard, `eval/accuracy` say."""
+    """Returns the metrics of a row by their names in TensorBoard, as `eval/accuracy`."""
     return {
         f"{row['split']}/{name}": value
         for name, value in row.items()

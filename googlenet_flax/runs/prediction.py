@@ -1,4 +1,4 @@
-"""Classification of picture files with a trained network, and how it is printed."""
+"""Classification of picture files with a trained network, and output of the results."""
 
 import concurrent.futures
 import json
@@ -23,10 +23,10 @@ Decoded = tuple[np.ndarray, tuple[int, int]]
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of one picture, or why there are none."""
+    """The most likely classes of a picture, or the reason why it cannot be read."""
 
     path: pathlib.Path
-    classes: tuple[tuple[str, float], ...]  # Name and probability, likeliest first.
+    classes: tuple[tuple[str, float], ...]  # Name and probability, most likely first.
     error: str = ""
 
 
@@ -37,10 +37,10 @@ def find_pictures(
 
     Args:
       paths: Files and folders.
-      on_empty: Called with each folder that holds no picture.
+      on_empty: Function that is called with each folder that holds no picture.
 
     Raises:
-      UserError: There is no picture at all.
+      UserError: There is no picture in any of them.
     """
     pictures: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
@@ -72,10 +72,11 @@ def predict(
 
     Args:
       predictor: The network.
-      pictures: Files of any size that `decode_image` reads.
-      top: Number of classes to name for each.
-      batch_size: Pictures at a time, rounded up to the devices.
-      num_crops: Views of each picture (`evaluation_crops`), whose softmax is averaged.
+      pictures: Picture files of any size in a format that `decode_image` reads.
+      top: Number of classes to name for each picture.
+      batch_size: Pictures per batch, rounded up to a multiple of the devices.
+      num_crops: Number of crops of each picture whose softmax is averaged (see
+        `evaluation_crops`).
     """
     num_devices = len(predictor.devices)
     batch_size = min(batch_size, len(pictures))
@@ -103,7 +104,7 @@ def predict(
 def _decode(
     pictures: Sequence[pathlib.Path], storage_size: int, batch_size: int
 ) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded | BadImageError]]]:
-    """Yields batches of decoded pictures; meanwhile threads decode the next batch."""
+    """Yields batches of decoded pictures, while threads decode the next batch."""
 
     def decode(path: pathlib.Path) -> Decoded | BadImageError:
         try:
@@ -122,19 +123,19 @@ def _decode(
                 ahead = pool.map(decode, chunks[number])
             yield chunk, decoded
     finally:
-        # After Ctrl-C a thread may still wait for a file, possibly forever.
+        # After Ctrl-C a thread may wait for a file forever, so do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def print_table(predictions: Iterator[Prediction], width: int) -> int:
-    """Prints one row per class; returns how many pictures could not be read."""
+    """Prints one row per class, and returns the number of unreadable pictures."""
     failed = 0
     print(f"{'picture':{width}}  probability  class")
     for path, classes, error in predictions:
         label = printable(path)
         if error:
             failed += 1
-            _complain(path, error)
+            _report_unreadable(path, error)
         for name, probability in classes:
             print(f"{label:{width}}  {probability:11.2%}  {name}", flush=True)
             label = ""
@@ -142,14 +143,14 @@ def print_table(predictions: Iterator[Prediction], width: int) -> int:
 
 
 def print_json(predictions: Iterator[Prediction]) -> int:
-    """Prints one JSON object per picture; returns how many could not be read."""
+    """Prints one JSON object per picture, and returns the number of unreadable ones."""
     failed = 0
     for path, classes, error in predictions:
         row: dict[str, object] = {"picture": printable(path)}
         if error:
             failed += 1
             row["error"] = error
-            _complain(path, error)
+            _report_unreadable(path, error)
         else:
             row["classes"] = [
                 {"name": name, "probability": probability} for name, probability in classes
@@ -158,6 +159,6 @@ def print_json(predictions: Iterator[Prediction]) -> int:
     return failed
 
 
-def _complain(path: pathlib.Path, error: str) -> None:
-    sys.stdout.flush()  # So that a terminal shows both in order.
+def _report_unreadable(path: pathlib.Path, error: str) -> None:
+    sys.stdout.flush()  # Keeps both streams in order on a terminal.
     print(f"googlenet_flax: {printable(path)} cannot be read: {error}", file=sys.stderr)

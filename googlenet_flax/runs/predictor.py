@@ -1,4 +1,4 @@
-"""A trained network from a workdir, ready to answer: class probabilities of pictures."""
+"""A trained network, loaded from a workdir to compute class probabilities of pictures."""
 
 import dataclasses
 import math
@@ -20,8 +20,8 @@ from googlenet_flax.training.losses import outputs_by_name
 from googlenet_flax.training.sharding import split_over_devices
 from googlenet_flax.training.state import Params
 
-# Logarithms of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Not the
-# probabilities themselves: the small ones would be rounded to 0.
+# Log probabilities of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Small
+# probabilities themselves would be rounded to 0.
 LogProbabilities = dict[str, np.ndarray]
 
 
@@ -33,7 +33,7 @@ def log_probability_step(
     model: GoogLeNet,
     preprocess: Preprocess,
 ) -> dict[str, jax.Array]:
-    """Log-softmax of every classifier, float32 `[B, num_classes]`, for one crop."""
+    """Computes the log-softmax of every classifier, `[B, num_classes]`, for one crop."""
     images = preprocess(batch["image"], batch.get("extent"), crop)
     output: Any = model.apply(variables, images, train=False)
     return {
@@ -47,9 +47,9 @@ class Predictor:
 
     checkpoint_step: int
     description: ModelDescription
-    variables: Params  # Replicated.
+    variables: Params  # Replicated over the devices.
     devices: Sequence[jax.Device]
-    step: Callable[..., dict[str, jax.Array]]  # `log_probability_step`, one shard a device.
+    step: Callable[..., dict[str, jax.Array]]  # The sharded `log_probability_step`.
 
     @classmethod
     def load(
@@ -60,14 +60,14 @@ class Predictor:
         *,
         raw: bool = False,
     ) -> Self:
-        """The network of a checkpoint: `best`, `latest` or a step.
+        """Loads the network of a checkpoint: `best`, `latest` or a step.
 
-        Its weights are averaged ones where the run averaged them and not `raw`.
+        The weights are the averages if the run averaged them, unless `raw` is true.
 
         Raises:
-          UserError: No such run or checkpoint.
+          UserError: There is no such run or checkpoint.
         """
-        workdir.read_config()  # So that a directory without a run is refused, not made.
+        workdir.read_config()  # Refuses a directory without a run.
         with Checkpoints(workdir.checkpoints) as checkpoints:
             checkpoint_step = checkpoints.resolve(checkpoint)
             description = checkpoints.describe(checkpoint_step)
@@ -85,12 +85,12 @@ class Predictor:
     def log_probabilities(
         self, batch: Mapping[str, np.ndarray], num_crops: int
     ) -> LogProbabilities:
-        """Of the softmax averaged over crops.
+        """Computes the log of the softmax averaged over crops.
 
         Args:
-          batch: `image` and, if there is one, `extent`, as a `Split` makes them; as many
-            examples as the devices can share equally.
-          num_crops: As `data.crops.evaluation_crops` knows them.
+          batch: `image` and optionally `extent` in the form of a batch of a `Split`. The
+            devices must be able to share the examples equally.
+          num_crops: Number of crops of each picture (see `evaluation_crops`).
         """
         side = self.description.preprocess.crop_fraction
         crops = evaluation_crops(num_crops, side)
@@ -111,7 +111,7 @@ def mean_log_probabilities(
     batch: Mapping[str, np.ndarray],
     num_crops: int,
 ) -> LogProbabilities:
-    """Of the softmax averaged over networks and crops (section 7)."""
+    """Computes the log of the softmax averaged over networks and crops (section 7)."""
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
     return {
         name: np.logaddexp.reduce([one[name] for one in each]) - math.log(len(each))

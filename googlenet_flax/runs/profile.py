@@ -1,4 +1,4 @@
-"""A trace of a few training steps, for TensorBoard, XProf or Perfetto."""
+"""A profiler trace of a few training steps, for TensorBoard, XProf or Perfetto."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from googlenet_flax.runtime.errors import writing
 
 
 class StepProfile:
-    """Traces the steps from the first to the last of `steps`; none if it is empty.
+    """Profiler that traces the steps from the first to the last of `steps`.
 
     Args:
-      directory: Gets `plugins/profile/TIME/`, as `jax.profiler` writes it.
-      steps: Two updates, counted from 1.
+      directory: Folder in which `jax.profiler` writes `plugins/profile/TIME/`.
+      steps: The first and the last step, counted from 1; empty for no trace.
     """
 
     def __init__(self, directory: pathlib.Path, steps: Sequence[int]):
@@ -29,7 +29,7 @@ class StepProfile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Call it in front of an update: may begin to trace.
+        """Starts the trace if `step` is the first one; to be called before each update.
 
         Raises:
           UserError: The directory cannot be written.
@@ -41,7 +41,7 @@ class StepProfile:
             self._is_tracing = True
 
     def after(self, step: int, state: Any) -> None:
-        """Call it after an update, with what it returned: may write the trace."""
+        """Writes the trace after the last step; to be called after each update."""
         if self._is_tracing and step >= self._last:
             jax.block_until_ready(state)
             self._stop()

@@ -1,4 +1,4 @@
-"""The rows of `metrics.jsonl` sent to Weights & Biases too, for those who use it."""
+"""A copy of the metrics of a run at Weights & Biases (W&B)."""
 
 import pathlib
 import secrets
@@ -15,22 +15,22 @@ ID_BYTES = 8
 
 
 class WandbMirror:
-    """One W&B run a workdir, which a resumed run goes on with.
+    """Sender of metrics to one W&B run per workdir, which a resumed run continues.
 
-    Rows that a killed run wrote after its last checkpoint arrive twice.
+    Rows that a killed run wrote after its last checkpoint are sent twice.
 
     Args:
       project: Name of the W&B project.
-      directory: Where W&B keeps its files; holds the id of the run.
-      config: Shown beside the run.
+      directory: Directory for the files of W&B and the id of the run.
+      config: Config that W&B shows with the run.
 
     Raises:
-      UserError: The package `wandb` is missing, or W&B refuses.
+      UserError: The package `wandb` is missing, or W&B cannot start.
     """
 
     def __init__(self, project: str, directory: pathlib.Path, config: Config):
         try:
-            import wandb  # noqa: PLC0415 - an extra
+            import wandb  # noqa: PLC0415 - optional package
         except ImportError as error:
             raise UserError(
                 "config.wandb_project needs the package wandb: pip install -c "
@@ -51,7 +51,7 @@ class WandbMirror:
                 config=config.to_dict(),
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )
-        except Exception as error:  # Of many kinds: no login, no network, a bad name.
+        except Exception as error:  # Many types: no login, no network, a bad name.
             raise UserError(
                 f"W&B cannot start ({' '.join(str(error).split())}): run `wandb login`, or "
                 "set WANDB_MODE=offline, or --config.wandb_project="
@@ -70,6 +70,6 @@ class WandbMirror:
         self._run.finish(exit_code=0 if kind is None else 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Sends a row of `metrics.jsonl`, its names as in TensorBoard."""
+        """Sends a row of `metrics.jsonl` under the names of TensorBoard."""
         position = {"step": row["step"], "epoch": row["epoch"]}
         self._run.log({**tagged_metrics(row), **position})

@@ -1,4 +1,4 @@
-"""Fine-tuning: a fresh state that takes its weights from another run or an import."""
+"""Initialization of a run with the weights of another run or of an import."""
 
 import dataclasses
 import shlex
@@ -15,7 +15,7 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.optimizer import is_head
 from googlenet_flax.training.state import Params, TrainState
 
-# Pixels scaled in another way would be another world to the weights.
+# The weights fit only an input that is scaled the same way.
 INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")
 
 
@@ -27,19 +27,20 @@ def warm_start(
 ) -> tuple[TrainState, str]:
     """Puts the weights of the best checkpoint of another run (or its latest) into a state.
 
-    Where the number of classes differs, the last layer of each classifier stays fresh.
+    If the number of classes differs, the last layer of each classifier keeps its random
+    weights.
 
     Args:
-      state: Freshly initialised, replicated over `devices`.
-      source: Of the other run.
-      description: Of the network to be trained.
-      devices: To put the weights on.
+      state: State with random weights, replicated over `devices`.
+      source: Directory of the other run.
+      description: Description of the network to be trained.
+      devices: Devices of the state.
 
     Returns:
-      The state, and a line that says what was taken and what is new.
+      The state, and a line that names the checkpoint and the layers that are new.
 
     Raises:
-      UserError: No such run, or its network does not fit.
+      UserError: There is no such run, or its network does not fit.
     """
     step, theirs, weights = _restore(source, description, devices)
     params, fresh = _fit(source, state.params, weights["params"], theirs, description)
@@ -59,7 +60,7 @@ def warm_start(
 def _restore(
     source: Workdir, description: ModelDescription, devices: Sequence[jax.Device]
 ) -> tuple[int, ModelDescription, dict[str, Params]]:
-    """Step, description and variables of the checkpoint to start from."""
+    """Restores step, description and variables of the checkpoint to start from."""
     source.read_config("--config.init_from")  # Refuses a directory without a run.
     with Checkpoints(source.checkpoints) as checkpoints:
         best = checkpoints.best_step
@@ -77,7 +78,10 @@ def _fit(
     theirs: ModelDescription,
     ours: ModelDescription,
 ) -> tuple[Params, list[str]]:
-    """Their parameters, but our own heads where the shapes differ; and which those are."""
+    """Merges parameters, and returns them with the names of the layers that stay new.
+
+    They are `their_params`, except for heads of other shapes, which are `own_params`.
+    """
     fresh: list[str] = []
 
     def take(path, own, other):
@@ -111,7 +115,8 @@ def _check_networks(
             f"--config.{name}={shlex.quote(str(value))}" for name, value in wanted.items()
         )
         raise UserError(
-            f"--config.init_from={source.path} was trained otherwise: set {options}"
+            f"--config.init_from={source.path} was trained with other settings: set "
+            f"{options}"
         )
 
 
@@ -120,7 +125,7 @@ def _different(
     ours: ModelDescription | Preprocess,
     fields: Sequence[str],
 ) -> dict[str, object]:
-    """Their values of the fields that differ."""
+    """Returns the fields that differ, with the values in `theirs`."""
     return {
         name: getattr(theirs, name)
         for name in fields

@@ -1,4 +1,4 @@
-"""The directory of a run: who owns it, what it was configured with, where things lie."""
+"""The directory of a run: its paths, its lock, its config and the record of its starts."""
 
 import contextlib
 import fcntl
@@ -14,17 +14,17 @@ from googlenet_flax.config import RESUMABLE_FIELDS, Config
 from googlenet_flax.runtime.errors import UserError, WorkdirInUseError, writing
 from googlenet_flax.runtime.files import replace_file
 
-IMPORTED_FROM = "imported_from"  # In the config.json of weights that were not trained here.
+IMPORTED_FROM = "imported_from"  # Field of config.json in workdirs of imported weights.
 
-# These may not change where something is stretched over the length of the run.
+# Fields that must not change if a schedule spans the whole run.
 LENGTH_FIELDS = frozenset({"num_epochs", "max_steps"})
 
 
 class Workdir:
-    """Paths of a run, and the lock that keeps a second run out while this one lives.
+    """Paths of a run, and a lock against a second process that trains there.
 
     Raises:
-      UserError: The path names no directory.
+      UserError: The path cannot name a directory.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -41,8 +41,8 @@ class Workdir:
             os.fspath(self.path).encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"workdir {str(self.path)!r} has a name that this locale cannot tell: set "
-                "PYTHONUTF8=1 in the environment"
+                f"workdir {str(self.path)!r} has a name that this locale cannot encode: "
+                "set PYTHONUTF8=1 in the environment"
             ) from error
         self.config_file = self.path / "config.json"
         self.starts_file = self.path / "starts.jsonl"
@@ -56,7 +56,7 @@ class Workdir:
 
     @property
     def owner(self) -> str:
-        """The process that has taken the lock, or was the last to do so; "" if unknown."""
+        """The process that holds the lock or held it last; "" if unknown."""
         try:
             return self._lock_path.read_text(encoding="utf-8").strip()
         except OSError:
@@ -66,7 +66,7 @@ class Workdir:
         """Creates the directory and takes the lock.
 
         Raises:
-          UserError: The directory cannot be made, read or written.
+          UserError: The directory cannot be created, read or written.
           WorkdirInUseError: Another process holds the lock.
         """
         try:
@@ -90,7 +90,7 @@ class Workdir:
         lock_file.truncate(0)
         lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock_file.flush()
-        os.fsync(lock_file.fileno())  # Other hosts look at it, too.
+        os.fsync(lock_file.fileno())  # Other hosts read the owner, too.
         self._lock_file = lock_file  # The kernel frees the lock when the process dies.
         return self
 
@@ -100,10 +100,10 @@ class Workdir:
             self._lock_file = None
 
     def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
-        """The config of the run, with tuples where JSON has lists.
+        """Reads the config of the run, with tuples instead of the lists of JSON.
 
         Args:
-          flag: The one that named this directory, for the message of an error.
+          flag: The flag that named this directory, for error messages.
 
         Raises:
           UserError: There is no run here, or its config is missing or unreadable.
@@ -122,7 +122,7 @@ class Workdir:
         }
 
     def _no_config(self, problem: str, flag: str) -> UserError:
-        """The error for a config that cannot be read, by whether checkpoints are there."""
+        """Creates the error for an unreadable config, which depends on the checkpoints."""
         if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
             return UserError(
                 f"{self.config_file} {problem}, but the checkpoints of the run are there: "
@@ -135,45 +135,46 @@ class Workdir:
         )
 
     def write_config(self, fields: Mapping[str, Any]) -> None:
-        """Records the fields of the config, whole or not at all.
+        """Writes the fields of the config completely or not at all.
 
         Raises:
-          UserError: The disk is full, say.
+          UserError: The file cannot be written.
         """
         text = json.dumps(dict(fields), indent=2) + "\n"
         with writing(self.config_file):
             replace_file(self.config_file, text.encode())
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
-        """Records that the run starts or goes on: when, with what, for how long.
+        """Appends a record of a start of the run, with the time and the given facts.
 
         Raises:
-          UserError: The disk is full, say.
+          UserError: The file cannot be written.
         """
         line = json.dumps({"time": time.time(), **facts}) + "\n"
         with writing(self.starts_file), self.starts_file.open("ab") as file:
             file.write(line.encode())
 
     def read_starts(self) -> list[dict[str, Any]]:
-        """What `write_start` wrote, as far as it can be read."""
+        """Reads the records of `write_start`, without those that cannot be read."""
         try:
             lines = self.starts_file.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
             return []
         starts = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # Torn by a crash.
+            with contextlib.suppress(ValueError):  # A crash cut the line short.
                 starts.append(json.loads(line))
         return starts
 
     def check_resumable(self, config: Config) -> list[str]:
-        """Refuses to continue a run under a config that would make it another run.
+        """Checks that a run may continue under a config.
 
         Returns:
-          A line for each field that has changed and may.
+          A phrase for each field that has changed and is allowed to.
 
         Raises:
-          UserError: Names each such field with both values.
+          UserError: Fields that define the run have changed; the message names them with
+            both values.
         """
         saved = self.read_config()
         if IMPORTED_FROM in saved:
