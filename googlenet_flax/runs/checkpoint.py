@@ -82,7 +82,7 @@ class Checkpoints:
                 with contextlib.suppress(Exception):  # Closing repeats the error of `wait`.
                     self._checkpointer.close()
 
-    @cached_property
+    @property
     def _labels(self) -> dict[int, Label]:
         """The labels that can be read, by step, from the oldest to the newest."""
         return dict(sorted(self._scan.labels.items()))
@@ -93,7 +93,6 @@ class Checkpoints:
 
     def _forget_scan(self) -> None:
         self.__dict__.pop("_scan", None)
-        self.__dict__.pop("_labels", None)
 
     @property
     def damaged(self) -> Mapping[int, str]:
@@ -268,12 +267,11 @@ class Checkpoints:
             self._forget_scan()
             raise _cannot_save(self._path(step), error) from error
         self._scan.labels[step] = label
-        self.__dict__.pop("_labels", None)
         kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}
         for superseded in self._labels.keys() - kept:
             if distributed.is_first():
                 _drop(self._path(superseded))
-            del self._scan.labels[superseded], self._labels[superseded]
+            del self._scan.labels[superseded]
 
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
