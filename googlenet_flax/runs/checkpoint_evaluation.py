@@ -116,13 +116,8 @@ def evaluate_checkpoints(
     predictors = [
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
     ]
+    _check_same_classes(workdirs, predictors)
     first, config = predictors[0], workdirs[0].read_config()
-    for workdir, predictor in zip(workdirs, predictors, strict=True):
-        if predictor.description.class_names != first.description.class_names:
-            raise UserError(
-                f"{workdirs[0].path} and {workdir.path} have different classes: an "
-                "ensemble needs the same ones in the same order"
-            )
     split = data.load(config, first.description)
     aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
     batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
@@ -145,6 +140,18 @@ def evaluate_checkpoints(
     for path, reason in split.unreadable.items():
         print(f"googlenet_flax: skipped {path}: {reason}", file=sys.stderr)
     return {"step": first.checkpoint_step, **metrics}
+
+
+def _check_same_classes(
+    workdirs: Sequence[Workdir], predictors: Sequence[Predictor]
+) -> None:
+    """Checks that all networks of an ensemble have the same classes in the same order."""
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        if predictor.description.class_names != predictors[0].description.class_names:
+            raise UserError(
+                f"{workdirs[0].path} and {workdir.path} have different classes: an "
+                "ensemble needs the same ones in the same order"
+            )
 
 
 def evaluate_averaged(
