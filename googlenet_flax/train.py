@@ -1,4 +1,4 @@
-"""Training from a config: opens the run, and owns the only loop."""
+"""Training from a config: the start of a run, and the loop over its steps."""
 
 import dataclasses
 import gc
@@ -37,17 +37,17 @@ from googlenet_flax.training.experiment import Experiment, create_experiment, fr
 from googlenet_flax.training.loss_watch import LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
 
-MAX_NAMED = 5  # Unreadable pictures named in one line.
+MAX_NAMED = 5  # Number of unreadable pictures that one line names.
 FINISHED = "finished before; nothing left to do"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One start of an experiment: where its numbers, states and words go."""
+    """One start of an experiment, with the objects that save and report progress."""
 
     experiment: Experiment
     checkpoints: Checkpoints
-    writer: MetricsWriter | None  # Of several processes, the first one's.
+    writer: MetricsWriter | None  # None except in the first process.
     progress: Progress
     stop: StopRequest
     profile: StepProfile
@@ -55,11 +55,11 @@ class _Run:
     losses: LossWatch = dataclasses.field(default_factory=LossWatch)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
-        """Makes all updates after `start_step`, and what is due after each."""
+        """Makes all updates after `start_step`; logs, evaluates and saves when due."""
         experiment = self.experiment
         if start_step and experiment.is_eval_due(start_step) and not was_evaluated:
             self.stop.wait_for_loop = True
-            self.evaluate_and_save(state, start_step)  # It stopped just before.
+            self.evaluate_and_save(state, start_step)  # The run stopped before this.
         step = start_step
         try:
             with closing(experiment.batches(start_step)) as batches:
@@ -71,14 +71,14 @@ class _Run:
                     step += 1
                     self.losses.add(step, metrics)
                     self.after_step(state, step)
-        except StopRequested:  # The next batch did not come.
+        except StopRequested:  # The run was stopped while it waited for a batch.
             self.losses.check()
             self.save_and_stop(state, step)
 
     def update(
         self, state: TrainState, batch: Batch, step: int, *, is_first: bool
     ) -> tuple[TrainState, Metrics]:
-        """Makes the update after `step` updates; the first one compiles, and is slow."""
+        """Makes the update after `step` updates; the first one may compile first."""
         self.profile.before(step + 1)
         state, metrics = self.experiment.train_step(step)(state, batch)
         self.profile.after(step + 1, state)
@@ -89,7 +89,7 @@ class _Run:
         return state, metrics
 
     def after_step(self, state: TrainState, step: int) -> None:
-        """Logs, evaluates, saves and stops, as is due."""
+        """Logs, evaluates, saves and stops if due after `step` updates."""
         experiment, config = self.experiment, self.experiment.config
         is_log_due = experiment.is_due(config.log_every_steps, step)
         is_save_due = experiment.is_due(config.checkpoint_every_steps, step)
@@ -107,7 +107,7 @@ class _Run:
             self.save(state)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Writes and shows one training row."""
+        """Writes and shows a row of training metrics."""
         rate = self.progress.images_per_second(step)
         row = {**metrics, "learning_rate": self.experiment.learning_rate(step - 1)}
         if rate is not None:
@@ -116,7 +116,7 @@ class _Run:
         self.progress.report(step, loss=metrics["loss"], images_per_second=rate)
 
     def evaluate_and_save(self, state: TrainState, step: int) -> None:
-        """Evaluates, writes and shows one row, and saves the state with it."""
+        """Evaluates, writes and shows a row of metrics, and saves the state with them."""
         started = time.monotonic()
         try:
             metrics = self.experiment.evaluate(state, watch=self.stop.checked)
@@ -133,7 +133,7 @@ class _Run:
         self.progress.restart_clock(step)
 
     def say_unreadable(self) -> None:
-        """Names the pictures that were skipped so far, if there are any."""
+        """Reports the unreadable pictures that were skipped so far, if any."""
         unreadable = {
             **self.experiment.train_set.unreadable,
             **self.experiment.eval_set.unreadable,
@@ -147,7 +147,7 @@ class _Run:
             )
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts writing a checkpoint."""
+        """Starts to write a checkpoint."""
         self.checkpoints.save(
             state,
             description=self.experiment.description,
@@ -156,7 +156,7 @@ class _Run:
         )
 
     def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
-        """Saves the state unless it is saved already, and ends the run."""
+        """Saves the state if it is not saved yet, and ends the run."""
         self.checkpoints.wait()
         if self.checkpoints.latest_step != step:
             self.save(state)
@@ -172,7 +172,7 @@ class _Run:
     def write(
         self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
     ) -> None:
-        """Writes one row to disk, and to W&B where it is wanted."""
+        """Writes a row to disk, and to W&B if the config asks for it."""
         if self.writer is None:
             return
         epoch = step // self.experiment.epoch_steps
@@ -184,20 +184,20 @@ class _Run:
 def train_and_evaluate(
     config: Config | Mapping[str, Any], workdir: str | os.PathLike[str]
 ) -> dict[str, float]:
-    """Trains to the end, from scratch or from where the run in `workdir` stopped.
+    """Trains and evaluates a run; a run that exists in `workdir` is resumed.
 
     Args:
-      config: A config, or its fields by name, such as a `ConfigDict`.
-      workdir: Directory of the run; made if it is missing.
+      config: A config, or a mapping of its fields, such as a `ConfigDict`.
+      workdir: Directory of the run; created if it is missing.
 
     Returns:
       The row of the last evaluation in `metrics.jsonl`; empty if there was none.
 
     Raises:
-      UserError: Config, data or workdir that the user can mend.
-      WorkdirInUseError: Another process trains there.
+      UserError: The config, the data or the workdir have an error that the user can fix.
+      WorkdirInUseError: Another process trains in `workdir`.
       NotFiniteError: A loss became NaN or infinite.
-      StoppedBySignal: After SIGTERM or SIGINT; the state is saved.
+      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state.
     """
     config = Config.of(config)
     with ExitStack() as stack:
@@ -239,7 +239,7 @@ def train_and_evaluate(
 def _open_workdir(
     stack: ExitStack, path: str | os.PathLike[str], config: Config
 ) -> Workdir:
-    """Returns the directory of the run, owned by the first process and seen by all."""
+    """Opens the directory of the run, which the first process locks for all."""
     with distributed.together():
         if config.distributed and not jax.distributed.is_initialized():
             raise UserError(
@@ -259,7 +259,7 @@ def _open_workdir(
 
 @distributed.together()
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
-    """Refuses to continue a run under a config that makes it another run."""
+    """Checks that a run may continue under `config`, and reports changed fields."""
     if checkpoints.latest_step is not None:
         changes = run_dir.check_resumable(config)
         if changes:
@@ -277,9 +277,9 @@ def _create_run(
     start_step: int,
     evaluation: Mapping[str, float] | None,
 ) -> _Run:
-    """Opens what the run writes to; `stack` closes it.
+    """Creates the run and opens its files, which `stack` closes.
 
-    `evaluation` holds the metrics saved with the state that the run starts from, if any.
+    `evaluation` holds the metrics that were saved with the first state, if any.
     """
     config, is_first = experiment.config, distributed.is_first()
     progress = Progress(
@@ -322,7 +322,7 @@ def _create_run(
 
 
 def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
-    """Leaves in the workdir what it is that starts."""
+    """Records the config and the environment of this start in the workdir."""
     devices = distributed.all_devices(experiment.devices)
     run_dir.write_config(experiment.config.to_dict())
     run_dir.write_start(
@@ -336,10 +336,10 @@ def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> 
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
-    """Refuses to continue a run on other data than it was trained on.
+    """Checks that the data are those that the run was trained on before.
 
     Raises:
-      UserError: Names what has changed since the newest checkpoint.
+      UserError: The message names the changes since the newest checkpoint.
     """
     with distributed.together():
         data, class_names = experiment.data, experiment.description.class_names
@@ -364,10 +364,10 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
 
 @distributed.together()
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
-    """The newest saved state; None if nothing was ever saved.
+    """Restores the newest checkpoint, and renames damaged ones; None if there is none.
 
     Raises:
-      UserError: Checkpoints lie there and none of them can be read.
+      UserError: There are checkpoints, but none of them can be read.
     """
     distributed.check_same(
         {"the newest checkpoint": checkpoints.latest_step},
@@ -376,7 +376,10 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
     state_like = jax.eval_shape(experiment.create_state)
     state = checkpoints.restore_newest(state_like, experiment.devices)
     if checkpoints.strays:
-        tell_once(f"left alone in {checkpoints.directory}: {', '.join(checkpoints.strays)}")
+        tell_once(
+            f"files in {checkpoints.directory} that are no checkpoints are left alone: "
+            f"{', '.join(checkpoints.strays)}"
+        )
     if checkpoints.damaged:
         damaged = checkpoints.name_damaged()
         if state is None and not experiment.config.restart:
@@ -399,17 +402,17 @@ def _start(
     *,
     is_finished: bool,
 ) -> TrainState:
-    """Returns the state to begin with; says what runs, and compiles the step.
+    """Creates the first state unless it is restored, prints a summary, compiles the step.
 
-    Compiling has a thread of its own, so that a fresh state is made meanwhile and signals
-    are heard. Of several processes each compiles with its first call, since a `pmap` over
-    all of them cannot be compiled by one alone.
+    A thread compiles, so that the state is created meanwhile and signals are handled. Each
+    of several processes compiles with its first call instead, because one process alone
+    cannot compile a `pmap` over all of them.
     """
-    state, origin = _known_state(experiment, restored)
+    state, origin = _existing_state(experiment, restored)
     state_like = jax.eval_shape(experiment.create_state if state is None else lambda: state)
     progress.say(_summary(experiment, state_like, origin if not is_finished else FINISHED))
     compiles = distributed.num_processes() == 1 and not is_finished
-    with _garbage_kept(), ThreadPoolExecutor(max_workers=1) as pool:
+    with _no_garbage_collection(), ThreadPoolExecutor(max_workers=1) as pool:
         compiling = None
         if compiles:
             step = 0 if state is None else int(state.step)
@@ -422,8 +425,8 @@ def _start(
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """Turns the garbage collector off, which took a fifth of the time of tracing."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Turns the garbage collector off, which takes a fifth of the time of tracing."""
     gc.disable()
     try:
         yield
@@ -431,12 +434,13 @@ def _garbage_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _known_state(
+def _existing_state(
     experiment: Experiment, restored: TrainState | None
 ) -> tuple[TrainState | None, str]:
-    """Returns the state that is restored or taken from another run, and its origin.
+    """Returns the first state and a phrase for its origin.
 
-    The state is None where the run starts from scratch.
+    The state is the restored one or has the weights of another run; it is None if the run
+    starts from scratch.
     """
     if restored is not None:
         return restored, f"resuming after step {int(restored.step)}"
@@ -448,7 +452,7 @@ def _known_state(
 
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
-    """What runs, for the person who started it."""
+    """Describes network, data and length of the run for the user."""
     config, devices = experiment.config, distributed.all_devices(experiment.devices)
     processes = distributed.num_processes()
     shared = f" in {processes} processes" if processes > 1 else ""
