@@ -1,11 +1,11 @@
-"""Measures how fast a config trains, and how near its devices' limits.
+"""Measures the training speed of a config and the share of its devices' limits.
 
 python -m googlenet_flax.benchmark [--config=configs/X.py] [--config.FIELD=...] [--json]
 
-Trains on fabricated images of the config's shape, so it needs no data set; only the input
-pipeline is measured on the real one, where it is there (nothing is downloaded). The last
-line on stdout is one JSON object, the fields of `performance.report.Report`; with `--json`
-the only line.
+It trains on fabricated images of the config's shape, so it needs no data set. Only the
+input pipeline is measured on the real data set, if that is present; nothing is downloaded.
+The last line on stdout is one JSON object with the fields of `performance.report.Report`;
+`--json` prints this line only.
 """
 
 import jax
@@ -18,9 +18,9 @@ from googlenet_flax.runtime import command_line
 
 CONFIG = command_line.define_config("configs/cifar10.py")
 SECONDS = flags.DEFINE_float(
-    "seconds", 10.0, "To measure each figure for.", lower_bound=0.0
+    "seconds", 10.0, "Seconds for which each figure is measured.", lower_bound=0.0
 )
-JSON = flags.DEFINE_boolean("json", False, "Print the JSON line only.")
+JSON = flags.DEFINE_boolean("json", False, "Print only the JSON line.")
 
 
 def _benchmark() -> None:

@@ -1,4 +1,4 @@
-"""Draws what a part of the network responds to.
+"""Draws a picture to which a layer or a class of the network responds strongly.
 
 python -m googlenet_flax.dream --workdir=DIR --layer=inception_4c --image=FILE --out=FILE
 python -m googlenet_flax.dream --workdir=DIR --layer=classifier --channel=cat --out=FILE
@@ -11,7 +11,7 @@ from googlenet_flax.analysis.dream import FROM_NOISE, FROM_PICTURE, PICTURE_SIZE
 from googlenet_flax.analysis.endpoints import ENDPOINTS
 from googlenet_flax.runtime.command import argument_parser, running
 
-SIZE_DEFAULT = f"the network's, or of --image its own up to {PICTURE_SIZE}"
+SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
 
 
 def main() -> None:
@@ -36,13 +36,18 @@ def _parse_arguments() -> argparse.Namespace:
     add("--channel", default="", help="one channel of it; of a classifier, a class")
     add("--image", default="", help="picture to begin with; default: grey noise")
     add("--out", required=True, type=pathlib.Path, help="PNG file to write")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--layer", required=True, help=f"layer that responds: {', '.join(ENDPOINTS)}")
+    add("--channel", default="", help="channel of the layer, or class of a classifier")
+    add("--image", default="", help="picture to start from; default: gray noise")
+    add("--out", required=True, help="PNG file to write")
     add("--size", type=int, help=f"longer side in pixels; default: {SIZE_DEFAULT}")
-    add_setting("octaves", "sizes at most, each 1.4 times the one before")
-    add_setting("steps", "for each octave")
-    add_setting("rate", "mean change of a step, in pixel values of 0 to 255")
-    add_setting("jitter", "random shift before each step, in pixels at most")
-    add_setting("smoothness", "0 draws fine noise, 1 broad strokes")
-    add("--seed", type=int, default=0, help="of noise and jitter")
+    add_setting("octaves", "largest number of sizes, each 1.4 times the one before")
+    add_setting("steps", "steps for each octave")
+    add_setting("rate", "mean change per step, in pixel values from 0 to 255")
+    add_setting("jitter", "largest random shift before each step, in pixels")
+    add_setting("smoothness", "smoothing of each step: 0 draws fine noise, 1 broad shapes")
+    add("--seed", type=int, default=0, help="seed of noise and jitter; default: 0")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a run, or the mean of several.
+"""Evaluates a trained network, or the mean of several.
 
 python -m googlenet_flax.evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
 """
@@ -42,17 +42,21 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("evaluate", __doc__)
     add = parser.add_argument
-    add("--workdir", default="", help="directory of the run")
-    add("--ensemble", default="", help="more runs, DIR1,DIR2, to average with")
-    add("--checkpoint", default="best", help="best, latest or a step")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="views of each picture")
-    add("--raw_weights", action="store_true", help="not the averaged ones")
-    add("--dataset", default="", help="default: the run's")
+    add("--workdir", default="", help="directory of a run or import")
+    add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
+    add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
+    add("--dataset", default="", help="data set to evaluate on; default: the run's")
     add("--data_dir", default="", help="folder of the data; default: the run's")
     add("--split", default="", help="TFDS split; default: the run's eval_split")
-    add("--eval_fraction", type=float, help="of one folder; default: the run's")
-    add("--batch_size", type=int, default=0, help="default: the run's")
-    add("--json", action="store_true", help="print one JSON object")
+    add(
+        "--eval_fraction",
+        type=float,
+        help="tested part of a folder without splits; default: the run's",
+    )
+    add("--batch_size", type=int, default=0, help="pictures per batch; default: the run's")
+    add("--json", action="store_true", help="print the metrics as one JSON object")
     return parser.parse_args()
 
 

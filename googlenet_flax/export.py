@@ -16,7 +16,7 @@ from googlenet_flax.runtime.command import argument_parser, running
 def main() -> None:
     """Runs the command."""
     args = _parse_arguments()
-    # Accelerators round what they multiply: nothing could be compared to 1e-4.
+    # Accelerators multiply with less precision, which the comparison would not pass.
     jax.config.update("jax_platforms", "cpu")
     with running():
         out = check_out(args.out)
@@ -40,13 +40,13 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("export", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="best, latest or a step")
-    add("--format", required=True, choices=FORMATS, dest="format_name")
-    add("--out", required=True, help="the file; with stablehlo, FILE.json is written too")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
+    add("--out", required=True, help="file to write; stablehlo also writes FILE.json")
     add(
         "--aux_heads",
         action="store_true",
-        help="the logits of the heads too; safetensors has their weights anyway",
+        help="also export the heads' logits; safetensors always has their weights",
     )
     return parser.parse_args()
 

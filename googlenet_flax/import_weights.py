@@ -1,4 +1,4 @@
-"""Turns trained weights of an original into a workdir.
+"""Imports the trained weights of another implementation into a workdir.
 
 python -m googlenet_flax.import_weights --from=FORMAT --weights=FILE --workdir=DIR
 """
@@ -33,15 +33,16 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("import_weights", __doc__)
     add = parser.add_argument
-    add("--from", required=True, choices=FORMATS, dest="format_name", help="who made it")
-    add("--weights", required=True, type=pathlib.Path, help="the weight file")
-    add("--workdir", required=True, help="a new directory")
-    add("--image_size", type=int, default=224, help="side of the input in pixels")
-    add("--class_names", type=pathlib.Path, help="text file, one name a line")
+    add("--from", required=True, choices=FORMATS, dest="format_name", help="file format")
+    add("--weights", required=True, type=pathlib.Path, help="file of weights to import")
+    add("--workdir", required=True, help="new directory for the imported network")
+    add("--image_size", type=int, default=224, help="input size in pixels; default: 224")
+    add("--class_names", type=pathlib.Path, help="text file with one class name a line")
     add(
         "--transform_input",
         choices=("true", "false"),
-        help="of torchvision; default: true for its own trained weights alone",
+        help="whether torchvision's network normalizes its input again; default: only for "
+        "torchvision's own trained weights",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Trains GoogLeNet from a config file; short on purpose, `train.py` does the work.
+"""Trains GoogLeNet from a config file.
 
 python -m googlenet_flax.main --config=configs/cifar10.py [--workdir=DIR]
 """
@@ -20,7 +20,8 @@ CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run, resumed if it exists; default: runs/ and the config's name.",
+    "Directory of the run, which is resumed if it exists; default: runs/ and the name of "
+    "the config file.",
 )
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the network and the plan of the run; train nothing."
@@ -28,13 +29,13 @@ DRY_RUN = flags.DEFINE_bool(
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     "",
-    "HOST:PORT of process 0, where --config.distributed=True cannot find it out.",
+    "HOST:PORT of process 0; needed for several processes if JAX cannot detect it.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 0, "Number of processes, where it cannot be found out."
+    "num_processes", 0, "Number of processes; needed if JAX cannot detect it."
 )
 PROCESS_ID = flags.DEFINE_integer(
-    "process_id", -1, "Number of this process from 0, where it cannot be found out."
+    "process_id", -1, "Number of this process from 0; needed if JAX cannot detect it."
 )
 
 
@@ -43,12 +44,12 @@ def _train() -> None:
     if DRY_RUN.value:
         print(describe_run(config))
         return
-    with _others(config):
+    with _joined_processes(config):
         train_and_evaluate(config, WORKDIR.value or _default_workdir())
 
 
 def _default_workdir() -> str:
-    """Returns the workdir of a run that names none, and says so."""
+    """Returns and prints the workdir of a run without --workdir."""
     if WORKDIR.value is not None:
         raise UserError("--workdir is empty: name a directory")
     recipe = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -57,8 +58,8 @@ def _default_workdir() -> str:
     return workdir
 
 
-def _others(config: Config) -> contextlib.AbstractContextManager:
-    """Connects to the other processes of the run, if there are any."""
+def _joined_processes(config: Config) -> contextlib.AbstractContextManager:
+    """Connects this process to the others of the run, if there are any."""
     named = [
         flag for flag in (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID) if flag.present
     ]

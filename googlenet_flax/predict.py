@@ -59,12 +59,12 @@ def main() -> None:
 def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("predict", __doc__)
     add = parser.add_argument
-    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
+    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures or folders of them")
     add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="best, latest or a step")
-    add("--top", type=int, default=5, help="classes to name for each picture")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="views of each picture")
-    add("--batch_size", type=int, default=32, help="pictures at a time")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--top", type=int, default=5, help="classes to print for each picture; default: 5")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
+    add("--batch_size", type=int, default=32, help="pictures per batch; default: 32")
     add("--json", action="store_true", help="print one JSON object per picture")
     return parser.parse_args()
 

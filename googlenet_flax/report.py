@@ -1,10 +1,10 @@
-"""Writes a page about a run, or one that compares several.
+"""Writes an HTML page about a run, or one that compares several runs.
 
 python -m googlenet_flax.report --workdir=DIR [--image=FILE]
 python -m googlenet_flax.report --workdir=DIR1,DIR2
 
-It reads a run that is still going on, or was interrupted, without disturbing it; what it
-cannot show, the page says.
+The run may still be in progress or interrupted, and is not changed. The page says which
+parts are missing and why.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
 
-# Flags about one run: default and help.
+# Default and help of each flag that a comparison of several runs does not take.
 ONE_RUN_FLAGS = {
-    "checkpoint": ("best", "best, latest or a step"),
-    "image": ("", "picture to look inside with; default: the first one tested"),
-    "max_examples": (0, "of the split to test with; 0 is all"),
-    "dataset": ("", "default: the run's"),
+    "checkpoint": ("best", "checkpoint: best (default), latest or a step"),
+    "image": ("", "picture whose activations are shown; default: the first one tested"),
+    "max_examples": (0, "number of examples of the split to test; 0 tests all"),
+    "dataset": ("", "data set to test on; default: the run's"),
     "data_dir": ("", "folder of the data; default: the run's"),
     "split": ("", "TFDS split; default: the run's eval_split"),
 }
@@ -56,9 +56,9 @@ def _parse_arguments() -> argparse.Namespace:
     add(
         "--workdir",
         required=True,
-        help="directory of a run; several, DIR1,DIR2, to compare",
+        help="directory of a run, or of several to compare, as DIR1,DIR2",
     )
-    add("--out", default="", help="HTML file; default: DIR/report/index.html")
+    add("--out", default="", help="HTML file to write; default: DIR/report/index.html")
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
     return parser.parse_args()
