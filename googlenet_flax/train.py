@@ -292,17 +292,9 @@ def _create_run(
     writer = mirror = None
     if is_first:
         _record_start(run_dir, experiment, start_step)
-        writer = stack.enter_context(
-            MetricsWriter(
-                run_dir.metrics_file,
-                run_dir.tensorboard,
-                resume_step=start_step,
-                was_evaluated=evaluation is not None,
-            )
+        writer, mirror = _open_writers(
+            stack, run_dir, config, start_step, was_evaluated=evaluation is not None
         )
-        if config.wandb_project:
-            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
-            stack.enter_context(mirror)
     run = _Run(
         experiment,
         checkpoints,
@@ -319,6 +311,29 @@ def _create_run(
             "is written again from the checkpoint"
         )
     return run
+
+
+def _open_writers(
+    stack: ExitStack,
+    run_dir: Workdir,
+    config: Config,
+    start_step: int,
+    *,
+    was_evaluated: bool,
+) -> tuple[MetricsWriter, WandbMirror | None]:
+    """Opens the metrics on disk, and the run at W&B if the config asks for it."""
+    writer = stack.enter_context(
+        MetricsWriter(
+            run_dir.metrics_file,
+            run_dir.tensorboard,
+            resume_step=start_step,
+            was_evaluated=was_evaluated,
+        )
+    )
+    if not config.wandb_project:
+        return writer, None
+    mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
+    return writer, stack.enter_context(mirror)
 
 
 def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
