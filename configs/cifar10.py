@@ -1,9 +1,9 @@
-"""The seed recipe on all of CIFAR-10: a Keras tutorial's GoogLeNet, its numbers kept.
+"""GoogLeNet as a Keras tutorial trains it, with the same settings, on all of CIFAR-10.
 
     python -m googlenet_flax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-Hardware: any. Time: not measured to the end. Accuracy: not measured at 224 px. At 96 px,
-batch 64 and 3 epochs: 54.0 % (n = 1), on a copy of CIFAR-10 re-encoded as JPEG, with
+Hardware: any. Time: not measured for the whole run. Accuracy: not measured at 224 px;
+54.0 % (n = 1) on a copy of CIFAR-10 re-encoded as JPEG with
 --config.image_size=96 --config.batch_size=64 --config.num_epochs=3
 """
 
@@ -14,7 +14,7 @@ def get_config():
     """Returns the recipe; `googlenet_flax/config.py` explains every field."""
     config = default_config()
 
-    # Data: pixels divided by 255 and nothing else, resized bilinearly.
+    # Data: pixels are divided by 255 and resized bilinearly.
     config.dataset = "cifar10"
     config.train_split = "train"
     config.eval_split = "test"
@@ -24,11 +24,11 @@ def get_config():
     config.input_mean = (0.0, 0.0, 0.0)
     config.input_std = (1.0, 1.0, 1.0)
 
-    # Network: Table 1 as the tutorial builds it, two heads with weight 0.3.
+    # Network: Table 1 as the tutorial builds it, with two heads of weight 0.3.
     config.variant = "seed"
     config.aux_weight = 0.3
 
-    # SGD with momentum; the rate is 0.01 * 0.96 ** floor((1 + epoch) / 8).
+    # SGD with momentum; the learning rate is 0.01 * 0.96 ** floor((1 + epoch) / 8).
     config.batch_size = 256
     config.num_epochs = 15
     config.learning_rate = 0.01

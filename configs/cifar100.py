@@ -1,8 +1,8 @@
-"""CIFAR-100 as well as this network can; the recipe of `cifar10_best.py`.
+"""The recipe of `cifar10_best.py` for the highest accuracy on CIFAR-100.
 
     python -m googlenet_flax.main --config=configs/cifar100.py --workdir=runs/cifar100
 
-Aims at 78.1 %. Hardware: a GPU. Time: not measured.
+The goal is 78.1 %. Hardware: a GPU. Time: not measured.
 Accuracy: not measured.
 """
 

@@ -1,11 +1,11 @@
-"""The tutorial as printed: 3,000 training images, 15 epochs, validated on 3,000 others.
+"""The run that the Keras tutorial prints: 3,000 training and 3,000 test images, 15 epochs.
 
     python -m googlenet_flax.main --config=configs/cifar10_blog.py --workdir=runs/blog
 
-Hardware: 2 CPU cores (AVX-512 Xeon). Time: 56 min, evaluated every 5 epochs. Accuracy:
-20.90 % of the 3,000 test images (n = 1, on a copy of CIFAR-10 re-encoded as JPEG); the
-tutorial reports 78 %, see docs/results.md. With the ragged last batch dropped, its 15
-epochs are 165 updates here.
+Hardware: 2 CPU cores (AVX-512 Xeon). Time: 56 min with an evaluation every 5 epochs.
+Accuracy: 20.90 % of the 3,000 test images (n = 1, on a copy of CIFAR-10 re-encoded as
+JPEG). The tutorial reports 78 %; docs/results.md compares the two. The 15 epochs are 165
+updates, because an incomplete last batch is dropped.
 """
 
 from googlenet_flax.config import default_config

@@ -1,8 +1,8 @@
-"""CIFAR-10 to 94 % in little time on one GPU: fewer epochs, and small images first.
+"""A fast recipe for 94 % on CIFAR-10: fewer epochs, and progressive resizing.
 
     python -m googlenet_flax.main --config=configs/cifar10_fast.py --workdir=runs/fast
 
-Hardware: a GPU. Time: not measured.
+Hardware: one GPU. Time: not measured.
 Accuracy: not measured.
 """
 

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: no download, minutes on a laptop.
+"""A small recipe for the handwritten digits of scikit-learn, which need no download.
 
     python -m googlenet_flax.main --config=configs/digits.py --workdir=runs/digits
 

@@ -1,12 +1,12 @@
-"""Fine-tunes imported weights of torchvision on your own pictures.
+"""Fine-tuning of imported torchvision weights on your own pictures.
 
     python -m googlenet_flax.main --config=configs/finetune.py \
         --config.init_from=runs/imagenet --config.data_dir=photos --workdir=runs/finetuned
 
-`runs/imagenet` was made by `googlenet_flax.import_weights --from=torchvision`, `photos` is
-as in `configs/folder.py`. The input is scaled as torchvision's own trained weights want it;
-for others the run says what to set. Hardware: any. Time: not measured. Accuracy: not
-measured.
+`googlenet_flax.import_weights --from=torchvision` creates `runs/imagenet`; `photos` is a
+folder as in `configs/folder.py`. The scale of the input is that of torchvision's own
+weights; for other weights, an error names the fields to set. Hardware: any. Time: not
+measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config

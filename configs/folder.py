@@ -1,9 +1,9 @@
-"""Your own pictures from scratch: batch norm, the augmentation of the paper's section 6.
+"""Training from scratch on your own pictures, with the augmentation of section 6.
 
     python -m googlenet_flax.main --config=configs/folder.py --config.data_dir=photos \
         --workdir=runs/photos
 
-`photos` holds train/CLASS/*.jpg and test/CLASS/*.jpg; or CLASS/*.jpg alone, with
+`photos` holds train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg together with
 --config.eval_fraction=0.2. Hardware: any. Time: not measured. Accuracy: not measured.
 """
 

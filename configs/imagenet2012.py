@@ -1,20 +1,20 @@
-"""ImageNet as the paper trained it, with what it left open filled in.
+"""The paper's training on ImageNet, with our choices for the settings it does not give.
 
     python -m googlenet_flax.main --config=configs/imagenet2012.py \
         --config.data_dir=DIR --workdir=runs/imagenet
 
 DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of image-net.org. The first
-run writes them as the TFDS set imagenet2012/5.1.0, which takes about as much again as their
-144 GiB (not measured), and does not need them any more. The same recipe reads an unpacked
-tree, DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, with --config.dataset=folder
---config.eval_split=val.
+run writes them as the TFDS set imagenet2012/5.1.0, which takes about as much space as their
+144 GiB (not measured). Later runs do not need the archives. The same recipe reads an
+unpacked tree, DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, with
+--config.dataset=folder --config.eval_split=val.
 
-From section 6: crops of 8 to 100 % of the area with sides of 3:4 to 4:3, photometric
-distortion, random interpolation, 4 % less learning rate every 8 epochs, momentum 0.9, heads
-at 0.3, averaged weights. Left open there and taken from Caffe's bvlc_googlenet: the start
-of the learning rate (0.01), 250 epochs, weight decay (2e-4). Our own choice: batch 256
-(Caffe 32), strength of the distortion, from when weights are averaged. Hardware: GPUs.
-Time: not measured. Accuracy: not measured.
+Section 6 gives these settings: crops of 8 to 100 % of the area with aspect ratios of 3:4 to
+4:3, photometric distortion, random interpolation, a learning rate that falls by 4 % every 8
+epochs, momentum 0.9, heads of weight 0.3, and averaged weights. Caffe's bvlc_googlenet
+gives the first learning rate (0.01), 250 epochs and the weight decay (2e-4). Batch size 256
+(Caffe has 32), the strength of the distortion and the first epoch of averaging are our own
+choice. Hardware: GPUs. Time: not measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config
