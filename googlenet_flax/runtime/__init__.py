@@ -1,4 +1,4 @@
-"""The process that a command runs in: errors, signals, devices, other processes, memory.
+"""Services for every command: errors, signals, streams, memory and other processes.
 
-Nothing here knows of networks, data or runs, so every other folder may import it.
+These modules depend on no other folder of the package, so every folder may import them.
 """

@@ -1,4 +1,4 @@
-"""What all commands have in common: their parser, and what runs around their work."""
+"""Shared parts of all commands: the argument parser and the setup around the work."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from googlenet_flax.runtime.memory import keep_freed_memory
 def argument_parser(name: str, module_docstring: str | None) -> argparse.ArgumentParser:
     """Creates the parser of `python -m googlenet_flax.NAME`.
 
-    Its description is the first line of the command's docstring.
+    The parser's description is the first line of the module's docstring.
     """
     return argparse.ArgumentParser(
         prog=f"python -m googlenet_flax.{name}",
@@ -24,8 +24,11 @@ def argument_parser(name: str, module_docstring: str | None) -> argparse.Argumen
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Runs a command: errors end it in one line, and compiled programs are kept."""
-    logging.set_verbosity(logging.FATAL)  # What libraries log is raised as well.
+    """Sets up the process around a command.
+
+    An error ends the command with one line, and compiled programs are cached on disk.
+    """
+    logging.set_verbosity(logging.FATAL)  # Libraries also raise the errors that they log.
     use_compilation_cache()
     keep_freed_memory()
     with exit_on_run_error():

@@ -1,4 +1,4 @@
-"""The flags of the commands that take a config file, with errors in one line."""
+"""Command-line flags of the commands that take a config file."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from ml_collections import config_flags
 from googlenet_flax.runtime.command import running
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 
-flags.disclaim_key_flags()  # So that --help shows them as the command's own.
+flags.disclaim_key_flags()  # --help then lists the flags under the command.
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Defines `--config=FILE`, whose fields `--config.FIELD=VALUE` overrides."""
+    """Defines `--config=FILE`; `--config.FIELD=VALUE` overrides a field of it."""
     return config_flags.DEFINE_config_file(
-        "config", default, "The recipe.", lock_config=True
+        "config", default, "Config file with the recipe.", lock_config=True
     )
 
 
@@ -28,8 +28,8 @@ def run(
     """Parses the command line, runs the command and ends the process.
 
     Args:
-      command: May raise a `RunError`.
-      config: From `define_config`.
+      command: The work of the command; it may raise a `RunError`.
+      config: The flag from `define_config`.
       required: Flags that must be given.
     """
 
@@ -43,16 +43,18 @@ def run(
 def _parse_flags(
     config: flags.FlagHolder, required: tuple[flags.FlagHolder, ...], argv: list[str]
 ) -> list[str]:
-    """Parses like absl, but says in one line what is wrong."""
-    logging.set_verbosity(logging.FATAL)  # ml_collections warns of what is raised below.
+    """Parses the flags as absl does, but reports an error in one line."""
+    logging.set_verbosity(logging.FATAL)  # ml_collections also logs the error.
     with exit_on_run_error():
         try:
             rest = flags.FLAGS(argv)
             if config.value is not None:
-                dict(config.value)  # A file that cannot be loaded fails at its first use.
+                dict(config.value)  # ml_collections loads the file at its first use.
             elif config.present:
-                raise UserError(f"--{config.name} names a file that gives no config")
-        except Exception as error:  # A config file is code: anything can go wrong in it.
+                raise UserError(
+                    f"--{config.name} names a file whose get_config returns None"
+                )
+        except Exception as error:  # A config file may raise anything.
             raise UserError(f"{_in_one_line(error)}; see --help") from error
         for flag in required:
             if not flag.present:
@@ -63,12 +65,13 @@ def _parse_flags(
 
 
 def _in_one_line(error: Exception) -> str:
+    """Formats an error of absl or ml_collections as one line."""
     message = str(error.args[0] if len(error.args) == 1 else error)
     if "Traceback" in message:
         flag, cause = message.partition(": ")[0], message.strip().splitlines()[-1]
         message = f"{flag} cannot be loaded ({cause})"
-    if isinstance(error, OSError):  # The last line of ml_collections' report is the cause.
+    if isinstance(error, OSError):  # ml_collections puts the cause last.
         message = f"{message.strip().splitlines()[-1]}: name a file with --config=FILE"
-    message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError's own repr.
+    message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError holds a repr.
     message = " ".join(message.split())
     return message[1:-1] if message[0] == message[-1] == "'" else message

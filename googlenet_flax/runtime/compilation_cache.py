@@ -1,4 +1,4 @@
-"""Keeps what XLA compiled for the next process, in a folder of the user's."""
+"""Stores the programs that XLA compiles, so that later processes can reuse them."""
 
 import os
 import pathlib
@@ -7,48 +7,50 @@ from typing import Any
 
 import jax
 
-# A run leaves some 3 MB. What other networks, versions and CPUs compiled piles up.
+# One run adds about 3 MB; runs of other networks, versions and CPUs add more.
 MAX_BYTES = 500_000_000
 
 
 def use_compilation_cache() -> None:
-    """Turns on JAX's persistent cache; for commands, before anything is compiled.
+    """Turns on JAX's persistent compilation cache.
 
-    It lies in `~/.cache/googlenet_flax/compilation` (`$XDG_CACHE_HOME` replaces
-    `~/.cache`), and is left out where that cannot be written. `JAX_COMPILATION_CACHE_DIR`
-    names another folder, which is then JAX's own affair, and
-    `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
+    Commands call this before anything is compiled. The cache is in
+    `~/.cache/googlenet_flax/compilation` (`$XDG_CACHE_HOME` replaces `~/.cache`); without
+    write access to that folder nothing is cached. `JAX_COMPILATION_CACHE_DIR` selects
+    another folder, which JAX then manages alone, and `JAX_ENABLE_COMPILATION_CACHE=0`
+    turns the cache off.
     """
-    config: Any = jax.config  # Has an attribute for each option.
-    is_chosen = config.jax_compilation_cache_dir is not None  # "" is a choice, too.
+    config: Any = jax.config  # Its type declares no attributes for the options.
+    is_chosen = config.jax_compilation_cache_dir is not None  # "" counts as a choice.
     if is_chosen or not config.jax_enable_compilation_cache:
         return
     try:
         folder = _user_cache() / "googlenet_flax" / "compilation"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What lies there will be run: it must not come from somebody else.
+        # JAX executes the cached programs, so they must not come from another user.
         is_ours = folder.stat().st_uid == os.getuid()
-    except (OSError, RuntimeError):  # The latter where there is no home.
+    except (OSError, RuntimeError):  # RuntimeError: no home directory.
         return
     if is_ours and os.access(folder, os.W_OK | os.X_OK):
-        _forget_oldest(folder)
+        _delete_least_recently_used(folder)
         config.update("jax_compilation_cache_dir", str(folder))
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _user_cache() -> pathlib.Path:
+    """Returns the user's cache folder of the XDG specification."""
     chosen = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     return chosen if chosen.is_absolute() else pathlib.Path.home() / ".cache"
 
 
-def _forget_oldest(folder: pathlib.Path) -> None:
-    """Deletes what was not used for longest, until the rest fits into `MAX_BYTES`.
+def _delete_least_recently_used(folder: pathlib.Path) -> None:
+    """Deletes the least recently used files until the rest fits into `MAX_BYTES`.
 
-    JAX could do so itself, but stops storing after a crash at the wrong moment.
+    JAX can do this itself, but a crash at the wrong moment makes it stop storing.
     """
     entries = []
     for path in filter(pathlib.Path.is_file, folder.iterdir()):
-        with suppress(OSError):  # Another process may be deleting, too.
+        with suppress(OSError):  # Another process may have deleted the file.
             status = path.stat()
             last_use = max(status.st_atime, status.st_mtime)
             entries.append((last_use, status.st_size, path))

@@ -1,8 +1,8 @@
-"""Several processes, on one machine or many, that train one network.
+"""Communication between the processes, on one machine or many, that train one network.
 
-JAX's own runtime connects them. Each process reads its share of every batch, steps on its
-own devices and holds the whole state; the first one writes. Where there is one process,
-all of this is trivial.
+JAX's distributed runtime connects the processes. Each process reads its shard of every
+batch, computes on its own devices and holds the whole state; the first process writes the
+files. With a single process every function here is trivial.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from jax.sharding import NamedSharding
 from googlenet_flax.runtime.errors import RunError, UserError
 from googlenet_flax.runtime.streams import tell
 
-# How long an ending process waits for the others: those that end for the same reason
-# come at once, and those that wait for this one must be told.
+# How long an ending process waits for the others. Processes that end for the same reason
+# arrive at once; processes that still wait for this one must learn that it has ended.
 SHUTDOWN_SECONDS = 10
-JOIN_SECONDS = 300  # In which all must have started.
-QUIET_SECONDS = 5  # Of them, before somebody is told who is being waited for.
-PROBE_SECONDS = 1
+JOIN_SECONDS = 300  # Time within which all processes must have started.
+QUIET_SECONDS = 5  # Time before a process reports that it waits for the first one.
+PROBE_SECONDS = 1  # Timeout of one attempt to connect, and pause between attempts.
 MAX_PORT = 2**16 - 1
-# jaxlib raises some of what the collectives say as a plain ValueError, told from others by
-# its status code: "UNKNOWN: Gloo AllGather failed: ... Connection closed by peer".
+# jaxlib raises some errors of collectives as a ValueError. The status code at the start
+# identifies them: "UNKNOWN: Gloo AllGather failed: ... Connection closed by peer".
 STATUS_CODE = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
-# What the runtime and the collectives of each platform say of a process that is gone.
-SIGNS_OF_LOSS = (
+# Words with which the runtime and the collectives of each platform report a lost process.
+LOST_PROCESS_WORDS = (
     "gloo",
     "nccl",
     "connection",
@@ -52,20 +52,20 @@ SIGNS_OF_LOSS = (
 def joined(
     coordinator_address: str = "", num_processes: int = 0, process_id: int = -1
 ) -> Iterator[None]:
-    """Connects this process with the others, before anything touches a device.
+    """Connects this process with the others; call it before JAX uses a device.
 
-    Arguments that are left out are found out by JAX under Slurm, Open MPI, Kubernetes and
-    on Cloud TPU. Errors that only this process has, such as the loss of another one, end
-    it here.
+    JAX finds the values of omitted arguments itself under Slurm, Open MPI, Kubernetes and
+    on Cloud TPU. An error that the other processes do not raise, such as the loss of one
+    of them, ends this process on leaving the context.
 
     Args:
-      coordinator_address: HOST:PORT of the first process, as all can reach it.
-      num_processes: Of the run.
-      process_id: From 0, which is the one that writes.
+      coordinator_address: HOST:PORT at which all processes can reach the first one.
+      num_processes: Number of processes of the run.
+      process_id: Number of this process, from 0; process 0 writes the files.
 
     Raises:
-      UserError: They do not say, and JAX cannot tell, who the others are; or the first
-        one cannot be reached.
+      UserError: Arguments are missing that JAX cannot find itself, or the first process
+        cannot be reached.
     """
     if coordinator_address:
         host, _, port = coordinator_address.rpartition(":")
@@ -94,7 +94,7 @@ def joined(
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not _tells_of_loss(error):
+        if not _reports_lost_process(error):
             raise
         _leave(
             RunError(
@@ -109,55 +109,56 @@ def joined(
         _leave(error)
 
 
-def _tells_of_loss(error: Exception) -> bool:
-    """Whether the runtime or a collective says that another process is gone."""
+def _reports_lost_process(error: Exception) -> bool:
+    """Returns True if the runtime or a collective reports that another process is lost."""
     text = str(error)
-    is_of_runtime = isinstance(error, jax.errors.JaxRuntimeError)
-    return (is_of_runtime or STATUS_CODE.match(text) is not None) and any(
-        sign in text.lower() for sign in SIGNS_OF_LOSS
-    )
+    is_jax_error = isinstance(error, jax.errors.JaxRuntimeError) or STATUS_CODE.match(text)
+    return bool(is_jax_error) and any(word in text.lower() for word in LOST_PROCESS_WORDS)
 
 
 def _wait_for_first(host: str, port: int, process_id: int) -> None:
-    """Waits until the first process listens; JAX would abort without a word of its own."""
-    began, is_told = time.monotonic(), False
+    """Waits until the first process listens; JAX would abort without a clear message."""
+    start_seconds, is_reported = time.monotonic(), False
     while True:
         try:
             socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
             return
         except OSError as error:
-            waited = time.monotonic() - began
-            if waited > JOIN_SECONDS:
+            waited_seconds = time.monotonic() - start_seconds
+            if waited_seconds > JOIN_SECONDS:
                 raise UserError(
                     f"process {process_id} cannot reach process 0 at {host}:{port} "
                     f"({error}): start it, and give all the address that it has for them "
                     "in --coordinator_address=HOST:PORT"
                 ) from error
-        if waited > QUIET_SECONDS and not is_told:
+        if waited_seconds > QUIET_SECONDS and not is_reported:
             tell(f"process {process_id} waits for process 0 at {host}:{port}")
-            is_told = True
+            is_reported = True
         time.sleep(PROBE_SECONDS)
 
 
 def _leave(error: RunError) -> NoReturn:
-    """Ends this process at once; a common end would wait for those that wait for it."""
+    """Prints the error and ends this process at once.
+
+    A regular exit would wait for the other processes, which wait for this one.
+    """
     tell(str(error))
     sys.stdout.flush()
     os._exit(error.exit_code)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Returns True if this process is the one that writes the files."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def num_processes() -> int:
-    """Of the run."""
+    """Returns the number of processes of the run."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of all processes, where `devices` are those of this one.
+    """Returns the devices of all processes; `devices` are those of this process.
 
     Raises:
       UserError: The processes have different numbers of devices.
@@ -174,7 +175,7 @@ def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 
 def own_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process reads and steps on."""
+    """Returns the rows of a global batch that this process reads and trains on."""
     count = batch_size // num_processes()
     start = jax.process_index() * count if num_processes() > 1 else 0
     return slice(start, start + count)
@@ -182,36 +183,35 @@ def own_rows(batch_size: int) -> slice:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Lets all processes go on, or all end: what stops one of them stops the others.
+    """Raises an error of one process in all processes when the context ends.
 
     Raises:
-      RunError: That of this process, or what another one told.
+      RunError: The error of this process, or that of the first other process with one.
     """
     if num_processes() == 1:
         yield
         return
-    own_error = None
+    raised = None
     try:
         yield
     except RunError as error:
-        own_error = error
-    told = "" if own_error is None else json.dumps([own_error.exit_code, str(own_error)])
-    reports = _exchange(told)
-    for number, report in enumerate(reports):
-        if report and own_error is None:
+        raised = error
+    own_report = "" if raised is None else json.dumps([raised.exit_code, str(raised)])
+    for number, report in enumerate(_exchange(own_report)):
+        if report and raised is None:
             exit_code, message = json.loads(report)
-            own_error = RunError(f"process {number}: {message}")
-            own_error.exit_code = exit_code
-    if own_error is not None:
-        own_error.is_shared = True
-        raise own_error
+            raised = RunError(f"process {number}: {message}")
+            raised.exit_code = exit_code
+    if raised is not None:
+        raised.is_shared = True
+        raise raised
 
 
 def check_same(facts: Mapping[str, Any], complaint: str) -> None:
-    """Refuses to go on where facts, by name, are not those of the first process.
+    """Checks that all processes pass the same facts, by name, as the first one.
 
     Raises:
-      UserError: With what differs and the `complaint`.
+      UserError: Facts differ; the message names them, followed by `complaint`.
     """
     if num_processes() == 1:
         return
@@ -229,18 +229,18 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
 
 
 def first_says(flag: bool) -> bool:
-    """What the first process says, in all of them."""
+    """Returns the `flag` of the first process in all processes."""
     return _exchange("yes" if flag else "")[0] == "yes" if num_processes() > 1 else flag
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has made this call."""
     if num_processes() > 1:
         _exchange("")
 
 
 def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
-    """Adds up what each process has, by name, in float64."""
+    """Adds up the sums of all processes, by name, in float64."""
     if num_processes() == 1:
         return dict(sums)
     parts = [json.loads(report) for report in _exchange(json.dumps(dict(sums)))]
@@ -248,22 +248,22 @@ def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def to_global(tree: Any, sharding: NamedSharding) -> Any:
-    """What `pmap` gives each process as arrays that all of them share, for Orbax.
+    """Converts the arrays that `pmap` returns to global arrays, as Orbax needs them.
 
     Args:
-      tree: The same in every process.
-      sharding: Over the devices of all.
+      tree: Arrays with the same values in every process.
+      sharding: Sharding over the devices of all processes.
     """
     if num_processes() == 1:
         return tree
-    mesh: Any = sharding.mesh  # Typed as one that might have no devices.
+    mesh: Any = sharding.mesh  # Its declared type also allows a mesh without devices.
     from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
     return multihost_utils.host_local_array_to_global_array(tree, mesh, sharding.spec)
 
 
 def to_local(tree: Any, sharding: NamedSharding) -> Any:
-    """The inverse of `to_global`: what `pmap` takes."""
+    """Converts global arrays to those that `pmap` takes: the inverse of `to_global`."""
     if num_processes() == 1:
         return tree
     mesh: Any = sharding.mesh
@@ -273,19 +273,20 @@ def to_local(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def tell_once(text: str) -> None:
-    """One line on stderr, of the first process."""
+    """Prints a line on stderr, in the first process only."""
     if is_first():
         tell(text)
 
 
 def _exchange(text: str) -> list[str]:
-    """What each process has to say, in their order; all wait for each other."""
+    """Gathers a text from each process, in their order; every process must call it."""
     from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
-    room = 1 << int(max(sizes)).bit_length()  # Few sizes, since each is compiled.
-    rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
+    # The padded size is a power of 2, because every new size is compiled.
+    padded_size = 1 << int(max(sizes)).bit_length()
+    rows = multihost_utils.process_allgather(np.pad(data, (0, padded_size - data.size)))
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 

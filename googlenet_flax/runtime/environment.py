@@ -1,4 +1,4 @@
-"""What a run or a report is made with: versions, system and devices."""
+"""Versions, system and devices, as runs and reports record them."""
 
 import importlib.metadata
 import platform
@@ -8,12 +8,15 @@ import jax
 
 from googlenet_flax.version import __version__
 
-# Those whose arithmetic or formats a result depends on.
+# Packages whose arithmetic or file formats affect a result.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def describe_environment(devices: Sequence[jax.Device] | None = None) -> dict[str, str]:
-    """By name, in words; the devices only where they are given, as asking wakes them."""
+    """Returns versions, system and devices by name.
+
+    Devices are included only if they are passed, because querying them initializes JAX.
+    """
     found = {"googlenet_flax": __version__, "Python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     found["system"] = f"{platform.system()} on {platform.machine()}"

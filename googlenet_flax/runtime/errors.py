@@ -1,4 +1,4 @@
-"""What can end a run, each with the exit code that tells a script why."""
+"""Errors that end a command, each with its own exit code for scripts."""
 
 import contextlib
 import os
@@ -14,31 +14,31 @@ from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
 
 RESUME = "mend that and run the same command, which goes on from the last checkpoint"
 
-EXIT_SECONDS = 2  # For threads that are still at work when a command was interrupted.
+EXIT_SECONDS = 2  # Time that threads have to finish after a command was interrupted.
 
 
 class RunError(Exception):
     """Ends the command with one line on stderr and `exit_code`."""
 
     exit_code = 1
-    is_shared = False  # Whether all processes that train together raise it at once.
+    is_shared = False  # True if all processes of the run raise the error together.
 
     def __init__(self, message: str):
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class UserError(RunError):
-    """The user can mend it: configuration, data, arguments or the working directory."""
+    """An error in config, data, arguments or working directory that the user can fix."""
 
     exit_code = 2
 
 
 class MissingDataError(UserError):
-    """The data set is not where it was looked for."""
+    """The data set was not found."""
 
 
 def missing_package(package: str, purpose: str, extra: str = "import") -> UserError:
-    """The error for a package that only some users need, as `extra` declares."""
+    """Creates the error for a missing package that the optional `extra` installs."""
     return UserError(
         f"{purpose} needs {package}: pip install {package}, or googlenet_flax[{extra}]"
     )
@@ -69,7 +69,7 @@ class StoppedBySignal(RunError):
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], way_out: str = RESUME) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into a `UserError`."""
+    """Turns an `OSError` while `path` is written into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def writing(path: str | os.PathLike[str], way_out: str = RESUME) -> Iterator[Non
 
 @contextlib.contextmanager
 def out_of_memory_hint(hint: str) -> Iterator[None]:
-    """Says what to lower where a device has no memory left."""
+    """Turns an out-of-memory error of a device into a `UserError` with `hint`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -93,7 +93,7 @@ def out_of_memory_hint(hint: str) -> Iterator[None]:
 def exit_on_run_error() -> Iterator[None]:
     """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code.
 
-    A command that was asked to stop ends within seconds, even if one of its threads hangs.
+    An interrupted command ends within seconds, even if one of its threads hangs.
     """
     make_streams_safe()
     try:
@@ -105,7 +105,7 @@ def exit_on_run_error() -> Iterator[None]:
     except RunError as error:
         tell(str(error))
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # Whoever read our output has seen enough.
+    except BrokenPipeError:  # The reader has closed the pipe, as `head` does.
         mute(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
@@ -114,14 +114,14 @@ def exit_on_run_error() -> Iterator[None]:
 
 
 def _exit_in_time(code: int) -> NoReturn:
-    """Exits, and waits for other threads for `EXIT_SECONDS` at most.
+    """Exits, and waits at most `EXIT_SECONDS` for other threads.
 
-    `sys.exit` waits for them without limit, and a thread that reads from a network file
-    system may hang forever. Processes that train together wait for each other on exit,
-    which takes longer and has a limit of its own.
+    `sys.exit` waits without a limit, and a thread that reads from a network file system
+    may hang forever. The processes of a distributed run are exempt: they wait for each
+    other on exit, with a longer limit of their own.
     """
     if not jax.distributed.is_initialized():
-        with contextlib.suppress(OSError):  # Nobody reads the output any more.
+        with contextlib.suppress(OSError):  # The reader has closed the pipe.
             sys.stdout.flush()
         timer = threading.Timer(EXIT_SECONDS, os._exit, [code])
         timer.daemon = True

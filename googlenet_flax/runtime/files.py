@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Atomic replacement of files."""
 
 import contextlib
 import os
@@ -6,18 +6,18 @@ import pathlib
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that a crash or an error leaves the old one as it was.
+    """Writes a file atomically: a crash or an error leaves the old file unchanged.
 
     Raises:
-      OSError: It cannot be written, and nothing else is left beside it.
+      OSError: The file cannot be written; no temporary file is left behind.
     """
-    # Its own name, not one made of the file's, which may be as long as a name can be.
+    # NOTE: Not derived from the file's name, which may have the maximum length already.
     temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # Before the new name can be seen.
+            os.fsync(file.fileno())  # The data must reach the disk before the rename.
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees while a run goes on."""
+"""Display of a run's progress on the terminal."""
 
 import contextlib
 import datetime
@@ -13,13 +13,13 @@ from googlenet_flax.runtime.streams import say
 
 
 class Progress:
-    """A bar on stderr where that is a terminal, and plain lines where it is not.
+    """A progress bar if stderr is a terminal, and plain lines otherwise.
 
     Args:
-      total_steps: Of the whole run.
-      start_step: Updates done before this start.
-      batch_size: Images per step, for the rate.
-      is_shown: Of several processes that train together, one is enough.
+      total_steps: Number of steps of the whole run.
+      start_step: Number of steps completed before this process started.
+      batch_size: Images per step, used to compute images per second.
+      is_shown: False to print nothing; one process of a distributed run is enough.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Progress:
         self._bar.close()
 
     def advance(self) -> None:
-        """One more step has been handed to the devices."""
+        """Advances the bar by one step."""
         self._bar.update()
 
     def restart_clock(self, step: int) -> None:
-        """Leaves what came before (compilation, an evaluation) out of the rate."""
+        """Excludes the time so far (compilation, an evaluation) from images per second."""
         self._clock_step, self._clock_seconds = step, time.monotonic()
 
     def images_per_second(self, step: int) -> float | None:
-        """Since the last report; None right after the clock was restarted."""
+        """Returns the rate since the clock was restarted, or None before the next step."""
         steps = step - self._clock_step
         seconds = time.monotonic() - self._clock_seconds
         return steps * self._batch_size / seconds if steps else None
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
-        """Shows the state of the run at a logged step and restarts the rate."""
+        """Shows loss and rate at a logged step and restarts the clock."""
         if self._is_shown:
             self._show(step, loss, images_per_second)
         self.restart_clock(step)
@@ -81,7 +81,7 @@ class Progress:
             self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, above the bar, on stdout."""
+        """Prints a permanent line on stdout, above the bar."""
         if not self._is_shown:
             return
         with self._bar.external_write_mode(file=sys.stdout):
@@ -89,7 +89,7 @@ class Progress:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a bar can be drawn there; some terminals say that they have no columns."""
+    """Returns True if a bar can be drawn; some terminals report a width of 0 columns."""
     if not stream.isatty():
         return False
     with contextlib.suppress(OSError, ValueError):

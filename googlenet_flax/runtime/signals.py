@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, answered where nothing is lost."""
+"""Handling of signals that stop a run after its state has been saved."""
 
 import os
 import signal
@@ -12,57 +12,60 @@ import jax
 Batch = TypeVar("Batch")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-MAX_WAIT_SECONDS = 3  # From a signal until the wait for the next batch is broken off.
+MAX_WAIT_SECONDS = 3  # Longest wait for the next batch after a signal.
 
 
 class StopRequested(Exception):
-    """Ends what is under way, such as an evaluation, so that the state can be saved."""
+    """Interrupts the work in progress, such as an evaluation, to save the state."""
 
 
 class StopRequest:
-    """Which signal, if any, has asked the run to stop.
+    """Records the signal, if any, that asked the run to stop.
 
-    Where processes train together they agree on the step at which all stop. Until
-    `wait_for_loop` is set there is no state that is not on disk or a function of the
-    seed, and the first signal ends the process, whatever it waits for.
+    The processes of a distributed run agree on the step at which they all stop. Until
+    `wait_for_loop` is set, the first signal ends the process at once: the state is then
+    either on disk or a function of the seed, so nothing is lost.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.has_heard = False
-        self._num_asked = 0
+        self.has_received_signal = False
+        self._num_checks = 0
         self.wait_for_loop = False
-        self._is_waiting = False  # For a batch.
+        self._is_waiting_for_batch = False
         self._is_overdue = False
 
     def is_due(self) -> bool:
-        """Whether to stop here, in all processes: they must ask equally often."""
+        """Returns True if the run has to stop at this step.
+
+        All processes of a distributed run must call this method equally often.
+        """
         if self.signal_number is None and jax.distributed.is_initialized():
             from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
-            self._num_asked += 1
-            if multihost_utils.reached_preemption_sync_point(self._num_asked):
+            self._num_checks += 1
+            if multihost_utils.reached_preemption_sync_point(self._num_checks):
                 self.signal_number = signal.SIGTERM
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raises `StopRequested` where it is due."""
+        """Raises `StopRequested` if the run has to stop at this step."""
         if self.is_due():
             raise StopRequested
 
     def interruptible(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches; after a signal, waits for the next one only briefly.
+        """Yields the batches; after a signal, waits only briefly for the next one.
 
-        The threads that read pictures may hang, for example on a network file system, and
-        the loop would then never get to ask whether to stop. Processes that train together
-        keep waiting, because they have to stop at the same step.
+        Threads that read pictures may hang, for example on a network file system, and the
+        loop would then never reach its next check. Processes of a distributed run keep
+        waiting, because they have to stop at the same step.
 
         Raises:
-          StopRequested: `MAX_WAIT_SECONDS` after a signal there is no next batch.
+          StopRequested: No batch arrived within `MAX_WAIT_SECONDS` after a signal.
         """
         iterator = iter(batches)
         while True:
-            self._is_waiting = True
+            self._is_waiting_for_batch = True
             try:
                 if self._is_overdue:
                     raise StopRequested
@@ -70,7 +73,7 @@ class StopRequest:
             except StopIteration:
                 return
             finally:
-                self._is_waiting = False
+                self._is_waiting_for_batch = False
             yield batch
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -80,10 +83,10 @@ class StopRequest:
             yield batch
 
     def break_off_wait(self, *_: object) -> None:
-        """Handles the alarm that rings `MAX_WAIT_SECONDS` after the first signal."""
+        """Handles the SIGALRM that is set `MAX_WAIT_SECONDS` after the first signal."""
         self._is_overdue = True
-        if self._is_waiting:
-            self._is_waiting = False
+        if self._is_waiting_for_batch:
+            self._is_waiting_for_batch = False
             raise StopRequested
 
 
@@ -91,8 +94,9 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turns the first of `STOP_SIGNALS` into a request; a second one ends the process.
 
-    A signal that is ignored, as by `nohup`, stays so. With `jax.distributed`, SIGTERM is a
-    notice of preemption, which JAX passes on to all processes, and the others become one.
+    Signals that are ignored, as under `nohup`, stay ignored. With `jax.distributed`, JAX
+    handles SIGTERM as a notice of preemption and passes it on to all processes; the other
+    signals are turned into a SIGTERM.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -100,27 +104,27 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
 
     def ask_to_stop(number: int, _: object) -> None:
-        if request.has_heard:
+        if request.has_received_signal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        request.has_heard = True
+        request.has_received_signal = True
         if not request.wait_for_loop:
             name = signal.Signals(number).name
             line = f"googlenet_flax: stopped by {name} before the first step\n"
             os.write(2, line.encode())
-            os._exit(128 + number)  # The compiler, in a thread of its own, would go on.
-        if signal.SIGTERM in taken:
+            os._exit(128 + number)  # sys.exit would wait for the compiling thread.
+        if signal.SIGTERM in handled_by_jax:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             request.signal_number = number
             previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, request.break_off_wait)
             signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)
 
-    taken = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
+    handled_by_jax = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
     previous = {
         number: signal.signal(number, ask_to_stop)
         for number in STOP_SIGNALS
-        if number not in taken and signal.getsignal(number) != signal.SIG_IGN
+        if number not in handled_by_jax and signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         yield request

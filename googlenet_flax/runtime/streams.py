@@ -1,4 +1,4 @@
-"""Standard output and error, which may be closed, full or unable to show a name."""
+"""Printing to standard output and error, which may be closed, full or not UTF-8."""
 
 import contextlib
 import inspect
@@ -10,22 +10,22 @@ from typing import Any, TextIO
 
 
 def make_streams_safe() -> None:
-    """Lets text of any kind be printed, also where a stream is closed from the start.
+    """Lets any text be printed, even if a stream was closed before the process started.
 
-    What Orbax's coroutines and tensorstore's threads have to say after a checkpoint could
-    not be read or written is left out: the error itself is raised where it was asked for.
+    It also hides the follow-up errors of Orbax's coroutines and tensorstore's threads
+    after a checkpoint could not be read or written; the caller receives the first error.
     """
-    sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
+    sys.unraisablehook, sys.excepthook = _report_unraisable, _report_uncaught
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.stdout = sys.stdout or _nowhere()
-    sys.stderr = sys.stderr or _nowhere()
+    sys.stdout = sys.stdout or _open_null_device()
+    sys.stderr = sys.stderr or _open_null_device()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Prints a line; one that nobody can read any more is no reason to stop."""
+    """Prints a line; if the stream cannot be written, mutes it instead of failing."""
     try:
         print(text, file=stream, flush=True)
     except OSError:
@@ -33,30 +33,30 @@ def say(text: str, stream: TextIO) -> None:
 
 
 def tell(text: str) -> None:
-    """One line on stderr, under the name of the program."""
+    """Prints a line on stderr, prefixed with the name of the program."""
     say(f"googlenet_flax: {text}", sys.stderr)
 
 
 def mute(stream: TextIO) -> None:
-    """Sends a stream nowhere, with what it still holds."""
-    with contextlib.suppress(OSError, ValueError):  # It may be no file, or closed.
+    """Redirects a stream to the null device, including its buffered output."""
+    with contextlib.suppress(OSError, ValueError):  # It may be closed or no file.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _is_noise(error: BaseException | None) -> bool:
+def _is_closed_loop(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
-def _unraisable(unraisable: Any) -> None:
-    abandoned = inspect.iscoroutine(unraisable.object)  # Only Orbax has coroutines here.
-    if not abandoned and not _is_noise(unraisable.exc_value):
+def _report_unraisable(unraisable: Any) -> None:
+    is_of_orbax = inspect.iscoroutine(unraisable.object)  # Only Orbax uses coroutines.
+    if not is_of_orbax and not _is_closed_loop(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not _is_noise(error):
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not _is_closed_loop(error):
         sys.__excepthook__(kind, error, trace)
 
 
-def _nowhere() -> TextIO:
+def _open_null_device() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")
