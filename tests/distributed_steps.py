@@ -13,7 +13,7 @@ import numpy as np
 from conftest import augment, bind_step, numpy_variables, preprocess, small_googlenet
 
 from googlenet_flax.data.image_set import ImageSet
-from googlenet_flax.data.sampler import OwnRows, TrainingOrder
+from googlenet_flax.data.sampler import ProcessShard, TrainingOrder
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
@@ -68,7 +68,8 @@ def train_and_save(directory: pathlib.Path) -> dict[str, np.ndarray]:
     state, losses = replicate(state, devices), []
     examples = _examples()
     order = TrainingOrder(0, 0, NUM_STEPS, len(examples), BATCH_SIZE)
-    for batch in examples.batches(OwnRows(order, distributed.own_rows(BATCH_SIZE))):
+    shard = ProcessShard(order, distributed.process_rows(BATCH_SIZE))
+    for batch in examples.batches(shard):
         state, metrics = step(state, split_over_devices(batch, len(devices)))
         losses.append(metrics["loss"].addressable_data(0).item())
     metrics = _evaluate(model, state, devices, examples)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.data.sampler import OwnRows, TrainingOrder, batch_indices
+from googlenet_flax.data.sampler import ProcessShard, TrainingOrder, batch_indices
 
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)).map(sorted)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -119,8 +119,8 @@ def test_shares_of_a_batch_are_all_of_it_once(count, rows_each, steps, position)
     size = count * rows_each
     order = TrainingOrder(1, 0, steps, num_examples=4 * size, batch_size=size)
     slices = [slice(n * rows_each, (n + 1) * rows_each) for n in range(count)]
-    shares = [OwnRows(order, rows) for rows in slices]
-    leading = [OwnRows(order, rows, with_previous=True) for rows in slices]
+    shares = [ProcessShard(order, rows) for rows in slices]
+    leading = [ProcessShard(order, rows, with_previous=True) for rows in slices]
     position %= steps
     assert all(len(share) == steps for share in (*shares, *leading))
     whole = np.concatenate([share[position] for share in shares])

@@ -46,19 +46,19 @@ class TrainingOrder(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnRows(Sequence):
-    """Of each global batch, the rows that one of several processes reads."""
+class ProcessShard(Sequence):
+    """The rows of each global batch that one process of a distributed run reads."""
 
     order: Sequence[np.ndarray]
     rows: slice
-    # Read also the row in front of them, which for the first row is the last.
+    # Also read the row before `rows`; the last row of the batch precedes the first one.
     with_previous: bool = False
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        """Indices int64 of these rows."""
+        """Returns the indices, int64, of these rows."""
         first = self.rows.start - self.with_previous
         return self.order[position].take(range(first, self.rows.stop), mode="wrap")
 

@@ -174,7 +174,7 @@ def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
     return jax.devices()
 
 
-def own_rows(batch_size: int) -> slice:
+def process_rows(batch_size: int) -> slice:
     """Returns the rows of a global batch that this process reads and trains on."""
     count = batch_size // num_processes()
     start = jax.process_index() * count if num_processes() > 1 else 0

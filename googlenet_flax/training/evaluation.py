@@ -77,7 +77,7 @@ def mean_over_split(
     """Adds up the sums of all batches, and divides by the number of examples."""
     num_devices *= distributed.num_processes()
     batch_size = -(-batch_size // num_devices) * num_devices
-    rows = distributed.own_rows(batch_size)
+    rows = distributed.process_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
     counted = expected = 0.0
     for batch in watch(padded_batches(split, np.arange(len(split)), batch_size, rows)):

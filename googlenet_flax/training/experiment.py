@@ -11,7 +11,7 @@ import optax
 
 from googlenet_flax.config import Config
 from googlenet_flax.data import PictureOptions, Split, load_split
-from googlenet_flax.data.sampler import OwnRows, TrainingOrder
+from googlenet_flax.data.sampler import ProcessShard, TrainingOrder
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
@@ -76,6 +76,9 @@ class Experiment:
         own = OwnRows(order, self.own_rows, with_previous=self.uses_mixup)
         for batch in self.train_set.batches(own):
             yield split_over_devices(self._to_step_batch(batch), len(self.devices))
+        shard = ProcessShard(order, self.process_rows, with_previous=self.mixes)
+        for batch in self.train_set.batches(shard):
+            yield split_over_devices(self._complete(batch), len(self.devices))
 
     @cached_property
     def data(self) -> DataDescription:
@@ -86,6 +89,10 @@ class Experiment:
     def own_rows(self) -> slice:
         """The rows of a global batch that this process trains on."""
         return distributed.own_rows(self.config.batch_size)
+
+    def process_rows(self) -> slice:
+        """The rows of a global batch that this process trains on."""
+        return distributed.process_rows(self.config.batch_size)
 
     @property
     def uses_mixup(self) -> bool:
