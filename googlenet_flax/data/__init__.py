@@ -1,4 +1,4 @@
-"""Where images come from: sources, sampling, and preprocessing on the device."""
+"""Data sets: sources of images, decoding, and the order of the examples."""
 
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import ImageSet, Split
@@ -15,21 +15,24 @@ def load_split(
     pictures: PictureOptions | None = None,
     may_prepare: bool = True,
 ) -> Split:
-    """Opens a split; images of one fixed size are read into memory, others streamed.
+    """Opens a split of a data set.
+
+    Images of one fixed size are read into memory. Images of different sizes are read and
+    decoded while the network trains.
 
     Args:
       dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"`,
         `"cifar100"` and `"imagenet2012"` (prepared when missing), or any
-        image-classification set that TFDS has prepared as array_record.
-      split: In TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
-      data_dir: Folder of TFDS data sets, "" is TFDS's own default; or the folder of
-        pictures.
-      pictures: How to read what is streamed: `"folder"`, and sets without a fixed size.
-      may_prepare: Download CIFAR and write CIFAR and ImageNet where they are missing;
-        otherwise that is an error.
+        image-classification data set that TFDS has prepared as array_record.
+      split: Split in TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
+      data_dir: Folder of the TFDS data sets ("" is the default of TFDS), or the folder of
+        your own pictures.
+      pictures: Options for images of different sizes, including those of `"folder"`.
+      may_prepare: True to prepare missing CIFAR and ImageNet data sets; False to raise an
+        error instead.
 
     Raises:
-      UserError: The set or split does not exist or cannot be read.
+      UserError: The data set or split does not exist or cannot be read.
     """
     if dataset == "digits":
         from googlenet_flax.data.digits import load_digits  # noqa: PLC0415 - slow

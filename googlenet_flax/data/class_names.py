@@ -1,4 +1,4 @@
-"""The classes of ImageNet 2012, in the order in which every original numbers them."""
+"""Class names of ImageNet 2012, in the order that every original uses."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ NUM_CLASSES = 1000
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """From "tench, Tinca tinca" to "toilet tissue, toilet paper, bathroom tissue"."""
+    """Returns the English names, from "tench, Tinca tinca" to "toilet tissue, ..."."""
     return tuple(labels.IMAGENET_LABELS_LIST)
 
 
 def wordnet_numbers() -> tuple[str, ...]:
-    """The same classes as TFDS stores them: from "n01440764" to "n15075141"."""
+    """Returns the WordNet numbers, which TFDS stores: from "n01440764" to "n15075141"."""
     return tuple(imagenet_common.label_names_file().read_text().split())
 
 
 def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names with those that are a WordNet number of ImageNet 2012 put into words."""
+    """Replaces each WordNet number of ImageNet 2012 with the English name."""
     words = dict(zip(wordnet_numbers(), imagenet_class_names(), strict=True))
     return tuple(words.get(name, name) for name in class_names)

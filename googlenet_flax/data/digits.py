@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: real data that needs no download."""
+"""The 1,797 handwritten digits of scikit-learn, which need no download."""
 
 from typing import Any
 
@@ -11,11 +11,14 @@ from googlenet_flax.data.image_set import ImageSet
 
 TEST_EXAMPLES = 360
 SPLIT_SEED = 0
-MAX_INTENSITY = 16  # The 8x8 images count the ink in 4x4 blocks of the scanned bitmap.
+MAX_INTENSITY = 16  # Pixels of a 4x4 block of the scanned bitmap.
 
 
 def load_digits(split: str) -> ImageSet:
-    """Grey images uint8 `[N, 8, 8, 1]`; `train` has 1,437 and `test` 360, stratified."""
+    """Loads a split of the gray images, uint8 `[N, 8, 8, 1]`.
+
+    The split `train` has 1,437 images and `test` has 360, stratified by class.
+    """
     digits: Any = sklearn.datasets.load_digits()
     images = np.round(digits.images * (255 / MAX_INTENSITY)).astype(np.uint8)
     train, test = sklearn.model_selection.train_test_split(

@@ -1,4 +1,4 @@
-"""Stand-ins for a data set that is not at hand: noise to measure speed, sizes to plan."""
+"""Artificial images: noise to measure speed, and black images to plan a run."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,20 +13,20 @@ KNOWN_SETS = {
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
 }
-# Examples of each split of the sets that are prepared here.
+# Number of examples in each split of the data sets that this package prepares.
 SPLIT_SIZES: Mapping[str, Mapping[str, int]] = {
     "cifar10": {"train": 50_000, "test": 10_000},
     "cifar100": {"train": 50_000, "test": 10_000},
     "imagenet2012": {"train": 1_281_167, "validation": 50_000},
 }
-STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Their pictures are of any size.
+STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Their pictures differ in size.
 OTHER_SHAPE = (32, 32, 3)
 OTHER_CLASSES = 1000  # The classes of a folder are counted only when it is read.
 
 
 @dataclasses.dataclass(frozen=True)
 class FabricatedPictures(ImageSet):
-    """Square pictures that come with their extents, like those that are streamed."""
+    """Square pictures with an `extent` in each batch, as `PictureSet` yields it."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields batches as `Split.batches` describes them."""
@@ -39,10 +39,10 @@ def fabricate(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet
     """Fabricates noise with the image shape and classes of a data set.
 
     Args:
-      dataset: As in `data.load_split`. A set that is not known here has 1000 classes and
-        color images of 32 px, a folder 1000 classes.
+      dataset: Name as for `data.load_split`. A folder gets 1000 classes; a data set that
+        is not known here gets 1000 classes and color images of 32 px.
       num_examples: Number of examples.
-      storage_size: Side in pixels of pictures that are streamed.
+      storage_size: Side in pixels of the pictures of `STREAMED_SETS`.
     """
     kind, shape, num_classes = _kind(dataset, storage_size)
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def fabricate(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet
 
 
 def stand_in(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
-    """Returns black images in any number, which take the memory of one.
+    """Creates any number of black images that share the memory of one value.
 
     The arguments are those of `fabricate`.
     """

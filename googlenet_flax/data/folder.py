@@ -1,4 +1,4 @@
-"""Your own pictures: one folder for each class, with or without folders for the splits."""
+"""Folders of pictures: one folder per class, with or without folders for splits."""
 
 import dataclasses
 import hashlib
@@ -14,15 +14,15 @@ from googlenet_flax.data.image_set import Split
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
-MAX_READ_BYTES = 2**28  # Takes about half a second to read and to digest.
+MAX_READ_BYTES = 2**28  # Reading and hashing take about half a second.
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 
-_Listing = dict[str, list[str]]  # Class to paths below the folder of pictures.
+_Listing = dict[str, list[str]]  # Class name to paths relative to the root folder.
 
 
 @dataclasses.dataclass(frozen=True)
 class FilePictures:
-    """Picture files, as `picture_set.PictureSource` asks for them."""
+    """Picture files; implements `picture_set.PictureSource`."""
 
     root: str
     paths: tuple[str, ...]  # All begin with `root`.
@@ -34,10 +34,11 @@ class FilePictures:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the paths below the root, the labels, and the files.
+        """A digest of the relative paths, the labels and the files.
 
-        Of a file it covers the size, and in a set of at most `MAX_READ_BYTES` also the
-        content. Reading more would delay every start.
+        The digest covers the size of each file. If all files together have at most
+        `MAX_READ_BYTES` it also covers their content; reading more would delay every
+        start.
         """
         names = [path.removeprefix(self.root) for path in self.paths]
         sizes = [_size_bytes(path) for path in self.paths]
@@ -49,36 +50,38 @@ class FilePictures:
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[str, int]:
-        """Path and label."""
+        """Returns the path and the label."""
         return self.paths[index], int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The path, with bytes that `print` refuses escaped."""
+        """Returns the path as printable text."""
         return printable(self.paths[index])
 
 
 def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
     """Lists the pictures of a split.
 
-    They lie in `DIR/SPLIT/CLASS/`, or, where `eval_fraction` is above 0, in `DIR/CLASS/`:
-    then that fraction of each class is the split `test` and the rest is `train`. A file's
-    place depends on its path alone as far as it can, so files that are added move few
-    others; and so does its place in the order, so a slice such as `train[:10%]` is a fair
-    sample of all classes.
+    The pictures are in `DIR/SPLIT/CLASS/` or, if `eval_fraction` is above 0, in
+    `DIR/CLASS/`. In the second case that fraction of each class is the split `test` and
+    the rest is `train`.
+
+    Pictures are split and ordered by a digest of their paths. New files therefore change
+    the split of few others, and a slice such as `train[:10%]` is a random sample of all
+    classes.
 
     Args:
-      split: In TFDS notation: `train`, `train[:80%]+val`.
+      split: Split in TFDS notation: `train`, `train[:80%]+val`.
       data_dir: The folder `DIR`.
-      options: How to split and read it.
+      options: How the folder is split and the pictures are read.
 
     Raises:
-      UserError: The folder is not laid out in either way, or holds no such split.
+      UserError: The folder has neither layout, or no such split.
     """
     from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
 
     root = _find_root(data_dir)
     class_names, listings = _list_splits(root, split, options)
-    examples = {name: _in_order(listing) for name, listing in listings.items()}
+    examples = {name: _ordered_by_digest(listing) for name, listing in listings.items()}
     sizes = {name: len(listing) for name, listing in examples.items()}
     positions = splits.split_positions(split, sizes)
     chosen = [example for name, rows in positions for example in examples[name][rows]]
@@ -97,7 +100,7 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
 
 
 def _size_bytes(file: str) -> int:
-    """The size of a regular file that can be read; 0 for anything else."""
+    """Returns the size of a readable regular file, and 0 for anything else."""
     is_readable = os.path.isfile(file) and os.access(file, os.R_OK)
     return os.path.getsize(file) if is_readable else 0
 
@@ -118,7 +121,7 @@ def _find_root(data_dir: str) -> str:
 def _list_splits(
     root: str, split: str, options: PictureOptions
 ) -> tuple[tuple[str, ...], dict[str, _Listing]]:
-    """The class names and the splits that `split` may name."""
+    """Returns the class names, and the listings of the splits that `split` names."""
     names = {part.partition("[")[0].strip() for part in split.split("+")}
     if not 0 <= options.eval_fraction < 1:
         raise UserError(
@@ -126,20 +129,21 @@ def _list_splits(
             "splits) or between 0 and 1"
         )
     if options.eval_fraction > 0:
-        _refuse_split_folders(root, names)
-        class_names = options.class_names or _trained_classes(root)
+        _check_not_split(root, names)
+        class_names = options.class_names or _training_classes(root)
         listing = _list_classes(root, root, class_names)
         return class_names, _hold_out(listing, options.eval_fraction)
     needed = names if options.class_names else names | {"train"}
     _check_split_folders(root, split, needed)
-    class_names = options.class_names or _trained_classes(os.path.join(root, "train"))
+    class_names = options.class_names or _training_classes(os.path.join(root, "train"))
     return class_names, {
         name: _list_classes(root, os.path.join(root, name), class_names)
         for name in sorted(names)
     }
 
 
-def _refuse_split_folders(root: str, names: set[str]) -> None:
+def _check_not_split(root: str, names: set[str]) -> None:
+    """Rejects a root folder that is already split into folders."""
     found = sorted((names | SPLIT_FOLDERS) & set(_subfolders(root)))
     if "train" in found and len(found) > 1:
         raise UserError(
@@ -149,6 +153,7 @@ def _refuse_split_folders(root: str, names: set[str]) -> None:
 
 
 def _check_split_folders(root: str, split: str, needed: set[str]) -> None:
+    """Rejects a root folder without the needed folders for splits."""
     found = _subfolders(root)
     missing = needed - set(found)
     if "train" in missing:
@@ -164,8 +169,8 @@ def _check_split_folders(root: str, split: str, needed: set[str]) -> None:
         )
 
 
-def _trained_classes(folder: str) -> tuple[str, ...]:
-    """The classes that `folder`, the training split, has folders for."""
+def _training_classes(folder: str) -> tuple[str, ...]:
+    """Returns the names of the class folders of the training split."""
     names = _subfolders(folder)
     if not names:
         raise UserError(
@@ -181,7 +186,7 @@ def _trained_classes(folder: str) -> tuple[str, ...]:
 
 
 def _list_classes(root: str, folder: str, class_names: Sequence[str]) -> _Listing:
-    """The pictures of each class folder in `folder`."""
+    """Lists the pictures of each class folder in `folder`."""
     listing = {}
     for name in _subfolders(folder):
         class_folder = os.path.join(folder, name)
@@ -201,7 +206,7 @@ def _list_classes(root: str, folder: str, class_names: Sequence[str]) -> _Listin
 
 
 def _subfolders(folder: str) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are left out."""
+    """Returns the sorted names of the folders in `folder`, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -214,7 +219,7 @@ def _subfolders(folder: str) -> list[str]:
 
 
 def _hold_out(listing: _Listing, fraction: float) -> dict[str, _Listing]:
-    """Splits every class; one with a single picture is trained on."""
+    """Splits every class into `train` and `test`; a single picture goes into `train`."""
     listings: dict[str, _Listing] = {"train": {}, "test": {}}
     for name, paths in listing.items():
         count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
@@ -223,8 +228,8 @@ def _hold_out(listing: _Listing, fraction: float) -> dict[str, _Listing]:
     return listings
 
 
-def _in_order(listing: _Listing) -> list[tuple[str, str]]:
-    """Path and class of every picture."""
+def _ordered_by_digest(listing: _Listing) -> list[tuple[str, str]]:
+    """Returns path and class of every picture, in the order of the examples."""
     pairs = [(path, name) for name, paths in listing.items() for path in paths]
     return sorted(pairs, key=lambda pair: _digest(pair[0]))
 

@@ -1,4 +1,4 @@
-"""What a split of a data set offers, and the split in memory."""
+"""The interface of a split of a data set, and its implementation in memory."""
 
 import dataclasses
 import hashlib
@@ -13,11 +13,11 @@ Batch = dict[str, np.ndarray]
 
 
 class Split(Protocol):
-    """Labelled pictures, each with a number from 0 to `len(split) - 1`."""
+    """Labeled pictures, numbered from 0 to `len(split) - 1`."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
+        """Class names in the order of the labels."""
         ...
 
     @property
@@ -27,7 +27,7 @@ class Split(Protocol):
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Files that were skipped so far and what is wrong with each."""
+        """Pictures skipped so far, each with the reason."""
         ...
 
     @property
@@ -38,22 +38,23 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """One batch for each array of example numbers, in turn.
+        """Yields one batch for each array of example numbers, in order.
 
-        A batch holds `image` uint8 `[B, h, w, 1 or 3]`, RGB; `label` and `index` int32
-        `[B]`, the number of each example. Pictures of different sizes lie in the top left
-        corner of their image, and `extent` int32 `[B, 2]` is their height and width. Where
-        pictures can be unreadable, `readable` bool `[B]` is false for one that stands in.
+        A batch holds `image` uint8 `[B, h, w, 1 or 3]`, RGB; `label` int32 `[B]`; and
+        `index` int32 `[B]`, the number of each example. Pictures of different sizes are in
+        the top-left corner of `image`, and `extent` int32 `[B, 2]` holds their height and
+        width. If pictures can be unreadable, `readable` bool `[B]` is False where another
+        picture replaces an unreadable one.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """All images of one split at their own size, with labels and class names.
+    """All images of a split, in memory, with labels and class names.
 
     Raises:
-      UserError: Shapes, types or labels that cannot be trained on.
+      UserError: A shape, type or label is invalid, or there are no images.
     """
 
     images: np.ndarray  # uint8 [N, h, w, 1 or 3], RGB
@@ -84,7 +85,7 @@ class ImageSet:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Nothing: all images are here."""
+        """Always empty."""
         return {}
 
     @property
@@ -96,7 +97,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """As in `Split`."""
+        """Yields batches as `Split.batches` describes them."""
         for indices in index_batches:
             yield {
                 "image": self.images[indices],

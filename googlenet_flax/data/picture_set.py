@@ -1,7 +1,8 @@
-"""Labelled pictures in files or records, decoded by grain as they are asked for."""
+"""Labeled pictures in files or records, decoded by grain while the network trains."""
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Protocol
@@ -14,16 +15,16 @@ from googlenet_flax.data.image_set import Batch
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.runtime.errors import UserError
 
-SHARE_EXAMPLES = 8  # Of a batch, that one thread or process decodes at a time.
-PREFETCH_BATCHES = 2  # 256 pictures of 320x320 are 79 MB.
+CHUNK_EXAMPLES = 8  # Examples that a thread or process decodes at a time.
+PREFETCH_BATCHES = 2  # A batch of 256 pictures of 320x320 takes 79 MB.
 
 
 class PictureSource(Protocol):
-    """Where the pictures of one split lie; processes that decode get a copy."""
+    """Access to the encoded pictures of a split; each decoding process gets a copy."""
 
     @property
     def remedy(self) -> str:
-        """What a person can do about a picture that cannot be read."""
+        """Advice for the user about a picture that cannot be read."""
         ...
 
     @property
@@ -34,28 +35,28 @@ class PictureSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Picture, int]:
-        """A picture as `decode_image` takes it, and its label.
+        """Returns a picture for `decode_image`, and its label.
 
         Raises:
-          BadImageError: There is none.
+          BadImageError: The picture cannot be read.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What a person finds the picture by."""
+        """Returns a name by which the user can find the picture."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-    """The pictures of one split, of any sizes, with labels and class names."""
+    """The pictures of a split, of any sizes, with labels and class names."""
 
     pictures: PictureSource
     class_names: tuple[str, ...]
     storage_size: int
     on_bad_image: str
     decode_workers: int
-    # Pictures that were skipped so far and what is wrong with each.
+    # Names of the pictures skipped so far, each with the reason.
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -63,40 +64,41 @@ class PictureSet:
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the source of the pictures."""
+        """The fingerprint of the source of the pictures."""
         return self.pictures.fingerprint
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """One batch for each array of example numbers, in turn, decoded ahead of time.
+        """Yields batches as `Split.batches` describes them, decoded ahead of time.
 
-        A batch holds `image` uint8 `[B, S, S, 3]`, RGB, with the picture in the top-left
-        corner and zeros elsewhere; `extent` int32 `[B, 2]`, its height and width; `label`
-        and `index` int32 `[B]`, the number of the example; and `readable` bool `[B]`.
-        Where that is false the picture could not be read: image, label and index are
-        those of the next one that can, and `unreadable` tells why. Closing the iterator
-        ends its threads or processes.
+        `image` is uint8 `[B, S, S, 3]` and zero outside the picture. Where `readable` is
+        False the picture could not be read: image, label and index are those of the next
+        readable picture, and `unreadable` holds the reason. Closing the iterator ends its
+        threads or processes.
 
         Args:
-          index_batches: Asked for one array at a time, from several threads; processes
-            get a copy.
+          index_batches: Arrays of example numbers. Several threads index the sequence;
+            decoding processes get a copy.
 
         Raises:
-          UserError: A picture cannot be read and `on_bad_image` is `"stop"`, or none can.
+          UserError: A picture cannot be read and `on_bad_image` is `"stop"`, or no picture
+            can be read.
         """
         if not len(index_batches):
             return
-        shares = _Shares(index_batches, -(-len(index_batches[0]) // SHARE_EXAMPLES))
+        per_batch = math.ceil(len(index_batches[0]) / CHUNK_EXAMPLES)
+        chunks = _Chunks(index_batches, per_batch)
         decoder = _Decoder(self.pictures, self.storage_size, self.on_bad_image == "skip")
-        decoded = grain.MapDataset.source(shares).map(decoder)
-        ahead = PREFETCH_BATCHES * shares.per_batch
-        with closing(read_ahead(decoded, ahead, workers=self.decode_workers)) as parts:
+        decoded = grain.MapDataset.source(chunks).map(decoder)
+        ahead = PREFETCH_BATCHES * per_batch
+        with closing(read_ahead(decoded, ahead, workers=self.decode_workers)) as iterator:
             for _ in range(len(index_batches)):
-                yield self._join(list(itertools.islice(parts, shares.per_batch)))
+                yield self._join(list(itertools.islice(iterator, per_batch)))
 
-    def _join(self, shares: Sequence[Batch]) -> Batch:
+    def _join(self, chunks: Sequence[Batch]) -> Batch:
+        """Joins the decoded chunks of a batch and reports unreadable pictures."""
         batch = {
-            name: np.concatenate([np.asarray(share[name]) for share in shares])
-            for name in shares[0]
+            name: np.concatenate([np.asarray(chunk[name]) for chunk in chunks])
+            for name in chunks[0]
         }
         requested, reasons = batch.pop("requested"), batch.pop("reason")
         batch["readable"] = reasons == ""
@@ -116,8 +118,8 @@ class PictureSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shares(Sequence):
-    """Each batch cut into `per_batch` pieces, which are decoded side by side."""
+class _Chunks(Sequence):
+    """Batches of example numbers, each divided into `per_batch` chunks."""
 
     index_batches: Sequence[np.ndarray]
     per_batch: int
@@ -126,20 +128,24 @@ class _Shares(Sequence):
         return len(self.index_batches) * self.per_batch
 
     def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        batch, share = divmod(position, self.per_batch)
-        return np.array_split(self.index_batches[batch], self.per_batch)[share]
+        batch, chunk = divmod(position, self.per_batch)
+        return np.array_split(self.index_batches[batch], self.per_batch)[chunk]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decoder:
-    """Reads the pictures of a share; what cannot be read travels as data, too."""
+    """Decodes the pictures of a chunk; returns errors as data, not as exceptions."""
 
     pictures: PictureSource
     storage_size: int
-    replaces: bool
+    skips_unreadable: bool
 
     def __call__(self, requested: np.ndarray) -> Batch:
-        """As `PictureSet.batches`, with the `reason` that one cannot be read or ""."""
+        """Returns a chunk of a batch.
+
+        `requested` holds the example numbers that were asked for, and `reason` why each
+        of them could not be read, or "".
+        """
         size = self.storage_size
         images = np.zeros((len(requested), size, size, 3), np.uint8)
         extents = np.zeros((len(requested), 2), np.int32)
@@ -166,6 +172,7 @@ class _Decoder:
         }
 
     def _candidates(self, example: int) -> Iterator[int]:
+        """Yields the examples to try in turn until one is readable."""
         total = len(self.pictures)
-        count = total if self.replaces else 1
+        count = total if self.skips_unreadable else 1
         return ((example + offset) % total for offset in range(count))

@@ -1,4 +1,4 @@
-"""Sets that TFDS has prepared as array_record, read without TensorFlow."""
+"""Reader for TFDS data sets that are prepared as array_record, without TensorFlow."""
 
 import contextlib
 import hashlib
@@ -20,9 +20,9 @@ from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
-OWN_SETS = (cifar, imagenet)  # Those that are prepared here.
+OWN_BUILDERS = (cifar, imagenet)  # Modules that prepare data sets.
 READ_CHUNK_EXAMPLES = 1000
-MAX_MEMORY_FRACTION = 0.5  # Of the machine's memory, for one split.
+MAX_MEMORY_FRACTION = 0.5  # Largest part of the machine's memory for one split.
 
 
 def load_prepared(
@@ -35,18 +35,18 @@ def load_prepared(
 ) -> Split:
     """Opens a split; prepares CIFAR and `imagenet2012` where they are missing.
 
-    Images of one fixed shape are read into memory. Others are decoded as they are asked
-    for.
+    Images of one fixed shape are read into memory. Others are decoded while the network
+    trains.
 
     Args:
-      dataset: Name as in TFDS, `mnist` or `cifar10:3.0.2`.
+      dataset: Name in TFDS, such as `mnist` or `cifar10:3.0.2`.
       split: Split in TFDS notation.
-      data_dir: Folder of TFDS data sets; "" is TFDS's own default.
-      options: How images without a fixed shape are read; only these need it.
-      may_prepare: Otherwise a set that is missing is an error.
+      data_dir: Folder of the TFDS data sets; "" is the default of TFDS.
+      options: How images without a fixed shape are read; needed only for these.
+      may_prepare: False to raise an error instead of preparing a missing data set.
 
     Raises:
-      UserError: The set is missing, of another format, or cannot be held in memory.
+      UserError: The data set is missing, has another format, or is too large for memory.
     """
     with _readable(dataset, data_dir):
         builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
@@ -64,7 +64,7 @@ def load_prepared(
 def _read_images(
     builder: tfds.core.DatasetBuilder, split: str, positions: Sequence[tuple[str, slice]]
 ) -> ImageSet:
-    """All images of the split, in memory."""
+    """Reads all images of the split into memory."""
     num_examples = sum(len(range(rows.start, rows.stop)) for _, rows in positions)
     _check_memory(builder, split, num_examples)
     image, label = builder.info.features["image"], builder.info.features["label"]
@@ -85,7 +85,7 @@ def _open_pictures(
     positions: Sequence[tuple[str, slice]],
     options: PictureOptions,
 ) -> PictureSet:
-    """The records of the split; they are read when they are asked for."""
+    """Opens the records of the split without reading them."""
     shards = [part.filename for part in builder.info.splits[split].file_instructions]
     for path in shards:
         if not os.path.exists(path):
@@ -111,14 +111,14 @@ def _open_pictures(
 def _fingerprint(
     full_name: str, parts: Sequence[tuple[str, range]], shards: Sequence[str]
 ) -> str:
-    """A digest of the set's name and version, the records read, and the shards' sizes."""
+    """Computes a digest of name, version, selected records and sizes of the shards."""
     sizes = [(os.path.basename(path), os.path.getsize(path)) for path in shards]
     facts = repr((full_name, list(parts), sizes))
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 def _allow_open_files(more: int) -> None:
-    """Each shard stays open; ImageNet has more of them than the usual limit of 1024."""
+    """Raises the limit of open files: each shard stays open, and ImageNet has over 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited:
@@ -128,7 +128,7 @@ def _allow_open_files(more: int) -> None:
 
 @contextlib.contextmanager
 def _readable(dataset: str, data_dir: str) -> Iterator[None]:
-    """Says which data set it is that cannot be read, whatever TFDS makes of its files."""
+    """Turns any error of TFDS into a `UserError` that names the data set."""
     try:
         yield
     except Exception as error:
@@ -145,9 +145,10 @@ def _readable(dataset: str, data_dir: str) -> Iterator[None]:
 def _find_builder(
     dataset: str, data_dir: str, *, may_prepare: bool
 ) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a prepared data set; prepares it if needed and allowed."""
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
     name = dataset.split(":", maxsplit=1)[0]
-    for own in OWN_SETS:
+    for own in OWN_BUILDERS:
         if name in own.BUILDERS:
             builder = own.BUILDERS[name](data_dir=root)
             if not _is_prepared(builder):
@@ -180,10 +181,10 @@ def _refuse_unless(may_prepare: bool, builder: tfds.core.DatasetBuilder) -> None
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether the data are there, and in the format that can be read.
+    """Returns True if the data set is prepared as array_record.
 
     Raises:
-      UserError: They are there as TFRecord, which only TensorFlow reads.
+      UserError: The data set is prepared in a format that only TensorFlow reads.
     """
     if not builder.is_prepared():
         return False
@@ -198,6 +199,7 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _check_features(builder: tfds.core.DatasetBuilder) -> None:
+    """Rejects a data set that is not for image classification."""
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(label, tfds.features.ClassLabel):
@@ -213,6 +215,7 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _check_memory(builder: tfds.core.DatasetBuilder, split: str, num_examples: int) -> None:
+    """Rejects a split that is too large for the machine's memory."""
     shape = builder.info.features["image"].shape
     needed = num_examples * math.prod(shape)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

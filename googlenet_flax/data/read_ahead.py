@@ -1,4 +1,4 @@
-"""Runs a grain data set ahead of its reader, in threads or in processes."""
+"""Prefetching of a grain data set in threads or processes."""
 
 import contextlib
 import multiprocessing
@@ -18,23 +18,23 @@ from googlenet_flax.runtime.errors import UserError
 
 Element = TypeVar("Element")
 
-MAX_THREADS = 16  # More of them wait for Python and not for pictures.
+MAX_THREADS = 16  # More threads would only wait for the GIL.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CLOSE_SECONDS = 1  # Then a process that has not ended by itself is killed.
+CLOSE_SECONDS = 1  # Time that a worker process has to end before it is killed.
 
 
 def read_ahead(
     dataset: grain.MapDataset[Element], buffer_size: int, *, workers: int
 ) -> Generator[Element, None, None]:
-    """The elements of a data set in order, computed ahead of time.
+    """Yields the elements of a data set in order, computed ahead of time.
 
     Closing the generator ends the threads or processes. It does not wait for a thread that
-    hangs, as on a network file system, and kills a process that does.
+    hangs, for example on a network file system, and kills a process that hangs.
 
     Args:
-      dataset: What it maps must not depend on the thread or process.
-      buffer_size: Elements under way; with threads at least one for each.
-      workers: Processes; 0 uses threads of this one.
+      dataset: Data set whose elements do not depend on the thread or process.
+      buffer_size: Number of elements computed ahead; with threads at least one per thread.
+      workers: Number of processes; 0 uses threads of this process.
 
     Raises:
       UserError: A worker process died.
@@ -44,22 +44,23 @@ def read_ahead(
     with contextlib.closing(start(dataset, buffer_size, workers)) as iterator:
         try:
             for _ in range(len(dataset)):
-                # NOTE: Kept in no variable, so that shared memory is freed in time.
+                # NOTE: No variable holds the element, so that shared memory is freed early.
                 yield _next(iterator)
         finally:
-            # Looked up here because grain starts its processes in the background.
+            # Looked up at the end, because grain starts processes in the background.
             if started := set(multiprocessing.active_children()) - others:
                 threading.Thread(target=_kill_late, args=[started], daemon=True).start()
 
 
 def _kill_late(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """Kills the processes that are not closed in time; grain waits 25 s for each."""
+    """Kills processes after `CLOSE_SECONDS`; grain itself would wait 25 s for each."""
     time.sleep(CLOSE_SECONDS)
     for process in processes:
         process.kill()
 
 
 def _next(iterator: grain.DatasetIterator[Element]) -> Element:
+    """Returns the next element, or reports that a worker process died."""
     try:
         return next(iterator)
     except RuntimeError as error:
@@ -74,7 +75,7 @@ def _start_threads(
     dataset: grain.MapDataset[Element], buffer_size: int, workers: int
 ) -> grain.DatasetIterator[Element]:
     del workers
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux; macOS has none.
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS lacks it.
     processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     threads = min(processors, MAX_THREADS)
     options = grain.ReadOptions(threads, max(threads, buffer_size))
@@ -85,9 +86,9 @@ def _start_processes(
     dataset: grain.MapDataset[Element], buffer_size: int, workers: int
 ) -> grain.DatasetIterator[Element]:
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads flags of its own here.
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags.
     workers = min(workers, len(dataset))
-    # Halved, since grain keeps as many in this process as in the worker.
+    # Halved, because grain buffers as many elements again in this process.
     per_worker = max(1, buffer_size // (2 * workers))
     iterator = iter(
         dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
@@ -96,19 +97,19 @@ def _start_processes(
         )
     )
     with _blocked_signals():
-        iterator.get_state()  # Makes what the next line starts.
+        iterator.get_state()  # Creates the iterator that start_prefetch needs.
         iterator.start_prefetch()
     return iterator
 
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Threads and processes that are started here never see `STOP_SIGNALS`.
+    """Blocks `STOP_SIGNALS` in the threads and processes that are started in the context.
 
-    Ctrl-C reaches every process of the terminal; only the training loop shall answer, and
-    it still needs the batches under way.
+    Ctrl-C sends SIGINT to every process of the terminal. Only the training loop handles
+    it, and the loop still needs the batches that are being decoded.
     """
-    # NOTE: First, since Python unblocks the signals when it starts its tracker.
+    # NOTE: Must come first: Python unblocks the signals when it starts the tracker.
     multiprocessing.resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -118,7 +119,7 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def _watch_parent(worker: int, num_workers: int) -> None:
-    """Lets a worker end with the process that started it, even when that is killed."""
+    """Ends a worker when its parent process ends, even if the parent is killed."""
     del worker, num_workers
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Encoded pictures in the records of a prepared TFDS set."""
+"""Encoded pictures in the records of a prepared TFDS data set."""
 
 import dataclasses
 from typing import Any
@@ -10,25 +10,22 @@ from googlenet_flax.data.decode import BadImageError
 
 @dataclasses.dataclass(frozen=True)
 class RecordPictures:
-    """Records of one split, as `picture_set.PictureSource` asks for them.
+    """Records of one split; implements `picture_set.PictureSource`."""
 
-    Nothing is read before it is asked for, labels neither.
-    """
-
-    # NOTE: array_record's source of bytes and not TFDS's around it: that holds the whole
-    # description of the set, of which every process would get a copy.
+    # NOTE: The data source of array_record, not that of TFDS, which also holds the whole
+    # description of the data set and would be copied to every worker process.
     source: Any
-    dataset: str
-    parts: tuple[tuple[str, range], ...]  # Split and records in it, in order.
+    dataset: str  # Name of the data set.
+    parts: tuple[tuple[str, range], ...]  # TFDS splits and their records, in order.
     num_classes: int
-    fingerprint: str  # A digest of the shards and of the part of them that is read.
+    fingerprint: str  # Digest of the shards and the selected records.
     remedy = "prepare the data set again"
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Content of the picture's file, and its label."""
+        """Returns the bytes of the picture's file, and the label."""
         try:
             record = self.source[index]
             example = tf_example_pb2.Example.FromString(record)  # pyrefly: ignore
@@ -43,7 +40,7 @@ class RecordPictures:
         return picture, label
 
     def name(self, index: int) -> str:
-        """Data set, split and the record's number in it."""
+        """Returns the data set, the split and the record's number in the split."""
         for split, records in self.parts:
             if index < len(records):
                 return f"{self.dataset} {split} record {records[index]}"

@@ -1,4 +1,4 @@
-"""Which examples a batch holds, as a pure function of the seed and the step."""
+"""Order of the training examples, as a pure function of the seed and the step."""
 
 import dataclasses
 import functools
@@ -10,10 +10,10 @@ import numpy as np
 def batch_indices(
     *, seed: int, step: int, num_examples: int, batch_size: int
 ) -> np.ndarray:
-    """Indices int64 `[batch_size]` of the examples in the batch of `step`.
+    """Returns the indices, int64 `[batch_size]`, of the examples in the batch of `step`.
 
-    Every epoch is a permutation of its own; its tail that fills no batch is dropped. No
-    state is kept, so a resumed run continues as if it had never stopped.
+    Every epoch has its own permutation; an incomplete last batch is dropped. No state is
+    kept, so a resumed run continues as if it had never stopped.
     """
     epoch, position = divmod(step, num_examples // batch_size)
     order = _permutation(seed, epoch, num_examples)
@@ -22,7 +22,7 @@ def batch_indices(
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOrder(Sequence):
-    """The batches of `start_step` to `stop_step - 1`, each computed when asked for."""
+    """Indices of the batches of `start_step` to `stop_step - 1`, computed on access."""
 
     seed: int
     start_step: int
@@ -34,7 +34,7 @@ class TrainingOrder(Sequence):
         return max(0, self.stop_step - self.start_step)
 
     def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        """Indices int64 `[batch_size]`, as `batch_indices` draws them."""
+        """Returns the indices, int64 `[batch_size]`, of one batch."""
         if not 0 <= position < len(self):
             raise IndexError(position)
         return batch_indices(
@@ -65,7 +65,7 @@ class ProcessShard(Sequence):
 
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    # NOTE: RandomState and not Generator: numpy promises never to change its stream, so a
-    # run resumes exactly under a newer numpy too.
+    # NOTE: RandomState, not Generator: NumPy guarantees that its stream never changes, so
+    # a run also resumes exactly under a newer NumPy.
     bits = np.random.MT19937(np.random.SeedSequence([seed, epoch]))
     return np.random.RandomState(bits).permutation(num_examples)

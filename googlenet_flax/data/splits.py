@@ -11,10 +11,10 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
     """Resolves `spec` to slices of the named splits, in order.
 
     Raises:
-      UserError: No such split, or not the notation.
+      UserError: The split does not exist, is empty, or is not in this notation.
     """
     if sizes.get(spec):
-        return [(spec, slice(0, sizes[spec]))]  # The usual case needs no library.
+        return [(spec, slice(0, sizes[spec]))]  # Avoids the slow import of TFDS.
     import tensorflow_datasets as tfds  # noqa: PLC0415 - slow
 
     infos = {
@@ -23,7 +23,7 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
     }
     try:
         parts = tfds.core.splits.AbstractSplit.from_spec(spec).to_absolute(infos)
-    # TFDS has no slices of `all`, and says so with a NotImplementedError.
+    # TFDS raises NotImplementedError for slices of `all`.
     except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
         raise UserError(unknown_split(spec, sizes)) from error
     positions = [
@@ -39,7 +39,7 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
 
 
 def unknown_split(spec: str, sizes: Mapping[str, int]) -> str:
-    """The line for a split that does not exist."""
+    """Returns the error message for a split that does not exist."""
     splits = ", ".join(f"{name} ({size} examples)" for name, size in sizes.items())
     return (
         f"unknown split {spec!r}: the data set has {splits}; slices are written as in "
@@ -48,7 +48,7 @@ def unknown_split(spec: str, sizes: Mapping[str, int]) -> str:
 
 
 def take(arrays: Mapping[str, np.ndarray], spec: str) -> np.ndarray:
-    """The rows of `arrays` (one array per split) that `spec` names, concatenated."""
+    """Concatenates the rows that `spec` selects from `arrays` (one array per split)."""
     sizes = {name: len(array) for name, array in arrays.items()}
     parts = split_positions(spec, sizes)
     return np.concatenate([arrays[name][rows] for name, rows in parts])

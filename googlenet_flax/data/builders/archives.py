@@ -1,14 +1,14 @@
-"""Official archives that a person has downloaded by hand, and where they are looked for."""
+"""Search for official archives that the user has downloaded."""
 
 import pathlib
 
 
 def hand_placed_paths(file_name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
-    """Where a person would put an archive: the data folder, or TFDS's place for it."""
+    """Returns the paths where an archive may be: the data folder or that of TFDS."""
     return [data_dir / file_name, data_dir / "downloads" / "manual" / file_name]
 
 
 def find_archive(file_name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The archive in one of these places, or None."""
+    """Returns the first of `hand_placed_paths` that exists, or None."""
     paths = hand_placed_paths(file_name, data_dir)
     return next((path for path in paths if path.is_file()), None)

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 as TFDS data sets, prepared without TensorFlow.
 
-TFDS's own builders extract the archive and encode the images through TensorFlow. These
-write what those write (name, version, features, keys, and so the order of the examples),
-and stock TFDS reads it.
+The builders of TFDS extract the archive and encode the images with TensorFlow. The
+builders in this module write the same data set (name, version, features, keys and order of
+the examples) without it, and stock TFDS can read the result.
 """
 
 import dataclasses
@@ -36,19 +36,19 @@ CITATION = """@techreport{Krizhevsky09learningmultiple,
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The official binary archive of one data set and what lies in it."""
+    """The official binary archive of one data set, and its content."""
 
     url: str
-    size_bytes: int  # This and the digest as TFDS records them.
+    size_bytes: int  # Size and digest are those that TFDS records.
     sha256: str
     folder: str
-    files: dict[str, tuple[str, ...]]  # Split to file names.
-    label_files: dict[str, str]  # Label feature to the file that names its classes;
-    # the order is that of the label bytes in front of each image.
+    files: dict[str, tuple[str, ...]]  # Split to names of its files.
+    # Label feature to the file with its class names, in the order of the label bytes.
+    label_files: dict[str, str]
 
     @property
     def file_name(self) -> str:
-        """Last part of the URL."""
+        """File name at the end of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -88,7 +88,7 @@ class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="32x32 colour photographs, 50,000 to train and 10,000 to test.",
+            description="32x32 color photographs, 50,000 to train and 10,000 to test.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
@@ -116,7 +116,7 @@ class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, split: str, blobs: list[bytes]):
-        # NOTE: the key decides the order TFDS stores; the running number is stock TFDS's.
+        # NOTE: The key determines the stored order; stock TFDS uses the same number.
         label_names = list(self.ARCHIVE.label_files)
         for index, (labels, image) in enumerate(parse_records(blobs, len(label_names))):
             png = io.BytesIO()
@@ -140,7 +140,7 @@ class Cifar10(_CifarBuilder, skip_registration=True):
 
 
 class Cifar100(_CifarBuilder, skip_registration=True):
-    """TFDS `cifar100` 3.0.2; `label` is the fine one."""
+    """TFDS `cifar100` 3.0.2; `label` is the fine label."""
 
     ARCHIVE = CIFAR100
     NUM_CLASSES = MappingProxyType({"label": 100, "coarse_label": 20})
@@ -150,10 +150,10 @@ BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100}
 
 
 def prepare(builder: _CifarBuilder) -> None:
-    """Downloads (or finds) the archive and writes the data set as array_record.
+    """Writes the data set as array_record, from an archive found on disk or downloaded.
 
     Raises:
-      UserError: No archive and no network, or an archive that is not the official one.
+      UserError: The archive cannot be found or downloaded, or is not the official one.
     """
     archive, root = builder.ARCHIVE, pathlib.Path(builder.data_dir_root)
     if find_archive(archive.file_name, root) is None and not _can_connect(archive.url):
@@ -169,10 +169,10 @@ def prepare(builder: _CifarBuilder) -> None:
 
 
 def verify_archive(archive: Archive, path: pathlib.Path) -> None:
-    """Compares size and SHA-256 with those on record.
+    """Checks size and SHA-256 of an archive.
 
     Raises:
-      UserError: They differ.
+      UserError: The file is not the official archive.
     """
     size_bytes = path.stat().st_size
     if size_bytes != archive.size_bytes:
@@ -189,10 +189,10 @@ def verify_archive(archive: Archive, path: pathlib.Path) -> None:
 
 
 def read_archive(archive: Archive, path: pathlib.Path) -> dict[str, bytes]:
-    """The named files of the archive, read in memory: nothing is unpacked to disk.
+    """Reads the files of the archive into memory; nothing is extracted to disk.
 
     Raises:
-      UserError: Not a tar archive, or a file is missing.
+      UserError: The file is not a tar archive, or a member is missing.
     """
     names = [*archive.label_files.values()]
     names += [name for files in archive.files.values() for name in files]
@@ -208,9 +208,9 @@ def read_archive(archive: Archive, path: pathlib.Path) -> dict[str, bytes]:
 def parse_records(
     blobs: list[bytes], num_labels: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Labels `[num_labels]` and image `[32, 32, 3]`, uint8, of each binary record.
+    """Yields labels `[num_labels]` and image `[32, 32, 3]`, uint8, of each record.
 
-    A record is its label bytes, then 1,024 red, 1,024 green and 1,024 blue bytes.
+    A record consists of its label bytes, then 1,024 red, 1,024 green and 1,024 blue bytes.
     """
     height, width, channels = IMAGE_SHAPE
     for blob in blobs:
@@ -222,7 +222,7 @@ def parse_records(
 
 
 def _can_connect(url: str) -> bool:
-    """Whether the server answers soon; TFDS itself retries a dead network for minutes."""
+    """Returns True if the server answers soon; TFDS would retry for minutes."""
     parts = urllib.parse.urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     answered = threading.Event()
@@ -235,7 +235,7 @@ def _can_connect(url: str) -> bool:
             return
         answered.set()
 
-    # In a thread, since looking up the host's name has no timeout of its own.
+    # Runs in a thread, because the lookup of a host name has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(PROBE_TIMEOUT_SECONDS)

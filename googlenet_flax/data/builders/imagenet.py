@@ -1,10 +1,10 @@
 """ImageNet 2012 as a TFDS data set, prepared without TensorFlow.
 
-TFDS's own builder reads the two official archives through TensorFlow, and shuffles through
-a copy on disk. This one lists where each picture lies in them, and reads the pictures in
-the order in which the stock one stores them (name, version, features and keys are the
-same); stock TFDS reads the result. In memory it holds that list (1.3 million names) and
-one shard at a time.
+The builder of TFDS reads the two official archives with TensorFlow and shuffles them
+through a copy on disk. The builder in this module first lists the position of each picture
+in the archives, then reads the pictures in the order in which TFDS stores them. Name,
+version, features and keys are the same, and stock TFDS can read the result. Memory holds
+the list (1.3 million names) and one shard at a time.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ from googlenet_flax.data.class_names import wordnet_numbers
 from googlenet_flax.runtime.errors import UserError
 
 HOMEPAGE = "https://image-net.org/"
-READ_THREADS = 16  # The pictures of a shard lie all over the archive.
+READ_THREADS = 16  # The pictures of a shard are scattered over the archive.
 REPAIRED = frozenset({*CMYK_IMAGES, *PNG_IMAGES})
-REPAIRED_QUALITY = 100  # Of JPEG, as in the stock builder.
-SPACE_FACTOR = 1.05  # Of the pictures' size, with room for what array_record adds.
+REPAIRED_QUALITY = 100  # JPEG quality, as in the builder of TFDS.
+SPACE_FACTOR = 1.05  # Disk space per byte of pictures, with array_record's overhead.
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -48,8 +48,8 @@ class Member(NamedTuple):
     """A picture in an archive."""
 
     name: str
-    label: str  # WordNet number of its class.
-    offset: int  # Of its first byte in the archive.
+    label: str  # WordNet number of the class.
+    offset: int  # Position of the first byte in the archive.
     size_bytes: int
 
 
@@ -58,17 +58,17 @@ class Archive:
     """The official archive of one split."""
 
     file_name: str
-    size_bytes: int  # As TFDS records it.
+    size_bytes: int  # The size that TFDS records.
     num_pictures: int
     list_members: Callable[[tarfile.TarFile], Iterator[Member]]
 
 
 class _NotOfficialError(Exception):
-    """What an archive has that the official one has not; the message says it."""
+    """An archive differs from the official one; the message names the difference."""
 
 
 def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
-    """One archive for each class, `n01440764.tar`, lies in that of the split."""
+    """Lists the pictures in the archive of each class, such as `n01440764.tar`."""
     known = frozenset(wordnet_numbers())
     for inner in archive:
         label, suffix = os.path.splitext(inner.name)
@@ -82,7 +82,7 @@ def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _list_validation(archive: tarfile.TarFile) -> Iterator[Member]:
-    """Pictures are labelled by the number in their name."""
+    """Lists the pictures; the number in a file name determines the label."""
     labels_file = imagenet_common.label_names_file().with_name("validation_labels.txt")
     labels = labels_file.read_text().split()
     for info in archive:
@@ -129,7 +129,7 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
         del dl_manager  # There is nothing to download.
         root = pathlib.Path(self.data_dir_root)
         paths, members = {}, {}
-        for split, archive in self.ARCHIVES.items():  # Before a byte is written.
+        for split, archive in self.ARCHIVES.items():  # Checks before writing.
             path = find_archive(archive.file_name, root)
             assert path is not None
             paths[split], members[split] = path, list_members(archive, path)
@@ -183,13 +183,13 @@ def _not_found_message(
 
 
 def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
-    """Where the pictures of an archive lie, in the archive's order.
+    """Lists the pictures of an archive, in the archive's order.
 
     Raises:
-      UserError: It is not the official archive.
+      UserError: The file is not the official archive.
     """
     try:
-        # NOTE: No digest: that would be reading 155 GB once more.
+        # NOTE: A digest is not checked; it would need to read 155 GB once more.
         size_bytes = path.stat().st_size
         if size_bytes != archive.size_bytes:
             raise _NotOfficialError(f"{size_bytes} bytes, expected {archive.size_bytes}")
@@ -210,7 +210,7 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
 
 
 def _shards(members: Sequence[Member], split: str) -> list[list[Member]]:
-    """All in the order in which TFDS stores them, cut into as many shards."""
+    """Orders the pictures and divides them into shards as TFDS does."""
     hasher = Hasher(split)
     ordered = sorted(members, key=lambda member: hasher.hash_key(member.name))
     size_bytes = sum(member.size_bytes for member in members)
@@ -220,6 +220,7 @@ def _shards(members: Sequence[Member], split: str) -> list[list[Member]]:
 
 
 def _check_space(folder: pathlib.Path, size_bytes: int) -> None:
+    """Raises an error if the disk has too little space for pictures of this size."""
     needed_bytes = SPACE_FACTOR * size_bytes
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
@@ -231,7 +232,7 @@ def _check_space(folder: pathlib.Path, size_bytes: int) -> None:
 def _read_shard(
     path: pathlib.Path, members: Sequence[Member], title: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys and examples; TFDS keeps those of a shard in memory until it is written."""
+    """Yields keys and examples; TFDS holds a shard in memory until it is written."""
     with path.open("rb") as file, ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(partial(_read_member, file.fileno()), members)
         pairs = zip(members, contents, strict=True)
@@ -255,7 +256,7 @@ def _read_member(descriptor: int, member: Member) -> bytes:
 
 
 def _as_rgb_jpeg(content: bytes) -> bytes:
-    """A PNG or a JPEG of CMYK as the stock builder stores them."""
+    """Converts a PNG or CMYK JPEG to an RGB JPEG, as the builder of TFDS does."""
     jpeg = io.BytesIO()
     with PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
         image.convert("RGB").save(jpeg, format="JPEG", quality=REPAIRED_QUALITY)
