@@ -19,6 +19,7 @@ from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.runtime.errors import MissingDataError, UserError
+from googlenet_flax.runtime.memory import machine_memory_bytes
 
 OWN_BUILDERS = (cifar, imagenet)  # Modules that prepare data sets.
 READ_CHUNK_EXAMPLES = 1000
@@ -152,7 +153,11 @@ def _find_builder(
         if name in own.BUILDERS:
             builder = own.BUILDERS[name](data_dir=root)
             if not _is_prepared(builder):
-                _refuse_unless(may_prepare, builder)
+                if not may_prepare:
+                    raise MissingDataError(
+                        f"data set {builder.name!r} is not prepared in "
+                        f"{builder.data_dir_root}: training prepares it"
+                    )
                 own.prepare(builder)
             return builder
     try:
@@ -170,14 +175,6 @@ def _find_builder(
             "and point --config.data_dir at the folder it writes"
         )
     return builder
-
-
-def _refuse_unless(may_prepare: bool, builder: tfds.core.DatasetBuilder) -> None:
-    if not may_prepare:
-        raise MissingDataError(
-            f"data set {builder.name!r} is not prepared in {builder.data_dir_root}: "
-            "training prepares it"
-        )
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
@@ -217,10 +214,10 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
 def _check_memory(builder: tfds.core.DatasetBuilder, split: str, num_examples: int) -> None:
     """Rejects a split that is too large for the machine's memory."""
     shape = builder.info.features["image"].shape
-    needed = num_examples * math.prod(shape)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory * MAX_MEMORY_FRACTION:
+    needed_bytes, memory_bytes = num_examples * math.prod(shape), machine_memory_bytes()
+    if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
         raise UserError(
-            f"{builder.name} {split} needs {needed / 2**30:.1f} GiB of the machine's "
-            f"{memory / 2**30:.1f} GiB of memory: choose a slice such as {split}[:10%]"
+            f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB of the machine's "
+            f"{memory_bytes / 2**30:.1f} GiB of memory: choose a slice such as "
+            f"{split}[:10%]"
         )

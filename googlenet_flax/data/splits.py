@@ -25,7 +25,11 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
         parts = tfds.core.splits.AbstractSplit.from_spec(spec).to_absolute(infos)
     # TFDS raises NotImplementedError for slices of `all`.
     except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
-        raise UserError(unknown_split(spec, sizes)) from error
+        names = ", ".join(f"{name} ({size} examples)" for name, size in sizes.items())
+        raise UserError(
+            f"unknown split {spec!r}: the data set has {names}; slices are written as in "
+            "TFDS, for example train[:3000] or test[50%:]"
+        ) from error
     positions = [
         (
             part.splitname,
@@ -36,15 +40,6 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
     if not any(rows.start < rows.stop for _, rows in positions):
         raise UserError(f"split {spec!r} holds no examples: choose a larger slice")
     return positions
-
-
-def unknown_split(spec: str, sizes: Mapping[str, int]) -> str:
-    """Returns the error message for a split that does not exist."""
-    splits = ", ".join(f"{name} ({size} examples)" for name, size in sizes.items())
-    return (
-        f"unknown split {spec!r}: the data set has {splits}; slices are written as in "
-        "TFDS, for example train[:3000] or test[50%:]"
-    )
 
 
 def take(arrays: Mapping[str, np.ndarray], spec: str) -> np.ndarray:

@@ -41,6 +41,11 @@ def keep_freed_memory() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+def machine_memory_bytes() -> int:
+    """Returns the size of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def give_large_steps_back(compiled: Any) -> bool:
     """Undoes `keep_freed_memory` for a step so large that the heap could fill the memory.
 
@@ -51,8 +56,8 @@ def give_large_steps_back(compiled: Any) -> bool:
       True if the setting was undone.
     """
     plan = compiled.memory_analysis()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if plan is None or plan.temp_size_in_bytes <= MAX_KEPT_FRACTION * memory:
+    max_kept_bytes = MAX_KEPT_FRACTION * machine_memory_bytes()
+    if plan is None or plan.temp_size_in_bytes <= max_kept_bytes:
         return False
     return _set_option(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
 
