@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains in several processes on this machine's CPU: a dry run of what many hosts do.
+# Trains in several processes on this machine's CPU, to try out a distributed run.
 #
 #   NUM_PROCESSES=2 docs/launch/local.sh --config=configs/digits.py --workdir=runs/two
 #
-# Ctrl-C or SIGTERM stops all of them at the same step, with the state saved. Exits with the
-# first code that is not 0, counted from process 0.
+# Ctrl-C or SIGTERM stops all processes at the same step, with the state saved. The exit
+# code is the first nonzero exit code in the order of the processes.
 set -euo pipefail
 
 NUM_PROCESSES=${NUM_PROCESSES:-2}
@@ -18,7 +18,7 @@ print(socket.create_server(("", 0)).getsockname()[1])')
 pids=() interrupted='' stopping=''
 trap 'interrupted=yes stopping=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 
-# The exit code of a process, however often a signal breaks off the waiting for it.
+# Returns the exit code of a process, even if signals interrupt the wait.
 wait_for() {
   local status again
   interrupted=''
@@ -28,13 +28,13 @@ wait_for() {
     interrupted=''
     wait "$1"
     again=$?
-    ((again == 127)) || status=$again # 127: it had ended, and that was its code.
+    ((again == 127)) || status=$again # 127: it had already ended with that code.
   done
   return "$status"
 }
 
 for ((id = 0; id < NUM_PROCESSES; id++)); do
-  # Behind an & the shell lets Ctrl-C pass them by: they hear of it as SIGTERM, once.
+  # Background processes ignore the SIGINT of Ctrl-C; the trap sends them one SIGTERM.
   "$PYTHON" -m googlenet_flax.main "$@" --config.distributed=True \
     --coordinator_address="localhost:$port" --num_processes="$NUM_PROCESSES" \
     --process_id="$id" &

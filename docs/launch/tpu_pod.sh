@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on all workers of a Cloud TPU slice. The same command goes on after a stop, also on
-# a new slice in place of a preempted one.
+# Trains on all workers of a Cloud TPU slice. After a stop the same command continues the
+# run, also on a new slice that replaces a preempted one.
 #
 #   TPU_NAME=NAME ZONE=ZONE NFS=10.0.0.2:/share docs/launch/tpu_pod.sh \
 #     --config=configs/imagenet2012.py --config.data_dir=/mnt/shared/imagenet \
 #     --workdir=/mnt/shared/runs/imagenet
 #
-# To stop it, with the state saved (Ctrl-C ends gcloud only; a signal to one stops all):
+# To stop the run and save its state, send a signal to one worker (Ctrl-C ends only gcloud):
 #
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=0 \
 #     --command='pkill -TERM -f "[g]ooglenet_flax.main"'
 set -euo pipefail
 
-: "${TPU_NAME:?names the slice}" "${ZONE:?names its zone}"
-: "${NFS:?is HOST:/SHARE of the file system that all workers mount, such as Filestore}"
+: "${TPU_NAME:?must name the slice}" "${ZONE:?must name the zone of the slice}"
+: "${NFS:?must be HOST:/SHARE of the file system for all workers, such as Filestore}"
 MOUNT=${MOUNT:-/mnt/shared}
-PYTHON=${PYTHON:-python3} # Of the workers, 3.11 to 3.13.
+PYTHON=${PYTHON:-python3} # Command on the workers for Python 3.11 to 3.13.
 
 on_all() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$1"
@@ -40,7 +40,7 @@ for argument in "$@"; do
 done
 train+=" --config.distributed=True"
 
-# The working copy as it is, in each worker's own home: none installs over another's files.
+# Copies the working tree to each worker's own home, so that no two installations collide.
 cd "$(dirname "$0")/../.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
