@@ -23,13 +23,13 @@ import jax
 
 from googlenet_flax import create_model
 from googlenet_flax.model.googlenet import VARIANTS
-from googlenet_flax.model.ops import NORM_PARTS
 from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)
 NUM_BYTES = 4  # Of a float32: gradients and statistics.
-NORM_EXCHANGES = 4  # Mean, variance, and their two gradients.
+NORM_STATISTICS = 2  # Mean and mean of squares of each channel.
+NORM_EXCHANGES = 2  # All-reduces per norm: the statistics, and their gradients.
 IMAGES_PER_PROCESS = 32
 MEASURED_STEPS = 30
 
@@ -39,8 +39,8 @@ class Exchange:
     """What the devices tell each other in a step."""
 
     gradient_bytes: int  # Of all gradients, in one all-reduce.
-    norm_bytes: int  # Of one part of all sums of batch norm.
-    num_norms: int  # Which wait for their sums, one after the other.
+    norm_bytes: int  # Statistics of all norms and their gradients.
+    num_norms: int  # Norms, which wait for their exchanges one after the other.
 
 
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
@@ -57,7 +57,7 @@ def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
     channels = sizes.get("batch_stats", 0) // 2  # A mean and a variance of each.
     return Exchange(
         gradient_bytes=NUM_BYTES * sizes["params"],
-        norm_bytes=NUM_BYTES * NORM_EXCHANGES * channels,
+        norm_bytes=NUM_BYTES * NORM_EXCHANGES * NORM_STATISTICS * channels,
         num_norms=len(jax.tree.leaves(variables.get("batch_stats", {}))) // 2,
     )
 
@@ -82,11 +82,10 @@ def efficiency(
       latency_seconds: From a device to the next, in a tree.
     """
     share = (num_devices - 1) / num_devices
-    reduced = 2 * share * exchange.gradient_bytes
-    gathered = share * exchange.norm_bytes * max(NORM_PARTS, num_devices)
-    rounds = 2 + NORM_EXCHANGES * exchange.num_norms
-    waiting = rounds * math.log2(num_devices) * latency_seconds
-    return step_seconds / (step_seconds + (reduced + gathered) / bytes_per_second + waiting)
+    sent_bytes = 2 * share * (exchange.gradient_bytes + exchange.norm_bytes)
+    num_all_reduces = 1 + NORM_EXCHANGES * exchange.num_norms
+    waiting = 2 * num_all_reduces * math.log2(num_devices) * latency_seconds
+    return step_seconds / (step_seconds + sent_bytes / bytes_per_second + waiting)
 
 
 def expect(flags: argparse.Namespace) -> str:
@@ -111,7 +110,7 @@ def expect(flags: argparse.Namespace) -> str:
         lines.append(f"| {count:,} | {' | '.join(f'{share:.0%}' for share in shares)} |")
     told = [
         f"{variant} {exchange.gradient_bytes / 1e6:.1f} MB of gradients, "
-        f"{exchange.num_norms} norms, {exchange.norm_bytes / 1e3:.1f} kB a part"
+        f"{exchange.num_norms} norms, {exchange.norm_bytes / 1e3:.1f} kB of statistics"
         for variant, exchange in exchanges.items()
     ]
     return "\n".join([*lines, "", *told])
