@@ -13,7 +13,7 @@ from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax.config import Config
-from googlenet_flax.model.googlenet import googlenet
+from googlenet_flax.model import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.performance.benchmark import (
     benchmark,

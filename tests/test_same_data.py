@@ -10,7 +10,7 @@ from conftest import SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax.data import folder
-from googlenet_flax.model.googlenet import googlenet
+from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate

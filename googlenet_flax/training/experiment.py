@@ -73,12 +73,9 @@ class Experiment:
             num_examples=len(self.train_set),
             batch_size=self.config.batch_size,
         )
-        own = OwnRows(order, self.own_rows, with_previous=self.uses_mixup)
-        for batch in self.train_set.batches(own):
-            yield split_over_devices(self._to_step_batch(batch), len(self.devices))
-        shard = ProcessShard(order, self.process_rows, with_previous=self.mixes)
+        shard = ProcessShard(order, self.process_rows, with_previous=self.uses_mixup)
         for batch in self.train_set.batches(shard):
-            yield split_over_devices(self._complete(batch), len(self.devices))
+            yield split_over_devices(self._to_step_batch(batch), len(self.devices))
 
     @cached_property
     def data(self) -> DataDescription:
@@ -86,10 +83,6 @@ class Experiment:
         return DataDescription.of(self.train_set, self.eval_set)
 
     @property
-    def own_rows(self) -> slice:
-        """The rows of a global batch that this process trains on."""
-        return distributed.own_rows(self.config.batch_size)
-
     def process_rows(self) -> slice:
         """The rows of a global batch that this process trains on."""
         return distributed.process_rows(self.config.batch_size)
