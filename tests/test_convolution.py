@@ -1,4 +1,5 @@
 import dataclasses
+import types
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from conftest import (
     equations,
     largest_differences,
     output_and_gradients,
+    preprocess,
     stock_convolution,
 )
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from jax.test_util import check_grads
 
 from googlenet_flax import create_model
 from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, convolve
+from googlenet_flax.training.description import ModelDescription
 
 MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
 WINOGRAD = dataclasses.replace(STOCK, winograd=True)
@@ -195,12 +198,14 @@ def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
     assert max(differences) < 2**-7, differences
 
 
-def test_every_platform_has_its_fastest_arithmetic(monkeypatch):
+def test_the_devices_that_run_a_network_choose_its_arithmetic():
     assert FASTEST.keys() == {"cpu", "gpu", "tpu"}
-    for platform, arithmetic in FASTEST.items():
-        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
-        assert create_model("seed", num_classes=10).arithmetic == arithmetic
-        chosen = create_model("seed", num_classes=10, arithmetic=STOCK)
-        assert chosen.arithmetic == STOCK
-    monkeypatch.setattr(jax, "default_backend", lambda: "another")
-    assert create_model("seed", num_classes=10).arithmetic == STOCK
+    build = partial(create_model, "seed", num_classes=10)
+    for platform in (*FASTEST, "another"):
+        expected = FASTEST.get(platform, STOCK)
+        assert build(platform=platform).arithmetic == expected
+        assert build(platform=platform, arithmetic=STOCK).arithmetic == STOCK
+        described = ModelDescription("seed", 1.0, "float32", ("a", "b"), preprocess())
+        devices: list = [types.SimpleNamespace(platform=platform)]
+        assert described.create_model(devices).arithmetic == expected
+    assert build().arithmetic == FASTEST["cpu"]  # That of the default device.

@@ -88,7 +88,7 @@ def _plan(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield "learning rate", f"{_rates(experiment)} ({config.schedule})"
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     yield "evaluations", f"{evaluations}, each saves a checkpoint"
-    model = experiment.description.create_model()
+    model = experiment.description.create_model(devices)
     head_only = config.trainable == "head"
     cost = image_cost(model, config.image_size, head_only=head_only)
     flops = cost.training_flops * config.batch_size * experiment.total_steps

@@ -31,7 +31,9 @@ STOCK = Arithmetic(
     matmul_weight_gradient=False,
     gather_max_pool=False,
 )
-# What `benchmarks/` measured to be fastest; TPUs were not measured and keep XLA's ops.
+# By platform of the devices that run the network. For CPUs it was measured by
+# `benchmarks/cpu_ablation.py`. For GPUs it was chosen by the bytes that a program compiled
+# for an H100 moves; no GPU was measured. TPUs were not looked at and keep XLA's operations.
 FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
     {
         "cpu": Arithmetic(

@@ -292,6 +292,7 @@ def create_model(
     axis_name: str | None = None,
     freeze_norm: bool = False,
     width_multiplier: float = 1.0,
+    platform: str | None = None,
     arithmetic: Arithmetic | None = None,
 ) -> GoogLeNet:
     """Builds GoogLeNet as one of its originals computes it.
@@ -307,7 +308,9 @@ def create_model(
       freeze_norm: Normalise with the running statistics in training too, for a tower
         that is not trained.
       width_multiplier: Scales every channel count but the classes; 1 is the paper.
-      arithmetic: How to compute it; default: what is fastest on this platform.
+      platform: Platform of the devices that will run the network (`device.platform`);
+        default: that of JAX's default device.
+      arithmetic: How to compute the network; default: what is fastest on the platform.
 
     Raises:
       ValueError: No variant has that name.
@@ -324,5 +327,5 @@ def create_model(
         axis_name=axis_name,
         freeze_norm=freeze_norm,
         width_multiplier=width_multiplier,
-        arithmetic=arithmetic or FASTEST.get(jax.default_backend(), STOCK),
+        arithmetic=arithmetic or FASTEST.get(platform or jax.default_backend(), STOCK),
     )

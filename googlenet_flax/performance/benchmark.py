@@ -147,7 +147,7 @@ def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) 
     """Images per second through the main classifier in inference."""
     _say("forward only")
     description, devices = experiment.description, experiment.devices
-    model = description.create_model()
+    model = description.create_model(devices)
 
     def logits(variables: Any, images: jax.Array) -> jax.Array:
         output: Any = model.apply(variables, images, train=False)

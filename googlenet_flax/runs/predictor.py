@@ -76,7 +76,7 @@ class Predictor:
             )
         step = partial(
             log_probability_step,
-            model=description.create_model(),
+            model=description.create_model(devices),
             preprocess=description.preprocess,
         )
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)

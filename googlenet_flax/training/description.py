@@ -73,9 +73,19 @@ class ModelDescription:
     preprocess: Preprocess
 
     def create_model(
-        self, *, axis_name: str | None = None, freeze_norm: bool = False
+        self,
+        devices: Sequence[jax.Device] = (),
+        *,
+        axis_name: str | None = None,
+        freeze_norm: bool = False,
     ) -> GoogLeNet:
-        """Creates the network; arguments are those of `googlenet_flax.create_model`."""
+        """Creates the network.
+
+        Args:
+          devices: The devices that will run it; default: JAX's default device.
+          axis_name: Passed on to `googlenet_flax.create_model`.
+          freeze_norm: Passed on to `googlenet_flax.create_model`.
+        """
         return create_model(
             self.variant,
             num_classes=len(self.class_names),
@@ -83,6 +93,7 @@ class ModelDescription:
             width_multiplier=self.width_multiplier,
             axis_name=axis_name,
             freeze_norm=freeze_norm,
+            platform=devices[0].platform if devices else None,
         )
 
     def variables_like(self) -> Any:

@@ -28,7 +28,7 @@ def create_eval_step(
     """Creates the evaluation step of a described network, sharded over `devices`."""
     step = partial(
         eval_step,
-        model=description.create_model(),
+        model=description.create_model(devices),
         preprocess=description.preprocess,
         aux_weight=aux_weight,
     )

@@ -221,7 +221,7 @@ def build_experiment(
         schedule=schedule,
         create_state=partial(
             create_state,
-            description.create_model(),
+            description.create_model(devices),
             tx,
             jax.random.key(config.seed, impl="threefry2x32"),
             image_size=config.image_size,
@@ -269,7 +269,9 @@ def _create_train_steps(
     freeze_norm = config.trainable == "head"
     step = partial(
         train_step,
-        model=description.create_model(axis_name=AXIS_NAME, freeze_norm=freeze_norm),
+        model=description.create_model(
+            devices, axis_name=AXIS_NAME, freeze_norm=freeze_norm
+        ),
         tx=tx,
         objective=Objective(
             aux_weight=_aux_weight(config, total_steps),
@@ -279,6 +281,7 @@ def _create_train_steps(
         seed=config.seed,
         averaging=averaging,
         accumulation_steps=config.accumulation_steps,
+        unroll_accumulation=devices[0].platform == "cpu",
         axis_name=AXIS_NAME,
     )
     augment = Augment(
