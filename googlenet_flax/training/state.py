@@ -30,9 +30,12 @@ class TrainState:
     @property
     def variables(self) -> Params:
         """The parameters and statistics in the form that `model.apply` takes."""
-        if not self.batch_stats:
-            return {"params": self.params}
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return variables_of(self.params, self.batch_stats)
+
+
+def variables_of(params: Params, batch_stats: Params) -> Params:
+    """Returns the variables of a network; without batch norm there are no statistics."""
+    return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
 
 
 def create_state(
