@@ -26,7 +26,7 @@ from googlenet_flax.analysis.gradient_ascent import (
     Settings,
     create_ascent,
     dream,
-    grey_noise,
+    gray_noise,
     octave_sizes,
 )
 from googlenet_flax.runs.predictor import Predictor
@@ -190,7 +190,7 @@ def test_the_chosen_channel_rises_most(variables):
 def test_the_chosen_class_becomes_likelier(variables, number):
     """Where classes look at different features; random ones look at all."""
     kernel = variables["params"]["classifier"]["kernel"]
-    noise = grey_noise(jax.random.key(0), 80, 80)
+    noise = gray_noise(jax.random.key(0), 80, 80)
     features = np.argsort(answers(variables, noise, "inception_5a"))[::-1]
     apart = {"kernel": np.zeros_like(kernel), "bias": np.zeros(10, np.float32)}
     apart["kernel"][features[:10], range(10)] = 1

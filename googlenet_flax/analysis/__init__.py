@@ -1,5 +1,5 @@
-"""What can be said of a network and of a planned run without training it.
+"""Analysis of networks and of planned runs without training.
 
-Activations by name, Table 1 with its counts, arithmetic cost, and gradient ascent on
-pixels. Nothing here measures time, which `performance` does.
+The modules give activations by name, Table 1 with its counts, arithmetic cost, the plan of
+a run, and gradient ascent on pixels. `performance` measures time.
 """

@@ -1,7 +1,6 @@
-"""What one image costs, by the shapes alone: floating-point operations and bytes.
+"""Cost of one image in floating-point operations and bytes, computed from shapes alone.
 
-However the arithmetic is fused, these stay the same: what a faster program spares is not
-work that the network needs.
+The counts depend on the network only, and not on how a program fuses its operations.
 """
 
 import dataclasses
@@ -15,28 +14,31 @@ from googlenet_flax.model.googlenet import GoogLeNet
 
 # Elements per image at `TABLE_IMAGE_SIZE`, from the map sizes and widths of Table 1.
 TABLE_IMAGE_SIZE = 224
-CONV_INPUTS = 2.80e6  # Each map once: the three 1x1s on the input of a block share it.
+CONV_INPUTS = 2.80e6  # Counts each map once: the 1x1s of a block share their input.
 CONV1_INPUTS = 0.15e6
 CONV_OUTPUTS = 3.23e6
 POOL_INPUTS = 2.88e6
 POOL_OUTPUTS = 1.42e6
 LRN_OUTPUTS = 0.80e6
 
-POOL_INDEX_BYTES = 2  # Per output, which of the nine was largest: written and read.
+POOL_INDEX_BYTES = 2  # One byte per output for the argmax, written once and read once.
 
 
 def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
-    """Multiply-adds of one image in each layer that has a kernel.
+    """Counts the multiply-adds of one image in each layer that has a kernel.
 
-    Named as in the parameter tree: `conv1`, `inception_3a/1x1`, `aux_4a/fc`. Biases, norms
-    and pools are left out, under 1 % of the whole.
+    Biases, norms and pools are left out; they are less than 1 % of the total.
 
     Args:
-      model: Of any variant, width and number of classes.
-      image_size: Side of its input in pixels.
+      model: A network of any variant, width and number of classes.
+      image_size: Side of the input in pixels.
+
+    Returns:
+      The counts by the names of the layers in the parameter tree, such as `conv1`,
+      `inception_3a/1x1` and `aux_4a/fc`.
     """
 
-    def initialise(images: jax.Array) -> Any:
+    def initialize(images: jax.Array) -> Any:
         return model.init(
             jax.random.key(0),
             images,
@@ -46,7 +48,7 @@ def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
         )
 
     images = jnp.zeros((1, image_size, image_size, 3))
-    variables = jax.eval_shape(initialise, images)
+    variables = jax.eval_shape(initialize, images)
     params, outputs = variables["params"], variables["intermediates"]
     totals = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -54,7 +56,7 @@ def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
             continue
         names = [key.key for key in path[:-1] if key.key != "conv"]
         positions = 1
-        if leaf.ndim == 4:  # Of a convolution, [kernel height, kernel width, C in, C out].
+        if leaf.ndim == 4:  # A convolution: [kernel height, kernel width, C in, C out].
             part = names[0]
             positions = _positions(params[part], outputs[part]["__call__"][0])
         totals["/".join(names)] = math.prod(leaf.shape) * positions
@@ -62,10 +64,10 @@ def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
 
 
 def _positions(params: dict, output: jax.Array) -> int:
-    """How often the convolutions of a part of the network are applied to one image.
+    """Counts the positions at which a part of the network applies its convolutions.
 
-    All of a part work on maps of one size, `[B, H, W, C]`; a head's is flattened in front
-    of its `fc`.
+    All convolutions of a part work on maps of the size of its output `[B, H, W, C]`. The
+    output of a head is logits, so the size of its map is found from the kernel of its `fc`.
     """
     if output.ndim == 4:
         return math.prod(output.shape[1:3])
@@ -75,52 +77,58 @@ def _positions(params: dict, output: jax.Array) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ImageCost:
-    """Of one image of a batch."""
+    """Cost of one image of a batch."""
 
-    forward_flops: int  # Of the main classifier's logits.
-    training_flops: int  # Of an update, heads included.
-    training_bytes: float  # That an update must move through memory, at least.
+    forward_flops: int  # Operations for the logits of the main classifier.
+    training_flops: int  # Operations of a training step, heads included.
+    training_bytes: float  # Lower bound of the memory traffic of a training step.
 
 
 def image_cost(model: GoogLeNet, image_size: int, *, head_only: bool = False) -> ImageCost:
-    """Counts it; at 224 px with 1000 classes 3.165 GFLOP forward and 9.31 in training.
+    """Computes the cost of one image.
 
-    In bfloat16, without a norm, training moves 62 MB.
+    At 224 px with 1000 classes it is 3.165 GFLOP for the forward pass and 9.31 GFLOP for
+    training, which moves at least 62 MB in bfloat16 without a norm.
 
     Args:
-      model: As for `multiply_adds`.
-      image_size: Side of its input in pixels.
-      head_only: Only the last layer of each classifier is trained.
+      model: A network of any variant, width and number of classes.
+      image_size: Side of the input in pixels.
+      head_only: Count the training of the last layer of each classifier alone.
     """
     layers = multiply_adds(model, image_size)
     main = sum(n for name, n in layers.items() if not name.startswith("aux"))
     forward = sum(layers.values())
-    # The gradients of kernel and input cost as much again each; the images need none.
+    # The gradients of kernel and input each cost as much as the forward pass. The images
+    # need no gradient.
     training = 3 * forward - layers["conv1"]
     if head_only:
         training = forward + sum(n for name, n in layers.items() if "classifier" in name)
-    moved = _training_bytes(model, image_size, head_only=head_only)
-    return ImageCost(2 * main, 2 * training, moved)
+    training_bytes = _training_bytes(model, image_size, head_only=head_only)
+    return ImageCost(2 * main, 2 * training, training_bytes)
 
 
 def _training_bytes(model: GoogLeNet, image_size: int, *, head_only: bool) -> float:
-    """A floor: bias, ReLU and concatenation cost no pass of their own.
+    """Computes a lower bound of the bytes that a training step moves for one image.
 
-    The 1x1 convolutions on one input read it once, and a pool keeps its argmax in a byte.
-    Weights, which are read and written once a batch, and the heads are left out, about 1 %
-    each at batch 256.
+    Bias, ReLU and concatenation are taken to need no pass of their own, the 1x1
+    convolutions of a block to read their input once, and a pool to keep its argmax in a
+    byte. The heads and the weights, which are read and written once per batch, are left
+    out; at batch 256 they are about 1 % each.
     """
-    there = CONV_INPUTS + CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
-    # An input is read for its kernel's gradient and gets its own; an output's gradient is
-    # read for both, after ReLU's mask.
-    back = 2 * CONV_INPUTS - CONV1_INPUTS + 3 * CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
+    forward = CONV_INPUTS + CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
+    # An input is read for the gradient of the kernel, and its own gradient is written. The
+    # gradient of an output is read for both, after the output as the mask of ReLU.
+    backward = (
+        2 * CONV_INPUTS - CONV1_INPUTS + 3 * CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
+    )
     if model.variant.local_response_norm:
-        there += 2 * LRN_OUTPUTS
-        back += 3 * LRN_OUTPUTS
-    if model.variant.batch_norm and not head_only:  # Frozen, it is a part of the kernel.
-        there += 2 * CONV_OUTPUTS
-        back += 3 * CONV_OUTPUTS
-    total = there * model.dtype.itemsize
+        forward += 2 * LRN_OUTPUTS
+        backward += 3 * LRN_OUTPUTS
+    # A frozen batch norm is folded into the kernel.
+    if model.variant.batch_norm and not head_only:
+        forward += 2 * CONV_OUTPUTS
+        backward += 3 * CONV_OUTPUTS
+    total = forward * model.dtype.itemsize
     if not head_only:
-        total += back * model.dtype.itemsize + POOL_INDEX_BYTES * POOL_OUTPUTS
+        total += backward * model.dtype.itemsize + POOL_INDEX_BYTES * POOL_OUTPUTS
     return total * (image_size / TABLE_IMAGE_SIZE) ** 2 * model.width_multiplier

@@ -1,4 +1,4 @@
-"""A picture of what a part of the network of a run responds to, drawn and saved."""
+"""Drawing a picture that a part of a trained network responds to, for the command."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from googlenet_flax.analysis.gradient_ascent import (
     Octave,
     Settings,
     dream,
-    grey_noise,
+    gray_noise,
     octave_sizes,
 )
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
@@ -32,11 +32,11 @@ from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
 from googlenet_flax.runtime.files import replace_file
 from googlenet_flax.training.description import ModelDescription
 
-# A picture shows through, so few and rough steps do; grey needs many and smooth ones.
+# Few rough steps are enough to change a picture; gray noise needs many smooth ones.
 FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
 FROM_NOISE = Settings(octaves=4, steps=50, rate=2.0, jitter=8, smoothness=1.0)
-PICTURE_SIZE = 512  # Longer side in pixels, at most, unless --size is given.
-LIMITS = {  # Lowest and highest.
+PICTURE_SIZE = 512  # Largest longer side in pixels, unless --size is given.
+LIMITS = {  # Lowest and highest value of each flag.
     "octaves": (1, 16),
     "steps": (1, 100_000),
     "rate": (0, WHITE),
@@ -48,15 +48,16 @@ LIMITS = {  # Lowest and highest.
 
 
 def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
-    """Finds what `--layer` and `--channel` ask for.
+    """Creates the objective that `--layer` and `--channel` name.
 
     Args:
-      layer: Among `endpoints.ENDPOINTS`.
-      channel: A number; of a classifier the name of a class, or its number; "" for none.
-      description: Of the network.
+      layer: One of `endpoints.ENDPOINTS`.
+      channel: Number of a channel, or "" for the whole layer. A classifier needs the name
+        or the number of a class.
+      description: Description of the network.
 
     Raises:
-      UserError: There is no such layer, channel or class.
+      UserError: The layer, the channel or the class does not exist.
     """
     try:
         check_names([layer])
@@ -66,15 +67,15 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
     if not channel and layer in MAPS:
         return Objective(layer)
     if not channel:
-        raise UserError(f"{layer} needs --channel=CLASS, one of {_first(names)}")
+        raise UserError(f"{layer} needs --channel=CLASS, one of {_list_names(names)}")
     if channel in names:
         return Objective(layer, names.index(channel))
     count = len(names) or _num_channels(layer, description)
     if channel.isascii() and channel.isdecimal() and int(channel) < count:
         return Objective(layer, int(channel))
-    what = f" or one of {_first(names)}" if names else ""
+    or_name = f" or one of {_list_names(names)}" if names else ""
     raise UserError(
-        f"--channel is {channel!r} but must be a number from 0 to {count - 1}{what}"
+        f"--channel is {channel!r} but must be a number from 0 to {count - 1}{or_name}"
     )
 
 
@@ -86,19 +87,23 @@ def _num_channels(layer: str, description: ModelDescription) -> int:
     return jax.eval_shape(function, description.variables_like(), images)[layer].shape[-1]
 
 
-def _first(names: tuple[str, ...], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _list_names(names: tuple[str, ...], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def load_picture(path: str, size: int | None) -> jax.Array:
-    """A picture as `[H, W, 3]`, 0 to 255, of unchanged proportions.
+    """Loads a picture and resizes it without changing its proportions.
 
     Args:
-      path: Of a file that `decode_image` reads.
-      size: Longer side in pixels; default: its own, at most `PICTURE_SIZE`.
+      path: A file that `decode_image` can read.
+      size: Longer side in pixels; None keeps that of the file, up to `PICTURE_SIZE`.
+
+    Returns:
+      The picture, `[H, W, 3]`, 0 to 255.
 
     Raises:
-      UserError: It cannot be read, or is too small or narrow for the network.
+      UserError: The file cannot be read, or the picture is too small or too narrow for the
+        network.
     """
     try:
         image, extent = decode_image(path, size or PICTURE_SIZE)
@@ -107,10 +112,10 @@ def load_picture(path: str, size: int | None) -> jax.Array:
     scale = size / max(extent) if size else 1
     height, width = (round(side * scale) for side in extent)
     if min(height, width) < MIN_IMAGE_SIZE:
-        enough = math.ceil(MIN_IMAGE_SIZE * max(extent) / min(extent))
+        smallest = math.ceil(MIN_IMAGE_SIZE * max(extent) / min(extent))
         raise UserError(
-            f"--image is {width}x{height} pixels but the network needs {MIN_IMAGE_SIZE} "
-            f"either way: use --size={enough} or more"
+            f"--image is {width}x{height} pixels but both sides must have "
+            f"{MIN_IMAGE_SIZE} or more: use --size={smallest} or more"
         )
     picture = image[: extent[0], : extent[1]].astype(np.float32)
     return jax.image.resize(picture, (height, width, 3), "bilinear")
@@ -119,10 +124,15 @@ def load_picture(path: str, size: int | None) -> jax.Array:
 def check_head_size(
     objective: Objective, description: ModelDescription, sizes: list[tuple[int, int]]
 ) -> None:
-    """Raises a UserError where a head that knows one size only would meet another."""
+    """Checks that a head with parameters for one size gets no other size.
+
+    Raises:
+      UserError: One of the sizes, height and width, does not fit the head.
+    """
     size = description.preprocess.image_size
-    tied = description.variant not in SIZE_FREE_VARIANTS
-    if tied and objective.layer in AUX_TAPS.values() and sizes != [(size, size)]:
+    has_fixed_size = description.variant not in SIZE_FREE_VARIANTS
+    is_head = objective.layer in AUX_TAPS.values()
+    if has_fixed_size and is_head and sizes != [(size, size)]:
         raise UserError(
             f"{objective.layer} of variant {description.variant} takes {size}x{size} "
             f"pixels only: use --octaves=1 --size={size}, and no --image that is not square"
@@ -130,10 +140,10 @@ def check_head_size(
 
 
 def check_output(out: pathlib.Path) -> None:
-    """Finds out before the work whether its result can be written.
+    """Checks that the file can be written, before anything is computed.
 
     Raises:
-      UserError: It cannot.
+      UserError: The file cannot be written, or its name does not end in .png.
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
@@ -147,10 +157,14 @@ def check_output(out: pathlib.Path) -> None:
 
 
 def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
-    """Writes `[H, W, 3]`, 0 to 255, as a PNG file without metadata, whole or not at all.
+    """Writes a PNG file without metadata, completely or not at all.
+
+    Args:
+      pixels: The picture, `[H, W, 3]`, 0 to 255.
+      out: The file.
 
     Raises:
-      UserError: The disk is full, say.
+      UserError: The file cannot be written, for example because the disk is full.
     """
     picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
     png = io.BytesIO()
@@ -168,11 +182,11 @@ def _cannot_write(out: pathlib.Path, error: OSError) -> UserError:
 
 
 def choose_settings(image: str, given: Mapping[str, float | None]) -> Settings:
-    """Completes the settings that are given with those that suit where it begins.
+    """Fills in the defaults, which depend on what the drawing starts from.
 
     Args:
-      image: Name of the picture to begin with; "" for noise.
-      given: By their names in `Settings`; None for the default.
+      image: Name of the picture to start from; "" for noise.
+      given: Values by their names in `Settings`; None for the default.
     """
     defaults = FROM_PICTURE if image else FROM_NOISE
     chosen: Any = {name: value for name, value in given.items() if value is not None}
@@ -194,10 +208,11 @@ def draw(
     """Draws and saves a picture; the arguments are the flags of the command.
 
     Returns:
-      A line about the picture and how the objective rose.
+      A line about the picture and the rise of the objective.
 
     Raises:
-      UserError: No such run, layer, channel or picture, or a result without a place.
+      UserError: The run, the layer, the channel or the picture does not exist, a flag is
+        out of its limits, or the file cannot be written.
     """
     _check_limits({**settings, "size": size, "seed": seed})
     check_output(out)
@@ -210,13 +225,22 @@ def draw(
     climb = choose_settings(image, settings)
     pixels, octave = _dream(predictor, start, objective, climb, jitter_rng)
     what = f"{layer} channel {channel}" if channel else layer
+    if image:
+        start = load_picture(image, size)
+    else:
+        side = size or description.preprocess.image_size
+        start = gray_noise(noise_rng, side, side)
+    chosen = choose_settings(image, settings)
+    pixels, octave = _dream(predictor, start, objective, chosen, jitter_rng)
+    part = f"{layer} channel {channel}" if channel else layer
     if octave.before == octave.after == 0:
         raise UserError(
-            f"{what} does not respond at all: choose another --channel, --image or --seed"
+            f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
     save_picture(pixels, out)
     return (
         f"{printable(out)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {what} "
+        f"{printable(file)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {part} "
         f"from {octave.before:.4g} to {octave.after:.4g}"
     )
 
@@ -235,7 +259,7 @@ def _dream(
     settings: Settings,
     rng: jax.Array,
 ) -> tuple[jax.Array, Octave]:
-    """Climbs from `image`; returns its pixels and the last octave."""
+    """Runs gradient ascent from `image`; returns the picture and the last octave."""
     description, (height, width) = predictor.description, image.shape[:2]
     check_head_size(objective, description, octave_sizes(height, width, settings.octaves))
     with out_of_memory_hint("lower --size"):

@@ -1,9 +1,9 @@
-"""What the network computes on its way: activations by the paper's names, and gradients.
+"""Activations of parts of the network by the paper's names, and their gradients.
 
     endpoints = activations(model, variables, images, ["conv2", "inception_4e"])
 
-is all there is to know. It works on any variant, under `jit`, and needs no change of the
-network: each named part of it is a Flax module, whose output Flax can hand over.
+Both functions work on every variant and under `jit`. The network needs no change for them:
+each named part is a Flax module, whose output Flax can capture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
-# In the order of the computation; heads and classifier give logits, `[B, num_classes]`.
+# Names in the order of the computation. Heads and classifier give logits
+# `[B, num_classes]`.
 STEM = ("conv1", "conv2_reduce", "conv2")
-MAPS = (*STEM, *INCEPTIONS)  # `[B, H, W, C]`, after ReLU and before a pool.
+MAPS = (*STEM, *INCEPTIONS)  # Maps `[B, H, W, C]`, after ReLU and before a pool.
 ENDPOINTS = (*MAPS, *AUX_TAPS.values(), "classifier")
 
 
@@ -27,19 +28,20 @@ def activations(
     images: jax.Array,
     names: Sequence[str] = ENDPOINTS,
 ) -> dict[str, jax.Array]:
-    """Outputs of parts of the network in evaluation.
+    """Computes outputs of parts of the network in evaluation mode.
 
     Args:
-      model: Of any variant.
+      model: A network of any variant.
       variables: Its parameters and, with batch norm, statistics.
       images: float `[B, H, W, 3]`, preprocessed as the variant expects.
-      names: Among `ENDPOINTS`.
+      names: Parts of the network, from `ENDPOINTS`.
 
     Returns:
-      By name, float `[B, H, W, C]`; of heads and classifier logits `[B, num_classes]`.
+      Outputs by name: maps are float `[B, H, W, C]`; heads and classifier give logits
+      `[B, num_classes]`.
 
     Raises:
-      ValueError: A part of that name is unknown, or not in this network.
+      ValueError: A name is unknown, or this network has no part of that name.
     """
     check_names(names)
     paths = {(name,) for name in names}
@@ -64,14 +66,17 @@ def activation_and_gradient(
     name: str,
     score: Callable[[GoogLeNetOutput], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Maps of one part of the network, and what they mean for a score, as Grad-CAM asks.
+    """Computes the maps of one part and the gradient of a score with respect to them.
+
+    Grad-CAM needs both.
 
     Args:
-      model: Of any variant.
+      model: A network of any variant.
       variables: Its parameters and, with batch norm, statistics.
       images: float `[B, H, W, 3]`, preprocessed as the variant expects.
-      name: Among `MAPS`.
-      score: Takes what the network returns; the sum over examples is differentiated.
+      name: The part, one of `MAPS`.
+      score: Function of the network's output that returns a value for each example. The
+        sum over the examples is differentiated.
 
     Returns:
       Activation and gradient, each `[B, H, W, C]`.
@@ -102,7 +107,11 @@ def activation_and_gradient(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises a ValueError that names the first one that is not among `ENDPOINTS`."""
+    """Checks that all names are among `ENDPOINTS`.
+
+    Raises:
+      ValueError: A name is not; the message names the first one.
+    """
     for name in names:
         if name not in ENDPOINTS:
             raise ValueError(

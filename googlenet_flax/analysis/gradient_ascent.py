@@ -1,8 +1,8 @@
-"""Pictures that a part of the network answers strongly: gradient ascent over octaves.
+"""Gradient ascent on pixels over octaves, to find what a part of the network responds to.
 
-After Mordvintsev, Olah and Tyka 2015, "Inceptionism: going deeper into neural networks",
-whose network was GoogLeNet. A picture is changed along the gradient of what a part of the
-network answers, at a small size first; what was drawn there is enlarged and drawn on.
+The method is that of Mordvintsev, Olah and Tyka 2015, "Inceptionism: going deeper into
+neural networks", whose network was GoogLeNet. A picture is changed along the gradient of an
+activation, first at a small size. The change is enlarged and continued at the next size.
 """
 
 import dataclasses
@@ -17,45 +17,44 @@ from googlenet_flax.analysis.endpoints import activations
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
 
-OCTAVE_SCALE = 1.4  # Between the sides of one octave and the next, as in the original.
+OCTAVE_SCALE = 1.4  # Ratio of the sides of one octave and the next, as in the original.
 WHITE = 255.0
-GREY = 128.0
-NOISE = 2.0  # Standard deviation around grey, in pixel values; more of it stays visible.
+GRAY = 128.0
+NOISE = 2.0  # Standard deviation in pixel values; a larger one stays visible.
 
-# As `create_ascent` says.
-Ascent = Callable[..., tuple[jax.Array, jax.Array]]
+Ascent = Callable[..., tuple[jax.Array, jax.Array]]  # Described in `create_ascent`.
 
 
 @flax.struct.dataclass
 class Objective:
-    """What is to rise.
+    """The value to increase.
 
-    Without a channel the mean square of the whole layer, which strengthens whatever it
-    sees already; with one its mean, or the logit of one class.
+    Without a channel it is the mean square of the layer, which strengthens what the layer
+    already detects. With a channel it is the mean of that channel, or the logit of a class.
     """
 
-    layer: str = flax.struct.field(pytree_node=False)  # Among `endpoints.ENDPOINTS`.
-    channel: int | None = None  # No constant of the program: all share one compilation.
+    layer: str = flax.struct.field(pytree_node=False)  # One of `endpoints.ENDPOINTS`.
+    channel: int | None = None  # A pytree leaf, so that all channels share a compilation.
 
     def __call__(self, activation: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]`, or logits `[B, C]`, to a float32 scalar."""
+        """Maps an activation `[B, H, W, C]`, or logits `[B, C]`, to a float32 scalar."""
         x = activation.astype(jnp.float32)
         return jnp.mean(jnp.square(x) if self.channel is None else x[..., self.channel])
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to climb."""
+    """Settings of the gradient ascent."""
 
-    octaves: int  # At most; those below `MIN_IMAGE_SIZE` are left out.
-    steps: int  # In each octave.
+    octaves: int  # Largest number; octaves below `MIN_IMAGE_SIZE` are left out.
+    steps: int  # Number of steps in each octave.
     rate: float  # Mean change of a step, in pixel values.
-    jitter: int  # Pixels by which each step shifts the picture at most.
-    smoothness: float  # Steps are divided by spatial frequency to this power.
+    jitter: int  # Largest shift of the picture in a step, in pixels.
+    smoothness: float  # Power of the spatial frequency that divides the gradient.
 
 
 class Octave(NamedTuple):
-    """The objective for the first picture at one size, and for the one drawn there."""
+    """Objective at one size, before the first step and after the last."""
 
     height: int
     width: int
@@ -76,13 +75,14 @@ def dream(
     """Changes a picture so that the objective rises.
 
     Args:
-      model: Of any variant.
+      model: A network of any variant.
       variables: Its parameters and, with batch norm, statistics.
-      preprocess: Its scaling is applied; nothing is cut or resized.
+      preprocess: Preprocessing of the network. Its scaling is applied; the picture is
+        neither cut nor resized.
       image: RGB `[H, W, 3]`, 0 to 255; `H` and `W` at least `MIN_IMAGE_SIZE`.
-      objective: What is to rise.
-      settings: How.
-      rng: Of the jitter, a function of it, the octave and the step.
+      objective: The value to increase.
+      settings: Settings of the gradient ascent.
+      rng: Key that the jitter of each octave and step is drawn from.
 
     Returns:
       The picture, float32 `[H, W, 3]`, 0 to 255, and its octaves from small to large.
@@ -108,16 +108,17 @@ def dream(
 
 
 def create_ascent(model: GoogLeNet, preprocess: Preprocess, smoothness: float) -> Ascent:
-    """A jitted function of objective, variables, pixels `[H, W, 3]` and shift, int `[2]`.
+    """Creates a jitted function that computes the objective and the direction of ascent.
 
-    It shifts the picture, around its edges, and returns the objective and the direction
-    `[H, W, 3]` in which it rises: smoothed, of mean absolute value 1, shifted back.
+    Its arguments are the objective, the variables, pixels `[H, W, 3]` and a shift, int
+    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, 3]` is that
+    of the picture itself, smoothed and of mean absolute value 1.
     """
 
     def score(
         pixels: jax.Array, objective: Objective, variables: Any, shift: jax.Array
     ) -> jax.Array:
-        # Only the heads tie `seed` and `paper` to one size.
+        # Without their heads, `seed` and `paper` take any size.
         part = model.clone(aux_heads=objective.layer in AUX_TAPS.values())
         images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
         found = activations(part, variables, images, [objective.layer])
@@ -129,14 +130,14 @@ def create_ascent(model: GoogLeNet, preprocess: Preprocess, smoothness: float) -
     ) -> tuple[jax.Array, jax.Array]:
         value, gradient = jax.value_and_grad(score)(pixels, objective, variables, shift)
         smooth = _smooth(gradient, smoothness)
-        tiny = jnp.finfo(smooth.dtype).tiny  # What does not answer has no gradient.
+        tiny = jnp.finfo(smooth.dtype).tiny  # Avoids 0 / 0 where the gradient is 0.
         return value, smooth / jnp.maximum(jnp.mean(jnp.abs(smooth)), tiny)
 
     return ascent
 
 
 def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]:
-    """Heights and widths from small to large, none below `MIN_IMAGE_SIZE`."""
+    """Computes heights and widths from small to large, none below `MIN_IMAGE_SIZE`."""
     sizes: list[tuple[int, int]] = []
     for number in range(octaves):
         scale = OCTAVE_SCALE**-number
@@ -147,13 +148,13 @@ def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]
     return sizes
 
 
-def grey_noise(rng: jax.Array, height: int, width: int) -> jax.Array:
-    """A picture of nothing to begin with, float32 `[H, W, 3]`."""
-    return GREY + NOISE * jax.random.normal(rng, (height, width, 3))
+def gray_noise(rng: jax.Array, height: int, width: int) -> jax.Array:
+    """Draws a picture of noise around gray, float32 `[H, W, 3]`."""
+    return GRAY + NOISE * jax.random.normal(rng, (height, width, 3))
 
 
 def _draw_shifts(rng: jax.Array, steps: int, jitter: int) -> jax.Array:
-    """Pixels down and right for each step, int32 `[steps, 2]`."""
+    """Draws a shift down and right in pixels for each step, int32 `[steps, 2]`."""
     return jax.random.randint(rng, (steps, 2), -jitter, jitter + 1)
 
 
@@ -162,16 +163,16 @@ def _resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _smooth(gradient: jax.Array, power: float) -> jax.Array:
-    """Divides the spectrum of `[H, W, 3]` by spatial frequency to some power.
+    """Divides the spectrum of a gradient `[H, W, 3]` by a power of the spatial frequency.
 
-    A network answers to noise in which people see nothing. This is to climb in a space
-    where coarse parts move easily, as in Olah et al. 2017, "Feature visualization".
+    Without this the picture fills with high-frequency noise. The division favors coarse
+    structure, as in Olah et al. 2017, "Feature visualization".
     """
     if not power:
         return gradient
     height, width = gradient.shape[:2]
     rows, columns = jnp.fft.fftfreq(height), jnp.fft.rfftfreq(width)
-    lowest = 1 / max(height, width)  # Of all that is not constant; the mean counts as it.
+    lowest = 1 / max(height, width)  # Also stands for the frequency 0 of the mean.
     frequencies = jnp.maximum(jnp.hypot(rows[:, None], columns), lowest)
     spectrum = jnp.fft.rfft2(gradient, axes=(0, 1)) * frequencies[..., None] ** -power
     return jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))

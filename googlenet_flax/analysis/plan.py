@@ -1,4 +1,4 @@
-"""What a config would do, in words and numbers, without training."""
+"""The plan of a run, described in words and numbers without training."""
 
 import math
 from collections.abc import Iterator
@@ -19,17 +19,18 @@ from googlenet_flax.training.experiment import (
 )
 
 NEED_DATA = ("steps", "image size", "learning rate", "evaluations", "operations")
-RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Of the run, where the learning rate is told.
+RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Parts of the run at which the rate is listed.
 
 
 def describe_run(config: Config) -> str:
     """Describes the network as Table 1 prints it, and the plan of the run.
 
-    Reads the data where they are, so what is wrong with them is found, but prepares and
-    trains nothing. Data that are missing are replaced by what is known of them.
+    The data are read if they are there, so errors in them are found, but nothing is
+    prepared or trained. Missing data are replaced by stand-ins of the same sizes, if the
+    sizes are known.
 
     Raises:
-      UserError: Config or data that the user can mend.
+      UserError: The config or the data are wrong.
     """
     splits, unknown = _load_or_stand_in(config)
     experiment = build_experiment(config, jax.local_devices(), *splits)
@@ -40,10 +41,12 @@ def describe_run(config: Config) -> str:
 
 
 def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
-    """Returns both splits, or stand-ins of the same sizes; and what is unknown of them.
+    """Loads both splits, or creates stand-ins of the same sizes for missing data.
 
-    Where the data are missing and their sizes are not known either, the stand-ins hold one
-    batch, and what depends on the sizes is unknown.
+    If the sizes are not known either, the stand-ins hold one batch.
+
+    Returns:
+      The splits, and a text for each line of the plan that needs the missing data.
     """
     names = config.train_split, config.eval_split
     try:
@@ -109,7 +112,7 @@ def _rates(experiment: Experiment) -> str:
 
 
 def _memory(experiment: Experiment) -> str:
-    """What the largest step needs of each device, by the plan of the compiler."""
+    """Describes the memory of each device for the largest step, as the compiler plans."""
     state_like = jax.eval_shape(experiment.create_state)
     compiled = experiment.compile_train_step(state_like, experiment.total_steps - 1)
     plan = compiled.memory_analysis()

@@ -1,7 +1,7 @@
-"""The network printed as the paper prints it: its Table 1, our counts beside the printed.
+"""Table 1 of the paper for any network, with exact counts beside the printed ones.
 
-Szegedy et al. 2015, arXiv 1409.4842. The paper's figures have misprints; a mark tells where
-the arithmetic of the table gives something else.
+The paper is Szegedy et al. 2015, arXiv 1409.4842. Some of its figures are misprints; a mark
+shows where the exact counts give something else.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet
 
 
 class Printed(NamedTuple):
-    """Two columns of the paper."""
+    """Figures that the paper prints for one row."""
 
-    params: float  # In K, which is 1024 there.
-    ops: float  # In M, a million multiply-adds.
+    params: float  # Number of parameters in K, which is 1024 in the paper.
+    ops: float  # Multiply-adds in millions.
 
 
-# The whole of both columns; the paper counts no biases.
+# Both columns of the paper, which counts no biases.
 PAPER: Mapping[str, Printed] = {
     "conv1": Printed(2.7, 34),
     "conv2": Printed(112, 360),
@@ -56,28 +56,28 @@ MARK = "*"
 class Row(NamedTuple):
     """A line of the table; an empty cell is an empty string or None."""
 
-    name: str  # Of the part of the network; "" where that has no weights.
+    name: str  # Name of the part of the network; "" for a part without weights.
     type: str
     patch: str = ""
     output: tuple[int, ...] = ()
     depth: int | None = None
     widths: tuple[int | None, ...] = (None,) * NUM_WIDTHS
     params: int = 0
-    weights: int = 0  # The same without biases and norms, as the paper counts.
+    weights: int = 0  # Parameters without biases and norms, as the paper counts them.
     ops: int = 0  # Multiply-adds of one image.
 
     @property
     def printed(self) -> Printed | None:
-        """The paper's figures."""
+        """Figures of the paper for this row, if it prints any."""
         return PAPER.get(self.name)
 
     def params_differ(self) -> bool:
-        """Whether neither count, with or without biases, can be rounded to the printed."""
+        """Tells if neither count, with or without biases, rounds to the printed one."""
         low, high = self.weights / 1024, self.params / 1024
         return self.printed is not None and not _between(low, self.printed.params, high)
 
     def ops_differ(self) -> bool:
-        """Whether the count cannot be rounded to the printed."""
+        """Tells if the count does not round to the printed one."""
         ops = self.ops / 1e6
         return self.printed is not None and not _between(ops, self.printed.ops, ops)
 
@@ -87,14 +87,14 @@ def _between(low: float, value: float, high: float) -> bool:
 
 
 class _Network(NamedTuple):
-    """What the rows are counted from."""
+    """Shapes and counts of a network, from which the rows are made."""
 
-    params: Mapping[str, Any]  # Shapes.
-    outputs: Mapping[str, tuple[int, ...]]  # By endpoint, [H, W, C] of one image.
-    ops: Mapping[str, int]  # By layer.
+    params: Mapping[str, Any]  # Shapes of the parameters.
+    outputs: Mapping[str, tuple[int, ...]]  # [H, W, C] of one image, by endpoint.
+    ops: Mapping[str, int]  # Multiply-adds by layer.
 
     def layer(self, name: str, type_: str, *parts: str, **cells: Any) -> Row:
-        """Returns the row of a part of the network, `parts` of it counted as well."""
+        """Returns the row of a part of the network; its counts include `parts`."""
         parts = (name, *parts)
         leaves = jax.tree_util.tree_leaves_with_path([self.params[part] for part in parts])
         sizes = [(path[-1].key, math.prod(leaf.shape)) for path, leaf in leaves]
@@ -126,8 +126,8 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
     """Computes the rows of Table 1 for a network, then those of its auxiliary classifiers.
 
     Args:
-      model: Of any variant, width and number of classes.
-      image_size: Side of its input in pixels.
+      model: A network of any variant, width and number of classes.
+      image_size: Side of the input in pixels.
     """
     params, outputs = _shapes(model, image_size)
     network = _Network(params, outputs, multiply_adds(model, image_size))
@@ -157,7 +157,7 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
 
 
 def format_table_1(model: GoogLeNet, image_size: int) -> str:
-    """Formats the table as text, with its sums and what its marks mean."""
+    """Formats the table as text, with sums and an explanation of its marks."""
     rows = table_1(model, image_size)
     main = [row for row in rows if row.name not in HEADS]
     heads = [row for row in rows if row.name in HEADS]
@@ -177,7 +177,7 @@ def format_table_1(model: GoogLeNet, image_size: int) -> str:
 def _notes(model: GoogLeNet, image_size: int) -> Iterator[str]:
     yield (
         f"params are exact, biases and norms included; ops are multiply-adds of one image. "
-        f"{MARK} no rounding of ours gives what the paper prints (its K is 1024, without "
+        f"{MARK} the exact count does not round to the paper's (its K is 1024, without "
         "biases)."
     )
     classes = model.num_classes
@@ -225,7 +225,7 @@ def _sums(label: str, rows: Sequence[Row], printed: Sequence[Printed]) -> tuple[
 
 
 def _shapes(model: GoogLeNet, size: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Shapes of the parameters, and of what each endpoint gives for one image."""
+    """Computes the shapes of the parameters, and of each endpoint for one image."""
     names = [name for name in ENDPOINTS if model.aux_heads or not name.startswith("aux")]
 
     def run() -> Any:
