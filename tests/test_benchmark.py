@@ -13,7 +13,7 @@ from conftest import REPOSITORY, SMALL_INCEPTIONS
 from test_configs import named_config
 
 from googlenet_flax.config import Config
-from googlenet_flax.model import googlenet
+from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.performance.benchmark import (
     benchmark,
@@ -137,10 +137,10 @@ def test_compiling_a_step_ahead_leaves_its_first_call_nothing_to_compile():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_a_slower_input_is_said_to_bind():
+def test_a_slower_input_is_named_as_the_limit():
     fields = {field.name: 1 for field in dataclasses.fields(Report)}
     for share, words in [
-        (0.5, "0.5x what training consumes: the input binds"),
+        (0.5, "0.5x what training needs: the input limits"),
         (3, "3.0x"),
     ]:
         report = Report(**{**fields, "input_share": share})

@@ -1,1 +1,1 @@
-"""How fast a network trains, and how near that is to the limits of the devices."""
+"""Measurement of the training speed, compared with the limits of the devices."""

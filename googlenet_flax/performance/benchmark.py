@@ -1,12 +1,12 @@
-"""The measurements behind `googlenet_flax.benchmark`.
+"""Measurements of the command `googlenet_flax.benchmark`.
 
-Each rate is the median over ten windows of so many seconds of work after a warm-up.
+Each rate is the median over ten windows of calls after a warm-up.
 
-- Training is the step of `googlenet_flax.main`, fed from the host like there.
-- Forward only is the main classifier's logits of images that are already preprocessed and
-  on the devices, `[B, H, W, 3]` float32.
-- The input pipeline is what the host does for a batch (reading, decoding, gathering) when
-  nothing else runs; the transfer to the devices is part of the training step.
+- Training is the step of `googlenet_flax.main`, with batches fed from the host.
+- Forward only computes the logits of the main classifier from images that are already
+  preprocessed and on the devices, `[B, H, W, 3]` float32.
+- The input pipeline is the host's work for a batch (reading, decoding, gathering) when
+  nothing else runs. The transfer to the devices is part of the training step.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """What is known after training for a while."""
+    """Results of the measurement of training."""
 
     state: TrainState
     images_per_second: float
@@ -53,18 +53,19 @@ class _Training:
 
 
 def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Report:
-    """Measures everything in the order in which a run meets it.
+    """Measures training, the forward pass and the input pipeline.
 
     Args:
-      config: Its `init_from` is not read: the weights are random.
-      devices: That share each batch.
-      seconds: To measure each figure for; at least three calls are measured.
+      config: Config of the run. Its `init_from` is not read: the weights are random.
+      devices: Devices that share each batch.
+      seconds: Duration of the measurement of each figure, in seconds; at least three calls
+        are measured.
 
     Raises:
       UserError: The config is wrong, or the devices cannot share its batch.
     """
     experiment = fabricated_experiment(config, devices)
-    spent = image_cost(
+    cost = image_cost(
         experiment.description.create_model(),
         config.image_size,
         head_only=config.trainable == "head",
@@ -82,11 +83,11 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
         compile_seconds=training.compile_seconds,
         compilation_cached=training.compilation_cached,
         first_step_seconds=training.first_step_seconds,
-        flops_per_image=spent.training_flops,
-        forward_flops_per_image=spent.forward_flops,
-        bytes_per_image=spent.training_bytes,
-        share_of_compute_limit=rate * spent.training_flops / limits.flops,
-        share_of_bandwidth_limit=rate * spent.training_bytes / limits.bytes,
+        flops_per_image=cost.training_flops,
+        forward_flops_per_image=cost.forward_flops,
+        bytes_per_image=cost.training_bytes,
+        share_of_compute_limit=rate * cost.training_flops / limits.flops,
+        share_of_bandwidth_limit=rate * cost.training_bytes / limits.bytes,
         limits_measured=limits.measured,
         input_share=None if input_rate is None else input_rate / rate,
         peak_memory_bytes=training.peak_memory_bytes,
@@ -101,7 +102,7 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
 
 
 def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
-    """The experiment of a config, on noise and without an end."""
+    """Builds the experiment of a config, with noise as data and without an end."""
     noise = fabricate(
         config.dataset,
         num_examples=config.batch_size,
@@ -112,14 +113,14 @@ def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experime
 
 
 def _measure_training(experiment: Experiment, seconds: float) -> _Training:
-    """The first steps of a run, and the pace of those that follow."""
+    """Measures the compilation, the first step and the rate of the steps after it."""
     _say("the first training step")
     state, batches = fresh_state(experiment), experiment.batches(0)
-    step: Any = experiment.train_steps[-1]  # Also has what `jax.jit` gives a function.
+    step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
     batch = next(batches)
     with _heard_events(CACHE_HIT) as hits:
         started = time.monotonic()
-        compiled = step.lower(state, batch).compile()  # The calls below find it compiled.
+        compiled = step.lower(state, batch).compile()  # The calls below do not recompile.
         give_large_steps_back(compiled)
         compile_seconds = time.monotonic() - started
     state, metrics = step(state, batch)
@@ -144,7 +145,7 @@ def _measure_training(experiment: Experiment, seconds: float) -> _Training:
 
 
 def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) -> float:
-    """Images per second through the main classifier in inference."""
+    """Measures images per second through the main classifier in inference."""
     _say("forward only")
     description, devices = experiment.description, experiment.devices
     model = description.create_model(devices)
@@ -161,7 +162,11 @@ def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) 
 
 
 def measure_input(experiment: Experiment, seconds: float) -> float | None:
-    """Images per second that the host reads of the real data; None without them."""
+    """Measures images per second that the host reads of the real data.
+
+    Returns:
+      The rate, or None if the data cannot be read; the reason is printed to stderr.
+    """
     _say("the input pipeline")
     config = experiment.config
     try:
@@ -177,7 +182,10 @@ def measure_input(experiment: Experiment, seconds: float) -> float | None:
 
 
 def peak_memory_bytes(devices: list[jax.Device]) -> int:
-    """So far: of the fullest device; of this process where devices do not count (CPU)."""
+    """Returns the peak memory so far, of the device that needed the most.
+
+    CPU devices do not count their memory; for them it is the peak of this process.
+    """
     counts = [device.memory_stats() or {} for device in devices]
     peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
     if peaks:
@@ -188,7 +196,7 @@ def peak_memory_bytes(devices: list[jax.Device]) -> int:
 
 @contextmanager
 def _heard_events(name: str) -> Iterator[list[str]]:
-    """The events of that name that JAX reports meanwhile."""
+    """Collects the events of that name that JAX reports inside the `with` block."""
     heard: list[str] = []
 
     def listen(event: str, **_: Any) -> None:

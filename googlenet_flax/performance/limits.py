@@ -1,4 +1,4 @@
-"""What the devices could do at most: operations and bytes a second."""
+"""Limits of the devices: operations and bytes per second."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,20 @@ from googlenet_flax.performance.timing import call_seconds
 CPU_MATMUL_SIDE = 2048
 MATMUL_SIDE = 8192
 COPY_ELEMENTS = 2**26  # float32: 256 MiB, more than most caches hold.
-COPIES = 8  # Per call.
+COPIES = 8  # Number of copies in a call.
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The vendor's figures for one device, dense."""
+    """Limits of one device per second as its vendor states them, for dense matrices."""
 
-    float32_flops: float  # Per second, as XLA multiplies float32 there by default.
-    bfloat16_flops: float  # Per second.
-    memory_bytes: float  # Per second.
+    float32_flops: float  # Limit of the type in which XLA multiplies float32 by default.
+    bfloat16_flops: float
+    memory_bytes: float
 
 
-# By the beginning of JAX's `device_kind`, the first that fits. From Ampere on, XLA
-# multiplies float32 as TF32; a TPU as bfloat16.
+# The keys are prefixes of JAX's `device_kind`; the first that matches counts. XLA
+# multiplies float32 as TF32 on GPUs from Ampere on, and as bfloat16 on TPUs.
 CHIPS: Mapping[str, Chip] = {
     "NVIDIA A100-SXM4-40GB": Chip(156e12, 312e12, 1.555e12),
     "NVIDIA A100-SXM4-80GB": Chip(156e12, 312e12, 2.039e12),
@@ -43,20 +43,20 @@ CHIPS: Mapping[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of all devices together."""
+    """Limits of all devices together, per second."""
 
-    flops: float  # Per second.
-    bytes: float  # Per second.
-    measured: bool  # Here, and not the vendor's figures.
+    flops: float
+    bytes: float
+    measured: bool  # True if measured on this machine, False for the vendor's figures.
 
 
 def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Limits:
-    """The vendor's figures where `CHIPS` has them; else what this machine reaches.
+    """Looks up the limits in `CHIPS`, and measures them for devices that are not there.
 
     Args:
-      devices: All of one kind.
-      dtype: `"float32"` or `"bfloat16"`, of the operands.
-      seconds: To measure each of the two for.
+      devices: Devices of one kind.
+      dtype: Type of the operands, `"float32"` or `"bfloat16"`.
+      seconds: Duration of the measurement of each limit, in seconds.
     """
     kind = devices[0].device_kind
     for name, chip in CHIPS.items():
@@ -71,7 +71,7 @@ def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Li
 
 
 def matmul_flops(devices: Sequence[jax.Device], dtype: str, seconds: float) -> float:
-    """Operations a second of large matrix products on all devices at once, at best."""
+    """Measures the most operations per second of large matrix products on all devices."""
     side = CPU_MATMUL_SIDE if devices[0].platform == "cpu" else MATMUL_SIDE
     scale = np.full(len(devices), 1 / side)
     create = jax.pmap(lambda x: jnp.full((side, side), x, dtype), devices=devices)
@@ -82,16 +82,19 @@ def matmul_flops(devices: Sequence[jax.Device], dtype: str, seconds: float) -> f
 
 
 def copy_bytes(devices: Sequence[jax.Device], seconds: float) -> float:
-    """Bytes a second read and written by large copies on all devices at once, at best."""
+    """Measures the most bytes per second that large copies on all devices move.
+
+    Bytes that are read and bytes that are written both count.
+    """
 
     def increment(x: jax.Array, copies: int) -> tuple[jax.Array, jax.Array]:
-        # A number of copies that XLA does not know, so that it cannot merge them.
+        # `copies` is an argument, so that XLA does not know it and cannot merge the copies.
         x = jax.lax.fori_loop(0, copies, lambda _, x: x + 1, x)
-        return x, x[0]  # The second says when the first is done, though that is donated.
+        return x, x[0]  # The first is donated again; the second can be waited for.
 
     zeros = np.zeros(len(devices), np.float32)
     x = jax.pmap(lambda x: jnp.full(COPY_ELEMENTS, x), devices=devices)(zeros)
-    # In place: otherwise the system's work on fresh pages would be timed.
+    # Works in place; otherwise the page faults of new memory would be timed too.
     step = jax.pmap(increment, in_axes=(0, None), donate_argnums=0, devices=devices)
 
     def copy() -> jax.Array:

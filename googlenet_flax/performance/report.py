@@ -1,4 +1,4 @@
-"""What a benchmark has measured, as a table and as JSON."""
+"""Results of a benchmark, printed as a table and as JSON."""
 
 import dataclasses
 import json
@@ -6,22 +6,22 @@ import json
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured; the keys of the JSON line."""
+    """Results of a benchmark; the fields are the keys of the JSON line."""
 
     train_images_per_second: float
     eval_images_per_second: float
-    input_images_per_second: float | None  # None where the data set is absent.
+    input_images_per_second: float | None  # None if the data set is absent.
     compile_seconds: float  # Tracing, lowering and compiling the training step.
-    compilation_cached: bool  # It came out of JAX's persistent cache.
+    compilation_cached: bool  # True if JAX's persistent cache had the compiled step.
     first_step_seconds: float  # From the start of the process to the end of the first step.
-    flops_per_image: int  # Of a training step.
-    forward_flops_per_image: int  # Of the main classifier's logits.
-    bytes_per_image: float  # That a training step must move at least.
-    share_of_compute_limit: float  # Of the training rate that the arithmetic allows.
-    share_of_bandwidth_limit: float  # Of the training rate that the memory allows.
-    limits_measured: bool  # On this machine; otherwise the vendor's figures.
+    flops_per_image: int  # Operations of a training step.
+    forward_flops_per_image: int  # Operations for the logits of the main classifier.
+    bytes_per_image: float  # Lower bound of the memory traffic of a training step.
+    share_of_compute_limit: float  # Training rate divided by that at full FLOP/s.
+    share_of_bandwidth_limit: float  # Training rate divided by that at full bandwidth.
+    limits_measured: bool  # True if measured on this machine, False if the vendor's.
     input_share: float | None  # Input rate divided by training rate.
-    peak_memory_bytes: int  # By the end of training: see `peak_memory_bytes`.
+    peak_memory_bytes: int  # Peak at the end of training, from `peak_memory_bytes`.
     device: str
     num_devices: int
     dtype: str
@@ -32,9 +32,9 @@ class Report:
 
 
 def format_report(report: Report) -> str:
-    """Lays the figures out as a table."""
-    origin = "measured here" if report.limits_measured else "by the vendor's figures"
-    cached = "from JAX's cache" if report.compilation_cached else "compiled anew"
+    """Formats the results as a table."""
+    origin = "measured here" if report.limits_measured else "as the vendor states them"
+    cached = "from JAX's cache" if report.compilation_cached else "not cached"
     rows = [
         (
             "training",
@@ -48,19 +48,21 @@ def format_report(report: Report) -> str:
         (
             "first step done",
             f"{report.first_step_seconds:.1f} s",
-            "from process start, no data read",
+            "after the start of the process, without reading data",
         ),
         (
             "peak memory",
             f"{report.peak_memory_bytes / 2**30:.2f} GiB",
-            "of the process" if report.device == "cpu" else "of the fullest device",
+            "of the process"
+            if report.device == "cpu"
+            else "of the device with the highest peak",
         ),
         (
             "arithmetic",
             f"{report.flops_per_image / 1e9:.3g} GFLOP",
-            f"an image in training, {report.forward_flops_per_image / 1e9:.3g} forward",
+            f"per image in training, {report.forward_flops_per_image / 1e9:.3g} forward",
         ),
-        ("memory traffic", f"{report.bytes_per_image / 1e6:.3g} MB", "an image, at least"),
+        ("memory traffic", f"{report.bytes_per_image / 1e6:.3g} MB", "per image, at least"),
     ]
     title = (
         f"GoogLeNet {report.variant!r}, {report.image_size} px, batch {report.batch_size}, "
@@ -72,13 +74,13 @@ def format_report(report: Report) -> str:
 
 
 def _input_columns(report: Report) -> tuple[str, str]:
-    """Returns the rate, and which of host and devices waits for the other."""
+    """Formats the input rate and names the slower of input and training step."""
     if report.input_images_per_second is None or report.input_share is None:
         return "not measured", "the reason is on stderr"
-    binds = "input" if report.input_share < 1 else "training step"
+    slower = "input" if report.input_share < 1 else "training step"
     return (
         f"{report.input_images_per_second:,.1f} images/s",
-        f"{report.input_share:,.1f}x what training consumes: the {binds} binds",
+        f"{report.input_share:,.1f}x what training needs: the {slower} limits",
     )
 
 

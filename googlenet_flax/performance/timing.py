@@ -1,4 +1,4 @@
-"""How long repeated work on devices takes."""
+"""Timing of repeated work on devices."""
 
 import statistics
 import time
@@ -9,18 +9,21 @@ import jax
 import numpy as np
 
 MIN_CALLS = 3
-WINDOWS = 10
+WINDOWS = 10  # Number of windows that the median is taken over.
 
 
 def call_seconds(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Durations of calls, back to back for so many seconds and at least three times.
+    """Measures the durations of consecutive calls, after a first one that may compile.
 
-    A first call, which may compile, is left out. One call is always under way while the
-    next is prepared, as in the training loop: so the host's work hides behind the devices'.
+    While the devices work on a call, the host already prepares the next one, as in the
+    training loop. So the host's work overlaps with that of the devices.
 
     Args:
-      call: Starts the work and returns arrays that are ready when it is done.
-      seconds: To go on for; what is under way then is still finished.
+      call: Function that starts the work and returns arrays that are ready when it is done.
+      seconds: Shortest duration of the measurement; at least three calls are measured.
+
+    Returns:
+      The duration of each call in seconds.
     """
     jax.block_until_ready(call())
     pending = call()
@@ -37,9 +40,9 @@ def call_seconds(call: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def median_seconds(durations: list[float]) -> float:
-    """The typical duration: the median over ten windows of consecutive calls.
+    """Computes the median over ten windows of the mean duration in each.
 
-    Within a window it is the mean, for work that comes in bursts, as from a read-ahead.
+    The mean is for work that comes in bursts, such as reading ahead.
     """
     windows = np.array_split(durations, min(WINDOWS, len(durations)))
     return statistics.median(float(np.mean(window)) for window in windows)
