@@ -18,6 +18,7 @@ from conftest import numpy_variables, preprocess, random_images, small_googlenet
 from googlenet_flax import create_model
 from googlenet_flax import report as command
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
+from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports import gather as gathering
@@ -311,7 +312,8 @@ def test_training_is_that_of_the_rows(reader):
 
 def test_settings(reader, workdir):
     config = dict(table_of(reader, "Config of the run")[1:])
-    assert config == {name: repr(value) for name, value in CONFIG.items()}
+    fields = Config.of(CONFIG).to_dict()
+    assert config == {name: repr(value) for name, value in fields.items()}
     made_with = dict(table_of(reader, "Report made with")[1:])
     assert made_with["jax"] == jax.__version__
     assert table_of(reader, "Starts of the run")[1:] == [
@@ -442,7 +444,8 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
         seen.append(args)
         raise KeyboardInterrupt
 
-    path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from="keras")
+    origin = {"format": "keras", "file": "my.weights.h5"}
+    path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from=origin)
     PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
     monkeypatch.setattr(gathering, "look_inside", look)
     with pytest.raises(KeyboardInterrupt):
@@ -456,9 +459,11 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
     assert extent == (6, 8)
     np.testing.assert_array_equal(pixels[:6, :8], random_images(6, 8, 3))
     material = gather(Workdir(path), checkpoint="latest", data=EvaluationData())
-    text = Reader(create_run_page(material).to_html()).text
-    assert "Imported weights; they were not trained here." in text
-    assert "these weights were imported" in text and "name --dataset" in text
+    reader = Reader(create_run_page(material).to_html())
+    assert "Imported weights; they were not trained here." in reader.text
+    assert "these weights were imported" in reader.text
+    assert "name --dataset" in reader.text
+    assert dict(table_of(reader, "Imported from")[1:]) == origin
 
 
 def test_a_checkpoint_vanishes(workdir, monkeypatch):
@@ -783,7 +788,7 @@ def test_comparison(tmp_path, run_command):
         "-",
     ]
     differences = table_of(reader, "Where the configs differ")[1:]
-    assert differences == [["flip", "-", "'random'"], ["seed", "7", "8"]]
+    assert differences == [["flip", "'none'", "'random'"], ["seed", "7", "8"]]
     names = {path.name for path in file.parent.iterdir()}
     assert names == {
         *("comparison.html", "comparison_accuracy.png"),

@@ -37,7 +37,8 @@ def create_comparison_page(records: Sequence[RunRecord]) -> Page:
             )
     else:
         page.missing("No run has been evaluated yet, so there are no curves.")
-    differences = config_differences([record.config for record in records])
+    configs = [record.config.to_dict() if record.config else {} for record in records]
+    differences = config_differences(configs)
     if differences:
         page.table(
             ["field", *names],

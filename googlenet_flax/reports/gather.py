@@ -1,7 +1,7 @@
 """Gathers what a report shows of one run or several, and writes its page."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from googlenet_flax.reports.run_page import (
     create_run_page,
 )
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
-from googlenet_flax.runs.checkpoint_evaluation import DEFAULT_BATCH_SIZE, EvaluationData
+from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -71,8 +71,9 @@ def gather(
     network, tested = _network(predictor, record), None
     picture = _read_picture(image, predictor) if image else None
     try:
-        split = data.load(record.config, predictor.description, may_prepare=False)
-        tested = _test(predictor, split, record.config, data, max_examples)
+        data = data.complete(record.config)
+        split = data.load(predictor.description, may_prepare=False)
+        tested = _test(predictor, split, data, max_examples)
         picture = picture or _first_picture(split, tested)
     except UserError as error:
         missing.append(f"There is nothing about answers to a data set: {error}.")
@@ -101,27 +102,27 @@ def _load_predictor(workdir: Workdir, checkpoint: str) -> Predictor:
 
 
 def _network(predictor: Predictor, record: RunRecord) -> Network:
-    averaging = record.config.get("averaging", "none")
-    weights = "weights as imported" if record.is_imported else "weights as trained"
+    if record.config is None:
+        weights = "weights as imported"
+    elif record.config.averaging == "none":
+        weights = "weights as trained"
+    else:
+        weights = f"averaged weights, {record.config.averaging}"
+    conv1 = predictor.variables["params"]["conv1"]["conv"]["kernel"]
     return Network(
         predictor.checkpoint_step,
         predictor.description,
-        weights if averaging == "none" else f"averaged weights, {averaging}",
-        np.asarray(predictor.variables["params"]["conv1"]["conv"]["kernel"], np.float32),
+        weights,
+        np.asarray(conv1, np.float32),
     )
 
 
 def _test(
-    predictor: Predictor,
-    split: Split,
-    config: Mapping[str, Any],
-    data: EvaluationData,
-    max_examples: int,
+    predictor: Predictor, split: Split, data: EvaluationData, max_examples: int
 ) -> Tested:
     """Runs the network over a split, and looks up its most confident mistakes."""
-    batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
     answers = collect_answers(
-        predictor, split, batch_size=batch_size, max_examples=max_examples
+        predictor, split, batch_size=data.batch_size, max_examples=max_examples
     )
     main = answers.classifiers["main"]
     rows = confident_mistakes(main, answers.labels, MISTAKES)
@@ -131,9 +132,7 @@ def _test(
         pictures = shown_pixels(
             predictor.description.preprocess, batch["image"], batch.get("extent")
         )
-    name = data.split or config.get("eval_split", "test")
-    dataset = data.dataset or config["dataset"]
-    words = f"{dataset!r}, split {name!r}"
+    words = f"{data.dataset!r}, split {data.split!r}"
     return Tested(answers, words, len(split), rows, pictures)
 
 

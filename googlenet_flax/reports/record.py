@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from googlenet_flax.config import Config
 from googlenet_flax.runs.checkpoint import BEST_METRICS, best_metric
 from googlenet_flax.runs.metrics import UNIX_SECONDS, read_rows
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
@@ -24,7 +25,8 @@ class RunRecord:
     """Config, metrics and times of a run, finished or not."""
 
     path: pathlib.Path
-    config: Mapping[str, Any]
+    config: Config | None  # None for imported weights.
+    imported_from: Mapping[str, str]  # Origin of imported weights; empty for a run.
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # As `Workdir.write_start` wrote them.
     written_at: float | None  # Seconds since 1970 at the last row.
@@ -36,13 +38,20 @@ class RunRecord:
         Raises:
           UserError: There is none, or its metrics are not what a run writes.
         """
-        config = workdir.read_config()
+        origin = workdir.read_config().get(IMPORTED_FROM, {})
         rows = read_rows(workdir.metrics_file)
         try:
             written_at = workdir.metrics_file.stat().st_mtime
         except OSError:
             written_at = None
-        return cls(workdir.path, config, rows, workdir.read_starts(), written_at)
+        return cls(
+            path=workdir.path,
+            config=workdir.load_config(),
+            imported_from=origin,
+            rows=rows,
+            starts=workdir.read_starts(),
+            written_at=written_at,
+        )
 
     @property
     def name(self) -> str:
@@ -52,7 +61,7 @@ class RunRecord:
     @property
     def is_imported(self) -> bool:
         """Whether the weights were imported, so that nothing was trained here."""
-        return IMPORTED_FROM in self.config
+        return self.config is None
 
     @property
     def steps(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from googlenet_flax.config import Config
 from googlenet_flax.reports import answer_figures, curves, look_inside
 from googlenet_flax.reports.answers import (
     Answers,
@@ -75,8 +76,8 @@ def create_run_page(material: Material) -> Page:
     page.text(_headline(record))
     for reason in material.missing:
         page.missing(reason)
-    if record.rows:
-        _add_training(page, record)
+    if record.rows and record.config:
+        _add_training(page, record, record.config)
     if material.network and material.tested:
         _add_answers(page, material.network, material.tested)
     if material.network:
@@ -88,7 +89,7 @@ def create_run_page(material: Material) -> Page:
 def _headline(record: RunRecord) -> str:
     """What the run is, and how far it came, in a few sentences."""
     config = record.config
-    if record.is_imported:
+    if config is None:
         return "Imported weights; they were not trained here."
     done = f"{record.steps:,} steps done"
     if record.total_steps:
@@ -102,12 +103,12 @@ def _headline(record: RunRecord) -> str:
             f" Best {words}: {record.best[name]:.2%}, after step {record.best['step']:,}."
         )
     return (
-        f"GoogLeNet {config.get('variant')!r} on {config.get('dataset')!r} "
-        f"({config.get('train_split')}), {config.get('image_size')} px: {done}.{best}"
+        f"GoogLeNet {config.variant!r} on {config.dataset!r} "
+        f"({config.train_split}), {config.image_size} px: {done}.{best}"
     )
 
 
-def _add_training(page: Page, record: RunRecord) -> None:
+def _add_training(page: Page, record: RunRecord, config: Config) -> None:
     page.section("Training")
     steps, _ = record.series("train", "main_loss")
     window = curves.smoothing_window(len(steps))
@@ -121,7 +122,7 @@ def _add_training(page: Page, record: RunRecord) -> None:
         curves.loss_figure(record),
         caption=f"Cross-entropy of the main classifier (above) and of the two auxiliary "
         f"heads (below). {smooth} Points are evaluations of the whole "
-        f"{record.config.get('eval_split', 'evaluation')} split.",
+        f"{config.eval_split} split.",
         alt="Curves of training and evaluation loss over training time for the main "
         f"classifier and both heads; {_last_words(record, 'main_loss', '.4f')}",
     )
@@ -379,7 +380,13 @@ def _add_settings(page: Page, material: Material) -> None:
             f"{material.network.checkpoint_step:,} ({material.network.weights})"
         )
     page.table(["what", "value"], list(facts.items()), caption="Facts")
-    page.table(["field", "value"], config_rows(record.config), caption="Config of the run")
+    if record.config:
+        fields = sorted(record.config.to_dict().items())
+        rows = [(name, repr(value)) for name, value in fields]
+        page.table(["field", "value"], rows, caption="Config of the run")
+    else:
+        origin = list(record.imported_from.items())
+        page.table(["what", "value"], origin, caption="Imported from")
     if record.starts:
         page.table(
             ["time", "after step", "made with"],
@@ -399,11 +406,6 @@ def _start(start: Mapping[str, Any]) -> list[Cell]:
     programs = (f"{name} {version}" for name, version in start["environment"].items())
     time = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
     return [time, Number(f"{start['step']:,}"), ", ".join(programs)]
-
-
-def config_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Fields and their values as they are written in Python."""
-    return [(name, repr(value)) for name, value in sorted(config.items())]
 
 
 def duration(seconds: float) -> str:

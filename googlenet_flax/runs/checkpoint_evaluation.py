@@ -2,13 +2,13 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_flax.config import Config
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
@@ -25,17 +25,21 @@ from googlenet_flax.training.evaluation import (
 from googlenet_flax.training.losses import example_metrics
 
 DEFAULT_BATCH_SIZE = 32  # Used for imported weights, whose config has no batch size.
+IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no config.
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
     """Data to evaluate on; the config of the run gives the fields that are not set."""
+    """Data to evaluate on; `complete` sets the fields that are not set."""
 
     dataset: str = ""
     data_dir: str = ""
     split: str = ""
     eval_fraction: float | None = None
     batch_size: int = 0
+    on_bad_image: str = "skip"
+    decode_workers: int = 0
 
     def load(
         self,
@@ -54,36 +58,63 @@ class EvaluationData:
         Raises:
           UserError: The data are missing, or their number of classes differs from the
             network's.
+    def complete(self, config: Config | None) -> "EvaluationData":
+        """Sets the fields that are not set from the config of a run.
+
+        Args:
+          config: Config of the run; None for imported weights.
+
+        Raises:
+          UserError: Neither the fields nor the config name a data set.
         """
-        dataset = self.dataset or config.get("dataset")
-        if not dataset:
+        if not self.dataset and config is None:
             raise UserError(
                 "imported weights name no data set: choose one with --dataset (and "
                 "--data_dir)"
             )
-        same = dataset == config.get("dataset")
+        run = config or IMPORT_DEFAULTS
+        dataset = self.dataset or run.dataset
+        same = dataset == run.dataset
+        return EvaluationData(
+            dataset=dataset,
+            data_dir=self.data_dir or (run.data_dir if same else ""),
+            split=self.split or (run.eval_split if same else "test"),
+            eval_fraction=(
+                run.eval_fraction if self.eval_fraction is None else self.eval_fraction
+            ),
+            batch_size=self.batch_size or run.batch_size,
+            on_bad_image=run.on_bad_image,
+            decode_workers=run.decode_workers,
+        )
+
+    def load(self, description: ModelDescription, *, may_prepare: bool = True) -> Split:
+        """Loads the split; all fields must be set.
+
+        Args:
+          description: Description of the network.
+          may_prepare: Prepare a data set that is not prepared, as `data.load_split` does.
+
+        Raises:
+          UserError: The data do not exist, or their classes are not those of the network.
+        """
         split = load_split(
-            dataset,
-            self.split or (config["eval_split"] if same else "test"),
-            data_dir=self.data_dir or (config.get("data_dir", "") if same else ""),
+            self.dataset,
+            self.split,
+            data_dir=self.data_dir,
             may_prepare=may_prepare,
             pictures=PictureOptions(
                 storage_size=description.preprocess.storage_size,
-                eval_fraction=(
-                    config.get("eval_fraction", 0.0)
-                    if self.eval_fraction is None
-                    else self.eval_fraction
-                ),
-                on_bad_image=config.get("on_bad_image", "skip"),
-                decode_workers=config.get("decode_workers", 0),
+                eval_fraction=self.eval_fraction or 0.0,
+                on_bad_image=self.on_bad_image,
+                decode_workers=self.decode_workers,
                 class_names=description.class_names,
             ),
         )
         known = len(description.class_names)
         if len(split.class_names) != known:
             raise UserError(
-                f"{dataset} has {len(split.class_names)} classes and the network {known}: "
-                "choose the data set it was trained on"
+                f"{self.dataset} has {len(split.class_names)} classes and the network "
+                f"{known}: choose the data set it was trained on"
             )
         return split
 
@@ -121,12 +152,22 @@ def evaluate_checkpoints(
     split = data.load(config, first.description)
     aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
     batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    first, config = predictors[0], workdirs[0].load_config()
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        if predictor.description.class_names != first.description.class_names:
+            raise UserError(
+                f"{workdirs[0].path} and {workdir.path} know other classes: an ensemble "
+                "needs the same ones in the same order"
+            )
+    data = data.complete(config)
+    split = data.load(first.description)
+    aux_weight = config.aux_weight if config else 0.0
     if len(predictors) == num_crops == 1:
         metrics = evaluate_split(
             create_eval_step(first.description, aux_weight=aux_weight, devices=devices),
             first.variables,
             split,
-            batch_size=batch_size,
+            batch_size=data.batch_size,
             num_devices=len(devices),
         )
     else:
@@ -135,7 +176,7 @@ def evaluate_checkpoints(
             num_crops,
             split,
             aux_weight=aux_weight,
-            batch_size=batch_size,
+            batch_size=data.batch_size,
         )
     for path, reason in split.unreadable.items():
         print(f"googlenet_flax: skipped {path}: {reason}", file=sys.stderr)

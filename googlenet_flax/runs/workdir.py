@@ -121,6 +121,15 @@ class Workdir:
             for name, value in config.items()
         }
 
+    def load_config(self) -> Config | None:
+        """Loads the config of the run; returns None for imported weights.
+
+        Raises:
+          UserError: There is no run here, or its config is missing or unreadable.
+        """
+        saved = self.read_config()
+        return None if IMPORTED_FROM in saved else Config.of_run(saved)
+
     def _no_config(self, problem: str, flag: str) -> UserError:
         """Creates the error for an unreadable config, which depends on the checkpoints."""
         if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
