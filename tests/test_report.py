@@ -253,7 +253,7 @@ def softmax(logits):
 
 
 def test_scores_are_those_of_scikit_learn(reader, digits, computed):
-    table, labels = table_of(reader, "Of 60 examples"), digits[1]
+    table, labels = table_of(reader, "Scores on 60 examples"), digits[1]
     rows = {row[0]: row[1:] for row in table}
     assert list(rows) == ["classifier", "main", "aux_4a", "aux_4d"]
     for name in CLASSIFIERS:
@@ -327,7 +327,7 @@ def test_settings(reader, workdir):
 def test_the_picture_is_the_first_one(made, reader, computed):
     probabilities = softmax(computed["main"])[0]
     best = int(np.argmax(probabilities))
-    row = table_of(reader, "What the network says")[1]
+    row = table_of(reader, "Predictions for the picture")[1]
     assert row == ["main", str(best), f"{100 * probabilities[best]:.2f} %"]
 
 
@@ -397,13 +397,13 @@ def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
     assert (code, out) == (0, f"{file}\n")
     assert err.count("\n") == 1 and "train first" in err
     reader = Reader(file.read_text())
-    assert "There is nothing about answers and weights: no checkpoint in" in reader.text
+    assert "Predictions and weights are not shown: no checkpoint in" in reader.text
     assert {image["alt"].split()[0] for image in reader.images} == {
         "Curves",
         "The",
         "Images",
     }
-    assert "Answers" not in reader.text.split("Training")[0]
+    assert reader.ids.count("section-2") == 1 and "section-3" not in reader.ids
 
 
 def test_a_run_that_has_just_begun(tmp_path, run_command):
@@ -412,7 +412,7 @@ def test_a_run_that_has_just_begun(tmp_path, run_command):
     code, _, err = run_command(command, f"--workdir={path}")
     assert code == 0 and err.count("\n") == 2
     text = Reader((path / "report" / "index.html").read_text()).text
-    assert "There are no curves: none was written." in text
+    assert "There are no curves: the run has no metrics yet." in text
     assert "0 of 15 steps done (0%)." in text
 
 
@@ -431,8 +431,8 @@ def test_the_data_are_gone(tmp_path, variables):
     material = gather(Workdir(path), checkpoint="best", data=EvaluationData())
     assert material.tested is None and material.inside is None
     text = Reader(create_run_page(material).to_html()).text
-    assert "nothing about answers to a data set: data set 'cifar10' is not prepared" in text
-    assert "name one with --image=FILE" in text
+    assert "for a data set are not shown: data set 'cifar10' is not prepared" in text
+    assert "name a picture with --image=FILE" in text
     assert "filters of conv1" in text
     assert not list(tmp_path.glob("cifar*"))
 

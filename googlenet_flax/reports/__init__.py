@@ -1,1 +1,1 @@
-"""What a report shows: numbers of a run, its figures, and the page that holds them."""
+"""Reports about runs: numbers, figures, and the HTML page that holds them."""

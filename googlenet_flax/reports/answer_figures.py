@@ -1,4 +1,4 @@
-"""Figures of what a network says of a split: confusions, classes, calibration, mistakes."""
+"""Figures of predictions for a split: confusions, classes, calibration and mistakes."""
 
 from collections.abc import Sequence
 
@@ -16,27 +16,27 @@ from googlenet_flax.reports.style import (
     styled,
 )
 
-MAX_NAMED_CLASSES = 30  # Along a matrix; the names of more cannot be read.
-SMALLEST_COUNT = 5.0  # Points.
-MAX_MATRIX_CLASSES = 200  # Beyond, a cell is smaller than three pixels.
+MAX_NAMED_CLASSES = 30  # With more classes the names along a matrix cannot be read.
+SMALLEST_COUNT_POINTS = 5.0  # Smallest font size of a count in a matrix.
+MAX_MATRIX_CLASSES = 200  # With more classes a cell is smaller than three pixels.
 MAX_LISTED_CLASSES = 30
 MISTAKE_COLUMNS = 4
 
 
 def count_size(confusions: np.ndarray) -> float:
-    """Font size in points of the counts in a matrix; 0 where they cannot be read."""
+    """Chooses the font size in points of the counts in a matrix; 0 if it is too small."""
     digits = len(str(confusions.max()))
-    size = min(9.0, 400 / (len(confusions) * digits))  # As wide as a cell at most.
-    return size if size >= SMALLEST_COUNT else 0.0
+    size = min(9.0, 400 / (len(confusions) * digits))  # The widest count fits in a cell.
+    return size if size >= SMALLEST_COUNT_POINTS else 0.0
 
 
 @styled
 def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """The confusion matrix, coloured by the share of each true class.
+    """Draws the confusion matrix, colored by the share of each true class.
 
     Args:
       confusions: Counts `[K, K]`, true classes in rows.
-      class_names: Of the K classes.
+      class_names: Names of the K classes.
     """
     classes = len(class_names)
     shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
@@ -47,14 +47,14 @@ def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figu
     by_number = ", by number"
     if classes <= MAX_NAMED_CLASSES:
         by_number, names = "", [name_label(name) for name in class_names]
-        turned = max(map(len, names)) * classes > 45
-        ax.set_xticks(range(classes), names, rotation=90 if turned else 0)
+        is_crowded = max(map(len, names)) * classes > 45
+        ax.set_xticks(range(classes), names, rotation=90 if is_crowded else 0)
         ax.set_yticks(range(classes), names)
         ax.tick_params(length=0, labelsize=min(9.0, 200 / classes))
     size = count_size(confusions)
     for row, column in np.argwhere(confusions) if size else ():
-        colour = "white" if shares[row, column] > 0.5 else BLACK
-        text = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+        color = "white" if shares[row, column] > 0.5 else BLACK
+        text = {"ha": "center", "va": "center", "color": color, "fontsize": size}
         ax.text(column, row, f"{confusions[row, column]}", **text)
     ax.set_xlabel(f"predicted class{by_number}")
     ax.set_ylabel(f"true class{by_number}")
@@ -65,7 +65,7 @@ def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figu
 
 @styled
 def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
-    """Precision and recall of each class; of many, of those with the lowest F1."""
+    """Draws precision and recall of the classes that `worst_classes` lists."""
     order = worst_classes(scores)
     rows = np.arange(len(order))
     figure = new_figure(1.3 + 0.21 * len(order))
@@ -82,7 +82,7 @@ def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
 
 
 def worst_classes(scores: PerClass) -> np.ndarray:
-    """The classes to list, in their order; of many, those with the lowest F1."""
+    """Returns the classes with the lowest F1, at most `MAX_LISTED_CLASSES`, in order."""
     known = np.flatnonzero(scores.support > 0)
     worst = known[np.argsort(scores.f1[known], kind="stable")]
     return np.sort(worst[:MAX_LISTED_CLASSES])
@@ -90,7 +90,7 @@ def worst_classes(scores: PerClass) -> np.ndarray:
 
 @styled
 def calibration_figure(calibration: Calibration) -> Figure:
-    """Reliability diagram: accuracy over confidence, and how many examples say so."""
+    """Draws a reliability diagram: accuracy over confidence, and the size of each bin."""
     bins = len(calibration.count)
     edges = 100 * np.arange(bins) / bins
     options = {"width": 100 / bins, "align": "edge", "edgecolor": "white"}
@@ -120,19 +120,20 @@ def mistakes_figure(
     predictions: Sequence[str],
     confidences: np.ndarray,
 ) -> Figure:
-    """Pictures that a classifier took for something else.
+    """Draws pictures that a classifier got wrong, with both classes.
 
     Args:
       pictures: uint8 `[N, H, W, 3]`, RGB.
       labels: Names of the true classes, `[N]`.
-      predictions: Names of the predicted ones, `[N]`.
-      confidences: Their probabilities, `[N]`.
+      predictions: Names of the predicted classes, `[N]`.
+      confidences: Probabilities of the predicted classes, `[N]`.
     """
     rows = -(-len(pictures) // MISTAKE_COLUMNS)
-    figure, axes = pictures_grid(rows, MISTAKE_COLUMNS, title_height=0.45)
-    told = zip(pictures, labels, predictions, confidences, strict=True)
-    for ax, (picture, label, prediction, confidence) in zip(axes.flat, told, strict=False):
+    figure, axes = pictures_grid(rows, MISTAKE_COLUMNS, title_height_inches=0.45)
+    mistakes = zip(pictures, labels, predictions, confidences, strict=True)
+    for ax, mistake in zip(axes.flat, mistakes, strict=False):
+        picture, label, prediction, confidence = mistake
         ax.imshow(picture, interpolation="nearest")
-        said = f"{name_label(prediction)}, {confidence:.1%}"
-        ax.set_title(f"said {said}\nis {name_label(label)}", fontsize=9)
+        predicted = f"{name_label(prediction)}, {confidence:.1%}"
+        ax.set_title(f"predicted {predicted}\ntrue {name_label(label)}", fontsize=9)
     return figure

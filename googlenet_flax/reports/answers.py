@@ -1,4 +1,4 @@
-"""What a network says of every example of a split, and how good that is."""
+"""Predictions of a network for every example of a split, and their quality."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -17,25 +17,25 @@ CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Netwo
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Of one classifier, each `[N]`."""
+    """Predictions of one classifier; each field is `[N]`."""
 
-    predicted: np.ndarray  # int64, the likeliest class
-    confidence: np.ndarray  # float64, its probability
-    label_log_probability: np.ndarray  # float64
-    label_rank: np.ndarray  # int64, other classes at least as likely as the label
+    predicted: np.ndarray  # The likeliest class, int64.
+    confidence: np.ndarray  # Probability of the likeliest class, float64.
+    label_log_probability: np.ndarray  # Logarithm of the label's probability, float64.
+    label_rank: np.ndarray  # Other classes at least as likely as the label, int64.
 
-    def right(self, labels: np.ndarray) -> np.ndarray:
-        """Where the likeliest class is the label, bool `[N]`."""
+    def are_correct(self, labels: np.ndarray) -> np.ndarray:
+        """Compares the predicted classes with the labels, bool `[N]`."""
         return self.predicted == labels
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitAnswers:
-    """Of every classifier, for the examples that could be read."""
+    """Predictions of every classifier for the examples that could be read."""
 
-    examples: np.ndarray  # int64 [N], their numbers in the split
+    examples: np.ndarray  # Numbers of the examples in the split, int64 [N].
     labels: np.ndarray  # int64 [N]
-    classifiers: Mapping[str, Answers]  # `main` first.
+    classifiers: Mapping[str, Answers]  # `main` comes first.
 
 
 def collect_answers(
@@ -45,9 +45,9 @@ def collect_answers(
 
     Args:
       predictor: The network.
-      split: As it was evaluated on.
-      batch_size: Examples at a time, a multiple of the devices.
-      max_examples: Take this many, spread evenly; 0 takes all.
+      split: The split to run it over.
+      batch_size: Examples per batch, a multiple of the number of devices.
+      max_examples: Largest number of examples, spread evenly over the split; 0 takes all.
 
     Raises:
       UserError: No example can be read.
@@ -71,12 +71,12 @@ def collect_answers(
 
 
 def in_order(classifiers: Iterable[str]) -> list[str]:
-    """`main`, which matters most, and then the heads."""
+    """Sorts names of classifiers: `main` first, then the heads."""
     return sorted(classifiers, key=lambda name: (name != "main", name))
 
 
 def answers_of(log_probabilities: np.ndarray, labels: np.ndarray) -> Answers:
-    """Reduces log-probabilities `[N, K]` to what a report needs of them."""
+    """Reduces log-probabilities `[N, K]` to the values that a report needs."""
     values = log_probabilities.astype(np.float64)
     own = np.take_along_axis(values, labels[:, np.newaxis], axis=1)
     return Answers(
@@ -93,34 +93,34 @@ def _join(parts: list[Answers]) -> Answers:
 
 
 class PerClass(NamedTuple):
-    """Of each class, `[K]`; NaN where nothing can be said."""
+    """Scores of each class, `[K]`; NaN where a score is not defined."""
 
-    precision: np.ndarray  # Share of what was called so that is so.
-    recall: np.ndarray  # Share of what is so that was called so.
+    precision: np.ndarray  # Share of the predictions of the class that are correct.
+    recall: np.ndarray  # Share of the examples of the class that are predicted correctly.
     f1: np.ndarray
-    support: np.ndarray  # Examples of the class.
+    support: np.ndarray  # Number of examples of the class.
 
 
 def count_confusions(
     labels: np.ndarray, predicted: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Examples of each class (rows) that were taken for each (columns), int `[K, K]`."""
+    """Counts examples by true class (rows) and predicted class (columns), int `[K, K]`."""
     return confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> PerClass:
-    """Precision, recall and F1 of each class."""
+    """Computes precision, recall and F1 of each class."""
     scores = precision_recall_fscore_support(
         labels,
         predicted,
         labels=np.arange(num_classes),
-        zero_division=np.nan,  # pyrefly: ignore[bad-argument-type] - typed as a str.
+        zero_division=np.nan,  # pyrefly: ignore[bad-argument-type] - scikit-learn says str.
     )
     return PerClass(*map(np.asarray, scores))
 
 
 def most_confused(confusions: np.ndarray, top: int) -> list[tuple[int, int, int]]:
-    """Label, prediction and count of the commonest mistakes, commonest first."""
+    """Returns label, prediction and count of the most frequent mistakes, in that order."""
     wrong = confusions * ~np.eye(len(confusions), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:top]
     rows, columns = np.unravel_index(order, wrong.shape)
@@ -129,40 +129,40 @@ def most_confused(confusions: np.ndarray, top: int) -> list[tuple[int, int, int]
 
 
 def confident_mistakes(answers: Answers, labels: np.ndarray, top: int) -> np.ndarray:
-    """Rows of the mistakes that the classifier was surest of, int `[<= top]`."""
+    """Returns the rows of the mistakes with the highest confidence, int `[<= top]`."""
     order = np.argsort(-answers.confidence, kind="stable")
-    return order[~answers.right(labels)[order]][:top]
+    return order[~answers.are_correct(labels)[order]][:top]
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How often a classifier is right when it says so with some confidence, `[bins]`."""
+    """Accuracy of a classifier by its confidence; each field is `[bins]`."""
 
-    count: np.ndarray  # Examples in each bin of confidence, int64.
-    confidence: np.ndarray  # Their mean; NaN in an empty bin.
-    accuracy: np.ndarray  # The share of them that is right; NaN in an empty bin.
+    count: np.ndarray  # Number of examples in each bin of confidence, int64.
+    confidence: np.ndarray  # Mean confidence in each bin; NaN in an empty bin.
+    accuracy: np.ndarray  # Share of correct predictions; NaN in an empty bin.
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean distance of the two, over examples."""
+        """Expected calibration error: mean of |accuracy - confidence| over examples."""
         distance = np.abs(np.nan_to_num(self.accuracy - self.confidence))
         return float(np.sum(self.count * distance) / np.sum(self.count))
 
 
 def calibrate(
-    confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS
+    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
 ) -> Calibration:
-    """Sorts examples into equally wide bins of confidence, each open below.
+    """Sorts examples into equally wide bins of confidence, without their lower edges.
 
     Args:
-      confidence: Of the likeliest class, float `[N]`, above 0 up to 1.
-      right: Whether it is the label, bool `[N]`.
-      bins: Their number.
+      confidence: Probability of the predicted class, float `[N]`, above 0 and up to 1.
+      correct: True for correct predictions, bool `[N]`.
+      bins: Number of bins.
     """
     # Rounding may leave a sum of probabilities just above 1.
     rows = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(rows, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(rows, confidence, bins) / count
-        accuracy = np.bincount(rows, right, bins) / count
+        accuracy = np.bincount(rows, correct, bins) / count
     return Calibration(count, mean_confidence, accuracy)

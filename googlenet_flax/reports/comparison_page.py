@@ -1,4 +1,4 @@
-"""The page that puts several runs side by side."""
+"""Page that compares several runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from googlenet_flax.reports.run_page import duration
 
 
 def create_comparison_page(records: Sequence[RunRecord]) -> Page:
-    """The page of several runs, finished or not."""
+    """Creates the page that compares several runs, finished or not."""
     names = distinct_names(records)
     page = Page(f"{len(records)} runs compared")
     page.table(
@@ -72,14 +72,14 @@ def _summary(record: RunRecord) -> list[Cell]:
 
 
 def distinct_names(records: Sequence[RunRecord]) -> list[str]:
-    """Names of the runs' folders, or their whole paths where two are the same."""
+    """Returns the names of the runs' folders, or the paths if two names are the same."""
     names = [record.name for record in records]
-    is_clear = len(set(names)) == len(names)
-    return names if is_clear else [str(record.path) for record in records]
+    are_distinct = len(set(names)) == len(names)
+    return names if are_distinct else [str(record.path) for record in records]
 
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
-    """Fields that are not the same in all configs, and their values; None for absent."""
+    """Returns the fields that differ, with a value for each config; None if absent."""
     fields = sorted({name for config in configs for name in config})
     values: dict[str, list[Cell]] = {
         name: [repr(config[name]) if name in config else None for config in configs]

@@ -1,4 +1,4 @@
-"""Figures of what a run wrote while it trained, and of several runs side by side."""
+"""Figures of the metrics of one run, and of several runs side by side."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.style import (
     BLACK,
     BLUE,
-    CLASSIFIER_COLOURS,
+    CLASSIFIER_COLORS,
     CYCLE,
     VERMILLION,
     new_figure,
@@ -21,7 +21,7 @@ from googlenet_flax.reports.style import (
     use_log_scale_where_wide,
 )
 
-SMOOTHED_FRACTION = 0.04  # Of all logged steps, that a smoothed line averages over.
+SMOOTHED_FRACTION = 0.04  # Window of a smoothed line, as a part of all logged steps.
 LOSSES = {"main": "main_loss", "aux_4a": "aux_4a_loss", "aux_4d": "aux_4d_loss"}
 ACCURACIES = {"main": "accuracy", "aux_4a": "aux_4a_accuracy", "aux_4d": "aux_4d_accuracy"}
 HEAD_MARKERS = {"aux_4a": "o", "aux_4d": "s"}
@@ -29,14 +29,14 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 class XAxis(NamedTuple):
-    """What is drawn along a run."""
+    """Unit and label of the axis of training time."""
 
-    unit_steps: int
+    unit_steps: int  # 0 if the unit is an epoch, whose length differs between the runs.
     label: str
 
 
 def x_axis(records: Sequence[RunRecord]) -> XAxis:
-    """Epochs where it is known how long they are in all runs, and steps otherwise."""
+    """Chooses epochs if their length is known in all runs, and steps otherwise."""
     lengths = [record.epoch_steps for record in records]
     if not lengths or None in lengths:
         return XAxis(1, "training (steps)")
@@ -46,26 +46,26 @@ def x_axis(records: Sequence[RunRecord]) -> XAxis:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """A centred running mean of `[N]` values; at the ends over what there is."""
+    """Computes a centered running mean of `[N]` values; windows are cut at the ends."""
     window = smoothing_window(len(values))
     sums = np.convolve(values, np.ones(window), "same")
     return sums / np.convolve(np.ones(len(values)), np.ones(window), "same")
 
 
 def smoothing_window(count: int) -> int:
-    """Values that each point of a smoothed line is a mean of: an odd number."""
+    """Chooses the number of values, always odd, that a smoothed point is the mean of."""
     return 2 * int(SMOOTHED_FRACTION * count / 2) + 1
 
 
 @styled
 def loss_figure(record: RunRecord) -> Figure:
-    """Cross-entropy of the main classifier and of the heads."""
+    """Draws the cross-entropy of the main classifier and of the heads."""
     return _classifier_figure(record, LOSSES, "cross-entropy (nats)", percent=False)
 
 
 @styled
 def accuracy_figure(record: RunRecord) -> Figure:
-    """Accuracy of the main classifier and of the heads."""
+    """Draws the accuracy of the main classifier and of the heads."""
     return _classifier_figure(record, ACCURACIES, "accuracy (%)", percent=True)
 
 
@@ -77,17 +77,17 @@ def _classifier_figure(
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 2))
 
-    def plot_training(ax: Axes, name: str, label: str, colour: str) -> None:
+    def plot_training(ax: Axes, name: str, label: str, color: str) -> None:
         steps, values = record.series("train", name)
         if len(values):
             where, values = steps / x.unit_steps, values * scale
-            ax.plot(where, values, color=colour, alpha=0.3, linewidth=0.8)
-            ax.plot(where, smoothed(values), color=colour, label=label)
+            ax.plot(where, values, color=color, alpha=0.3, linewidth=0.8)
+            ax.plot(where, smoothed(values), color=color, label=label)
 
-    def plot_evaluation(ax: Axes, name: str, label: str, colour: str, style: str) -> None:
+    def plot_evaluation(ax: Axes, name: str, label: str, color: str, style: str) -> None:
         steps, values = record.series("eval", name)
         if len(values):
-            ax.plot(steps / x.unit_steps, values * scale, style, color=colour, label=label)
+            ax.plot(steps / x.unit_steps, values * scale, style, color=color, label=label)
 
     main = names["main"]
     averaged = f"averaged_{main}"
@@ -95,9 +95,9 @@ def _classifier_figure(
     plot_evaluation(top, main, "evaluation", VERMILLION, "o-")
     plot_evaluation(top, averaged, "evaluation, averaged weights", BLACK, "s--")
     for head, marker in HEAD_MARKERS.items():
-        name, colour = names[head], CLASSIFIER_COLOURS[head]
-        plot_training(bottom, name, f"{head}, training", colour)
-        plot_evaluation(bottom, name, f"{head}, evaluation", colour, f"{marker}--")
+        name, color = names[head], CLASSIFIER_COLORS[head]
+        plot_training(bottom, name, f"{head}, training", color)
+        plot_evaluation(bottom, name, f"{head}, evaluation", color, f"{marker}--")
     for ax, title in ((top, "main classifier"), (bottom, "auxiliary heads")):
         _finish(ax, title, y_label, percent=percent)
     bottom.set_xlabel(x.label)
@@ -105,12 +105,12 @@ def _classifier_figure(
 
 
 def _finish(ax: Axes, title: str, y_label: str, *, percent: bool) -> None:
-    """Title, scale and legend of a panel of curves."""
+    """Sets title, scale and legend of a panel of curves."""
     ax.set_title(title)
     ax.set_ylabel(y_label)
     lines = ax.get_lines()
     if not lines:
-        ax.text(0.5, 0.5, "nothing was written yet", transform=ax.transAxes, ha="center")
+        ax.text(0.5, 0.5, "no data yet", transform=ax.transAxes, ha="center")
         return
     if not percent:
         values = [np.asarray(line.get_ydata(), np.float64) for line in lines]
@@ -120,7 +120,7 @@ def _finish(ax: Axes, title: str, y_label: str, *, percent: bool) -> None:
 
 @styled
 def learning_rate_figure(record: RunRecord) -> Figure:
-    """The learning rate of each logged step."""
+    """Draws the learning rate of each logged step."""
     x = x_axis([record])
     figure = new_figure(2.5)
     ax = figure.subplots()
@@ -134,7 +134,7 @@ def learning_rate_figure(record: RunRecord) -> Figure:
 
 @styled
 def throughput_figure(record: RunRecord) -> Figure:
-    """Images a second between logged steps, and their median."""
+    """Draws images per second between logged steps, and their median."""
     x = x_axis([record])
     figure = new_figure(2.5)
     ax = figure.subplots()
@@ -154,25 +154,25 @@ def throughput_figure(record: RunRecord) -> Figure:
 def comparison_figure(
     records: Sequence[RunRecord], names: Sequence[str], metric: str, y_label: str
 ) -> Figure:
-    """One metric of the evaluations of several runs.
+    """Draws one metric of the evaluations of several runs.
 
     Args:
-      records: Of the runs.
-      names: What to call each.
-      metric: Of the main classifier; of averaged weights where a run averages them.
-      y_label: What it is, and its unit; in percent if it contains a %.
+      records: Records of the runs.
+      names: Names of the runs for the legend.
+      metric: Metric of the main classifier, with averaged weights if a run has them.
+      y_label: Name and unit of the metric; with a % in it, values are shown in percent.
     """
     x, percent = x_axis(records), "%" in y_label
     figure = new_figure(3.4)
     ax = figure.subplots()
     looks = itertools.cycle(itertools.product(LINE_STYLES, CYCLE))
-    for record, name, (line, colour) in zip(records, names, looks, strict=False):
+    for record, name, (line, color) in zip(records, names, looks, strict=False):
         steps, values = record.series("eval", f"averaged_{metric}")
         if not len(values):
             steps, values = record.series("eval", metric)
         unit = x.unit_steps or record.epoch_steps
         values = values * 100 if percent else values
-        ax.plot(steps / unit, values, f"o{line}", color=colour, label=name)
+        ax.plot(steps / unit, values, f"o{line}", color=color, label=name)
     _finish(ax, "", y_label, percent=percent)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Gathers what a report shows of one run or several, and writes its page."""
+"""Gathering of the contents of a report, and writing of its page."""
 
 import pathlib
 from collections.abc import Sequence
@@ -28,12 +28,13 @@ from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.streams import tell
 
-# A run that goes on may drop a checkpoint that is being read; then another is the best.
+# A run that is still going may delete a checkpoint that is being read. Then another one is
+# the best.
 LOAD_ATTEMPTS = 3
-MISTAKES = 12  # To show.
+MISTAKES = 12  # Number of mistakes to show.
 COMPARISON = "comparison.html"
 
-Picture = tuple[np.ndarray, tuple[int, int] | None, str]  # Pixels, extent and name.
+Picture = tuple[np.ndarray, tuple[int, int] | None, str]  # Pixels, extent, description.
 
 
 def gather(
@@ -44,29 +45,33 @@ def gather(
     image: str = "",
     max_examples: int = 0,
 ) -> Material:
-    """Gathers all that the page of a run shows; what there is not is named instead.
+    """Gathers the contents of the page of a run.
+
+    Contents that are not available have a reason in `missing` instead.
 
     Args:
-      workdir: Of the run.
+      workdir: Workdir of the run.
       checkpoint: `best`, `latest` or a step.
-      data: What to test on.
-      image: File of the picture to look inside with; default: the first one tested.
-      max_examples: Test with this many of the split; 0 is all.
+      data: Data to test on.
+      image: Picture file for the look inside; "" takes the first example that was tested.
+      max_examples: Largest number of examples to test with; 0 takes all of the split.
 
     Raises:
-      UserError: No such run, no checkpoint of that step, or a picture that cannot be read.
+      UserError: The run or the checkpoint of that step does not exist, or the picture
+        cannot be read.
     """
     record = RunRecord.read(workdir)
     missing = []
     if not record.rows:
-        reason = "these weights were imported" if record.is_imported else "none was written"
+        imported = "these weights were imported"
+        reason = imported if record.is_imported else "the run has no metrics yet"
         missing.append(f"There are no curves: {reason}.")
     try:
         predictor = _load_predictor(workdir, checkpoint)
     except UserError as error:
         if checkpoint not in ("best", "latest"):
             raise
-        missing.append(f"There is nothing about answers and weights: {error}.")
+        missing.append(f"Predictions and weights are not shown: {error}.")
         return Material(record, missing=missing)
     network, tested = _network(predictor, record), None
     picture = _read_picture(image, predictor) if image else None
@@ -76,9 +81,9 @@ def gather(
         tested = _test(predictor, split, data, max_examples)
         picture = picture or _first_picture(split, tested)
     except UserError as error:
-        missing.append(f"There is nothing about answers to a data set: {error}.")
+        missing.append(f"Predictions for a data set are not shown: {error}.")
     if picture is None:
-        missing.append("No picture was looked at: name one with --image=FILE.")
+        missing.append("No picture is shown: name a picture with --image=FILE.")
         return Material(record, network, tested, missing=missing)
     pixels, extent, name = picture
     view = look_inside(
@@ -120,7 +125,7 @@ def _network(predictor: Predictor, record: RunRecord) -> Network:
 def _test(
     predictor: Predictor, split: Split, data: EvaluationData, max_examples: int
 ) -> Tested:
-    """Runs the network over a split, and looks up its most confident mistakes."""
+    """Runs the network over a split, and finds its most confident mistakes."""
     answers = collect_answers(
         predictor, split, batch_size=data.batch_size, max_examples=max_examples
     )
@@ -132,15 +137,15 @@ def _test(
         pictures = shown_pixels(
             predictor.description.preprocess, batch["image"], batch.get("extent")
         )
-    words = f"{data.dataset!r}, split {data.split!r}"
-    return Tested(answers, words, len(split), rows, pictures)
+    name = f"{data.dataset!r}, split {data.split!r}"
+    return Tested(answers, name, len(split), rows, pictures)
 
 
 def _read_picture(image: str, predictor: Predictor) -> Picture:
-    """A picture file.
+    """Reads a picture file.
 
     Raises:
-      UserError: It cannot be read.
+      UserError: The file cannot be read.
     """
     name = printable(image)
     try:
@@ -150,7 +155,7 @@ def _read_picture(image: str, predictor: Predictor) -> Picture:
 
 
 def _first_picture(split: Split, tested: Tested) -> Picture:
-    """The first example that was tested."""
+    """Reads the first example that was tested."""
     example = tested.answers.examples[:1]
     batch = next(iter(split.batches([example])))
     extent = tuple(batch["extent"][0].tolist()) if "extent" in batch else None
@@ -158,38 +163,38 @@ def _first_picture(split: Split, tested: Tested) -> Picture:
 
 
 def find_runs(names: str) -> list[Workdir]:
-    """Returns the workdirs named as "DIR1,DIR2", each once.
+    """Returns the workdirs that "DIR1,DIR2" names, each once.
 
     Raises:
-      UserError: None is named, or one holds no run.
+      UserError: No workdir is named, or a workdir holds no run.
     """
     paths = [path for path in names.split(",") if path]
     workdirs = list({each.path.resolve(): each for each in map(Workdir, paths)}.values())
     if not workdirs:
         raise UserError("name a run with --workdir=DIR, or several with DIR1,DIR2")
     for workdir in workdirs:
-        workdir.read_config()  # So that a directory without a run is refused, not made.
+        workdir.read_config()  # Refuses a directory without a run.
     return workdirs
 
 
 def write_report(workdirs: Sequence[Workdir], out: str, **options: Any) -> pathlib.Path:
-    """Writes the page of one run, or that which compares several.
+    """Writes the page of one run, or the page that compares several.
 
     Args:
-      workdirs: The runs.
+      workdirs: Workdirs of the runs.
       out: The HTML file; "" for one in the folder `report` of the first run.
-      **options: Those of `gather`, for the page of one run.
+      **options: Arguments of `gather`, for the page of one run.
 
     Returns:
       The file.
 
     Raises:
-      UserError: As `gather`; or the file cannot be written.
+      UserError: `gather` raises it, or the file cannot be written.
     """
     is_one = len(workdirs) == 1
     default_file = workdirs[0].path / "report" / ("index.html" if is_one else COMPARISON)
     file = pathlib.Path(out) if out else default_file
-    prepare_file(file)  # Before the work is done.
+    prepare_file(file)  # Finds errors before the work is done.
     if is_one:
         material = gather(workdirs[0], **options)
         for reason in material.missing:

@@ -1,4 +1,4 @@
-"""What a trained network sees: its first filters, its maps of a picture, and Grad-CAM."""
+"""Views into a trained network: its first filters, its maps of a picture, and Grad-CAM."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,27 +25,27 @@ from googlenet_flax.training.losses import outputs_by_name
 
 FILTER_COLUMNS = 8
 STRONGEST_CHANNELS = 5
-EARLIER_BLOCK = "inception_4e"  # Its maps are twice as fine as those of the last block.
-STRONGEST_OPACITY = 0.8  # Of the colour of the strongest evidence on a picture.
+EARLIER_BLOCK = "inception_4e"  # Its maps have twice the resolution of the last block's.
+MAX_OPACITY = 0.8  # Opacity of the color over the strongest evidence.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Where in the picture a classifier sees its predicted class (Grad-CAM)."""
+    """Grad-CAM map of a classifier for its predicted class."""
 
     classifier: str
     block: str
     predicted: int
-    heat: np.ndarray  # float64 [h, w], 0 to 1
+    heat: np.ndarray  # float64 [h, w], 0 to 1.
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a network makes of one picture."""
+    """Outputs and intermediate results of a network for one picture."""
 
-    picture: np.ndarray  # uint8 [H, W, 3], RGB, as the network is shown it
-    probabilities: Mapping[str, np.ndarray]  # Of each classifier, float64 [K].
-    maps: Mapping[str, np.ndarray]  # Of each inception block, float32 [h, w, C].
+    picture: np.ndarray  # Cut and resized as for the network, uint8 [H, W, 3], RGB.
+    probabilities: Mapping[str, np.ndarray]  # float64 [K] for each classifier.
+    maps: Mapping[str, np.ndarray]  # float32 [h, w, C] for each inception block.
     evidence: Sequence[Evidence]
 
 
@@ -56,14 +56,14 @@ def look_inside(
     image: np.ndarray,
     extent: tuple[int, int] | None = None,
 ) -> View:
-    """Runs a network on one picture and looks at all it computes.
+    """Runs a network on one picture and collects its maps and Grad-CAM.
 
     Args:
-      model: Of any variant.
-      preprocess: Of its training.
+      model: A network of any variant.
+      preprocess: Preprocessing of its training.
       variables: Its parameters and, with batch norm, statistics.
       image: uint8 `[h, w, 1 or 3]`, RGB.
-      extent: Height and width of the picture in it; default: it fills the image.
+      extent: Height and width of the picture in the image; by default it fills the image.
     """
     extents = None if extent is None else jnp.asarray([extent])
     pixels = preprocess.cut(jnp.asarray(image)[np.newaxis], extents)
@@ -104,16 +104,22 @@ def look_inside(
 
 
 def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np.ndarray:
-    """What the network is shown of pictures, before it is scaled: uint8 `[B, H, W, 3]`.
+    """Cuts and resizes pictures as for the network, without scaling their values.
 
-    Arguments as in `Preprocess`.
+    Args:
+      preprocess: Preprocessing of the network.
+      images: uint8 `[B, h, w, 1 or 3]`.
+      extents: Height and width of each picture, int `[B, 2]`; None if they fill the images.
+
+    Returns:
+      The pictures, uint8 `[B, H, W, 3]`.
     """
     pixels = preprocess.cut(jnp.asarray(images), extents)
     return np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
 
 
 def _targets(model: GoogLeNet) -> list[tuple[str, str]]:
-    """Classifiers, and the blocks to ask where each sees its class."""
+    """Lists pairs of a classifier and a block for Grad-CAM."""
     blocks = list(model.inceptions)
     heads = [(AUX_TAPS[b], b) for b in blocks if b in AUX_TAPS and model.aux_heads]
     earlier = [("main", EARLIER_BLOCK)] if EARLIER_BLOCK in blocks[:-1] else []
@@ -126,16 +132,17 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Where maps speak for a score: each weighed by its mean gradient, and their sum.
+    """Computes Grad-CAM: the positive part of the maps weighted by their mean gradients.
 
-    Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2; then divided by the largest.
+    The source is Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2. The result is
+    divided by its largest value.
 
     Args:
-      maps: `[h, w, C]`.
-      gradient: Of the score, `[h, w, C]`.
+      maps: Activation of a block, `[h, w, C]`.
+      gradient: Gradient of the score with respect to the maps, `[h, w, C]`.
 
     Returns:
-      float64 `[h, w]`, 0 to 1; all 0 where nothing speaks for it.
+      float64 `[h, w]`, 0 to 1; all 0 if no weighted sum is positive.
     """
     weights = np.asarray(gradient, np.float64).mean(axis=(0, 1))
     heat = np.maximum(np.asarray(maps, np.float64) @ weights, 0)
@@ -143,33 +150,39 @@ def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 
 
 def strongest_channels(maps: np.ndarray, top: int = STRONGEST_CHANNELS) -> np.ndarray:
-    """Channels of `[h, w, C]` with the largest mean, strongest first, int `[<= top]`."""
+    """Returns the channels of maps `[h, w, C]` with the largest means, int `[<= top]`."""
     return np.argsort(-maps.mean(axis=(0, 1)), kind="stable")[:top]
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays heat on a picture in grey: uint8 `[H, W, 3]`.
+    """Colors a gray copy of a picture by a heat map.
 
     Args:
       picture: uint8 `[H, W, 3]`, RGB.
-      heat: float `[h, w]`, 0 to 1; made as large as the picture, bilinearly.
+      heat: float `[h, w]`, 0 to 1; it is resized bilinearly to the size of the picture.
+
+    Returns:
+      The colored picture, uint8 `[H, W, 3]`.
     """
     height, width, _ = picture.shape
     small = PIL.Image.fromarray(heat.astype(np.float32))
     large = np.asarray(small.resize((width, height), PIL.Image.Resampling.BILINEAR))
-    grey = np.asarray(PIL.Image.fromarray(picture).convert("L"), np.float64)
-    opacity = STRONGEST_OPACITY * np.clip(large, 0, 1)[..., np.newaxis]
-    colour = 255 * np.array(to_rgb(VERMILLION))
-    mixed = (1 - opacity) * grey[..., np.newaxis] + opacity * colour
+    gray = np.asarray(PIL.Image.fromarray(picture).convert("L"), np.float64)
+    opacity = MAX_OPACITY * np.clip(large, 0, 1)[..., np.newaxis]
+    color = 255 * np.array(to_rgb(VERMILLION))
+    mixed = (1 - opacity) * gray[..., np.newaxis] + opacity * color
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
 def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
-    """The filters of conv1 as pictures: float `[N, h, w, 3]`, 0 to 1, grey for a weight 0.
+    """Scales the filters of conv1 to pictures.
 
     Args:
-      kernel: `[h, w, 3, N]`.
-      channel_order: Of the network's input.
+      kernel: Kernel of conv1, `[h, w, 3, N]`.
+      channel_order: Order of the channels of the network's input, "RGB" or "BGR".
+
+    Returns:
+      The pictures, float `[N, h, w, 3]`, 0 to 1; a weight of 0 is gray.
     """
     filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
     if channel_order == "BGR":
@@ -180,10 +193,10 @@ def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
 
 @styled
 def filters_figure(kernel: np.ndarray, channel_order: str) -> Figure:
-    """The filters of conv1; arguments as in `filter_pictures`."""
+    """Draws the filters of conv1; the arguments are those of `filter_pictures`."""
     filters = filter_pictures(kernel, channel_order)
     rows = -(-len(filters) // FILTER_COLUMNS)
-    figure, axes = pictures_grid(rows, FILTER_COLUMNS, title_height=0)
+    figure, axes = pictures_grid(rows, FILTER_COLUMNS, title_height_inches=0)
     for ax, pixels in zip(axes.flat, filters, strict=False):
         ax.imshow(pixels, interpolation="nearest")
     return figure
@@ -191,9 +204,9 @@ def filters_figure(kernel: np.ndarray, channel_order: str) -> Figure:
 
 @styled
 def maps_figure(view: View) -> Figure:
-    """For each block the mean over channels, and its strongest channels."""
+    """Draws the mean over channels and the strongest channels of each block."""
     columns = 1 + STRONGEST_CHANNELS
-    figure, axes = pictures_grid(len(view.maps), columns, title_height=0.24)
+    figure, axes = pictures_grid(len(view.maps), columns, title_height_inches=0.24)
     for row, (name, maps) in zip(axes, view.maps.items(), strict=True):
         row[0].imshow(maps.mean(axis=2), interpolation="nearest")
         row[0].set_title(name.removeprefix("inception_") + ": mean", fontsize=9)
@@ -205,15 +218,15 @@ def maps_figure(view: View) -> Figure:
 
 @styled
 def evidence_figure(view: View, class_names: Sequence[str]) -> Figure:
-    """The picture, and on it where each classifier sees its predicted class."""
+    """Draws the picture, and the Grad-CAM map of each classifier over it."""
     columns = 3
     rows = -(-(1 + len(view.evidence)) // columns)
-    figure, axes = pictures_grid(rows, columns, title_height=0.45)
+    figure, axes = pictures_grid(rows, columns, title_height_inches=0.45)
     axes.flat[0].imshow(view.picture)
-    axes.flat[0].set_title("the picture\nas the network is shown it", fontsize=9)
+    axes.flat[0].set_title("the picture\nat the size of the input", fontsize=9)
     for ax, one in zip(axes.flat[1:], view.evidence, strict=False):
         ax.imshow(overlay(view.picture, one.heat))
         probability = view.probabilities[one.classifier][one.predicted]
-        said = f"{name_label(class_names[one.predicted])}, {probability:.1%}"
-        ax.set_title(f"{one.classifier} at {one.block}\n{said}", fontsize=9)
+        predicted = f"{name_label(class_names[one.predicted])}, {probability:.1%}"
+        ax.set_title(f"{one.classifier} at {one.block}\n{predicted}", fontsize=9)
     return figure

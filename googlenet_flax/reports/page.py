@@ -1,4 +1,4 @@
-"""A page of text, tables and figures, in one HTML file that needs nothing else."""
+"""A page of text, tables and figures in one self-contained HTML file."""
 
 import base64
 import errno
@@ -24,34 +24,34 @@ WAY_OUT = "mend that, or name another file with --out=FILE"
 
 
 class Number(str):
-    """Text of a number, which stands at the right of its column."""
+    """Text of a number, which a table aligns to the right."""
 
     __slots__ = ()
 
 
-Cell = str | None  # None is a dash.
+Cell = str | None  # None is shown as a dash.
 
 
 def number(value: float | None, form: str = ",") -> Number | None:
-    """A number in a format; None where there is none."""
+    """Formats a number; returns None for None and NaN."""
     is_known = value is not None and not math.isnan(value)
     return Number(format(value, form)) if is_known else None
 
 
 def percent(fraction: float | None) -> Number | None:
-    """A fraction in percent; None where there is none."""
+    """Formats a fraction in percent; returns None for None and NaN."""
     is_known = fraction is not None and not math.isnan(fraction)
     return Number(f"{100 * fraction:.2f} %") if is_known else None
 
 
 class Page:
-    """Collects what a page shows, in order; all text is escaped."""
+    """A page that is built part by part; all text is escaped."""
 
     def __init__(self, title: str):
         self._title = title
         self._parts: list[str] = []
         self._sections: list[str] = []
-        self.pictures: dict[str, bytes] = {}  # Names and PNGs.
+        self.pictures: dict[str, bytes] = {}  # PNGs by the names of their files.
 
     def section(self, title: str) -> None:
         """Begins a section."""
@@ -63,19 +63,26 @@ class Page:
         self._parts.append(f"<h3>{_text(title)}</h3>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Adds a paragraph."""
         self._parts.append(f"<p>{_text(text)}</p>")
 
     def missing(self, text: str) -> None:
-        """A paragraph that says what cannot be shown, and why."""
+        """Adds a paragraph that says what cannot be shown, and why."""
         self._parts.append(f'<p class="missing">{_text(text)}</p>')
 
     def figure(self, name: str, png: bytes, *, caption: str, alt: str) -> None:
-        """A figure; `name` is that of its PNG beside the page, without suffix."""
+        """Adds a figure.
+
+        Args:
+          name: Name of its PNG file beside the page, without the suffix.
+          png: The figure.
+          caption: Text below the figure.
+          alt: Text for readers who do not see the figure.
+        """
         self.pictures[f"{name}.png"] = png
         width, height = (
             side * SHOWN_PIXELS_PER_INCH // STORED_PIXELS_PER_INCH
-            for side in struct.unpack(">II", png[16:24])  # Of the IHDR chunk.
+            for side in struct.unpack(">II", png[16:24])  # These bytes are in IHDR.
         )
         data = base64.b64encode(png).decode()
         self._parts.append(
@@ -92,12 +99,12 @@ class Page:
         caption: str,
         folded: bool = False,
     ) -> None:
-        """A table, which scrolls by itself where it is wider than the screen.
+        """Adds a table, which scrolls by itself if it is wider than the screen.
 
         Args:
           header: Names of the columns.
-          rows: Each as long as the header; its first cell names it.
-          caption: What it shows.
+          rows: Cells of each row; the first one is the name of the row.
+          caption: Text above the table.
           folded: Show only the caption until it is clicked.
         """
         columns = list(zip(*rows, strict=True)) or [()] * len(header)
@@ -117,27 +124,27 @@ class Page:
         self._parts.append(folded_table if folded else table)
 
     def to_html(self) -> str:
-        """The whole page."""
+        """Returns the page as HTML."""
         links = "".join(
             f'<li><a href="#section-{number}">{_text(title)}</a></li>'
             for number, title in enumerate(self._sections, start=1)
         )
-        before = next(
+        first_section = next(
             (i for i, part in enumerate(self._parts) if part.startswith("<h2")),
             len(self._parts),
         )
         parts = [
             f"<h1>{_text(self._title)}</h1>",
-            *self._parts[:before],
+            *self._parts[:first_section],
             f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
-            *self._parts[before:],
+            *self._parts[first_section:],
         ]
         template = importlib.resources.files("googlenet_flax.reports") / "template.html"
         page = string.Template(template.read_text(encoding="utf-8"))
         return page.substitute(title=_text(self._title), body="\n".join(parts))
 
     def write(self, file: pathlib.Path) -> None:
-        """Writes the figures, and then the page; each file whole or not at all.
+        """Writes the figures and then the page, each file completely or not at all.
 
         Raises:
           UserError: A file or its folder cannot be written.
@@ -149,10 +156,10 @@ class Page:
 
 
 def prepare_file(file: pathlib.Path) -> None:
-    """Makes the folder of a page, and finds out whether the page can be written there.
+    """Makes the folder of a page, and checks that the page can be written there.
 
     Raises:
-      UserError: It cannot.
+      UserError: The page cannot be written.
     """
     with writing(file.parent, WAY_OUT):
         file.parent.mkdir(parents=True, exist_ok=True)

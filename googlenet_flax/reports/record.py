@@ -1,6 +1,6 @@
-"""What a workdir says of its run besides the weights; read without its lock.
+"""Config, metrics and times of a run, read from its workdir without taking the lock.
 
-Everything is read as it lies there, also while the run goes on writing.
+A run can be read while it is still writing.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ class RunRecord:
     config: Config | None  # None for imported weights.
     imported_from: Mapping[str, str]  # Origin of imported weights; empty for a run.
     rows: Sequence[Row]
-    starts: Sequence[Mapping[str, Any]]  # As `Workdir.write_start` wrote them.
-    written_at: float | None  # Seconds since 1970 at the last row.
+    starts: Sequence[Mapping[str, Any]]  # Facts written by `Workdir.write_start`.
+    written_at: float | None  # Time of the last row, in seconds since 1970.
 
     @classmethod
     def read(cls, workdir: Workdir) -> Self:
         """Reads a run.
 
         Raises:
-          UserError: There is none, or its metrics are not what a run writes.
+          UserError: There is no run, or its config or its metrics cannot be read.
         """
         origin = workdir.read_config().get(IMPORTED_FROM, {})
         rows = read_rows(workdir.metrics_file)
@@ -55,17 +55,17 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What the run is called on a page."""
+        """Name of the run on a page."""
         return self.path.name or str(self.path)
 
     @property
     def is_imported(self) -> bool:
-        """Whether the weights were imported, so that nothing was trained here."""
+        """True for imported weights, which were not trained here."""
         return self.config is None
 
     @property
     def steps(self) -> int:
-        """Updates done, as far as there are rows."""
+        """Number of training steps done, as far as the rows show."""
         return max((row["step"] for row in self.rows), default=0)
 
     @property
@@ -75,36 +75,36 @@ class RunRecord:
 
     @property
     def best(self) -> Row | None:
-        """The evaluation of the best checkpoint; the latest of equals."""
+        """Evaluation of the best checkpoint; the latest one if several are equal."""
         return max(self.evaluations, key=_score, default=None)
 
     @property
     def epoch_steps(self) -> int | None:
-        """Steps in an epoch, as the last start counted them; None if none is recorded."""
+        """Steps in an epoch, as the last start counted them; None if unknown."""
         return self.starts[-1]["epoch_steps"] if self.starts else None
 
     @property
     def total_steps(self) -> int | None:
-        """Updates of the whole run, likewise."""
+        """Steps of the whole run, as the last start counted them; None if unknown."""
         return self.starts[-1]["total_steps"] if self.starts else None
 
     @property
     def session_seconds(self) -> list[float]:
-        """Time from each start to its last row; none where it was not recorded.
+        """Time from each start to its last row; empty if the rows have no times.
 
-        Rows that a later start has cut do not count.
+        Rows that a later start has removed do not count.
         """
         if not all(UNIX_SECONDS in row for row in self.rows):
             return []
-        written = [row[UNIX_SECONDS] for row in self.rows]
-        began = [start["time"] for start in self.starts]
+        row_times = [row[UNIX_SECONDS] for row in self.rows]
+        start_times = [start["time"] for start in self.starts]
         return [
-            max((time - start for time in written if start <= time < end), default=0.0)
-            for start, end in itertools.pairwise([*began, math.inf])
+            max((time - start for time in row_times if start <= time < end), default=0.0)
+            for start, end in itertools.pairwise([*start_times, math.inf])
         ]
 
     def series(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of what the rows of a split call `name`, float64 `[N]` each."""
+        """Returns steps and values of a metric in the rows of a split, float64 `[N]`."""
         points = [
             (row["step"], row[name])
             for row in self.rows
@@ -115,7 +115,7 @@ class RunRecord:
 
 
 def best_name(row: Row) -> str:
-    """The metric that the best checkpoint is chosen by."""
+    """Returns the name of the metric by which the best checkpoint is chosen."""
     return next(name for name in BEST_METRICS if name in row)
 
 

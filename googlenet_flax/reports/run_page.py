@@ -1,4 +1,4 @@
-"""The page of one run."""
+"""Page of one run."""
 
 import dataclasses
 import datetime
@@ -24,43 +24,43 @@ from googlenet_flax.runtime.environment import describe_environment
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import TOP_K
 
-MOST_CONFUSED = 15  # Pairs to list.
-NAMED_CLASSES = 3  # For a picture, by each classifier.
+MOST_CONFUSED = 15  # Number of confused pairs to list.
+NAMED_CLASSES = 3  # Classes listed for a picture and each classifier.
 MAX_OPEN_ROWS = 30  # A longer table is folded.
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What a checkpoint holds, for a report."""
+    """Contents of a checkpoint that the page shows."""
 
     checkpoint_step: int
     description: ModelDescription
-    weights: str  # Which ones, in words.
+    weights: str  # Kind of the weights, in words.
     conv1: np.ndarray  # Kernel [h, w, 3, N].
 
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """Answers for a split, and the pictures of the most confident mistakes."""
+    """Predictions for a split, and the pictures of the most confident mistakes."""
 
     answers: SplitAnswers
-    split: str  # Which one, in words.
-    split_size: int  # Examples in it.
+    split: str  # Data set and split, in words.
+    split_size: int  # Number of examples in the split.
     mistakes: np.ndarray  # Rows of `answers`, int [n].
-    pictures: np.ndarray  # uint8 [n, H, W, 3]
+    pictures: np.ndarray  # Pictures of the mistakes, uint8 [n, H, W, 3].
 
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-    """A view of one picture."""
+    """View of one picture."""
 
     view: look_inside.View
-    name: str  # Of the picture, in words.
+    name: str  # Description of the picture, in words.
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """All that the page of a run is made of; None with a reason in `missing`."""
+    """Contents of the page of a run; a part that is None has a reason in `missing`."""
 
     record: RunRecord
     network: Network | None = None
@@ -70,7 +70,7 @@ class Material:
 
 
 def create_run_page(material: Material) -> Page:
-    """The page of a run, of what there is."""
+    """Creates the page of a run from the parts that are there."""
     record = material.record
     page = Page(f"Run {record.name}")
     page.text(_headline(record))
@@ -87,7 +87,7 @@ def create_run_page(material: Material) -> Page:
 
 
 def _headline(record: RunRecord) -> str:
-    """What the run is, and how far it came, in a few sentences."""
+    """Describes the run and its progress in a few sentences."""
     config = record.config
     if config is None:
         return "Imported weights; they were not trained here."
@@ -113,9 +113,9 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
     steps, _ = record.series("train", "main_loss")
     window = curves.smoothing_window(len(steps))
     smooth = (
-        f"Light: each logged step; full: their running mean over {window}."
+        f"Light lines show each logged step, dark ones the running mean over {window}."
         if window > 1
-        else "Each logged step."
+        else "Lines show each logged step."
     )
     page.figure(
         "loss",
@@ -129,7 +129,7 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
     page.figure(
         "accuracy",
         curves.accuracy_figure(record),
-        caption="The same for the share of right answers.",
+        caption="Accuracy, drawn in the same way.",
         alt="Curves of training and evaluation accuracy over training time for the main "
         f"classifier and both heads; {_last_words(record, 'accuracy', '.2%')}",
     )
@@ -152,7 +152,7 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
 
 
 def _last_words(record: RunRecord, name: str, form: str) -> str:
-    """The last evaluation in words, for who cannot see the curve."""
+    """Describes the last evaluation, for readers who do not see the curve."""
     evaluations = record.evaluations
     if not evaluations or name not in evaluations[-1]:
         return "there is no evaluation yet."
@@ -160,7 +160,7 @@ def _last_words(record: RunRecord, name: str, form: str) -> str:
 
 
 def _add_evaluations(page: Page, record: RunRecord) -> None:
-    """A table of all evaluations; columns that no row has are left out."""
+    """Adds a table of all evaluations, without columns that no row has."""
     columns = {
         "loss": ("total loss", lambda value: number(value, ".4f")),
         "accuracy": ("accuracy", percent),
@@ -189,7 +189,7 @@ def _add_evaluations(page: Page, record: RunRecord) -> None:
 def _add_answers(page: Page, network: Network, tested: Tested) -> None:
     answers, names = tested.answers, network.description.class_names
     main, labels = answers.classifiers["main"], answers.labels
-    page.section("Answers")
+    page.section("Predictions")
     count, size = len(labels), tested.split_size
     some = f"all {size:,}" if count == size else f"{count:,} of the {size:,}"
     page.text(
@@ -205,25 +205,25 @@ def _add_answers(page: Page, network: Network, tested: Tested) -> None:
 
 
 def _add_scores(page: Page, answers: SplitAnswers) -> None:
-    """A row of numbers for each classifier."""
+    """Adds a table with a row of scores for each classifier."""
     rows = []
     for name, one in answers.classifiers.items():
-        right = one.right(answers.labels)
+        correct = one.are_correct(answers.labels)
         rows.append(
             [
                 name,
-                percent(float(right.mean())),
+                percent(float(correct.mean())),
                 percent(float(np.mean(one.label_rank < TOP_K))),
                 number(-one.label_log_probability.mean(), ".4f"),
                 percent(float(one.confidence.mean())),
-                percent(calibrate(one.confidence, right).error),
+                percent(calibrate(one.confidence, correct).error),
             ]
         )
     header = ["classifier", "accuracy", "top-5", "cross-entropy", "mean confidence"]
     page.table(
         [*header, "calibration error"],
         rows,
-        caption=f"Of {len(answers.labels):,} examples",
+        caption=f"Scores on {len(answers.labels):,} examples",
     )
 
 
@@ -231,23 +231,24 @@ def _add_confusions(page: Page, confusions: np.ndarray, names: Sequence[str]) ->
     page.heading("Confusions")
     pairs = most_confused(confusions, MOST_CONFUSED)
     if len(names) <= answer_figures.MAX_MATRIX_CLASSES:
-        numbers = " Numbers are examples." if answer_figures.count_size(confusions) else ""
+        has_counts = answer_figures.count_size(confusions) > 0
+        numbers = " Numbers are counts of examples." if has_counts else ""
         page.figure(
             "confusion",
             answer_figures.confusion_figure(confusions, names),
-            caption="Examples of each true class (rows) by what the main classifier said "
-            f"(columns); colour is the share of the row.{numbers}",
+            caption="Examples by true class (rows) and by the class that the main "
+            f"classifier predicts (columns). The color is the share of the row.{numbers}",
             alt=f"Confusion matrix of {len(names)} classes; on the diagonal are "
             f"{np.trace(confusions):,} of {confusions.sum():,} examples.",
         )
     if pairs:
         page.table(
-            ["true class", "predicted class", "times", "of the true class"],
+            ["true class", "predicted class", "examples", "share of the true class"],
             [
                 [names[i], names[j], number(count), percent(count / confusions[i].sum())]
                 for i, j, count in pairs
             ],
-            caption="The commonest mistakes",
+            caption="Most frequent mistakes",
         )
 
 
@@ -260,8 +261,8 @@ def _add_classes(
     page.figure(
         "classes",
         answer_figures.per_class_figure(scores, names),
-        caption="Precision (of what was called so, the share that is) and recall (of what "
-        "is so, the share that was called so)"
+        caption="Precision (share of correct predictions of a class) and recall (share of "
+        "the examples of a class that are predicted correctly)"
         + (
             "."
             if len(listed) == len(names)
@@ -281,15 +282,15 @@ def _add_classes(
 
 
 def _add_calibration(page: Page, labels: np.ndarray, main: Answers) -> None:
-    calibration = calibrate(main.confidence, main.right(labels))
+    calibration = calibrate(main.confidence, main.are_correct(labels))
     page.heading("Calibration")
     page.figure(
         "calibration",
         answer_figures.calibration_figure(calibration),
-        caption="How often the main classifier is right when it is so sure. Bars below the "
-        "dashed line: surer than it should be. Expected calibration error "
-        f"{calibration.error:.2%} ({len(calibration.count)} bins). Below: how many "
-        "examples are in each bin.",
+        caption="Accuracy of the main classifier by its confidence. Where a bar ends below "
+        "the dashed line, the classifier is overconfident. The expected calibration error "
+        f"is {calibration.error:.2%} ({len(calibration.count)} bins). The lower panel "
+        "shows the share of examples in each bin.",
         alt="Reliability diagram: accuracy over confidence, and the share of examples in "
         f"each bin; expected calibration error {calibration.error:.2%}.",
     )
@@ -302,17 +303,19 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
     if not len(rows):
         page.text("There is no mistake.")
         return
-    said = [names[i] for i in main.predicted[rows]]
-    truth = [names[i] for i in answers.labels[rows]]
-    wrong = int(np.sum(~main.right(answers.labels)))
+    predicted = [names[i] for i in main.predicted[rows]]
+    true = [names[i] for i in answers.labels[rows]]
+    wrong = int(np.sum(~main.are_correct(answers.labels)))
     some = f"{len(rows)} of {wrong:,}" if len(rows) < wrong else f"All {wrong}"
     page.figure(
         "mistakes",
-        answer_figures.mistakes_figure(tested.pictures, truth, said, main.confidence[rows]),
-        caption=f"{some} mistakes of the main classifier, those that it was surest of "
-        "first, as the network is shown them. In the split they are the examples "
+        answer_figures.mistakes_figure(
+            tested.pictures, true, predicted, main.confidence[rows]
+        ),
+        caption=f"{some} mistakes of the main classifier, the most confident ones first, "
+        "at the size of the network's input. In the split they are the examples "
         f"{', '.join(map(str, answers.examples[rows]))}.",
-        alt="; ".join(f"{a} taken for {b}" for a, b in zip(truth, said, strict=True)),
+        alt="; ".join(f"{a} taken for {b}" for a, b in zip(true, predicted, strict=True)),
     )
 
 
@@ -323,9 +326,9 @@ def _add_inside(page: Page, network: Network, inside: Inside | None) -> None:
         "filters",
         look_inside.filters_figure(network.conv1, order),
         caption=f"The {network.conv1.shape[-1]} filters of conv1, "
-        f"{network.conv1.shape[0]}x{network.conv1.shape[1]} pixels each, as colours: a "
-        "weight of 0 is grey, and all share one scale.",
-        alt="The filters of the first convolution as small colour pictures.",
+        f"{network.conv1.shape[0]}x{network.conv1.shape[1]} pixels each, as colors. A "
+        "weight of 0 is gray, and all filters share one scale.",
+        alt="The filters of the first convolution as small color pictures.",
     )
     if inside is None:
         return
@@ -339,22 +342,22 @@ def _add_inside(page: Page, network: Network, inside: Inside | None) -> None:
             for i in best
         ]
     page.table(
-        ["classifier", "class", "probability"], rows, caption="What the network says"
+        ["classifier", "class", "probability"], rows, caption="Predictions for the picture"
     )
     page.figure(
         "grad_cam",
         look_inside.evidence_figure(view, names),
-        caption="Grad-CAM: coloured is where the maps of a block speak for the class that "
-        "the classifier predicts, in each picture on a scale of its own.",
+        caption="Grad-CAM: color marks where the maps of a block raise the score of the "
+        "class that the classifier predicts. Each picture has its own scale.",
         alt="The picture, and overlays of the evidence of: "
         + ", ".join(f"{one.classifier} at {one.block}" for one in view.evidence),
     )
     page.figure(
         "activations",
         look_inside.maps_figure(view),
-        caption="What the blocks hand on for this picture: the mean over channels, and the "
-        f"{look_inside.STRONGEST_CHANNELS} channels with the largest mean. Each map has a "
-        "scale of its own, dark is its smallest value.",
+        caption="Outputs of the blocks for this picture: the mean over channels, and the "
+        f"{look_inside.STRONGEST_CHANNELS} channels with the largest mean. Each map has "
+        "its own scale, with dark for the smallest value.",
         alt=f"Activation maps of {len(view.maps)} inception blocks, from fine to coarse.",
     )
 
@@ -370,8 +373,8 @@ def _add_settings(page: Page, material: Material) -> None:
         starts = len(record.session_seconds)
         facts["time"] = (
             f"{duration(sum(record.session_seconds))} in {starts} "
-            f"start{'s' if starts > 1 else ''}, each until its last row; compilation, "
-            "evaluation and saving included, reading the data before it not"
+            f"start{'s' if starts > 1 else ''}, each until its last row. This includes "
+            "compilation, evaluation and saving, but not reading the data before the start"
         )
     elif record.rows:
         facts["time"] = "not recorded: starts.jsonl or the rows' unix_seconds are missing"
@@ -390,7 +393,7 @@ def _add_settings(page: Page, material: Material) -> None:
     if record.starts:
         page.table(
             ["time", "after step", "made with"],
-            [_start(start) for start in record.starts],
+            [_start_cells(start) for start in record.starts],
             caption="Starts of the run",
         )
     devices = jax.local_devices() if material.network else None
@@ -401,7 +404,7 @@ def _add_settings(page: Page, material: Material) -> None:
     )
 
 
-def _start(start: Mapping[str, Any]) -> list[Cell]:
+def _start_cells(start: Mapping[str, Any]) -> list[Cell]:
     moment = datetime.datetime.fromtimestamp(start["time"], datetime.UTC)
     programs = (f"{name} {version}" for name, version in start["environment"].items())
     time = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
@@ -409,7 +412,7 @@ def _start(start: Mapping[str, Any]) -> list[Cell]:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to the second."""
+    """Formats a duration in hours and minutes, or in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

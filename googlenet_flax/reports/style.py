@@ -1,4 +1,4 @@
-"""The one style of all figures, and how a figure becomes a PNG."""
+"""Style of all figures, and their conversion to PNGs."""
 
 import functools
 import io
@@ -15,17 +15,17 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 Params = ParamSpec("Params")
 
-# Okabe and Ito, "Color Universal Design": told apart with any colour vision.
+# Okabe and Ito, "Color Universal Design": colors that all people can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-CLASSIFIER_COLOURS = {"main": BLUE, "aux_4a": ORANGE, "aux_4d": GREEN}
+CLASSIFIER_COLORS = {"main": BLUE, "aux_4a": ORANGE, "aux_4d": GREEN}
 
-WIDTH = 6.0  # Inches.
-SHOWN_PIXELS_PER_INCH = 100  # On the page: 600 px, where the smallest text is 11 px high.
-STORED_PIXELS_PER_INCH = 150  # In the file, for screens with finer pixels.
-LOG_RATIO = 20  # Of largest to smallest value, from which an axis is logarithmic.
-MAX_LABEL_LENGTH = 18  # Letters of a class name in a figure.
+WIDTH_INCHES = 6.0
+SHOWN_PIXELS_PER_INCH = 100  # A figure is 600 px wide on the page, with text of 11 px.
+STORED_PIXELS_PER_INCH = 150  # The file has more pixels, for screens of high resolution.
+LOG_RATIO = 20  # Ratio of largest to smallest value from which an axis is logarithmic.
+MAX_LABEL_LENGTH = 18  # Longest class name in a figure, in characters.
 
 STYLE: dict[str, Any] = {
     "figure.dpi": STORED_PIXELS_PER_INCH,
@@ -50,15 +50,14 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "image.cmap": "cividis",
-    "text.parse_math": False,  # A class may be called "$".
+    "text.parse_math": False,  # The name of a class may contain "$".
 }
 
 
 def styled(draw: Callable[Params, Figure]) -> Callable[Params, bytes]:
-    """Makes a function that draws a figure return it as a PNG.
+    """Decorates a function that draws a figure, so that it returns a PNG.
 
-    It looks the same whatever the user's own matplotlib settings are, and these are left
-    as they were.
+    The figure does not depend on the user's matplotlib settings, and they do not change.
     """
 
     @functools.wraps(draw)
@@ -75,20 +74,25 @@ def styled(draw: Callable[Params, Figure]) -> Callable[Params, bytes]:
     return draw_png
 
 
-def new_figure(height: float) -> Figure:
-    """An empty figure, `height` inches high."""
-    return Figure(figsize=(WIDTH, height))
+def new_figure(height_inches: float) -> Figure:
+    """Creates an empty figure of the common width."""
+    return Figure(figsize=(WIDTH_INCHES, height_inches))
 
 
-def pictures_grid(rows: int, columns: int, *, title_height: float) -> tuple[Figure, Any]:
-    """A figure of square frames without axes, and these, `[rows, columns]`.
+def pictures_grid(
+    rows: int, columns: int, *, title_height_inches: float
+) -> tuple[Figure, Any]:
+    """Creates a figure of square panels without axes.
 
     Args:
-      rows: Of frames.
-      columns: Of frames; they share the width.
-      title_height: Inches above each row of frames.
+      rows: Number of rows.
+      columns: Number of columns, which share the width.
+      title_height_inches: Space above each row for titles.
+
+    Returns:
+      The figure, and its panels, `[rows, columns]`.
     """
-    figure = new_figure(rows * (WIDTH / columns + title_height))
+    figure = new_figure(rows * (WIDTH_INCHES / columns + title_height_inches))
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
@@ -96,12 +100,12 @@ def pictures_grid(rows: int, columns: int, *, title_height: float) -> tuple[Figu
 
 
 def plain_text(text: str) -> str:
-    """The text with escapes for what is no Unicode, such as bytes of a file's name."""
+    """Escapes characters that are not valid Unicode, such as raw bytes of a file name."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def name_label(name: str) -> str:
-    """A name of any kind as a short line of text."""
+    """Shortens a name to a label of one line."""
     line = " ".join(plain_text(name).split())
     short = len(line) <= MAX_LABEL_LENGTH
     return line if short else f"{line[: MAX_LABEL_LENGTH - 1]}…"
