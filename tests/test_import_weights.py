@@ -574,7 +574,7 @@ def test_a_leaf_too_many(tmp_path, arrays_of, format_name):
     }[format_name]
     path = tmp_path / f"x{SUFFIXES[format_name]}"
     write(format_name, path, {**arrays_of(format_name), extra: np.ones(3, np.float32)})
-    assert f"no place here for its {extra}" in refusal(format_name, path)
+    assert f"no counterpart of its {extra}" in refusal(format_name, path)
 
 
 @pytest.mark.parametrize(

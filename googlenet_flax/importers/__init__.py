@@ -1,5 +1,6 @@
 """Readers of the weight files of the originals: Caffe (as ONNX), Keras and torchvision.
 
-Each turns one kind of file into named leaves of our tree, and `formats` makes a workdir of
-them. Packages that only one kind of file needs are imported when such a file is read.
+Each reader maps one kind of file to the leaves of our parameter tree, and `formats` writes
+them into a workdir. A package that only one kind of file needs is imported when such a file
+is read.
 """

@@ -1,4 +1,4 @@
-"""Caffe's bvlc_googlenet as the ONNX model zoo has it (googlenet, inception-v1)."""
+"""Reader of Caffe's bvlc_googlenet as an ONNX file of the model zoo."""
 
 import os
 import pathlib
@@ -30,13 +30,13 @@ STEM = {
 
 
 def read(path: pathlib.Path) -> OriginalWeights:
-    """Reads the initialisers of an ONNX graph, by Caffe's names of the layers.
+    """Reads the initializers of an ONNX graph, which have Caffe's names of the layers.
 
     Raises:
-      UserError: Not an ONNX file.
+      UserError: The file is not an ONNX file, or the package onnx is missing.
     """
     try:
-        import onnx  # noqa: PLC0415 - needed by nobody else
+        import onnx  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("onnx", f"reading {path.name}") from error
     with refuse_broken_file(path, "an ONNX file"):
@@ -44,11 +44,11 @@ def read(path: pathlib.Path) -> OriginalWeights:
             os.fsdecode(tensor.name): np.asarray(onnx.numpy_helper.to_array(tensor))
             for tensor in onnx.load(path).graph.initializer
         }
-    arrays = {  # numpy's own casts know nothing of bfloat16.
+    arrays = {  # NumPy does not count bfloat16 among its floats.
         name: values.astype(np.float32) if values.dtype == jnp.bfloat16 else values
         for name, values in arrays.items()
     }
-    # Integers are shapes for Reshape nodes.
+    # Integer arrays are shapes for Reshape nodes.
     skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
     return translate(arrays, dict(_sources()), skipped=skipped)
 

@@ -1,4 +1,4 @@
-"""The formats of weight files: which network each holds, and its import into a workdir."""
+"""Formats of weight files, the network of each, and their import into a workdir."""
 
 import collections
 import dataclasses
@@ -22,15 +22,15 @@ from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
 CLASSIFIER = "params/classifier/kernel"
-# torchvision's own file googlenet-1378be20.pth, named after its digest. Its weights come
-# from TensorFlow and want pixels from -1 to 1: torchvision sets `transform_input` for it.
+# SHA-256 prefix in the name of torchvision's file googlenet-1378be20.pth. Its weights come
+# from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`.
 TORCHVISION_DIGEST = "1378be20"
 
 Outcome = Literal["loaded", "skipped", "random"]
 
 
 class Format(NamedTuple):
-    """One kind of weight file, and what its network was fed with."""
+    """Reader of one kind of weight file, and the variant and input of its network."""
 
     read: Callable[[pathlib.Path], OriginalWeights]
     variant: str
@@ -81,19 +81,19 @@ FORMATS: Mapping[str, Format] = {
 
 
 class ReportLine(NamedTuple):
-    """What became of one leaf, ours or theirs."""
+    """Outcome of the import for one leaf of our tree or one array of the file."""
 
     outcome: Outcome
-    path: str
+    path: str  # Path in our tree; "" for an array that was skipped.
     source: str  # Name, type and shape in the file.
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """Weights of an original as our network takes them."""
+    """Imported weights in the form that our network takes."""
 
     description: ModelDescription
-    variables: dict[str, Any]  # float32 numpy arrays
+    variables: dict[str, Any]  # float32 NumPy arrays.
     report: tuple[ReportLine, ...]
 
 
@@ -105,24 +105,25 @@ def read_original(
     class_names: tuple[str, ...] = (),
     transform_input: bool | None = None,
 ) -> Imported:
-    """Reads a weight file and fits it to our tree.
+    """Reads a weight file and maps it to our parameter tree.
 
     Args:
       format_name: `"torchvision"` (`.pth`, `.safetensors`), `"onnx"` (the model zoo's
         googlenet and inception-v1) or `"keras"` (`.weights.h5` of the tutorial's network).
       path: The file.
-      image_size: Side of the network's input in pixels; `seed` and `paper` are tied to
+      image_size: Side of the network's input in pixels; for `seed` and `paper` it must be
         that of their training.
-      class_names: In the order of the classifier; default: ImageNet's for 1000 classes,
-        otherwise numbers.
-      transform_input: Whether torchvision's network re-normalises its input; default: only
-        that of torchvision's own trained weights does.
+      class_names: Names in the order of the classifier; by default those of ImageNet for
+        1000 classes, and numbers otherwise.
+      transform_input: Normalize the input as torchvision's `transform_input` does; by
+        default only for torchvision's own trained weights.
 
     Returns:
-      The network, with random heads where the file has none.
+      The network. Its heads are random if the file has none.
 
     Raises:
-      UserError: Unreadable, or of another network: names the first mismatch.
+      UserError: The file cannot be read, or it holds another network; the message names
+        the first mismatch.
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
@@ -140,17 +141,17 @@ def read_original(
         head for head in HEADS if not any(f"/{head}/" in name for name in weights.leaves)
     ]
     _check_fit(path, weights, variables_like, absent_heads)
-    start = _initialise(description) if absent_heads else variables_like
+    start = _initialize(description) if absent_heads else variables_like
     report = []
 
     def fill(path, leaf):
         name = _name(path)
         source = weights.leaves.get(name)
         if source is None:
-            report.append(ReportLine("random", name, "absent there"))
+            report.append(ReportLine("random", name, "not in the file"))
             return np.asarray(leaf)
-        there = f"{source.name} {source.values.dtype}{list(source.values.shape)}"
-        report.append(ReportLine("loaded", name, there))
+        array = f"{source.name} {source.values.dtype}{list(source.values.shape)}"
+        report.append(ReportLine("loaded", name, array))
         return np.asarray(source.values, np.float32)
 
     variables = jax.tree_util.tree_map_with_path(fill, start)
@@ -161,7 +162,11 @@ def read_original(
 def _choose_preprocess(
     format_name: str, path: pathlib.Path, image_size: int, transform_input: bool | None
 ) -> Preprocess:
-    """What the network of the file was fed with."""
+    """Chooses the preprocessing that the network of the file expects.
+
+    Raises:
+      UserError: The image size is too small, or the format has no `transform_input`.
+    """
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(
             f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
@@ -174,7 +179,8 @@ def _choose_preprocess(
     preprocess = dataclasses.replace(preprocess, image_size=image_size)
     if not transform_input:
         return preprocess
-    # torchvision's (x - mean) / std, times std / 0.5, plus (mean - 0.5) / 0.5.
+    # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
+    # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
     half = (0.5, 0.5, 0.5)
     return dataclasses.replace(preprocess, input_mean=half, input_std=half)
 
@@ -182,7 +188,11 @@ def _choose_preprocess(
 def _check_class_names(
     path: pathlib.Path, weights: OriginalWeights, class_names: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The names given, or those that the number of classes suggests."""
+    """Returns the given names of the classes, or defaults for their number.
+
+    Raises:
+      UserError: The file has no classifier, or another number of classes.
+    """
     if CLASSIFIER not in weights.leaves:
         raise UserError(
             f"{path} is another network: it has no main classifier, but "
@@ -192,7 +202,7 @@ def _check_class_names(
     if source.values.ndim != 2 or not source.values.size:
         raise UserError(
             f"{path} is another network: its {source.name} has the shape "
-            f"{list(source.values.shape)}, which is no classifier"
+            f"{list(source.values.shape)}, which is not that of a classifier"
         )
     num_classes = source.values.shape[1]
     if not class_names:
@@ -212,7 +222,11 @@ def _check_fit(
     variables_like: dict[str, Any],
     absent_heads: list[str],
 ) -> None:
-    """Refuses another network, by the first leaf that does not fit."""
+    """Checks that the weights have the shapes of our network and are finite floats.
+
+    Raises:
+      UserError: The file holds another network; the message names the first mismatch.
+    """
     expected = {
         _name(leaf_path): leaf
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables_like)
@@ -235,12 +249,12 @@ def _check_fit(
             raise UserError(f"{path} is another network: it has nothing for {name}")
     if weights.unknown:
         raise UserError(
-            f"{path} is another network: there is no place here for its "
+            f"{path} is another network: googlenet_flax has no counterpart of its "
             f"{weights.unknown[0]}"
         )
 
 
-def _initialise(description: ModelDescription) -> dict[str, Any]:
+def _initialize(description: ModelDescription) -> dict[str, Any]:
     model, size = description.create_model(), description.preprocess.image_size
     images = jnp.zeros((1, size, size, 3))
     init = jax.jit(
@@ -268,21 +282,21 @@ def import_weights(
     class_names: tuple[str, ...],
     transform_input: bool | None,
 ) -> Imported:
-    """Writes a workdir that evaluates, predicts and fine-tunes like that of a run.
+    """Reads a weight file and writes a workdir that can be used like that of a run.
 
     Args:
-      format_name: As the next ones and the last two, see `read_original`.
+      format_name: Format of the weight file, as in `read_original`.
       path: The weight file.
-      workdir: A new one.
+      workdir: Directory to create.
       image_size: Side of the network's input in pixels.
-      class_names: In the order of the classifier.
-      transform_input: Of torchvision's network.
+      class_names: Names in the order of the classifier, as in `read_original`.
+      transform_input: As in `read_original`.
 
     Raises:
-      UserError: As `read_original`; or the workdir holds a run.
+      UserError: `read_original` raises it, or the workdir holds a run.
       WorkdirInUseError: Another process uses the workdir.
     """
-    _check_new(workdir)
+    _check_unused(workdir)
     imported = read_original(
         format_name,
         path,
@@ -298,8 +312,12 @@ def import_weights(
     return imported
 
 
-def _check_new(path: str) -> None:
-    """Refuses a workdir that holds a run; what a killed import left there may go."""
+def _check_unused(path: str) -> None:
+    """Checks that a workdir holds no run; leftovers of a killed import may be replaced.
+
+    Raises:
+      UserError: The workdir holds a run.
+    """
     workdir = Workdir(path)
     if workdir.config_file.exists():
         raise UserError(f"workdir {path!r} holds a run: choose a new --workdir")
@@ -311,7 +329,7 @@ def _check_new(path: str) -> None:
 
 
 def describe_import(imported: Imported) -> str:
-    """Returns a line for each leaf, then what the network takes and knows."""
+    """Formats a line for each leaf, then the input and the classes of the network."""
     leaves = [
         f"{line.outcome:8} {line.path or '-':45} {line.source}" for line in imported.report
     ]
@@ -329,10 +347,10 @@ def describe_import(imported: Imported) -> str:
 
 
 def read_class_names(path: pathlib.Path) -> tuple[str, ...]:
-    """Reads a text file with the name of one class a line.
+    """Reads a text file that has the name of a class in each line.
 
     Raises:
-      UserError: It cannot be read.
+      UserError: The file cannot be read.
     """
     try:
         return tuple(path.read_text(encoding="utf-8-sig").splitlines())

@@ -1,7 +1,7 @@
-"""The tutorial's Keras network: `.weights.h5` as Keras 3 writes it.
+"""Reader of the tutorial's Keras network from a `.weights.h5` file of Keras 3.
 
-Layers are numbered by class in the order of `model.layers`, which is by depth and not by
-creation: in each inception block both reductions come first, and the heads come last.
+Keras numbers the layers of each class in the order of `model.layers`, which is by depth and
+not by creation. In each inception block both reductions come first, and the heads are last.
 """
 
 import itertools
@@ -42,17 +42,18 @@ def read(path: pathlib.Path) -> OriginalWeights:
     """Reads the weights of the layers `conv2d`, `conv2d_1`, ..., `dense`, `dense_1`, ...
 
     Raises:
-      UserError: Not a weight file of Keras 3, or one with its outputs in another order.
+      UserError: The file is not a weight file of Keras 3, the outputs of its model are in
+        another order, or the package h5py is missing.
     """
     try:
-        import h5py  # noqa: PLC0415 - needed by nobody else
+        import h5py  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("h5py", f"reading {path.name}") from error
     arrays: dict[str, np.ndarray] = {}
     own_names: dict[str, str] = {}
 
     def visit(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
-        name = os.fsdecode(name)  # Bytes where it is no text.
+        name = os.fsdecode(name)  # h5py gives bytes for a name that is not valid UTF-8.
         if isinstance(item, h5py.Dataset):
             arrays[name] = np.asarray(item)
         elif name.startswith("layers/dense") and name.endswith("/vars"):
@@ -65,7 +66,7 @@ def read(path: pathlib.Path) -> OriginalWeights:
                 "model.save_weights('NAME.weights.h5')"
             )
         file.visititems(visit)
-    # Random states of the dropout layers, and of a compiled model its optimizer.
+    # The skipped arrays are random states of dropout layers, and the optimizer's state.
     skipped = [
         name
         for name in arrays
@@ -94,19 +95,23 @@ def _layer_sources(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
 
 
 def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
-    """The three classifiers have one shape: only the layers' names can tell a mix-up.
+    """Checks the order of the three classifiers by the names of their layers.
 
-    Either those of the heads have "aux" in their names; or the names are Keras's own,
-    counted as the layers were made, and each head's classifier comes right after its fc.
-    Before Keras 3.6 the file has no names, and its order is trusted.
+    The classifiers have the same shape, so a wrong order can be found by names only. There
+    are three cases. Names given by Keras are numbered by creation; then the classifier of
+    each head must follow its fc. Other names must contain "aux" for the heads alone. Files
+    from before Keras 3.6 have no names, and their order is not checked.
+
+    Raises:
+      UserError: The classifiers are in another order.
     """
     names = {
         ours: own_names.get(_numbered("dense", number), "")
         for number, ours in enumerate(DENSES)
     }
-    made = {ours: _creation_number(name) for ours, name in names.items()}
-    if None not in made.values():
-        in_order = sorted(made, key=lambda ours: made[ours] or 0)
+    created = {ours: _creation_number(name) for ours, name in names.items()}
+    if None not in created.values():
+        in_order = sorted(created, key=lambda ours: created[ours] or 0)
         follows = {fc: after for fc, after in itertools.pairwise(in_order)}
         fits = all(follows.get(f"{head}/fc") == f"{head}/classifier" for head in HEADS)
     elif any("aux" in name for name in names.values()):
@@ -125,6 +130,6 @@ def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
 
 
 def _creation_number(name: str) -> int | None:
-    """Of a name that Keras gave, `dense` or `dense_7`."""
+    """Parses a name given by Keras, `dense` or `dense_7`; returns None for other names."""
     match = re.fullmatch(r"dense(?:_(\d+))?", name)
     return int(match[1] or 0) if match else None

@@ -1,4 +1,4 @@
-"""What a weight file holds, by the paths of our own tree."""
+"""Contents of a weight file by the paths of our parameter tree."""
 
 import contextlib
 import dataclasses
@@ -22,36 +22,36 @@ Layout = Callable[[np.ndarray], np.ndarray]
 
 
 class Source(NamedTuple):
-    """Where one of our leaves lies in a file."""
+    """Location of one of our leaves in a file."""
 
-    name: str
-    layout: Layout  # From theirs to ours.
+    name: str  # Name of the array in the file.
+    layout: Layout  # Converts the array to our layout.
 
 
 class Leaf(NamedTuple):
-    """One of our leaves as a file has it."""
+    """One of our leaves, read from a file."""
 
-    name: str  # There.
-    values: np.ndarray  # In our layout.
+    name: str  # Name of the array in the file.
+    values: np.ndarray  # Values in our layout.
 
 
 @dataclasses.dataclass(frozen=True)
 class OriginalWeights:
-    """A weight file, read."""
+    """Contents of a weight file."""
 
-    leaves: Mapping[str, Leaf]  # By path, "params/conv1/conv/kernel".
-    skipped: tuple[str, ...]  # Names there that no network needs.
-    unknown: tuple[str, ...]  # Names there that we have no place for.
+    leaves: Mapping[str, Leaf]  # Leaves by path, such as "params/conv1/conv/kernel".
+    skipped: tuple[str, ...]  # Names in the file that no network needs.
+    unknown: tuple[str, ...]  # Names in the file that our network has no leaf for.
 
 
 @contextlib.contextmanager
 def refuse_broken_file(path: pathlib.Path, kind: str) -> Iterator[None]:
-    """Turns whatever a library makes of a broken file into one line."""
+    """Turns any error that a library raises for a broken file into a `UserError`."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # Changed bytes make them raise nearly anything.
+    except Exception as error:  # For broken files the libraries raise nearly anything.
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise UserError(f"{path} is not {kind}, or it is broken: {reason}") from error
 
@@ -62,11 +62,11 @@ def translate(
     *,
     skipped: Iterable[str] = (),
 ) -> OriginalWeights:
-    """Sorts the arrays of a file by the paths of our tree.
+    """Maps the arrays of a file to the paths of our tree.
 
     Args:
-      arrays: By their names in the file.
-      sources: By our paths, in the order of the network.
+      arrays: Arrays by their names in the file.
+      sources: Sources by our paths, in the order of the network.
       skipped: Names in the file that no network needs.
     """
     known = {source.name for source in sources.values()} | set(skipped)
@@ -82,28 +82,31 @@ def translate(
 
 
 def same(values: np.ndarray) -> np.ndarray:
-    """No change."""
+    """Returns the values unchanged."""
     return values
 
 
 def hwio_from_oihw(kernel: np.ndarray) -> np.ndarray:
-    """A convolution's kernel, from torch's and Caffe's layout; other ranks unchanged."""
+    """Converts a convolution's kernel from the layout of torch and Caffe.
+
+    Arrays of other ranks are returned unchanged.
+    """
     return kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel
 
 
 def io_from_oi(kernel: np.ndarray) -> np.ndarray:
-    """A dense kernel `[in, out]`, from torch's and Caffe's layout.
+    """Converts a dense kernel from the layout of torch and Caffe to `[in, out]`.
 
-    Old Caffe models have two dimensions of size 1 in front.
+    Old Caffe models have two more dimensions of size 1 in front.
     """
     return _matrix(kernel).T
 
 
 def hwc_rows_from_chw(kernel: np.ndarray) -> np.ndarray:
-    """The kernel of a head's `fc`, which sees its map flattened as H, W, C here.
+    """Converts the kernel of a head's `fc` from `[out, C * H * W]` to `[H * W * C, out]`.
 
-    From `[out, C * H * W]` to `[H * W * C, out]`; a shape of no square map of
-    `AUX_PROJ_FEATURES` channels is left for the check of shapes to refuse.
+    Here the map in front of it is flattened in the order H, W, C. A kernel that fits no map
+    of `AUX_PROJ_FEATURES` channels is only transposed; the check of shapes refuses it.
     """
     kernel = _matrix(kernel)
     if kernel.ndim != 2 or not kernel.size or kernel.shape[1] % AUX_PROJ_FEATURES:

@@ -1,4 +1,4 @@
-"""torchvision's googlenet: a state dict as `.pth` (torch) or `.safetensors`."""
+"""Reader of torchvision's googlenet, a state dict as `.pth` (torch) or `.safetensors`."""
 
 import pathlib
 import pickle
@@ -30,18 +30,19 @@ BRANCHES = {
     "5x5": "branch3.1",
     "pool_proj": "branch4.1",
 }
-STEPS_COUNTED = "num_batches_tracked"  # By torch's batch norm; nothing here needs it.
+BATCH_COUNTER = "num_batches_tracked"  # torch's batch norm counts; ours does not.
 
 
 def read(path: pathlib.Path) -> OriginalWeights:
     """Reads a state dict.
 
     Raises:
-      UserError: Not a state dict, or one that carries code.
+      UserError: The file is not a state dict, it may contain code, or a package that reads
+        it is missing.
     """
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_pth
     arrays = reader(path)
-    skipped = [name for name in arrays if name.endswith(STEPS_COUNTED)]
+    skipped = [name for name in arrays if name.endswith(BATCH_COUNTER)]
     return translate(arrays, dict(_sources()), skipped=skipped)
 
 
@@ -74,7 +75,7 @@ def _dense_sources(ours, theirs, layout=io_from_oi) -> Iterator[tuple[str, Sourc
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import torch  # noqa: PLC0415 - heavy, and needed by nobody else
+        import torch  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("torch", f"reading {path.name}") from error
     with refuse_broken_file(path, "a file of torch"):
@@ -94,7 +95,7 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "torch.save(model.state_dict(), ...)"
             )
         return {
-            # numpy has no bfloat16.
+            # NumPy has no bfloat16.
             name: (value.float() if value.dtype == torch.bfloat16 else value).numpy(
                 force=True
             )
@@ -104,11 +105,11 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        import safetensors.flax  # noqa: PLC0415 - needed by nobody else
+        import safetensors.flax  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("safetensors", f"reading {path.name}") from error
     with refuse_broken_file(path, "a file of safetensors"):
-        tensors = safetensors.flax.load_file(path)  # As jax arrays: numpy has no bfloat16.
+        tensors = safetensors.flax.load_file(path)  # jax arrays, which can be bfloat16.
         return {
             name: np.asarray(
                 tensor.astype(np.float32) if tensor.dtype == jnp.bfloat16 else tensor
