@@ -28,7 +28,7 @@ from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
 from googlenet_flax.exporters.network import Network, describe
-from googlenet_flax.model import googlenet
+from googlenet_flax.model.googlenet import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
@@ -320,7 +320,7 @@ def test_without_onnxruntime_the_command_says_what_it_did_not_do(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, printed, _ = export_to(tmp_path / "file", "onnx")
     assert code == 0
-    assert "not verified: that needs onnxruntime: pip install onnxruntime" in printed
+    assert "not verified: onnxruntime is missing (pip install onnxruntime)" in printed
     onnx.checker.check_model(onnx.load(tmp_path / "file"))
 
 
@@ -356,9 +356,9 @@ def test_other_weights_are_not_written(tmp_path, export_to, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        (".", "no file"),
-        ("", "no file"),
-        ("/dev/null", "no file"),
+        (".", "is not a file"),
+        ("", "is not a file"),
+        ("/dev/null", "is not a file"),
         ("missing/file", "no folder"),
         ("x" * 300, "cannot be written (File name too long)"),
     ],

@@ -1,5 +1,6 @@
 """Writers of a trained network for other programs: ONNX, StableHLO and safetensors.
 
-Each takes a `Network` and returns bytes, which `formats` compares with the network and
-writes. Packages that only one format needs are imported when that format is written.
+Each writer turns a `Network` into bytes. `formats` compares them with the network and
+writes them to a file. A package that only one format needs is imported when that format is
+written.
 """

@@ -1,4 +1,4 @@
-"""The formats that a network is exported to, each compared with the network it is of."""
+"""Export of a network to a file, and comparison of the file with the network."""
 
 import dataclasses
 import json
@@ -20,29 +20,34 @@ from googlenet_flax.runtime.files import replace_file
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")
-METADATA_SUFFIX = ".json"  # StableHLO's own file has no place for text.
-TOLERANCE = 1e-4  # Of the largest logit, between the file and the network.
-SMALLEST = np.finfo(np.float32).tiny  # Instead of dividing by 0.
-BLOCKS = 8  # Of one colour along each side of a picture.
+METADATA_SUFFIX = ".json"  # A StableHLO file cannot hold text, so there is a second file.
+TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
+SMALLEST = np.finfo(np.float32).tiny  # Avoids division by 0.
+BLOCKS = 8  # Number of color blocks along each side of a test image.
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was made of a network, not written yet."""
+    """Contents of the exported file, before it is written."""
 
     data: bytes
     metadata: Mapping[str, Any]
-    verified: str  # How, or why not.
+    verified: str  # Result of the comparison, or the reason why there is none.
 
 
 def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exported:
-    """Makes a file of a network, and compares it with the network where that is possible.
+    """Exports a network in float32, and compares the result with the network.
 
     Args:
-      predictor: The network; its weights are float32, and so is what is exported.
+      predictor: The network.
       format_name: `"stablehlo"` and `"onnx"` take RGB pixels, 0 to 255, at the network's
-        size; `"safetensors"` has the weights alone.
-      aux_heads: Give the heads' logits too; `"safetensors"` has their weights anyway.
+        size; `"safetensors"` contains the weights only.
+      aux_heads: Output the logits of the heads too. A `"safetensors"` file always contains
+        the weights of the heads.
+
+    Returns:
+      The contents of the file. They are not compared with the network if the package
+      onnxruntime is missing.
 
     Raises:
       UserError: A package is missing, or the file gives other logits than the network.
@@ -67,27 +72,32 @@ def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exp
     try:
         outputs = run(data, images)
     except ImportError:
-        note = "not verified: that needs onnxruntime: pip install onnxruntime"
+        note = "not verified: onnxruntime is missing (pip install onnxruntime)"
         return Exported(data, metadata, note)
     return Exported(data, metadata, _compare_outputs(outputs, network, images))
 
 
 def _draw_images(size: int) -> np.ndarray:
-    """Float32 `[2, size, size, 3]`, 0 to 255: noise, and blocks of one colour each.
+    """Draws test images, float32 `[2, size, size, 3]`, 0 to 255: noise, and color blocks.
 
-    Local response norm hardly changes what the network makes of noise.
+    Noise alone is not enough, as an error in local response norm would hardly change the
+    logits of noise.
     """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (size, size, 3))
-    colours = rng.integers(0, 256, (BLOCKS, BLOCKS, 3))
+    colors = rng.integers(0, 256, (BLOCKS, BLOCKS, 3))
     block = np.arange(size) * BLOCKS // size
-    return np.stack([noise, colours[block][:, block]]).astype(np.float32)
+    return np.stack([noise, colors[block][:, block]]).astype(np.float32)
 
 
 def _compare_outputs(
     outputs: Mapping[str, np.ndarray], network: Network, images: np.ndarray
 ) -> str:
-    """Compares what the file computes with what the network predicts here."""
+    """Compares the logits of the file with those of the network.
+
+    Raises:
+      UserError: They differ by more than `TOLERANCE`.
+    """
 
     @jax.jit
     def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
@@ -98,7 +108,7 @@ def _compare_outputs(
         np.abs(outputs[name] - logits).max() / np.abs(logits).max().clip(SMALLEST)
         for name, logits in expected.items()
     ]
-    worst = np.max(differences)  # Unlike max(), lets a NaN through.
+    worst = np.max(differences)  # Unlike max(), it returns NaN if there is one.
     if not worst <= TOLERANCE:
         raise UserError(
             f"the exported network gives other logits than this one (by {worst:.1e} of the "
@@ -112,22 +122,22 @@ def _compare_outputs(
 
 
 def _compare_leaves(data: bytes, network: Network) -> str:
-    there = dataclasses.replace(network, variables=safetensors.read(data)).leaves()
-    here = network.leaves()
-    if there.keys() != here.keys() or not all(
-        np.array_equal(there[name], leaf) for name, leaf in here.items()
+    actual = dataclasses.replace(network, variables=safetensors.read(data)).leaves()
+    expected = network.leaves()
+    if actual.keys() != expected.keys() or not all(
+        np.array_equal(actual[name], leaf) for name, leaf in expected.items()
     ):
         raise UserError(
             "the file holds other weights than this network: nothing was written"
         )
-    return f"verified: {len(there)} leaves read back bit for bit"
+    return f"verified: {len(actual)} leaves read back bit for bit"
 
 
 def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> None:
-    """Writes the file, whole or not at all; in front of StableHLO's the one beside it.
+    """Writes the file completely or not at all, after the metadata file of StableHLO.
 
     Raises:
-      UserError: It cannot be written.
+      UserError: A file cannot be written.
     """
     if format_name == "stablehlo":
         text = json.dumps(exported.metadata, indent=2) + "\n"
@@ -143,15 +153,18 @@ def _write(path: pathlib.Path, data: bytes) -> None:
 
 
 def check_out(name: str) -> pathlib.Path:
-    """Returns the file that `--out` names, for use before anything is computed.
+    """Checks the path that `--out` names, before anything is computed.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      UserError: It is something else than a file, or its folder does not exist.
+      UserError: The path is not that of a file, or its folder does not exist.
     """
-    # Through links, which would be replaced themselves.
+    # Follows links; otherwise the link itself would be replaced.
     path = os.path.realpath(os.path.expanduser(name))
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"--out={name} is no file: name another")
+        raise UserError(f"--out={name} is not a file: name another")
     if not os.path.isdir(os.path.dirname(path)):
         raise UserError(f"--out={name}: there is no folder {os.path.dirname(path)}")
     return pathlib.Path(path)

@@ -1,4 +1,4 @@
-"""A trained network as it is exported: from RGB pixels to logits, in float32."""
+"""The network that is exported: a function from RGB pixels to logits in float32."""
 
 import dataclasses
 import json
@@ -14,33 +14,34 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.version import __version__
 
 IMAGES = "images"  # Name of the input.
-# Fields of `Preprocess` that a graph applies itself. What the others say (reading a
-# picture, cutting out its square and resizing that) is left to whoever calls it.
+# Fields of `Preprocess` that an exported graph applies itself. The caller must read a
+# picture, cut out its square and resize it, as the other fields say.
 DONE_INSIDE = ("channel_order", "input_scale", "input_mean", "input_std")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
 class Network:
-    """From square RGB images, 0 to 255, at the size of the training to logits."""
+    """Function from square RGB images, 0 to 255, at the network's size to logits."""
 
-    model: GoogLeNet  # In float32; without heads, if theirs are not asked for.
-    variables: Mapping[str, Any]  # numpy; heads included, whether asked for or not.
+    model: GoogLeNet  # Computes in float32; has heads only if their logits are exported.
+    variables: Mapping[str, Any]  # NumPy arrays, always with those of the heads.
     preprocess: Preprocess
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Logits float32 `[B, num_classes]` of images float32 `[B, S, S, 3]`.
+        """Computes logits float32 `[B, num_classes]` of images float32 `[B, S, S, 3]`.
 
-        Named as in `GoogLeNetOutput`: `logits` and, with heads, `aux_4a` and `aux_4d`.
+        They are named as in `GoogLeNetOutput`: `logits`, and with heads `aux_4a` and
+        `aux_4d`.
         """
         inputs = self.preprocess.normalize(images)
         output: Any = self.model.apply(self.variables, inputs, train=False)
         return {name: value for name, value in vars(output).items() if value is not None}
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """Parameters and statistics by their path in the paper's tree, sorted.
+        """Returns parameters and statistics by path, sorted.
 
-        `inception_3a/1x1/conv/kernel` and `inception_3a/1x1/bn/mean`, without the name of
-        the collection.
+        A path has no name of a collection: `inception_3a/1x1/conv/kernel`,
+        `inception_3a/1x1/bn/mean`.
         """
         leaves = {}
         for tree in self.variables.values():
@@ -53,11 +54,16 @@ class Network:
 def describe(
     description: ModelDescription, checkpoint_step: int, *, done_inside: bool
 ) -> dict[str, Any]:
-    """What travels with the weights, as JSON types.
+    """Creates the metadata of an exported file, as JSON types.
 
-    `ModelDescription.from_json` reads its own fields out of it, `class_names` and
-    `preprocess` among them. `done_inside` says which fields of `preprocess` the file's own
-    graph applies.
+    `ModelDescription.from_json` can read its fields from the metadata, such as
+    `class_names` and `preprocess`.
+
+    Args:
+      description: Description of the network.
+      checkpoint_step: Step of the checkpoint.
+      done_inside: Whether the graph in the file applies the fields `DONE_INSIDE` of
+        `preprocess` itself.
     """
     fields = {
         "generator": f"googlenet_flax {__version__}",
@@ -72,7 +78,7 @@ def describe(
 
 
 def as_text(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """For formats that hold text by name: what is no text becomes JSON."""
+    """Turns values that are not text into JSON, for formats whose metadata are text."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in metadata.items()

@@ -1,6 +1,7 @@
-"""The network as an ONNX graph, written by walking the same table as the network.
+"""Writer of the network as an ONNX graph.
 
-Tensors have the layout `[B, C, H, W]` inside; nodes and weights bear the paper's names.
+Tensors inside the graph have the layout `[B, C, H, W]`. Nodes and weights have the names of
+the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,13 @@ from googlenet_flax.model.convolution import Padding2D
 from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, ops
 from googlenet_flax.runtime.errors import missing_package
 
-OPSET = 17  # Of 2022, like the version of the file format: old runtimes read both.
+OPSET = 17  # This version and `IR_VERSION` are from 2022, so that old runtimes read them.
 IR_VERSION = 8
-BATCH = "batch"  # Name of the open dimension.
+BATCH = "batch"  # Name of the dimension of variable size.
 
 
 class Node(NamedTuple):
-    """One operation with one output."""
+    """An operation with one output."""
 
     op: str
     name: str
@@ -33,37 +34,37 @@ class Map(NamedTuple):
     """A tensor float32 `[B, C, side, side]`."""
 
     name: str
-    side: int  # Pixels.
+    side: int  # Height and width in pixels.
 
 
 class Graph:
     """Nodes and weights in the order of the computation."""
 
     def __init__(self, leaves: Mapping[str, np.ndarray]):
-        self.leaves = leaves  # Of the network, by path.
+        self.leaves = leaves  # Leaves of the network by path.
         self.nodes: list[Node] = []
         self.weights: dict[str, np.ndarray] = {}
 
     def add(
         self, op: str, name: str, *inputs: str, output: str = "", **attributes: Any
     ) -> str:
-        """A node; returns the name of its output, by default its own."""
+        """Adds a node and returns the name of its output, by default that of the node."""
         self.nodes.append(Node(op, name, inputs, output or name, attributes))
         return output or name
 
     def weight(self, name: str, values: np.ndarray) -> str:
-        """An array that nodes take as input; returns its name."""
+        """Adds an array that nodes take as input, and returns its name."""
         self.weights[name] = np.ascontiguousarray(values)
         return name
 
     def leaf(self, name: str) -> str:
-        """The same, of a leaf of the network that keeps its layout."""
+        """Adds a leaf of the network in its own layout, and returns its name."""
         return self.weight(name, self.leaves[name])
 
     def conv_block(
         self, x: Map, path: str, *, stride: int = 1, padding: str | Padding2D = "SAME"
     ) -> Map:
-        """As `layers.ConvBlock`."""
+        """Adds the nodes of `layers.ConvBlock`."""
         kernel = self.leaves[f"{path}/conv/kernel"]
         window = kernel.shape[0]
         pads: Sequence[tuple[int, int]]
@@ -90,7 +91,7 @@ class Graph:
     def max_pool(
         self, x: Map, name: str, *, window: int, stride: int, padding: ops.PoolPadding
     ) -> Map:
-        """As `ops.max_pool`; what ONNX pads never wins."""
+        """Adds the node of `ops.max_pool`; ONNX pads with values below all others."""
         pads = ops.pool_padding(x.side, window, stride, padding)
         return self._slide(
             "MaxPool", name, x, window=window, stride=stride, pads=(pads, pads)
@@ -119,7 +120,10 @@ class Graph:
         return Map(y, (x.side + top + bottom - window) // stride + 1)
 
     def average_pool(self, x: Map, name: str, windows: ops.Windows) -> Map:
-        """As `ops.average_windows`: no pool of ONNX has windows of several widths."""
+        """Adds `ops.average_windows` as matrix products.
+
+        The windows differ in width, which no pool of ONNX supports.
+        """
         matrix = ops.averaging_matrix(windows, x.side, np.dtype(np.float32))
         rows = self.weight(f"{name}/rows", matrix)
         columns = self.weight(f"{name}/columns", matrix.T)
@@ -127,16 +131,16 @@ class Graph:
         return Map(self.add("MatMul", name, y, columns), len(windows))
 
     def dense(self, x: str, path: str, output: str = "") -> str:
-        """As `flax.linen.Dense`, from `[B, in]` to `[B, out]`."""
+        """Adds the node of `flax.linen.Dense`, from `[B, in]` to `[B, out]`."""
         kernel, bias = self.leaf(f"{path}/kernel"), self.leaf(f"{path}/bias")
         return self.add("Gemm", path, x, kernel, bias, output=output)
 
 
-def walk(network: Network) -> tuple[Graph, list[str]]:
-    """The graph, and the names of its outputs."""
+def build_graph(network: Network) -> tuple[Graph, list[str]]:
+    """Builds the graph; returns it and the names of its outputs."""
     graph, variant = Graph(network.leaves()), network.model.variant
-    x = _stem(graph, _normalise(graph, network), network)
-    # Number and window of the pools between the stages, by the block that follows.
+    x = _stem(graph, _normalize(graph, network), network)
+    # Name and window of each pool between stages, by the block that follows.
     pools = {
         "inception_4a": ("pool3", 3),
         "inception_5a": ("pool4", variant.pool_5a_window),
@@ -158,8 +162,13 @@ def walk(network: Network) -> tuple[Graph, list[str]]:
     return graph, outputs
 
 
+<<<<<<< HEAD
 def _normalise(graph: Graph, network: Network) -> Map:
     """As `Preprocess.normalize`, after which channels come first."""
+=======
+def _normalize(graph: Graph, network: Network) -> Map:
+    """Adds the scaling of `Preprocess`, and moves the channels to the front."""
+>>>>>>> 7df1c3c (exporters: rewrite the docstrings and comments in plain English)
     preprocess, name = network.preprocess, "preprocess"
 
     def constant(field: str, values: Any) -> str:
@@ -174,12 +183,12 @@ def _normalise(graph: Graph, network: Network) -> Map:
     mean = constant("input_mean", preprocess.input_mean)
     std = constant("input_std", preprocess.input_std)
     x = graph.add("Mul", f"{name}/scaled", x, scale)
-    x = graph.add("Sub", f"{name}/centred", x, mean)
+    x = graph.add("Sub", f"{name}/centered", x, mean)
     return Map(graph.add("Div", name, x, std), preprocess.image_size)
 
 
 def _stem(graph: Graph, x: Map, network: Network) -> Map:
-    """The rows of Table 1 in front of the first block."""
+    """Adds the rows of Table 1 in front of the first block."""
     variant = network.model.variant
 
     def pool(x: Map, name: str) -> Map:
@@ -188,7 +197,7 @@ def _stem(graph: Graph, x: Map, network: Network) -> Map:
     def norm(x: Map, name: str) -> Map:
         if not variant.local_response_norm:
             return x
-        # ONNX, too, divides alpha by the size.
+        # ONNX divides alpha by the size, as our LRN does.
         y = graph.add(
             "LRN",
             name,
@@ -208,7 +217,7 @@ def _stem(graph: Graph, x: Map, network: Network) -> Map:
 
 
 def _inception(graph: Graph, x: Map, path: str) -> Map:
-    """As `layers.Inception`."""
+    """Adds the nodes of `layers.Inception`."""
     reduced_3x3 = graph.conv_block(x, f"{path}/3x3_reduce")
     reduced_5x5 = graph.conv_block(x, f"{path}/5x5_reduce")
     pooled = graph.max_pool(x, f"{path}/pool", window=3, stride=1, padding="SAME")
@@ -223,7 +232,7 @@ def _inception(graph: Graph, x: Map, path: str) -> Map:
 
 
 def _aux_classifier(graph: Graph, x: Map, path: str, windows: ops.Windows) -> str:
-    """As `layers.AuxClassifier`; the output is called like the head."""
+    """Adds the nodes of `layers.AuxClassifier`, whose output has the name of the head."""
     x = graph.conv_block(graph.average_pool(x, f"{path}/pool", windows), f"{path}/proj")
     channels_last = graph.add("Transpose", f"{path}/hwc", x.name, perm=[0, 2, 3, 1])
     flat = graph.add("Flatten", f"{path}/flat", channels_last)
@@ -232,17 +241,20 @@ def _aux_classifier(graph: Graph, x: Map, path: str, windows: ops.Windows) -> st
 
 
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
-    """The file; from `images`, `[batch, S, S, 3]`, to `logits` and perhaps the heads'.
+    """Serializes the network as an ONNX file.
+
+    The input is `images`, `[batch, S, S, 3]`. The outputs are `logits` and, if the model
+    has heads, their logits.
 
     Raises:
       UserError: The package onnx is missing.
     """
     try:
-        import onnx  # noqa: PLC0415 - an extra
+        import onnx  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("onnx", "--format=onnx", "export") from error
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    graph, outputs = walk(network)
+    graph, outputs = build_graph(network)
     size, num_classes = network.preprocess.image_size, network.model.num_classes
     proto = helper.make_model(
         helper.make_graph(
@@ -270,15 +282,15 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
 
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits by name, as onnxruntime computes them.
+    """Computes logits by name with onnxruntime.
 
     Raises:
       ImportError: The package onnxruntime is missing.
     """
-    import onnxruntime  # noqa: PLC0415 - an extra
+    import onnxruntime  # noqa: PLC0415 - optional package
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # Errors alone.
+    options.log_severity_level = 3  # Logs errors only.
     session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs: Any = session.run(names, {IMAGES: images})

@@ -1,4 +1,4 @@
-"""All weights by the paper's names, in Flax's layouts, as a safetensors file."""
+"""Writer and reader of a safetensors file with all weights by the paper's names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,23 +8,24 @@ import numpy as np
 from googlenet_flax.exporters.network import Network, as_text
 from googlenet_flax.runtime.errors import missing_package
 
-STATISTICS = ("mean", "var")  # Of batch norm: what is in `batch_stats`, not in `params`.
+STATISTICS = ("mean", "var")  # Leaves of the collection `batch_stats`.
 
 
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
-    """The file; heads are in it, whether their logits were asked for or not.
+    """Serializes all weights, including those of the heads.
 
-    Convolutions have the layout H, W, in, out, dense kernels in, out.
+    The layouts are Flax's: `[H, W, in, out]` for convolutions, `[in, out]` for dense
+    kernels.
 
     Raises:
       UserError: The package safetensors is missing.
     """
-    text = {"format": "flax", **as_text(metadata)}  # Other libraries ask for `format`.
+    text = {"format": "flax", **as_text(metadata)}  # Other libraries require `format`.
     return _safetensors().numpy.save(network.leaves(), metadata=text)
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """The variables as Flax takes them, float32 numpy arrays."""
+    """Reads the variables in the form that Flax takes, as float32 NumPy arrays."""
     variables: dict[str, Any] = {}
     for name, values in _safetensors().numpy.load(data).items():
         *parents, leaf = name.split("/")
@@ -37,7 +38,7 @@ def read(data: bytes) -> dict[str, Any]:
 
 def _safetensors() -> Any:
     try:
-        import safetensors.numpy  # noqa: PLC0415 - an extra
+        import safetensors.numpy  # noqa: PLC0415 - optional package
     except ImportError as error:
         purpose = "--format=safetensors"
         raise missing_package("safetensors", purpose, "export") from error

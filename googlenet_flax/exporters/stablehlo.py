@@ -1,4 +1,4 @@
-"""A function for any program that runs StableHLO, such as JAX without this package.
+"""Writer of a function in StableHLO, which JAX runs without this package.
 
 exported = jax.export.deserialize(open("googlenet.stablehlo", "rb").read())
 exported.call(images)["logits"]
@@ -18,7 +18,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(network: Network) -> bytes:
-    """The serialised function of a batch of any size, with the weights inside."""
+    """Serializes the function for batches of any size, with the weights inside."""
     from jax import export  # noqa: PLC0415 - slow
 
     (batch,) = export.symbolic_shape("batch")
@@ -35,8 +35,8 @@ def write(network: Network) -> bytes:
 
 @contextlib.contextmanager
 def _without_source_locations() -> Iterator[None]:
-    """Keeps the folders of this machine out of the file."""
-    config: Any = jax.config  # Has an attribute for each option.
+    """Keeps paths of this machine out of the file."""
+    config: Any = jax.config  # Typed as Any, since its options are dynamic attributes.
     limit = config.jax_traceback_in_locations_limit
     config.update("jax_traceback_in_locations_limit", 0)
     try:
@@ -46,7 +46,7 @@ def _without_source_locations() -> Iterator[None]:
 
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits by name, as a program that has nothing but the file computes them."""
+    """Computes logits by name from the contents of the file alone."""
     from jax import export  # noqa: PLC0415 - slow
 
     return jax.device_get(export.deserialize(bytearray(data)).call(images))
