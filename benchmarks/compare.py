@@ -1,8 +1,9 @@
-"""Runs our network and its peers in turn and prints how fast each is.
+"""Runs our network and its peers in turn and prints a table of their speeds.
 
     python benchmarks/compare.py --environments=DIR
 
-Python's standard library alone; README.md beside this file says how to read the table.
+The script needs only Python's standard library. README.md in this folder explains the
+table.
 """
 
 import argparse
@@ -30,30 +31,30 @@ Record = dict[str, Any]  # A measurement or an error of one contender in one rou
 
 
 class ContenderError(Exception):
-    """A contender gave no figures; the message is one line."""
+    """Error for a contender that gave no figures; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What every contender is asked to measure."""
+    """Settings of the measurement, the same for every contender."""
 
     dtype: str
     batch_size: int
     image_size: int
-    seconds: float  # For each of the two figures.
+    seconds: float  # Duration of the measurement of each of the two figures.
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A program whose last line is a JSON object with its figures."""
+    """A program that prints a JSON object with its figures as its last line."""
 
-    environment: str  # requirements-ENVIRONMENT.txt says what is in it.
-    arguments: Callable[[Work], list[str]]
+    environment: str  # Name of its environment, described in requirements-NAME.txt.
+    arguments: Callable[[Work], list[str]]  # Creates the arguments of Python.
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of the table: a contender and what it is asked to do."""
+    """A line of the table: a contender and the settings of its measurement."""
 
     name: str
     work: Work
@@ -61,7 +62,7 @@ class Entry:
 
 
 def our_arguments(work: Work) -> list[str]:
-    """The arguments of Python that measure our network."""
+    """Returns the arguments of Python that measure our network."""
     return [
         *("-m", "googlenet_flax.benchmark", "--json", "--config=configs/cifar10.py"),
         f"--config.dtype={work.dtype}",
@@ -72,7 +73,12 @@ def our_arguments(work: Work) -> list[str]:
 
 
 def peer(script: str, *switches: str) -> Callable[[Work], list[str]]:
-    """The same for a script beside this file."""
+    """Creates a function of the settings that returns the arguments of Python for a script.
+
+    Args:
+      script: Name of a file in this folder.
+      *switches: Flags of the script without values.
+    """
 
     def arguments(work: Work) -> list[str]:
         flags = [f"--{name}={value}" for name, value in dataclasses.asdict(work).items()]
@@ -91,22 +97,22 @@ CONTENDERS: Mapping[str, Contender] = {
     "pytorch": Contender("pytorch", peer("pytorch.py")),
     "pytorch_compile": Contender("pytorch", peer("pytorch.py", "--compile")),
 }
-# On a CPU TensorFlow trains tens of times slower with XLA, so Keras itself turns it off.
+# TensorFlow with XLA trains tens of times slower on a CPU. Keras does not use it there.
 ONLY_IF_ASKED_FOR = ("keras_tensorflow_jit",)
 
 
 def make_environment(name: str, folder: pathlib.Path) -> str:
-    """Makes a virtual environment, unless it is there and its requirements are the same.
+    """Makes a virtual environment, unless it exists and its requirements are the same.
 
     Args:
-      name: Of the requirements file.
-      folder: That holds, or will hold, the environment.
+      name: Name of the environment.
+      folder: Folder of the environment, which may exist.
 
     Returns:
       The path of its interpreter.
 
     Raises:
-      ContenderError: pip failed, or the folder holds something else.
+      ContenderError: pip failed, or the folder is not a virtual environment.
     """
     requirements = BENCHMARKS / f"requirements-{name.replace('_', '-')}.txt"
     python = folder / "bin" / "python"
@@ -114,12 +120,12 @@ def make_environment(name: str, folder: pathlib.Path) -> str:
     if installed.exists() and installed.read_text() == requirements.read_text():
         return str(python)
     if folder.exists() and not (folder / "pyvenv.cfg").exists():
-        raise ContenderError(f"{folder} is there, but is no virtual environment")
+        raise ContenderError(f"{folder} exists, but is not a virtual environment")
     print(f"making the environment of {name} in {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     pip_install = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
     run(pip_install, timeout_seconds=3600)
-    shutil.copy(requirements, installed)  # Last, so that a half-made one is made again.
+    shutil.copy(requirements, installed)  # Last, so that an incomplete one is made again.
     return str(python)
 
 
@@ -127,7 +133,7 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
     """Runs a program in the repository's root and returns its stdout.
 
     Raises:
-      ContenderError: It failed; its stderr is passed on.
+      ContenderError: The program failed. Its stderr is printed.
     """
     try:
         process = subprocess.run(
@@ -139,7 +145,7 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ContenderError(f"not done after {timeout_seconds:g} s") from None
+        raise ContenderError(f"not finished after {timeout_seconds:g} s") from None
     except OSError as error:
         raise ContenderError(str(error)) from None
     if process.returncode:
@@ -150,16 +156,16 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank, or nothing."""
+    """Returns the last line that is not blank, or "" if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
 def read_answer(stdout: str, work: Work) -> Record:
-    """The figures and the device in a contender's last line.
+    """Reads the figures and the device from a contender's last line.
 
     Raises:
-      ContenderError: It is something else, or the figures are of other work.
+      ContenderError: The line is not valid, or the settings of the measurement differ.
     """
     try:
         answer = json.loads(last_line(stdout))
@@ -177,9 +183,10 @@ def read_answer(stdout: str, work: Work) -> Record:
 def run_rounds(
     entries: Sequence[Entry], *, rounds: int, timeout_seconds: float
 ) -> list[Record]:
-    """Runs A B C, A B C, ..., so that a drift of the machine's speed hits all alike.
+    """Runs the contenders in the order A B C, A B C, ...
 
-    One that fails is left out of the rounds that follow.
+    So a drift of the machine's speed affects all of them. A contender that fails is left
+    out of later rounds.
     """
     records, failed = [], set()
     for number in range(1, rounds + 1):
@@ -207,20 +214,20 @@ def _summary(record: Record) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits or more, and never an exponent."""
+    """Formats a figure with three digits or more and without an exponent."""
     decimals = next((n for n, limit in ((2, 10), (1, 100)) if value < limit), 0)
     return f"{value:.{decimals}f}"
 
 
 def spread(values: Iterable[float]) -> str:
-    """Minimum, median and maximum, or a dash where there is nothing."""
+    """Formats minimum, median and maximum; returns a dash if there are no values."""
     if not (values := list(values)):
         return "-"
     return " / ".join(figure(f(values)) for f in (min, statistics.median, max))
 
 
 def ratios(ours: Sequence[Record], theirs: Sequence[Record], speed: str) -> list[float]:
-    """Our speed as a multiple of theirs, in every round that both finished."""
+    """Divides our speed by theirs in every round that both finished."""
     by_round = {record["round"]: record[speed] for record in theirs}
     return [
         record[speed] / by_round[record["round"]]
@@ -230,28 +237,28 @@ def ratios(ours: Sequence[Record], theirs: Sequence[Record], speed: str) -> list
 
 
 def table(records: Sequence[Record]) -> str:
-    """A Markdown table with a line for every contender and dtype, in order of appearance.
+    """Formats a Markdown table with a line for every contender and dtype.
 
-    Each is compared with our network in the same dtype.
+    Each contender is compared with our network in the same dtype.
     """
     lines = [row(COLUMNS + SPEED_COLUMNS), row(["---"] * 3 + ["---:"] * 4)]
     for key in dict.fromkeys((record["name"], record["dtype"]) for record in records):
-        mine = [record for record in records if (record["name"], record["dtype"]) == key]
-        if "error" in mine[-1]:
-            error = mine[-1]["error"].replace("|", "\\|")
+        own = [record for record in records if (record["name"], record["dtype"]) == key]
+        if "error" in own[-1]:
+            error = own[-1]["error"].replace("|", "\\|")
             lines.append(row([*key, f"failed: {error}", "", "", "", ""]))
             continue
-        cells = [*key, mine[-1]["device"]]
+        cells = [*key, own[-1]["device"]]
         for speed in SPEEDS:
-            cells.append(spread(record[speed] for record in mine))
+            cells.append(spread(record[speed] for record in own))
             ours = _finished(records, OURS, key[1]) if key[0] != OURS else []
-            cells.append(spread(ratios(ours, mine, speed)))
+            cells.append(spread(ratios(ours, own, speed)))
         lines.append(row(cells))
     return "\n".join(lines)
 
 
 def row(cells: Iterable[str]) -> str:
-    """A line of a Markdown table."""
+    """Formats a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -264,7 +271,7 @@ def _finished(records: Sequence[Record], name: str, dtype: str) -> list[Record]:
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; a mistake in it ends the program with exit code 2."""
+    """Parses the command line; an error in it ends the program with exit code 2."""
     usual = ",".join(name for name in CONTENDERS if name not in ONLY_IF_ASKED_FOR)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -276,16 +283,16 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME=PATH",
         action="append",
         default=[],
-        help="interpreter of an environment that is there already",
+        help="interpreter of an environment that exists already",
     )
-    add("--only", default=usual, help=f"contenders to run, of {','.join(CONTENDERS)}")
+    add("--only", default=usual, help=f"contenders to run, from {','.join(CONTENDERS)}")
     add("--dtypes", default="float32", help="float32, bfloat16 or float32,bfloat16")
     add("--batch_size", type=int, default=32)
     add("--image_size", type=int, default=224)
-    add("--seconds", type=float, default=5.0, help="for each figure of a run")
+    add("--seconds", type=float, default=5.0, help="duration of each measurement")
     add("--rounds", type=int, default=5)
-    add("--timeout_seconds", type=float, default=1800, help="for one run")
-    add("--output", metavar="FILE.json", help="keeps the figures of every round")
+    add("--timeout_seconds", type=float, default=1800, help="time limit of one run")
+    add("--output", metavar="FILE.json", help="file for the figures of every round")
     flags = parser.parse_args(arguments)
     flags.only = flags.only.split(",")
     flags.dtypes = flags.dtypes.split(",")
@@ -296,7 +303,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _mistake(flags: argparse.Namespace) -> str:
-    """What is wrong with the flags, or nothing."""
+    """Describes the first error in the flags, or returns ""."""
     environments = {contender.environment for contender in CONTENDERS.values()}
     for flag, values, known in (
         ("only", flags.only, CONTENDERS),
@@ -304,7 +311,7 @@ def _mistake(flags: argparse.Namespace) -> str:
         ("python", flags.python, environments),
     ):
         if unknown := sorted(set(values) - set(known)):
-            return f"--{flag} has {unknown[0]!r}, which is none of {', '.join(known)}"
+            return f"--{flag} has {unknown[0]!r} but must be of {', '.join(known)}"
     if flags.rounds < 1:
         return "--rounds must be at least 1"
     needed = {CONTENDERS[name].environment for name in flags.only}
@@ -314,7 +321,12 @@ def _mistake(flags: argparse.Namespace) -> str:
 
 
 def find_interpreters(flags: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """The interpreters of the environments needed, and the errors of those not made."""
+    """Finds or makes the environments that are needed.
+
+    Returns:
+      The path of the interpreter of each environment, and the error of each environment
+      that could not be made.
+    """
     pythons = {name: str(absolute_path(path)) for name, path in flags.python.items()}
     errors = {}
     for name in {CONTENDERS[contender].environment for contender in flags.only}:
@@ -328,12 +340,15 @@ def find_interpreters(flags: argparse.Namespace) -> tuple[dict[str, str], dict[s
 
 
 def absolute_path(path: str) -> pathlib.Path:
-    """Contenders run elsewhere; links stay, for they lead out of an environment."""
+    """Makes a path absolute, since contenders run in another directory.
+
+    Links are not followed: the interpreter of an environment is a link out of it.
+    """
     return pathlib.Path(path).expanduser().absolute()
 
 
 def compare(flags: argparse.Namespace) -> list[Record]:
-    """Runs what the command line asks for."""
+    """Runs the contenders that the flags name."""
     pythons, errors = find_interpreters(flags)
     records, entries = [], []
     for dtype in flags.dtypes:

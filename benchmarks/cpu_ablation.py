@@ -1,9 +1,10 @@
-"""What each choice of `googlenet_flax.model.convolution.Arithmetic` gives on this CPU.
+"""Measures each choice of `googlenet_flax.model.convolution.Arithmetic` on this CPU.
 
 python benchmarks/cpu_ablation.py [--batch_size=32] [--image_size=224] [--rounds=3]
 
-One process a row, each with one more choice than the row above; rounds go over all rows in
-turn. Every row keeps freed memory (`googlenet_flax.runtime.memory`) except the last.
+Each row of the table is a process of its own, with one more choice than the row above.
+Rounds go over all rows in turn. Every row except the last keeps freed memory
+(`googlenet_flax.runtime.memory`).
 """
 
 import argparse
@@ -28,7 +29,8 @@ from googlenet_flax.training.optimizer import create_optimizer
 from googlenet_flax.training.state import create_state
 from googlenet_flax.training.step import train_step
 
-STEPS = 4  # Timed, after two that warm up.
+WARM_UP_STEPS = 2
+TIMED_STEPS = 4
 ROWS = (
     ("XLA's own operations", (), True),
     ("+ max pool remembers its winners", ("gather_max_pool",), True),
@@ -56,8 +58,8 @@ def measure(names: list[str], keep: bool, batch_size: int, image_size: int) -> N
     )
     init = jax.jit(partial(create_state, model, tx, image_size=image_size))
     state = init(jax.random.key(0))
-    asked = peer.Work("float32", batch_size, image_size, 0.0)
-    images, labels = peer.draw_batch(asked)
+    work = peer.Work("float32", batch_size, image_size, seconds=0.0)
+    images, labels = peer.draw_batch(work)
     index = np.arange(batch_size, dtype=np.int32)
     batch = jax.device_put({"image": images, "label": labels, "index": index})
     step = jax.jit(
@@ -84,16 +86,16 @@ def measure(names: list[str], keep: bool, batch_size: int, image_size: int) -> N
     rates = []
     for call in (train, evaluate):
         seconds = []
-        for _ in range(STEPS + 2):
+        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             started = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - started)
-        rates.append(batch_size / statistics.median(seconds[2:]))
+        rates.append(batch_size / statistics.median(seconds[WARM_UP_STEPS:]))
     print(json.dumps(rates))
 
 
 def main() -> None:
-    """The table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=224)

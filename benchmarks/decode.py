@@ -1,13 +1,14 @@
-"""How many JPEGs a second the input decodes, and how many cores a step rate needs.
+"""Measures how many JPEGs per second the input decodes, and the cores that a rate needs.
 
     python benchmarks/decode.py [--images_per_second=1000] [--seconds=2] [--rounds=3]
 
-The first table is one process on one core, by its CPU time, for pictures of ImageNet's
-typical size and for larger ones: as `googlenet_flax.data.decode` reads them, and with every
-JPEG decoded at its full size before it is reduced. The second reads the typical ones
-through the input pipeline on all cores, in threads and in processes. It needs no data set:
-pictures are random fields whose amplitude falls with the frequency as 1 / f^1.3, at quality
-95, which gives the typical ones about 110 kB.
+The first table is measured in one process on one core, by its CPU time. Its pictures have
+the typical size of ImageNet or a larger one. `googlenet_flax.data.decode` reads them, and
+for comparison every JPEG is decoded at its full size before it is reduced. The second table
+is measured with pictures of the typical size in the input pipeline on all cores, with
+threads and with processes. No data set is needed: pictures are random fields whose
+amplitude falls with the frequency as 1 / f^1.3. At quality 95, those of the typical size
+have about 110 kB.
 """
 
 import argparse
@@ -32,15 +33,15 @@ from googlenet_flax.data.picture_set import PictureSet
 
 SIZES = ((375, 500), (750, 1000), (1500, 2000))  # Height and width; the typical one first.
 STORAGE_SIZES = (256, 320)
-NUM_PICTURES = 8  # Of each size.
-DECAY = 1.3  # Of the amplitude with the frequency: the typical size then has 110 kB.
-CONTRAST, COLOUR_CONTRAST = 50, 12  # Standard deviation of grey and of colours, 0-255.
+NUM_PICTURES = 8  # Number of pictures of each size.
+DECAY = 1.3  # Exponent of the frequency by which the amplitude is divided.
+CONTRAST, COLOR_CONTRAST = 50, 12  # Standard deviations of gray and color, 0 to 255.
 QUALITY = 95
-BATCH_SIZE = 64  # Of the input pipeline.
+BATCH_SIZE = 64  # Batch size of the input pipeline.
 
 
 def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
-    """A JPEG file of a random field in colour."""
+    """Draws a random field in color and returns it as a JPEG file."""
     frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequencies[0, 0] = np.inf
     fields = []
@@ -48,9 +49,9 @@ def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
         spectrum = np.fft.rfft2(rng.normal(size=(height, width))) / frequencies**DECAY
         field = np.fft.irfft2(spectrum, (height, width))
         fields.append(field / field.std())
-    grey, red, blue = fields
-    tints = np.stack([red, np.zeros_like(grey), blue], axis=-1)
-    pixels = 128 + CONTRAST * grey[..., np.newaxis] + COLOUR_CONTRAST * tints
+    gray, red, blue = fields
+    colors = np.stack([red, np.zeros_like(gray), blue], axis=-1)
+    pixels = 128 + CONTRAST * gray[..., np.newaxis] + COLOR_CONTRAST * colors
     file = io.BytesIO()
     image = PIL.Image.fromarray(np.uint8(np.clip(pixels, 0, 255)))
     image.save(file, format="JPEG", quality=QUALITY)
@@ -59,7 +60,7 @@ def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Keeps this process on one core, where the system can (Linux)."""
+    """Keeps this process on one core, if the system supports it (Linux does)."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -72,7 +73,7 @@ def one_core() -> Iterator[None]:
 
 
 def decoded_at_full_size() -> contextlib.AbstractContextManager:
-    """Switches off that JPEG files are decoded at a reduced scale."""
+    """Makes JPEG files be decoded at full size instead of a reduced scale."""
     return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
 
 
@@ -83,13 +84,13 @@ def rates(
     seconds: float,
     rounds: int,
 ) -> tuple[float, float, float]:
-    """Minimum, median and maximum over the rounds, in pictures per second.
+    """Measures minimum, median and maximum over the rounds, in pictures per second.
 
     Args:
-      read: Reads some and returns how many.
-      clock: Of the seconds.
-      seconds: Length of a round; what was begun is finished.
-      rounds: How many.
+      read: Function that reads some pictures and returns their number.
+      clock: Function that returns the time in seconds.
+      seconds: Shortest duration of a round.
+      rounds: Number of rounds.
     """
     found = []
     for _ in range(rounds):
@@ -103,7 +104,7 @@ def rates(
 def measure_core(
     pictures: Sequence[bytes], storage_size: int, *, seconds: float, rounds: int
 ) -> tuple[float, float, float]:
-    """Decoded pictures per second on one core."""
+    """Measures decoded pictures per second on one core."""
 
     def read() -> int:
         for picture in pictures:
@@ -118,7 +119,14 @@ def measure_core(
 def measure_pipeline(
     paths: Sequence[pathlib.Path], workers: int, *, seconds: float, rounds: int
 ) -> tuple[float, float, float]:
-    """Pictures per second in batches, decoded by so many processes or, for 0, threads."""
+    """Measures pictures per second in batches.
+
+    Args:
+      paths: Picture files.
+      workers: Number of processes that decode; 0 decodes in threads.
+      seconds: Shortest duration of a round.
+      rounds: Number of rounds.
+    """
     names = tuple(map(str, paths))
     split = PictureSet(
         FilePictures(names, np.zeros(len(names), np.int32)),
@@ -129,7 +137,7 @@ def measure_pipeline(
     )
     order = np.arange(BATCH_SIZE) % len(names)
     with contextlib.closing(split.batches([order] * 10**5)) as batches:
-        for _ in range(4):  # Workers start, and read ahead.
+        for _ in range(4):  # Warms up: the workers start and read ahead.
             next(batches)
 
         def read() -> int:
@@ -139,12 +147,12 @@ def measure_pipeline(
 
 
 def figures(values: tuple[float, float, float]) -> str:
-    """As the tables print them."""
+    """Formats figures for the tables."""
     return " / ".join(f"{value:.0f}" for value in values)
 
 
 def core_table(images_per_second: float, *, seconds: float, rounds: int) -> Iterator[str]:
-    """Lines of the first table."""
+    """Yields the lines of the first table."""
     needed = f"cores for {images_per_second:,.0f} images/s"
     yield f"| pictures | reduced to | images/s per core | all at full size | {needed} |"
     yield "|---|---|---|---|---|"
@@ -163,8 +171,8 @@ def core_table(images_per_second: float, *, seconds: float, rounds: int) -> Iter
 
 
 def pipeline_table(*, seconds: float, rounds: int) -> Iterator[str]:
-    """Lines of the second table."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # Linux; macOS has none.
+    """Yields the lines of the second table."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux has it, macOS does not.
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     yield f"| pipeline on {cores} cores, {STORAGE_SIZES[0]} px | images/s | per core |"
     yield "|---|---|---|"

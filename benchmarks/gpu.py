@@ -1,10 +1,10 @@
-"""Measures on one GPU our network in every arithmetic, torch and stock Flax beside it.
+"""Measures our network in every arithmetic, torch and stock Flax on one GPU.
 
     python benchmarks/gpu.py --output=gpu.json
 
-Takes less than 8 minutes; what does not fit is listed as not measured. Run again with the
-same file, it measures only what is missing. Python's standard library alone; README.md
-beside this file says how to read the table.
+The measurement takes less than 8 minutes. Contenders that do not fit into this time are
+listed as not measured, and the same command with the same file measures them. The script
+needs only Python's standard library. README.md in this folder explains the table.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import compare
 
 DTYPES = ("bfloat16", "float32")
-# Fields of `googlenet_flax.model.convolution.Arithmetic` that are on; what to know first.
+# Fields of `googlenet_flax.model.convolution.Arithmetic` that are on, most important first.
 BOTH = "merge_1x1+gather_max_pool"
 CHOICES = (
     BOTH,
@@ -36,10 +36,10 @@ CHOICES = (
     f"{BOTH}+winograd",
 )
 BEST = "best"  # The choice that trains `seed` fastest in the same dtype.
-OURS = "ours"  # All of them, in one process.
+OURS = "ours"  # Name of the job that measures all of our networks in one process.
 AS_A_RUN = "python -m googlenet_flax.benchmark"
 REFERENCE = ("pytorch_compile", "bfloat16")
-MIN_JOB_SECONDS = 10.0  # With less there is no point in starting one.
+MIN_JOB_SECONDS = 10.0  # A job is not started with less time.
 TABLE_HEAD = (
     "contender",
     "dtype",
@@ -58,7 +58,7 @@ Key = tuple[str, str]  # The name and the dtype of a contender.
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A network of ours: a line of the table."""
+    """One of our networks, a line of the table."""
 
     dtype: str
     variant: str
@@ -66,12 +66,12 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """Of its record."""
+        """Key of its record."""
         return f"{self.variant} {self.choice}", self.dtype
 
     @classmethod
     def parse(cls, text: str) -> "Entry":
-        """From `str(entry)`."""
+        """Parses the text that `str(entry)` gives."""
         return cls(*text.split(","))
 
     def __str__(self):
@@ -80,20 +80,21 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A process that measures."""
+    """A process that measures one or more contenders."""
 
     name: str
-    dtype: str  # Any of them where the name is `OURS`.
-    share: float  # Of the time left at its turn, that it may take.
-    environment: str  # Key of `--python`.
+    dtype: str  # "" for `OURS`, which measures all dtypes.
+    share: float  # Largest share of the remaining time that the job may take.
+    environment: str  # Name of the environment in `--python`.
 
     @property
     def key(self) -> Key:
-        """Of its record."""
+        """Key of its record."""
         return self.name, self.dtype
 
 
-# The first two decide; then what is quick. What a job does not use is left to the rest.
+# The first two jobs matter most, and the quick ones follow. Time that a job does not use is
+# left to the later ones.
 JOBS = (
     Job(*REFERENCE, share=0.4, environment="pytorch"),
     Job(OURS, "", share=0.6, environment="ours"),
@@ -107,28 +108,28 @@ JOBS = (
 
 
 def our_entries(dtypes: Sequence[str]) -> list[Entry]:
-    """All of ours, in the order in which they are measured."""
+    """Lists our networks in the order in which they are measured."""
     entries = []
     for dtype in DTYPES:
         seed = [Entry(dtype, "seed", choice) for choice in CHOICES]
         others = [Entry(dtype, variant, BEST) for variant in ("paper", "bn")]
-        # Winograd is there for completeness, and TF32 is not what one trains in.
+        # Winograd, the last choice, matters least. Other variants are trained in bfloat16.
         entries += [*seed[:-1], *others, seed[-1]] if dtype == "bfloat16" else seed
     return [entry for entry in entries if entry.dtype in dtypes]
 
 
 class ResultsError(Exception):
-    """A file that cannot be continued; the message is one line."""
+    """Error for a file that cannot be continued; the message is one line."""
 
 
 class Results:
-    """The records of all contenders, kept in a file.
+    """Records of all contenders, kept in a file.
 
-    A record has `name` and `dtype`, and either an `error` or images per second: `train`
-    and `eval`, one figure a round. One process at a time writes.
+    A record has `name` and `dtype`, and either an `error` or images per second in lists
+    `train` and `eval`, with a figure for each round. Only one process at a time may write.
 
     Raises:
-      ResultsError: The file is something else, or of another batch or image size.
+      ResultsError: The file holds no results, or results of other settings.
     """
 
     def __init__(self, path: pathlib.Path, work: Mapping[str, Any]):
@@ -138,7 +139,7 @@ class Results:
         self.reload()
 
     def reload(self) -> None:
-        """Reads what another process wrote."""
+        """Reads the file again, after another process wrote it."""
         if not self._path.exists():
             return
         try:
@@ -153,24 +154,24 @@ class Results:
             )
 
     def put(self, record: Record) -> None:
-        """Adds a record, or replaces it, in the file too."""
+        """Adds or replaces a record, also in the file."""
         self._records[record["name"], record["dtype"]] = record
         content = {"work": self._work, "records": list(self._records.values())}
         partial = self._path.with_name(self._path.name + ".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, self._path)  # A kill leaves the old one or the new one.
+        os.replace(partial, self._path)  # After a kill the file is complete, old or new.
 
     def get(self, key: Key) -> Record:
-        """The record of a contender; empty where there is none."""
+        """Returns the record of a contender, or an empty one."""
         return self._records.get(key, {})
 
     def is_done(self, key: Key) -> bool:
-        """Whether there is nothing left to measure."""
+        """Tells if there is nothing left to measure for a contender."""
         record = self.get(key)
         return "error" not in record and record.get("rounds", 0) > 0
 
     def best_choice(self, dtype: str) -> str:
-        """The arithmetic that trains `seed` fastest so far."""
+        """Returns the arithmetic that trains `seed` fastest so far."""
         speeds = {}
         for choice in CHOICES:
             record = self.get(Entry(dtype, "seed", choice).key)
@@ -183,7 +184,7 @@ class Results:
 
 
 def peer_arguments(job: Job, work: compare.Work, platform: str) -> list[str]:
-    """The arguments of Python that measure a contender which is a process of its own."""
+    """Returns the arguments of Python for a contender that is a process of its own."""
     if job.name == AS_A_RUN:
         return compare.our_arguments(work)
     arguments = compare.CONTENDERS[job.name].arguments(work)
@@ -196,7 +197,7 @@ def peer_arguments(job: Job, work: compare.Work, platform: str) -> list[str]:
 def measure_peer(
     job: Job, work: compare.Work, flags: argparse.Namespace, limit_seconds: float
 ) -> Record | None:
-    """The record of a contender, or None if it took too long."""
+    """Measures a contender; returns its record, or None if it took too long."""
     record = {"name": job.name, "dtype": job.dtype}
     command = [flags.python[job.environment], *peer_arguments(job, work, flags.platform)]
     started = time.monotonic()
@@ -227,7 +228,7 @@ def measure_ours(
     flags: argparse.Namespace,
     limit_seconds: float,
 ) -> None:
-    """Runs `gpu_ours.py`, which adds to the results by itself, and notes what failed."""
+    """Runs `gpu_ours.py`, which adds to the results, and records its failure."""
     command = [
         *(flags.python["ours"], str(compare.BENCHMARKS / "gpu_ours.py")),
         f"--deadline={time.time() + limit_seconds}",
@@ -254,10 +255,10 @@ OUR_FLAGS = (
 
 
 def run_aloud(command: Sequence[str], *, timeout_seconds: float) -> str:
-    """Runs a program in the repository's root and passes its stderr on.
+    """Runs a program in the repository's root and prints its stderr.
 
     Returns:
-      Why it failed in one line, or nothing, also if it ran out of time.
+      The error in one line, or "" if the program succeeded or ran out of time.
     """
     expired = threading.Event()
     last = ""
@@ -290,7 +291,7 @@ def run_aloud(command: Sequence[str], *, timeout_seconds: float) -> str:
 
 
 def measure(flags: argparse.Namespace, results: Results, deadline: float) -> None:
-    """Runs every job that has something to measure, in the time that is left."""
+    """Runs every job that has something to measure, until the deadline."""
     jobs = [job for job in JOBS if missing(job, flags, results)]
     for number, job in enumerate(jobs):
         left = deadline - time.monotonic()
@@ -303,7 +304,7 @@ def measure(flags: argparse.Namespace, results: Results, deadline: float) -> Non
         if job.name == OURS:
             measure_ours(missing(job, flags, results), results, flags, limit)
             continue
-        # A peer's figure is over ten windows.
+        # A peer measures ten windows.
         seconds = flags.seconds * 10
         work = compare.Work(job.dtype, flags.batch_size, flags.image_size, seconds)
         record = measure_peer(job, work, flags, limit)
@@ -312,7 +313,7 @@ def measure(flags: argparse.Namespace, results: Results, deadline: float) -> Non
 
 
 def missing(job: Job, flags: argparse.Namespace, results: Results) -> list[Any]:
-    """What is asked of a job and not measured yet: entries of ours, or the job itself."""
+    """Lists what a job still has to measure: entries of our network, or the job itself."""
     if job.name != OURS:
         asked = [job] if job.name in flags.only and job.dtype in flags.dtypes else []
     else:
@@ -321,19 +322,19 @@ def missing(job: Job, flags: argparse.Namespace, results: Results) -> list[Any]:
 
 
 def names_of(entry: Entry) -> tuple[str, ...]:
-    """What `--only` calls it."""
+    """Returns the names by which `--only` selects an entry."""
     return OURS, (entry.choice if entry.variant == "seed" else entry.variant)
 
 
 def asked_keys(flags: argparse.Namespace) -> list[Key]:
-    """The contenders of the table, in its order."""
+    """Lists the contenders of the table in its order."""
     ours = [e.key for e in our_entries(flags.dtypes) if flags.only & set(names_of(e))]
     jobs = [j.key for j in JOBS if j.name in flags.only and j.dtype in flags.dtypes]
     return sorted(ours + jobs, key=lambda key: DTYPES.index(key[1]))
 
 
 def table(keys: Sequence[Key], results: Results) -> str:
-    """Markdown: a line for every contender, measured or not."""
+    """Formats a Markdown table with a line for every contender, measured or not."""
     reference = results.get(REFERENCE)
     limits = {
         record["dtype"]: record["limit"]
@@ -349,7 +350,7 @@ def table(keys: Sequence[Key], results: Results) -> str:
             empty = [""] * (numbers - 1)
             lines.append(compare.row([name, dtype, error.replace("|", "\\|"), *empty]))
             continue
-        # Whoever names no variant computes `seed`.
+        # A contender without a limit of its own computes `seed`.
         limit = record["limit"] if "limit" in record else limits.get(dtype)
         memory, compiled = record.get("memory_bytes"), record.get("compile_seconds")
         cells = [
@@ -368,7 +369,7 @@ def table(keys: Sequence[Key], results: Results) -> str:
 
 
 def ratio(record: Record, reference: Record, figure: str) -> str:
-    """The median as a multiple of the reference's."""
+    """Divides the median by that of the reference."""
     if not (record.get(figure) and reference.get(figure)):
         return "-"
     medians = (statistics.median(each[figure]) for each in (record, reference))
@@ -376,7 +377,7 @@ def ratio(record: Record, reference: Record, figure: str) -> str:
 
 
 def report(flags: argparse.Namespace, results: Results) -> str:
-    """What was measured on, the table, and the figure to judge by."""
+    """Formats the device and the versions, the table, and the best of our networks."""
     keys = asked_keys(flags)
     records = [record for record in results if "error" not in record]
     found = {r.get("device") for r in records} | {r.get("version") for r in records}
@@ -397,7 +398,7 @@ def report(flags: argparse.Namespace, results: Results) -> str:
 
 
 def describe_machine(platform: str) -> str:
-    """The GPU as its driver names it, or nothing."""
+    """Returns the driver's description of the GPU, or "" if there is none."""
     query = "--query-gpu=name,driver_version,power.limit,clocks.max.sm"
     if platform == "cpu":
         return ""
@@ -410,10 +411,10 @@ def describe_machine(platform: str) -> str:
 
 
 def prepare_environment(platform: str) -> None:
-    """What the contenders find in `os.environ`."""
+    """Sets the environment variables of the contenders."""
     if platform != "cpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # One is measured.
-        platform = f"{platform},cpu"  # JAX fails if the first is not there.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # One GPU is measured.
+        platform = f"{platform},cpu"  # JAX fails if the first platform is missing.
     os.environ["JAX_PLATFORMS"] = platform
     os.environ["JAX_TRACEBACK_FILTERING"] = "off"  # So that the last line is the error.
     paths = [str(compare.REPOSITORY), os.environ.get("PYTHONPATH", "")]
@@ -421,7 +422,7 @@ def prepare_environment(platform: str) -> None:
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; a mistake in it ends the program with exit code 2."""
+    """Parses the command line; an error in it ends the program with exit code 2."""
     environments = sorted({job.environment for job in JOBS})
     names = list(dict.fromkeys(job.name for job in JOBS))
     parts = [*CHOICES, "paper", "bn"]
@@ -429,8 +430,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", metavar="FILE.json", help="keeps the figures; continued if it is there")
-    add("--budget_seconds", type=float, default=460, help="for everything")
+    add("--output", metavar="FILE.json", help="file of the figures; continued if it exists")
+    add("--budget_seconds", type=float, default=460, help="time limit of the whole command")
     add(
         "--python",
         metavar="NAME=PATH",
@@ -438,13 +439,17 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         help=f"interpreter with {', '.join(environments)}; default: this one",
     )
-    add("--only", default=",".join(names), help=f"of {', '.join(names)}; of ours: {parts}")
+    add(
+        "--only",
+        default=",".join(names),
+        help=f"contenders, from {', '.join(names)}, or our networks, from {parts}",
+    )
     add("--dtypes", default=",".join(DTYPES))
     add("--batch_size", type=int, default=256)
     add("--image_size", type=int, default=224)
-    add("--seconds", type=float, default=0.5, help="of a window")
-    add("--rounds", type=int, default=5, help="of windows, over all of ours in turn")
-    add("--width_multiplier", type=float, default=1.0, help="of ours, to try this out")
+    add("--seconds", type=float, default=0.5, help="duration of a window")
+    add("--rounds", type=int, default=5, help="windows of each of our networks")
+    add("--width_multiplier", type=float, default=1.0, help="width of our networks")
     add("--platform", choices=("cuda", "cpu"), default="cuda")
     flags = parser.parse_args(arguments)
     flags.only, flags.dtypes = set(flags.only.split(",")), flags.dtypes.split(",")
@@ -486,14 +491,14 @@ def main() -> None:
             measure(flags, results, deadline)
         except KeyboardInterrupt:
             results.reload()
-            print("stopped: here is what there is", file=sys.stderr)
+            print("stopped: the table shows the figures so far", file=sys.stderr)
         print(report(flags, results))
         failed = any("error" in results.get(key) for key in asked_keys(flags))
     sys.exit(failed)
 
 
 def work_of(flags: argparse.Namespace) -> dict[str, Any]:
-    """What must be equal for figures to stand in one table."""
+    """Returns the settings that all figures of a table must share."""
     names = ("batch_size", "image_size", "width_multiplier", "platform")
     return {name: getattr(flags, name) for name in names}
 

@@ -1,8 +1,9 @@
-"""Measures our network in several arithmetics in one process; `gpu.py` runs this.
+"""Measures our network in several arithmetics in one process; `gpu.py` runs this script.
 
 A training step is `googlenet_flax.training.step.train_step` on a batch that is already on
-the device. Every network is compiled and measured for a first window; then rounds go A B C,
-A B C, ..., so that a drift of the clock hits all alike.
+the device. Every network is compiled and measured for a first window. Then rounds go over
+the networks in the order A B C, A B C, ..., so that a drift of the clock affects all of
+them.
 """
 
 import argparse
@@ -34,28 +35,28 @@ from googlenet_flax.training.state import TrainState, create_state
 from googlenet_flax.training.step import train_step
 
 WARM_UP_STEPS = 3
-LIMIT_SECONDS = 0.5  # To measure a chip whose limits are not known.
-MARGIN_SECONDS = 3.0  # Between the last measurement and the deadline.
+LIMIT_SECONDS = 0.5  # Duration of the measurement of limits that are not known.
+MARGIN_SECONDS = 3.0  # Time between the last measurement and the deadline.
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What all networks have in common."""
+    """Settings that all networks have in common."""
 
     batch_size: int
     image_size: int
     width_multiplier: float
-    seconds: float  # Of a window.
+    seconds: float  # Duration of a window.
 
 
 def find_arithmetic(choice: str) -> Arithmetic:
-    """The fields that `choice` names are on, the others off."""
+    """Creates the arithmetic in which only the fields that `choice` names are on."""
     names = [] if choice == "stock" else choice.split("+")
     return dataclasses.replace(STOCK, **dict.fromkeys(names, True))
 
 
 def build_model(entry: gpu.Entry, choice: str, work: Work) -> GoogLeNet:
-    """The network of an entry."""
+    """Creates the network of an entry."""
     return create_model(
         entry.variant,
         num_classes=peer.NUM_CLASSES,
@@ -73,7 +74,7 @@ def _optimizer() -> optax.GradientTransformation:
 
 @functools.cache
 def _start(variant: str, work: Work) -> TrainState:
-    """On the host: a start for all that compute a variant, in whatever dtype."""
+    """Creates the initial state of a variant on the host; all dtypes share it."""
     model = build_model(gpu.Entry("float32", variant, "stock"), "stock", work)
     init = partial(create_state, model, _optimizer(), image_size=work.image_size)
     return jax.device_get(jax.jit(init)(jax.random.key(0)))
@@ -81,7 +82,7 @@ def _start(variant: str, work: Work) -> TrainState:
 
 @functools.cache
 def _limit(variant: str, dtype: str, work: Work) -> float | None:
-    """Images per second that the chip would allow in training; not for CPUs."""
+    """Computes the training images per second that the chip allows; None for CPUs."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return None
@@ -92,7 +93,7 @@ def _limit(variant: str, dtype: str, work: Work) -> float | None:
 
 
 def draw_batch(work: Work) -> dict[str, jax.Array]:
-    """The peers' batch, as `train_step` takes it, on the device."""
+    """Draws the peers' batch in the form that `train_step` takes, on the device."""
     asked = peer.Work("float32", work.batch_size, work.image_size, work.seconds)
     images, labels = peer.draw_batch(asked)
     index = np.arange(work.batch_size, dtype=np.int32)
@@ -100,7 +101,7 @@ def draw_batch(work: Work) -> dict[str, jax.Array]:
 
 
 class Network:
-    """A network of ours with all that it takes to measure it."""
+    """One of our networks, its state and its record."""
 
     def __init__(self, entry: gpu.Entry, choice: str, work: Work, run: str):
         name, dtype = entry.key
@@ -108,7 +109,7 @@ class Network:
         self._model = build_model(entry, choice, work)
         self._state = jax.device_put(_start(entry.variant, work))
         self._steps: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}  # Steps in a window.
+        self._counts: dict[str, int] = {}  # Number of steps in a window.
         self.record: gpu.Record = {
             "name": name,
             "dtype": dtype,
@@ -125,7 +126,7 @@ class Network:
         }
 
     def compile(self, figure: str, batch: dict[str, jax.Array]) -> None:
-        """Compiles and warms up `"train"` or `"eval"`, and keeps the speed of a window."""
+        """Compiles and warms up `"train"` or `"eval"`, and records a first window."""
         started = time.monotonic()
         if figure == "train":
             step = partial(
@@ -153,19 +154,19 @@ class Network:
         return output.logits
 
     def measure_round(self, batch: dict[str, jax.Array]) -> None:
-        """Adds a window of each; the first round replaces what was measured alone."""
+        """Adds a window of each figure; the first round replaces the first windows."""
         for figure in self._steps:
             earlier = self.record[figure] if self.record["rounds"] else []
             self.record[figure] = [*earlier, self.speed(figure, batch)]
         self.record["rounds"] += 1
 
     def speed(self, figure: str, batch: dict[str, jax.Array]) -> float:
-        """Images per second in one window."""
+        """Measures images per second in one window."""
         seconds = self._run_window(figure, batch)
         return self._work.batch_size * self._counts[figure] / seconds
 
     def _run_window(self, figure: str, batch: dict[str, jax.Array]) -> float:
-        """Seconds of some steps with a wait at their end.
+        """Measures the seconds of a window of steps, with one wait at its end.
 
         Raises:
           ValueError: The loss is not finite.
@@ -187,9 +188,9 @@ class Network:
 
 
 def _planned_bytes(compiled: Any) -> int | None:
-    """Of device memory that a call needs, by XLA's plan.
+    """Returns the device memory that a call needs by XLA's plan.
 
-    The allocator's peak would be that of the greediest network so far.
+    The peak of the allocator would be that of the largest network so far.
     """
     plan = compiled.memory_analysis()
     if plan is None:
@@ -207,10 +208,10 @@ def measure(
     deadline: float,
     run: str,
 ) -> None:
-    """Adds what can be measured until the deadline, in `time.time()`."""
+    """Measures the entries until the deadline, a value of `time.time()`."""
     batch = draw_batch(work)
     networks: list[Network] = []
-    durations: dict[str, list[float]] = {}  # Of compiling and first windows, by dtype.
+    durations: dict[str, list[float]] = {}  # Seconds of compilation and first windows.
     for entry in entries:
         rounds_ahead = rounds * (len(networks) + 1) * 2 * work.seconds
         planned = _expected_seconds(durations, entry.dtype) + rounds_ahead
@@ -237,7 +238,10 @@ def measure(
 
 
 def _expected_seconds(durations: dict[str, list[float]], dtype: str) -> float:
-    """The slowest so far; but XLA tries its algorithms for the first of a dtype alone."""
+    """Returns the longest duration so far, without the first one of each dtype.
+
+    The first network of a dtype takes longer, as XLA then tries its algorithms.
+    """
     _, *others = durations.get(dtype) or [0.0]
     return max(others or itertools.chain(*durations.values()), default=0.0)
 
@@ -249,7 +253,7 @@ def _compile(
     batch: dict[str, jax.Array],
     run: str,
 ) -> Network | None:
-    """A network with its first figures in the results; None if it failed."""
+    """Compiles a network and records its first figures; returns None if that failed."""
     choice = entry.choice
     if choice == gpu.BEST:
         choice = results.best_choice(entry.dtype)
@@ -259,7 +263,7 @@ def _compile(
         for figure in ("train", "eval"):
             network.compile(figure, batch)
             results.put(network.record)
-    except Exception as error:  # Whatever it is, it must not take the others along.
+    except Exception as error:  # The other networks are still measured.
         return _note_failure(*entry.key, error, results)
     train, forward = (network.record[figure][0] for figure in ("train", "eval"))
     seconds = network.record["compile_seconds"]
@@ -279,7 +283,7 @@ def _say(what: str) -> None:
 
 
 def main() -> None:
-    """Measures it."""
+    """Measures all entries."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("output", "run"):
         parser.add_argument(f"--{name}", required=True)

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # Read when Keras is imported.
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it at its import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from collections.abc import Callable
@@ -48,9 +48,9 @@ def _head(x, name):
 
 
 def create_model(image_size: int) -> keras.Model:
-    """Maps `[B, H, W, 3]` to the float32 logits of the main classifier and both heads.
+    """Creates a model from `[B, H, W, 3]` to float32 logits of main classifier and heads.
 
-    It computes in the dtype of Keras's current policy.
+    The model computes in the dtype of Keras's current policy.
     """
     images = keras.Input((image_size, image_size, 3))
     x = _pool(_conv(images, 64, 7, strides=2, name="conv1"), strides=2)
@@ -68,7 +68,7 @@ def create_model(image_size: int) -> keras.Model:
 
 
 def make_train_step(model: keras.Model, *, jit: bool) -> Callable:
-    """`(images, labels) -> loss`; updates the model."""
+    """Creates a function `(images, labels) -> loss` that updates the model."""
     optimizer = keras.optimizers.SGD(peer.LEARNING_RATE, momentum=peer.MOMENTUM)
     optimizer.build(model.trainable_variables)
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
@@ -89,7 +89,7 @@ def make_train_step(model: keras.Model, *, jit: bool) -> Callable:
 
 
 def device_name() -> str:
-    """Of the GPU that TensorFlow uses, or `cpu`."""
+    """Returns the name of the GPU that TensorFlow uses, or `cpu`."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return "cpu"
@@ -97,7 +97,7 @@ def device_name() -> str:
 
 
 def main() -> None:
-    """Measures it."""
+    """Measures the network and prints its figures."""
     work, flags = peer.parse_flags(__doc__, {"jit": "compile the steps with XLA"})
     if work.dtype == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")

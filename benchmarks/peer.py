@@ -1,4 +1,4 @@
-"""What the peers share: the network's numbers, their flags, the clock, the last line."""
+"""Code that the peers share: sizes of the network, flags, timing and output."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+# Columns of Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
     "inception_3a": (64, 96, 128, 16, 32, 32),
     "inception_3b": (128, 128, 192, 32, 96, 64),
@@ -39,28 +39,30 @@ WINDOWS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What to measure."""
+    """Settings of the measurement."""
 
     dtype: str
     batch_size: int
     image_size: int
-    seconds: float  # For each of the two figures.
+    seconds: float  # Duration of the measurement of each of the two figures.
 
 
 def parse_flags(
     description: str, extra: Mapping[str, str] | None = None
 ) -> tuple[Work, argparse.Namespace]:
-    """Reads the flags that all peers have and the switches that only this one has.
+    """Parses the flags that all peers have and the switches that only this one has.
 
     Args:
-      description: Of the peer, for `--help`.
-      extra: What each switch of this peer does, by its name.
+      description: Description of the peer, for `--help`.
+      extra: Help text of each switch of this peer, by its name.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="duration of each measurement"
+    )
     for name, text in (extra or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     flags = parser.parse_args()
@@ -69,7 +71,7 @@ def parse_flags(
 
 
 def draw_batch(work: Work) -> tuple[np.ndarray, np.ndarray]:
-    """Float32 images `[B, H, W, 3]` in [0, 1) and int32 labels `[B]`."""
+    """Draws float32 images `[B, H, W, 3]` in [0, 1) and int32 labels `[B]`."""
     rng = np.random.default_rng(0)
     shape = (work.batch_size, work.image_size, work.image_size, 3)
     labels = rng.integers(0, NUM_CLASSES, work.batch_size, dtype=np.int32)
@@ -77,15 +79,18 @@ def draw_batch(work: Work) -> tuple[np.ndarray, np.ndarray]:
 
 
 def aux_side(image_size: int) -> int:
-    """Side of the map that the heads flatten: four halvings, then a pool of 5x5/3."""
+    """Computes the side of the map that the heads flatten.
+
+    The input is halved four times and then pooled by 5x5 with stride 3.
+    """
     return (-(-image_size // 16) - 5) // 3 + 1
 
 
 def check_parameters(count: int, image_size: int) -> None:
-    """Refuses a network that is not ours.
+    """Checks that a network has as many parameters as ours.
 
     Raises:
-      ValueError: With both counts.
+      ValueError: It has not; the message has both counts.
     """
     at_224_px = 10_334_030
     expected = at_224_px + len(HEAD_AFTER) * 128 * 1024 * (aux_side(image_size) ** 2 - 16)
@@ -96,18 +101,18 @@ def check_parameters(count: int, image_size: int) -> None:
 def images_per_second(
     step: Callable[[], Any], wait: Callable[[Any], Any], work: Work
 ) -> list[float]:
-    """The batch size over the mean time of a step, in up to ten windows.
+    """Measures images per second in up to ten windows of steps.
 
     Args:
-      step: Starts one step and returns its result.
-      wait: Returns when that result, and all before it, are there.
-      work: Its batch size, and for how long to measure; at least three steps are.
+      step: Function that starts a step and returns its result.
+      wait: Function that waits for that result and all earlier ones.
+      work: Settings of the measurement; at least three steps are measured.
     """
     step_seconds = math.inf
     for _ in range(WARM_UP_STEPS):
         step_seconds = min(step_seconds, _window_seconds(step, wait, 1))
     steps = max(MIN_STEPS, round(work.seconds / step_seconds))
-    window = max(1, steps // WINDOWS)  # So that a GPU does not wait after each step.
+    window = max(1, steps // WINDOWS)  # A GPU need not wait for the host after each step.
     windows = [_window_seconds(step, wait, window) for _ in range(steps // window)]
     return [work.batch_size * window / seconds for seconds in windows]
 
@@ -134,12 +139,12 @@ def measure_and_print(
     """Measures both steps and prints the line that `compare.py` and `gpu.py` read.
 
     Args:
-      work: What to measure.
-      device: Its name.
-      train_step: Starts an update and returns its loss.
-      eval_step: Starts a forward pass.
-      wait: As in `images_per_second`.
-      facts: What else there is to say after it all.
+      work: Settings of the measurement.
+      device: Name of the device.
+      train_step: Function that starts a training step and returns its loss.
+      eval_step: Function that starts a forward pass.
+      wait: Function that waits for a result, as in `images_per_second`.
+      facts: Function that returns further fields of the line, called at the end.
 
     Raises:
       ValueError: The loss that `train_step` returns is not finite.

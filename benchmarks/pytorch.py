@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class Conv(nn.Conv2d):
-    """Convolution with the padding that keeps the size, then ReLU."""
+    """Convolution with padding that keeps the size, then ReLU."""
 
     def __init__(self, inputs: int, outputs: int, side: int):
         super().__init__(inputs, outputs, side, padding=side // 2)
@@ -23,7 +23,7 @@ class Conv(nn.Conv2d):
 
 
 class Conv1(nn.Conv2d):
-    """The 7x7 convolution with stride 2, padded as in TensorFlow, then ReLU."""
+    """7x7 convolution with stride 2 and TensorFlow's padding, then ReLU."""
 
     def __init__(self):
         super().__init__(3, 64, 7, stride=2)
@@ -36,7 +36,10 @@ class Conv1(nn.Conv2d):
 
 
 def _halve(x: torch.Tensor) -> torch.Tensor:
-    """The 3x3 max pool with stride 2, padded as in TensorFlow: at even sizes only after."""
+    """Applies a 3x3 max pool with stride 2 and TensorFlow's padding.
+
+    For even sizes that pads only at the end.
+    """
     return functional.max_pool2d(x, 3, 2, padding=x.shape[-1] % 2, ceil_mode=True)
 
 
@@ -82,7 +85,7 @@ class Head(nn.ModuleDict):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps `[B, C, H, W]` to logits `[B, num_classes]`."""
         x = self["proj"](functional.avg_pool2d(x, 5, 3))
-        x = x.permute(0, 2, 3, 1).flatten(1)  # No copy: this is how channels_last lies.
+        x = x.permute(0, 2, 3, 1).flatten(1)  # No copy: channels_last has this order.
         x = functional.relu(self["fc"](x))
         return self["classifier"](functional.dropout(x, peer.AUX_DROPOUT, self.training))
 
@@ -118,14 +121,14 @@ class GoogLeNet(nn.ModuleDict):
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
-    """Computes in that dtype where torch deems it safe."""
+    """Creates a context in which torch computes in that dtype if it is safe."""
     if dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, getattr(torch, dtype))
 
 
 def make_train_step(model: nn.Module, *, dtype: str, compiled: bool) -> Callable:
-    """`(images, labels) -> loss`; updates the model."""
+    """Creates a function `(images, labels) -> loss` that updates the model."""
     optimizer = torch.optim.SGD(
         model.parameters(), peer.LEARNING_RATE, momentum=peer.MOMENTUM, fused=True
     )
@@ -152,7 +155,7 @@ def make_train_step(model: nn.Module, *, dtype: str, compiled: bool) -> Callable
 
 
 def make_eval_step(model: nn.Module, *, dtype: str, compiled: bool) -> Callable:
-    """`images -> logits` of the main classifier."""
+    """Creates a function from images to the logits of the main classifier."""
 
     def forward(images):
         with autocast(images.device, dtype):
@@ -170,8 +173,8 @@ def make_eval_step(model: nn.Module, *, dtype: str, compiled: bool) -> Callable:
 
 
 def main() -> None:
-    """Measures it."""
-    switches = {"compile": "compile with torch.compile", "gpu": "refuse a CPU"}
+    """Measures the network and prints its figures."""
+    switches = {"compile": "use torch.compile", "gpu": "fail if there is no GPU"}
     work, flags = peer.parse_flags(__doc__, switches)
     on_gpu = torch.cuda.is_available()
     if flags.gpu and not on_gpu:
@@ -182,7 +185,7 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")  # TF32, as in JAX.
     device = torch.device("cuda" if on_gpu else "cpu")
     images, labels = (torch.from_numpy(array) for array in peer.draw_batch(work))
-    images = images.permute(0, 3, 1, 2).to(device)  # Stays channels_last.
+    images = images.permute(0, 3, 1, 2).to(device)  # The layout stays channels_last.
     labels = labels.long().to(device)
     model = GoogLeNet(work.image_size).to(device, memory_format=torch.channels_last)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

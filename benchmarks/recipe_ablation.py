@@ -1,31 +1,31 @@
-"""What each ingredient of `configs/cifar10_best.py` gives, on a small scale.
+"""Measures the effect of each ingredient of `configs/cifar10_best.py` on a small scale.
 
     python benchmarks/recipe_ablation.py --workdir=DIR [--seeds=0,1] [--config.FIELD=VALUE]
 
-Every row leaves one ingredient out of the whole recipe, the last all of them. Rows run one
-after another, and what was interrupted goes on: commands with other seeds may run side by
-side in one DIR. `SCALE` fits CPU cores; arguments after it, as `--config.data_dir=DIR`, go
-to every run.
+Every row leaves one ingredient out of the whole recipe, and the last row leaves all of them
+out. Rows run one after another, and an interrupted run is resumed. Commands with different
+seeds may run at the same time in one DIR. `SCALE` makes the runs small enough for CPU
+cores. Further arguments, such as `--config.data_dir=DIR`, are passed to every run.
 """
 
 import argparse
 import pathlib
 
-from run_seeds import markdown, seed_numbers, summarise, train
+from run_seeds import markdown, seed_numbers, summarize, train
 
 from googlenet_flax.runs.metrics import read_rows
 
 SCALE = (
     "--config=configs/cifar10_best.py",
-    "--config.dtype=float32",  # On CPUs the faster one.
+    "--config.dtype=float32",  # Faster than bfloat16 on CPUs.
     "--config.image_size=80",
     "--config.width_multiplier=0.25",
     "--config.train_split=train[:1000]",
     "--config.batch_size=32",
     "--config.num_epochs=45",
     "--config.learning_rate=0.05",
-    "--config.warmup_epochs=1.125",  # Of the run the same share as in the recipe, like
-    "--config.ema_decay=0.972",  # the window of the averages.
+    "--config.warmup_epochs=1.125",  # Both are scaled to the same share of the run as in
+    "--config.ema_decay=0.972",  # the recipe.
     "--config.eval_every_epochs=45",
     "--config.checkpoint_every_steps=400",
 )
@@ -43,11 +43,11 @@ WITHOUT = {
 
 
 def rows() -> dict[str, tuple[str, ...]]:
-    """What is changed in each row, as arguments."""
+    """Returns the arguments that change the recipe, by the name of the row."""
     changes = {"the whole recipe": ()}
     changes |= {f"without {name}": fields for name, fields in WITHOUT.items()}
     everything = [field for fields in WITHOUT.values() for field in fields]
-    # Of a field that two rows change, the one that leaves more out.
+    # Two rows change these fields; the value that leaves more out stays.
     everything.remove("flip=random")
     everything.remove("final_aux_fraction=1")
     changes["without all of these"] = tuple(everything)
@@ -58,11 +58,11 @@ def rows() -> dict[str, tuple[str, ...]]:
 
 
 def main() -> None:
-    """The command."""
+    """Trains all runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument(
-        "--seeds", type=seed_numbers, default="0,1", help="numbers, with commas"
+        "--seeds", type=seed_numbers, default="0,1", help="numbers, separated by commas"
     )
     flags, more = parser.parse_known_args()
     for number, (name, changes) in enumerate(rows().items()):
@@ -73,7 +73,7 @@ def main() -> None:
             workdir = folder / f"seed-{seed}"
             seconds.append(train([*SCALE, *more, *changes], seed, workdir))
             runs[seed] = read_rows(workdir / "metrics.jsonl")
-        table = markdown({"row": name, **summarise(runs, seconds)}).splitlines()
+        table = markdown({"row": name, **summarize(runs, seconds)}).splitlines()
         print("\n".join(table if number == 0 else table[-1:]), flush=True)
 
 

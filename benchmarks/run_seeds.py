@@ -2,8 +2,8 @@
 
     python benchmarks/run_seeds.py --config=configs/digits.py --seeds=0,1,2 --workdir=DIR
 
-Further arguments (--config.FIELD=VALUE) go to every run. A series that was interrupted goes
-on. All figures are those of the last step, not of the best.
+Further arguments (--config.FIELD=VALUE) are passed to every run. An interrupted series is
+resumed. All figures are those of the last step, not of the best one.
 """
 
 import argparse
@@ -32,19 +32,19 @@ ACCURACIES: Mapping[str, str] = {
     "aux_4d_accuracy": "head 4d, %",
 }
 
-Row = dict[str, Any]  # Of metrics.jsonl.
+Row = dict[str, Any]  # A row of metrics.jsonl or of the table.
 
 
 def seed_numbers(text: str) -> list[int]:
-    """Of the option `--seeds`."""
+    """Parses the option `--seeds`."""
     return [int(number) for number in text.split(",")]
 
 
 def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float | None:
-    """Trains to the end.
+    """Trains a run to its end, unless it is finished already.
 
     Returns:
-      Seconds from command to result; None if the run did not go through at once.
+      Duration of the command in seconds; None if the run was interrupted.
     """
     finished = workdir.with_suffix(".seconds")
     if finished.exists():
@@ -61,19 +61,19 @@ def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float |
     return seconds or None
 
 
-def summarise(runs: Mapping[int, list[Row]], seconds: Sequence[float | None]) -> Row:
-    """The columns of the row: means over the seeds, with the standard deviation."""
+def summarize(runs: Mapping[int, list[Row]], seconds: Sequence[float | None]) -> Row:
+    """Computes the columns of the row: means over the seeds and standard deviations."""
     lasts = [[row for row in rows if row["split"] == "eval"][-1] for rows in runs.values()]
-    paces = [
+    rates = [
         row["images_per_second"]
         for rows in runs.values()
         for row in rows
         if "images_per_second" in row
     ]
-    whole = [time for time in seconds if time]
+    durations = [time for time in seconds if time]
     columns = {
-        "seconds a run": f"{statistics.median(whole):.0f}" if whole else "resumed",
-        "images/s": f"{statistics.median(paces):.0f}",
+        "seconds a run": f"{statistics.median(durations):.0f}" if durations else "resumed",
+        "images/s": f"{statistics.median(rates):.0f}",
         "seeds": str(len(runs)),
     }
     for name, title in ACCURACIES.items():
@@ -88,22 +88,19 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def draw_curves(runs: Mapping[int, list[Row]], file: pathlib.Path) -> None:
-    """Loss and accuracy over the epochs, a line for each seed."""
+    """Draws loss and accuracy over the steps, with a line for each seed."""
     mpl.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for rows in runs.values():
-        for split, colour in (("train", "#0072B2"), ("eval", "#D55E00")):  # Okabe-Ito.
+        for split, color in (("train", "#0072B2"), ("eval", "#D55E00")):  # Okabe-Ito.
             chosen = [row for row in rows if row["split"] == split]
             for axis, name, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
                 steps = [row["step"] for row in chosen]
                 values = [scale * row[name] for row in chosen]
-                # Evaluations may be few: their points show how many.
                 marker = "." if split == "eval" else None
-                style = {"color": colour, "linewidth": 1, "alpha": 0.7, "marker": marker}
+                style = {"color": color, "linewidth": 1, "alpha": 0.7, "marker": marker}
                 axis.plot(steps, values, label=split, **style)
-    for axis, title in zip(
-        axes, ("loss, heads at their weight", "accuracy, %"), strict=True
-    ):
+    for axis, title in zip(axes, ("loss with weighted heads", "accuracy, %"), strict=True):
         axis.set(xlabel="step", ylabel=title)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -113,7 +110,7 @@ def draw_curves(runs: Mapping[int, list[Row]], file: pathlib.Path) -> None:
 
 
 def markdown(columns: Mapping[str, str]) -> str:
-    """A table of one row."""
+    """Formats a Markdown table of one row."""
     lines = [columns.keys(), ["---"] * len(columns), columns.values()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -126,11 +123,11 @@ def _hardware() -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Trains all runs, prints the row and draws the curves."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--config", required=True, help="the recipe")
     parser.add_argument(
-        "--seeds", type=seed_numbers, default="0,1,2", help="numbers, with commas"
+        "--seeds", type=seed_numbers, default="0,1,2", help="numbers, separated by commas"
     )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     flags, more = parser.parse_known_args()
@@ -154,7 +151,7 @@ def main() -> None:
         "command": f"`{shlex.join(arguments)}`",
         "commit": commit or "unknown",
         "hardware": _hardware(),
-        **summarise(runs, seconds),
+        **summarize(runs, seconds),
     }
     print(f"{markdown(row)}\n\ncurves: {curves}")
 

@@ -1,11 +1,12 @@
-"""How far more devices help: the formula of docs/scaling.md, or points measured here.
+"""Prints the scaling efficiency, from the formula of docs/scaling.md or measured here.
 
     python benchmarks/scaling.py [--images_per_second=5000 --gigabytes_per_second=50 ...]
     python benchmarks/scaling.py --measure=1,2 --workdir=DIR [--config.FIELD=VALUE]
 
-The first prints what the formula expects of a device that trains so fast alone; the figures
-are assumptions of whoever types them. The second trains on digits in as many processes,
-each on a CPU core of its own and with the same batch, and prints what they did.
+The first command evaluates the formula. Its flags are assumptions about the devices and
+their links, not measurements. The second command trains on digits in the given numbers of
+processes, each on a CPU core of its own and with the same batch, and prints the measured
+rates.
 """
 
 import argparse
@@ -27,24 +28,35 @@ from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)
+<<<<<<< HEAD
 NUM_BYTES = 4  # Of a float32: gradients and statistics.
 NORM_STATISTICS = 2  # Mean and mean of squares of each channel.
 NORM_EXCHANGES = 2  # All-reduces per norm: the statistics, and their gradients.
+=======
+NUM_BYTES = 4  # Bytes of a float32, the type of gradients and statistics.
+NORM_EXCHANGES = 4  # Exchanges of a norm: mean, variance, and their two gradients.
+>>>>>>> 329b735 (benchmarks: rewrite the prose in plain English)
 IMAGES_PER_PROCESS = 32
 MEASURED_STEPS = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """What the devices tell each other in a step."""
+    """Data that the devices exchange in a step."""
 
+<<<<<<< HEAD
     gradient_bytes: int  # Of all gradients, in one all-reduce.
     norm_bytes: int  # Statistics of all norms and their gradients.
     num_norms: int  # Norms, which wait for their exchanges one after the other.
+=======
+    gradient_bytes: int  # Size of all gradients, which are exchanged in one all-reduce.
+    norm_bytes: int  # Size of one part of all sums of batch norm.
+    num_norms: int  # Number of norms, which wait for their sums one after the other.
+>>>>>>> 329b735 (benchmarks: rewrite the prose in plain English)
 
 
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
-    """That of a network."""
+    """Computes the exchange of a network from its shapes."""
     model = create_model(variant, num_classes=num_classes)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
     variables = jax.eval_shape(
@@ -54,7 +66,7 @@ def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for name, tree in variables.items()
     }
-    channels = sizes.get("batch_stats", 0) // 2  # A mean and a variance of each.
+    channels = sizes.get("batch_stats", 0) // 2  # Each has a mean and a variance.
     return Exchange(
         gradient_bytes=NUM_BYTES * sizes["params"],
         norm_bytes=NUM_BYTES * NORM_EXCHANGES * NORM_STATISTICS * channels,
@@ -70,16 +82,16 @@ def efficiency(
     bytes_per_second: float,
     latency_seconds: float,
 ) -> float:
-    """What each of the devices does of what one does alone, from 0 to 1.
+    """Computes the rate of each device, divided by the rate of a single device.
 
-    Nothing is taken to overlap, so it is a lower bound.
+    The result is a lower bound, as no exchange is assumed to overlap with computation.
 
     Args:
-      num_devices: That share a batch; with more of them the batch grows.
-      exchange: Of the network.
-      step_seconds: Of one device alone.
-      bytes_per_second: That a device sends while it receives as many.
-      latency_seconds: From a device to the next, in a tree.
+      num_devices: Number of devices; the batch grows with it.
+      exchange: Data that the devices exchange.
+      step_seconds: Duration of a step on a single device.
+      bytes_per_second: Bytes that a device sends per second while it receives as many.
+      latency_seconds: Latency between neighbors in a tree of devices.
     """
     share = (num_devices - 1) / num_devices
     sent_bytes = 2 * share * (exchange.gradient_bytes + exchange.norm_bytes)
@@ -89,7 +101,7 @@ def efficiency(
 
 
 def expect(flags: argparse.Namespace) -> str:
-    """A table of the formula."""
+    """Formats a table of the formula's values."""
     exchanges = {
         variant: exchange_of(variant, flags.num_classes, flags.image_size)
         for variant in VARIANTS
@@ -108,16 +120,16 @@ def expect(flags: argparse.Namespace) -> str:
             for exchange in exchanges.values()
         ]
         lines.append(f"| {count:,} | {' | '.join(f'{share:.0%}' for share in shares)} |")
-    told = [
+    facts = [
         f"{variant} {exchange.gradient_bytes / 1e6:.1f} MB of gradients, "
         f"{exchange.num_norms} norms, {exchange.norm_bytes / 1e3:.1f} kB of statistics"
         for variant, exchange in exchanges.items()
     ]
-    return "\n".join([*lines, "", *told])
+    return "\n".join([*lines, "", *facts])
 
 
 def measure(count: int, workdir: pathlib.Path, more: Sequence[str]) -> float:
-    """Images per second of `count` processes, each on a core of its own."""
+    """Measures images per second of `count` processes, each on a core of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -146,24 +158,25 @@ def measure(count: int, workdir: pathlib.Path, more: Sequence[str]) -> float:
         for number, core in enumerate(cores)
     ]
     if any([process.wait() for process in processes]):
-        sys.exit(f"{count} processes did not come to their end; see above")
+        sys.exit(f"one of {count} processes failed; see its error above")
     rows = read_rows(workdir / str(count) / "metrics.jsonl")
-    paces = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    return statistics.median(paces)
+    return statistics.median(
+        row["images_per_second"] for row in rows if "images_per_second" in row
+    )
 
 
 def main() -> None:
-    """The command."""
+    """Prints the table of the formula, or that of the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     add = parser.add_argument
-    add("--images_per_second", type=float, default=5000.0, help="of one device alone")
-    add("--batch_size", type=int, default=256, help="of one device")
-    add("--gigabytes_per_second", type=float, default=50.0, help="of one device's link")
-    add("--latency_microseconds", type=float, default=10.0, help="of one hop")
+    add("--images_per_second", type=float, default=5000.0, help="rate of a single device")
+    add("--batch_size", type=int, default=256, help="batch size of each device")
+    add("--gigabytes_per_second", type=float, default=50.0, help="rate of a device's link")
+    add("--latency_microseconds", type=float, default=10.0, help="latency of one hop")
     add("--num_classes", type=int, default=1000)
     add("--image_size", type=int, default=224)
-    add("--measure", default="", help="numbers of processes, with commas")
-    add("--workdir", type=pathlib.Path, help="of the measured runs")
+    add("--measure", default="", help="numbers of processes, separated by commas")
+    add("--workdir", type=pathlib.Path, help="folder of the measured runs")
     flags, more = parser.parse_known_args()
     if not flags.measure:
         print(expect(flags))
@@ -172,11 +185,11 @@ def main() -> None:
         sys.exit("--measure needs a --workdir")
     counts = [int(count) for count in flags.measure.split(",")]
     workdir = flags.workdir.absolute()
-    paces = {count: measure(count, workdir, more) for count in counts}
-    print("| processes | images/s | of the first, each |\n|---|---|---|")
-    first = paces[counts[0]] / counts[0]
-    for count, pace in paces.items():
-        print(f"| {count} | {pace:.1f} | {pace / count / first:.0%} |")
+    rates = {count: measure(count, workdir, more) for count in counts}
+    print("| processes | images/s | efficiency |\n|---|---|---|")
+    first = rates[counts[0]] / counts[0]
+    for count, rate in rates.items():
+        print(f"| {count} | {rate:.1f} | {rate / count / first:.0%} |")
 
 
 if __name__ == "__main__":

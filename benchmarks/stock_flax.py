@@ -1,4 +1,4 @@
-"""The network in stock Flax: its own layers and pools, optax, `jax.jit`."""
+"""The network in stock Flax, with Flax's own layers and pools, optax and `jax.jit`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Four branches, concatenated along the channels."""
+        """Computes four branches and concatenates them along the channels."""
         conv = partial(_conv, dtype=self.dtype)
         conv_1x1, reduce_3x3, conv_3x3, reduce_5x5, conv_5x5, pool_proj = self.widths
         branch_1x1 = conv(x, conv_1x1, 1, name="1x1")
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Drops units if `train`."""
+        """Computes the logits, with dropout if `train`."""
         x = nn.avg_pool(x, (5, 5), strides=(3, 3))
         x = _conv(x, 128, 1, name="proj", dtype=self.dtype)
         x = x.reshape(x.shape[0], -1)
@@ -65,7 +65,7 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-        """Drops units if `train`, which needs the `"dropout"` rng."""
+        """Computes the logits, with dropout if `train`, which needs the `"dropout"` rng."""
         conv = partial(_conv, dtype=self.dtype)
         x = _pool(conv(images, 64, 7, strides=2, name="conv1"), strides=2)
         x = conv(x, 64, 1, name="conv2_reduce")
@@ -84,7 +84,10 @@ class GoogLeNet(nn.Module):
 
 
 def make_train_step(model: GoogLeNet, tx: optax.GradientTransformation) -> Callable:
-    """`(params, opt_state, rng, images, labels) -> (params, opt_state, rng, loss)`."""
+    """Creates a jitted step.
+
+    It maps `(params, opt_state, rng, images, labels)` to `(params, opt_state, rng, loss)`.
+    """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
     def loss_fn(params: Params, rng, images, labels):
@@ -103,7 +106,7 @@ def make_train_step(model: GoogLeNet, tx: optax.GradientTransformation) -> Calla
 
 
 def main() -> None:
-    """Measures it."""
+    """Measures the network and prints its figures."""
     work, _ = peer.parse_flags(__doc__)
     images, labels = jax.device_put(peer.draw_batch(work))
     model = GoogLeNet(work.dtype)
@@ -123,7 +126,7 @@ def main() -> None:
     (device,) = images.devices()
 
     def facts() -> dict[str, Any]:
-        memory = device.memory_stats() or {}  # A CPU does not count.
+        memory = device.memory_stats() or {}  # CPU devices have no statistics.
         peak = memory.get("peak_bytes_in_use")
         return {"version": f"jax {jax.__version__}", "peak_memory_bytes": peak}
 

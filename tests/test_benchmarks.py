@@ -15,9 +15,9 @@ from flax import traverse_util
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 from test_parity import TOLERANCE, relative_differences, stored_outputs
 
-from googlenet_flax.model import googlenet as our_model
 from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
+from googlenet_flax.model.googlenet import googlenet as our_model
 from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import create_optimizer
 
@@ -165,7 +165,7 @@ def test_an_answer_to_another_question_is_a_failure(tmp_path, body, error):
 def test_a_contender_that_hangs_is_stopped(tmp_path):
     entry = program(tmp_path, "a", "time.sleep(60)")
     (result,) = compare.run_rounds([entry], rounds=1, timeout_seconds=0.5)
-    assert result["error"] == "not done after 0.5 s"
+    assert result["error"] == "not finished after 0.5 s"
 
 
 def test_a_program_that_is_not_there_is_a_failure(tmp_path):
@@ -255,7 +255,7 @@ def test_an_environment_that_pip_did_not_finish_is_made_again(tmp_path, monkeypa
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(compare.ContenderError, match="no virtual environment"):
+    with pytest.raises(compare.ContenderError, match="not a virtual environment"):
         compare.make_environment("pytorch", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

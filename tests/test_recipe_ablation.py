@@ -90,7 +90,7 @@ RUNS = {
 
 
 def test_a_row_counts_the_last_evaluation_and_not_the_best():
-    columns = run_seeds.summarise(RUNS, [100.0, 130.0])
+    columns = run_seeds.summarize(RUNS, [100.0, 130.0])
     assert columns == {
         "seconds a run": "115",
         "images/s": "25",
@@ -101,7 +101,7 @@ def test_a_row_counts_the_last_evaluation_and_not_the_best():
 
 
 def test_a_row_of_one_seed_has_no_deviation_and_a_resumed_run_no_time():
-    columns = run_seeds.summarise({0: RUNS[0]}, [None])
+    columns = run_seeds.summarize({0: RUNS[0]}, [None])
     assert columns["accuracy, %"] == "50.00"
     assert columns["seconds a run"] == "resumed"
 
