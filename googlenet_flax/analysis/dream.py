@@ -6,6 +6,7 @@ import math
 import pathlib
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
 from googlenet_flax.runtime.files import replace_file
 from googlenet_flax.training.description import ModelDescription
 
@@ -147,13 +148,10 @@ def check_output(out: pathlib.Path) -> None:
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
-    try:
+    with _writing(out):
         if out.is_dir():
             raise UserError(f"--out {printable(out)} is a directory: name a file")
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise _cannot_write(out, error) from error
+        tempfile.TemporaryFile(dir=out.parent).close()
 
 
 def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
@@ -169,16 +167,12 @@ def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
     picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    try:
+    with _writing(out):
         replace_file(out, png.getvalue())
-    except OSError as error:
-        raise _cannot_write(out, error) from error
 
 
-def _cannot_write(out: pathlib.Path, error: OSError) -> UserError:
-    return UserError(
-        f"--out {printable(out)} cannot be written ({error.strerror}): choose another"
-    )
+def _writing(out: pathlib.Path) -> AbstractContextManager[None]:
+    return writing(f"--out {printable(out)}", "choose another")
 
 
 def choose_settings(image: str, given: Mapping[str, float | None]) -> Settings:

@@ -15,7 +15,7 @@ from googlenet_flax.exporters import onnx, safetensors, stablehlo
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.runs.predictor import Predictor
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
@@ -146,10 +146,8 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> N
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:
-    try:
+    with writing(path, "name another file with --out=FILE"):
         replace_file(path, data)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def check_out(name: str) -> pathlib.Path:
