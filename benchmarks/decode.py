@@ -129,7 +129,7 @@ def measure_pipeline(
     """
     names = tuple(map(str, paths))
     split = PictureSet(
-        FilePictures(names, np.zeros(len(names), np.int32)),
+        FilePictures(str(paths[0].parent), names, np.zeros(len(names), np.int32)),
         class_names=("noise",),
         storage_size=STORAGE_SIZES[0],
         on_bad_image="stop",
