@@ -188,9 +188,8 @@ def peer_arguments(job: Job, work: compare.Work, platform: str) -> list[str]:
     if job.name == AS_A_RUN:
         return compare.our_arguments(work)
     arguments = compare.CONTENDERS[job.name].arguments(work)
-    refuse_cpu = (
-        job.environment == "pytorch" and platform != "cpu"
-    )  # As JAX does by itself.
+    # JAX refuses a CPU by itself.
+    refuse_cpu = job.environment == "pytorch" and platform != "cpu"
     return [*arguments, "--gpu"] if refuse_cpu else arguments
 
 

@@ -62,8 +62,8 @@ def describe(
     Args:
       description: Description of the network.
       checkpoint_step: Step of the checkpoint.
-      done_inside: Whether the graph in the file applies the fields `DONE_INSIDE` of
-        `preprocess` itself.
+      done_inside: True if the graph in the file itself applies the fields `DONE_INSIDE` of
+        `preprocess`.
     """
     fields = {
         "generator": f"googlenet_flax {__version__}",

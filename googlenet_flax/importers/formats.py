@@ -290,7 +290,7 @@ def import_weights(
       workdir: Directory to create.
       image_size: Side of the network's input in pixels.
       class_names: Names in the order of the classifier, as in `read_original`.
-      transform_input: As in `read_original`.
+      transform_input: Input normalization of torchvision, as in `read_original`.
 
     Raises:
       UserError: `read_original` raises it, or the workdir holds a run.

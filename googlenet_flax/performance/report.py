@@ -13,7 +13,7 @@ class Report:
     input_images_per_second: float | None  # None if the data set is absent.
     compile_seconds: float  # Tracing, lowering and compiling the training step.
     compilation_cached: bool  # True if JAX's persistent cache had the compiled step.
-    first_step_seconds: float  # From the start of the process to the end of the first step.
+    first_step_seconds: float  # Time from process start to the end of the first step.
     flops_per_image: int  # Operations of a training step.
     forward_flops_per_image: int  # Operations for the logits of the main classifier.
     bytes_per_image: float  # Lower bound of the memory traffic of a training step.
