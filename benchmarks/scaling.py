@@ -28,14 +28,9 @@ from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)
-<<<<<<< HEAD
-NUM_BYTES = 4  # Of a float32: gradients and statistics.
+NUM_BYTES = 4  # Bytes of a float32, the type of gradients and statistics.
 NORM_STATISTICS = 2  # Mean and mean of squares of each channel.
 NORM_EXCHANGES = 2  # All-reduces per norm: the statistics, and their gradients.
-=======
-NUM_BYTES = 4  # Bytes of a float32, the type of gradients and statistics.
-NORM_EXCHANGES = 4  # Exchanges of a norm: mean, variance, and their two gradients.
->>>>>>> 329b735 (benchmarks: rewrite the prose in plain English)
 IMAGES_PER_PROCESS = 32
 MEASURED_STEPS = 30
 
@@ -44,15 +39,9 @@ MEASURED_STEPS = 30
 class Exchange:
     """Data that the devices exchange in a step."""
 
-<<<<<<< HEAD
-    gradient_bytes: int  # Of all gradients, in one all-reduce.
-    norm_bytes: int  # Statistics of all norms and their gradients.
-    num_norms: int  # Norms, which wait for their exchanges one after the other.
-=======
     gradient_bytes: int  # Size of all gradients, which are exchanged in one all-reduce.
-    norm_bytes: int  # Size of one part of all sums of batch norm.
-    num_norms: int  # Number of norms, which wait for their sums one after the other.
->>>>>>> 329b735 (benchmarks: rewrite the prose in plain English)
+    norm_bytes: int  # Size of the statistics of all norms and of their gradients.
+    num_norms: int  # Norms, which wait for their exchanges one after the other.
 
 
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:

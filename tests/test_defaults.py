@@ -75,6 +75,6 @@ def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expecte
 
     monkeypatch.setattr(checkpoint_evaluation, "load_split", load_split)
     description = ModelDescription("bn", 1.0, "float32", ("a", "b"), preprocess())
-    config = {"dataset": "folder", "eval_split": "test", "eval_fraction": 0.2}
-    EvaluationData(eval_fraction=flag).load(config, description)
+    config = Config(dataset="folder", eval_fraction=0.2)
+    EvaluationData(eval_fraction=flag).complete(config).load(description)
     assert loaded["fraction"] == expected

@@ -214,11 +214,6 @@ def draw(
     description = predictor.description
     objective = choose_objective(layer, channel, description)
     noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
-    side = size or description.preprocess.image_size
-    start = load_picture(image, size) if image else grey_noise(noise_rng, side, side)
-    climb = choose_settings(image, settings)
-    pixels, octave = _dream(predictor, start, objective, climb, jitter_rng)
-    what = f"{layer} channel {channel}" if channel else layer
     if image:
         start = load_picture(image, size)
     else:
@@ -233,8 +228,7 @@ def draw(
         )
     save_picture(pixels, out)
     return (
-        f"{printable(out)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {what} "
-        f"{printable(file)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {part} "
+        f"{printable(out)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {part} "
         f"from {octave.before:.4g} to {octave.after:.4g}"
     )
 

@@ -162,13 +162,8 @@ def build_graph(network: Network) -> tuple[Graph, list[str]]:
     return graph, outputs
 
 
-<<<<<<< HEAD
-def _normalise(graph: Graph, network: Network) -> Map:
-    """As `Preprocess.normalize`, after which channels come first."""
-=======
 def _normalize(graph: Graph, network: Network) -> Map:
     """Adds the scaling of `Preprocess`, and moves the channels to the front."""
->>>>>>> 7df1c3c (exporters: rewrite the docstrings and comments in plain English)
     preprocess, name = network.preprocess, "preprocess"
 
     def constant(field: str, values: Any) -> str:

@@ -1,4 +1,4 @@
-"""Evaluation of a saved network, or the mean of several, over one or more crops."""
+"""Evaluation of saved networks: one, or the mean of several, over one or many crops."""
 
 import dataclasses
 import sys
@@ -24,13 +24,11 @@ from googlenet_flax.training.evaluation import (
 )
 from googlenet_flax.training.losses import example_metrics
 
-DEFAULT_BATCH_SIZE = 32  # Used for imported weights, whose config has no batch size.
 IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no config.
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """Data to evaluate on; the config of the run gives the fields that are not set."""
     """Data to evaluate on; `complete` sets the fields that are not set."""
 
     dataset: str = ""
@@ -41,23 +39,6 @@ class EvaluationData:
     on_bad_image: str = "skip"
     decode_workers: int = 0
 
-    def load(
-        self,
-        config: Mapping[str, Any],
-        description: ModelDescription,
-        *,
-        may_prepare: bool = True,
-    ) -> Split:
-        """Loads the split to evaluate on.
-
-        Args:
-          config: The config of the run.
-          description: Description of its network.
-          may_prepare: If false, missing data are an error (see `data.load_split`).
-
-        Raises:
-          UserError: The data are missing, or their number of classes differs from the
-            network's.
     def complete(self, config: Config | None) -> "EvaluationData":
         """Sets the fields that are not set from the config of a run.
 
@@ -127,38 +108,27 @@ def evaluate_checkpoints(
     num_crops: int = 1,
     raw: bool = False,
 ) -> dict[str, float]:
-    """Evaluates a run, or the mean of several, each with its own preprocessing.
+    """Evaluates a run, or the mean of several, with the preprocessing saved in each.
 
     Args:
-      workdirs: Directories of the runs. The first one gives the data and the batch size
-        that `data` does not set.
+      workdirs: Workdirs of the runs; the first one sets what `data` leaves unset.
       checkpoint: `"best"`, `"latest"` or a step.
       data: The data to evaluate on.
-      num_crops: Number of crops of each picture (see `evaluation_crops`).
-      raw: Use the latest weights even if the run averaged them.
+      num_crops: Number of crops of each picture, as for `evaluation_crops`.
+      raw: Whether to take the latest weights also where the run averaged them.
 
     Returns:
       The metrics, and `step` of the first checkpoint.
 
     Raises:
-      UserError: A run, checkpoint or data are missing, or the classes differ.
+      UserError: A run, checkpoint or data set does not exist, or classes differ.
     """
     devices = jax.local_devices()
     predictors = [
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
     ]
-    _check_same_classes(workdirs, predictors)
-    first, config = predictors[0], workdirs[0].read_config()
-    split = data.load(config, first.description)
-    aux_weight = config.get("aux_weight", 0.0)  # Imported weights were not trained here.
-    batch_size = data.batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
     first, config = predictors[0], workdirs[0].load_config()
-    for workdir, predictor in zip(workdirs, predictors, strict=True):
-        if predictor.description.class_names != first.description.class_names:
-            raise UserError(
-                f"{workdirs[0].path} and {workdir.path} know other classes: an ensemble "
-                "needs the same ones in the same order"
-            )
+    _check_same_classes(workdirs, predictors)
     data = data.complete(config)
     split = data.load(first.description)
     aux_weight = config.aux_weight if config else 0.0
@@ -186,12 +156,12 @@ def evaluate_checkpoints(
 def _check_same_classes(
     workdirs: Sequence[Workdir], predictors: Sequence[Predictor]
 ) -> None:
-    """Checks that all networks of an ensemble have the same classes in the same order."""
+    """Raises a UserError where two networks of an ensemble have different classes."""
     for workdir, predictor in zip(workdirs, predictors, strict=True):
         if predictor.description.class_names != predictors[0].description.class_names:
             raise UserError(
-                f"{workdirs[0].path} and {workdir.path} have different classes: an "
-                "ensemble needs the same ones in the same order"
+                f"{workdirs[0].path} and {workdir.path} have different classes: an ensemble "
+                "needs the same ones in the same order"
             )
 
 
@@ -203,10 +173,10 @@ def evaluate_averaged(
     aux_weight: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Computes the metrics of softmax averaged over networks and crops (section 7)."""
+    """Computes the same means for softmax averaged over networks and crops (section 7)."""
 
     def sum_batch(batch: Batch) -> Sums:
-        # Log probabilities are logits whose softmax is the probabilities.
+        # Logarithms of probabilities are logits with that very softmax.
         logits = jax.tree.map(
             jnp.asarray, mean_log_probabilities(predictors, batch, num_crops)
         )
