@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from googlenet_flax import create_model
 from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.model.googlenet import VARIANTS
-from googlenet_flax.model.layers import BatchNorm, ConvBlock, Inception, InceptionWidths
+from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 
 ARITHMETICS = {platform: FASTEST[platform] for platform in ("cpu", "gpu")}
 HEADS = ("logits", "aux_4a", "aux_4d")
@@ -125,7 +126,7 @@ def inception_step(arithmetic, norm, max_pool):
 
 @pytest.mark.parametrize(
     "norm",
-    [None, partial(BatchNorm, use_running_average=False, momentum=0.9, epsilon=1e-3)],
+    [None, partial(nn.BatchNorm, use_running_average=False, epsilon=1e-3)],
     ids=["bias", "norm"],
 )
 def test_block_computes_the_same(norm):

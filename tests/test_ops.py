@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import equations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,69 +208,3 @@ def test_local_response_norm_and_its_gradient_equal_the_plain_formula(settings):
         ours_grad, plain_grad = our_vjp(grad)[0], plain_vjp(grad)[0]
         assert jnp.abs(plain_grad - grad).max() > 0.1  # The neighbours tell.
         np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-11, atol=1e-13)
-
-
-def test_batch_norm_and_its_gradient_equal_the_plain_formula():
-    rng = np.random.default_rng(0)
-    x, scale, bias = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((4, 3, 5, 6), (6,), (6,))
-    )
-
-    def plain(x, scale, bias):
-        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
-
-    def ours(x, scale, bias):
-        return ops.batch_norm(x, scale, bias, 1e-3, None)[0]
-
-    expected, plain_vjp = jax.vjp(plain, x, scale, bias)
-    actual, our_vjp = jax.vjp(ours, x, scale, bias)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-    grad = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    for ours_grad, plain_grad in zip(our_vjp(grad), plain_vjp(grad), strict=True):
-        np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-4, atol=1e-5)
-    _, mean, var = ops.batch_norm(x, scale, bias, 1e-3, None)
-    np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2)), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(var, np.var(x, (0, 1, 2)), rtol=1e-4)
-
-
-@pytest.mark.parametrize("num_devices", [2, 4])
-@pytest.mark.parametrize("batch_size", [8, 24, 256])
-def test_batch_norm_does_not_see_the_number_of_devices(num_devices, batch_size):
-    x = jax.random.normal(jax.random.key(0), (batch_size, 10, 10, 32)) * 3 + 1
-    scale, bias = jnp.full(32, 1.5), jnp.full(32, 0.5)
-
-    def run(devices):
-        def step(x):
-            out, vjp = jax.vjp(lambda x: ops.batch_norm(x, scale, bias, 1e-3, "batch"), x)
-            grads = vjp((jnp.sin(out[0]), *map(jnp.zeros_like, out[1:])))
-            return *out, *grads
-
-        shards = x.reshape(len(devices), -1, *x.shape[1:])
-        out = jax.pmap(step, axis_name="batch", devices=devices)(shards)
-        y, mean, var, x_grad = map(np.asarray, out)
-        return y.reshape(x.shape), mean[0], var[0], x_grad.reshape(x.shape)
-
-    devices = jax.devices()
-    for one, many in zip(run(devices[:1]), run(devices[:num_devices]), strict=True):
-        np.testing.assert_array_equal(one, many)
-
-
-@pytest.mark.parametrize(
-    ("num_devices", "batch_size", "rows"),
-    [(2, 16, 32), (2, 128, 64), (2, 2048, 64), (256, 1024, 256), (3, 128, 192)],
-)
-def test_what_batch_norm_exchanges_does_not_grow_with_the_batch(
-    num_devices, batch_size, rows
-):
-    """Parts of the sums: at most 64, or one of each device."""
-
-    def mean(x):
-        return ops.batch_norm(x, jnp.ones(4), jnp.zeros(4), 1e-3, "batch")[1]
-
-    images = jax.ShapeDtypeStruct((batch_size, 2, 2, 4), jnp.float32)
-    axis = [("batch", num_devices)]
-    jaxpr = jax.make_jaxpr(mean, axis_env=axis)(images).jaxpr
-    gathered = [e for e in equations(jaxpr) if e.primitive.name == "all_gather"]
-    assert {e.outvars[0].aval.shape for e in gathered} == {(rows, 4)}

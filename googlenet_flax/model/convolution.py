@@ -78,13 +78,17 @@ def convolve(
             return y.astype(x.dtype)
         if size in (3, 5) and arithmetic.winograd:
             return winograd.convolve(x, kernel)
-    if padding == "SAME":
+    if isinstance(padding, str):
         strides = (stride, stride)
-        pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-        padding = (tuple(pads[0]), tuple(pads[1]))
+        rows, columns = jax.lax.padtype_to_pads(
+            x.shape[1:3], kernel.shape[:2], strides, padding
+        )
+    else:
+        rows, columns = padding
+    pads = (tuple(rows), tuple(columns))
     if arithmetic.matmul_weight_gradient:
-        return _convolve_with_taps(x, kernel, stride, padding)
-    return _stock(x, kernel, stride, padding)
+        return _convolve_with_taps(x, kernel, stride, pads)
+    return _stock(x, kernel, stride, pads)
 
 
 def _stock(x, kernel, stride, padding):

@@ -13,7 +13,6 @@ from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, Padding2D
 from googlenet_flax.model.layers import (
     AuxClassifier,
-    BatchNorm,
     ConvBlock,
     Dropout,
     Inception,
@@ -242,10 +241,11 @@ class GoogLeNet(nn.Module):
     def _bind_layers(self, *, train: bool) -> tuple[partial, partial]:
         """ConvBlock and Dense with all that this variant's layers share."""
         norm = partial(
-            BatchNorm,
+            nn.BatchNorm,
             use_running_average=self.freeze_norm or not train,
             momentum=BATCH_NORM_MOMENTUM,
             epsilon=BATCH_NORM_EPSILON,
+            dtype=self.dtype,
             axis_name=self.axis_name,
         )
         conv = partial(

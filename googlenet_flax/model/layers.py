@@ -25,75 +25,8 @@ class InceptionWidths(NamedTuple):
     pool_proj: int
 
 
-class BatchNorm(nn.Module):
-    """Batch norm over the global batch; in evaluation with the running statistics.
-
-    Flax's own layer averages the devices' means, whose rounding depends on their number.
-    """
-
-    features: int
-    use_running_average: bool
-    momentum: float
-    epsilon: float
-    axis_name: str | None = None
-
-    def setup(self) -> None:
-        """Declares parameters and running statistics, each `[features]`."""
-        shape = (self.features,)
-        self.scale = self.param("scale", nn.initializers.ones, shape)
-        self.bias = self.param("bias", nn.initializers.zeros, shape)
-        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
-
-    def record(self, batch_mean: jax.Array, batch_var: jax.Array) -> None:
-        """Moves the running statistics towards those of a batch, `[features]`."""
-        if not self.is_initializing():
-            for running, batch in ((self.mean, batch_mean), (self.var, batch_var)):
-                change = (1 - self.momentum) * (batch - running.value)
-                running.value = running.value + change
-
-
-def batch_norm(x: jax.Array, norms: Sequence[BatchNorm]) -> jax.Array:
-    """Normalises `[b, H, W, C]` whose channels belong to `norms`, one after another."""
-    scale = jnp.concatenate([norm.scale for norm in norms])
-    bias = jnp.concatenate([norm.bias for norm in norms])
-    if norms[0].use_running_average:
-        mean = jnp.concatenate([norm.mean.value for norm in norms])
-        var = jnp.concatenate([norm.var.value for norm in norms])
-        slope = scale * jax.lax.rsqrt(var + norms[0].epsilon)
-        return (x * slope + (bias - mean * slope)).astype(x.dtype)
-    y, mean, var = ops.batch_norm(x, scale, bias, norms[0].epsilon, norms[0].axis_name)
-    ends = np.cumsum([norm.features for norm in norms])[:-1]
-    statistics = zip(norms, jnp.split(mean, ends), jnp.split(var, ends), strict=True)
-    for norm, norm_mean, norm_var in statistics:
-        norm.record(norm_mean, norm_var)
-    return y
-
-
-class ConvParameters(nn.Module):
-    """Kernel and bias of a convolution, for whoever computes it."""
-
-    features: int
-    kernel_size: int
-    use_bias: bool
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, in_features: int) -> jax.Array:
-        """Returns the kernel, `[size, size, in_features, features]`."""
-        shape = (self.kernel_size, self.kernel_size, in_features, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        if self.use_bias:
-            self.param("bias", self.bias_init, shape[-1:])
-        return kernel
-
-
 class ConvBlock(nn.Module):
-    """Convolution, then normalisation if there is one, then ReLU.
-
-    With a norm the convolution has no bias: the norm's own shift takes its place.
-    """
+    """Convolution, batch norm where the variant has it, ReLU."""
 
     features: int
     kernel_size: int
@@ -106,113 +39,86 @@ class ConvBlock(nn.Module):
     arithmetic: Arithmetic = STOCK
 
     def setup(self) -> None:
-        """Names the two submodules."""
-        self.conv = ConvParameters(
+        """Creates the two submodules."""
+
+        def conv_general_dilated(x, kernel, strides, padding, **_):
+            (stride, _) = strides
+            return convolve(
+                x, kernel, stride=stride, padding=padding, arithmetic=self.arithmetic
+            )
+
+        self.conv = nn.Conv(
             self.features,
-            self.kernel_size,
-            self.norm is None,
-            self.kernel_init,
-            self.bias_init,
+            (self.kernel_size, self.kernel_size),
+            strides=(self.stride, self.stride),
+            padding=self.padding,
+            use_bias=self.norm is None,  # Batch norm adds a bias of its own.
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            conv_general_dilated=conv_general_dilated,
         )
-        if self.norm is not None:
-            self.bn = self.norm(self.features)
+        self.bn = None if self.norm is None else self.norm()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
-        return activate(self.convolve(x), [self])
+        return self.activate(self.conv(x))
 
-    def convolve(self, x: jax.Array) -> jax.Array:
-        """The convolution alone, without what `activate` adds."""
-        return convolve(
-            x.astype(self.dtype),
-            self.kernel(x.shape[-1]),
-            stride=self.stride,
-            padding=self.padding,
-            arithmetic=self.arithmetic,
-        )
-
-    def kernel(self, in_features: int) -> jax.Array:
-        """The kernel in the dtype of the activations."""
-        return self.conv(in_features).astype(self.dtype)
-
-    def bias(self) -> jax.Array:
-        """The bias; made by the first call of `kernel`."""
-        return self.conv.get_variable("params", "bias")
+    def activate(self, y: jax.Array) -> jax.Array:
+        """Applies what follows the convolution."""
+        return ops.relu(y if self.bn is None else self.bn(y))
 
 
-def activate(y: jax.Array, blocks: Sequence[ConvBlock]) -> jax.Array:
-    """What follows a convolution: bias or norm, then ReLU.
+def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
+    """Applies several 1x1 blocks to the same input.
 
-    Args:
-      y: `[B, H, W, C]`, the convolutions of `blocks` side by side.
-      blocks: Whose features add up to `C`.
-    """
-    if blocks[0].norm is not None:
-        return ops.relu(batch_norm(y, [block.bn for block in blocks]))
-    bias = jnp.concatenate([block.bias() for block in blocks])
-    return ops.relu(y + bias.astype(y.dtype))
-
-
-def convolve_together(x: jax.Array, blocks: Sequence[ConvBlock]) -> jax.Array:
-    """The 1x1 convolutions of `blocks` on one input, side by side.
+    Where `Arithmetic.merge_1x1` is set, their convolutions are computed as a single one,
+    which reads the input once.
 
     Args:
       x: `[B, H, W, C]`.
-      blocks: Of 1x1 kernels.
+      blocks: With kernels of 1x1.
 
     Returns:
-      `[B, H, W, F]` before activation, `F` the sum of the blocks' features.
+      The output of each block, `[B, H, W, features]`.
     """
-    if not blocks[0].arithmetic.merge_1x1:
-        return jnp.concatenate([block.convolve(x) for block in blocks], axis=-1)
-    return convolve(
-        x.astype(blocks[0].dtype),
-        jnp.concatenate([block.kernel(x.shape[-1]) for block in blocks], axis=-1),
-        stride=1,
-        padding="SAME",
-        arithmetic=blocks[0].arithmetic,
-    )
+    first = blocks[0]
+    if first.is_initializing() or not first.arithmetic.merge_1x1:
+        return [block(x) for block in blocks]
+    params = [block.variables["params"]["conv"] for block in blocks]
+    merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *params)
+    features = [block.features for block in blocks]
+    conv = first.conv.clone(features=sum(features), parent=None)
+    y: Any = conv.apply({"params": merged}, x)
+    parts = jnp.split(y, np.cumsum(features)[:-1], axis=-1)
+    return [block.activate(part) for block, part in zip(blocks, parts, strict=True)]
 
 
 class Inception(nn.Module):
-    """Figure 2(b): four branches on one input, concatenated along the channels.
-
-    Convolutions that read the same input are computed together, and so are the biases,
-    norms and ReLUs of what lies side by side.
-    """
+    """Figure 2(b) of the paper: four branches on one input, concatenated."""
 
     widths: InceptionWidths
     conv: ModuleFactory = ConvBlock
-    kernel_5x5: int = 5  # torchvision has 3 here
+    kernel_5x5: int = 5  # torchvision has 3 here.
     max_pool: Callable[..., jax.Array] = ops.max_pool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`."""
         widths, conv = self.widths, self.conv
-        conv_1x1 = conv(widths.conv_1x1, 1, name="1x1")
-        reduce_3x3 = conv(widths.reduce_3x3, 1, name="3x3_reduce")
-        conv_3x3 = conv(widths.conv_3x3, 3, name="3x3")
-        reduce_5x5 = conv(widths.reduce_5x5, 1, name="5x5_reduce")
-        conv_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")
-        pool_proj = conv(widths.pool_proj, 1, name="pool_proj")
-
-        branch_1x1, reduced = jnp.split(
-            convolve_together(x, [conv_1x1, reduce_3x3, reduce_5x5]),
-            [widths.conv_1x1],
-            axis=-1,
+        branch_1x1, reduced_3x3, reduced_5x5 = on_one_input(
+            x,
+            [
+                conv(widths.conv_1x1, 1, name="1x1"),
+                conv(widths.reduce_3x3, 1, name="3x3_reduce"),
+                conv(widths.reduce_5x5, 1, name="5x5_reduce"),
+            ],
         )
-        reduced = activate(reduced, [reduce_3x3, reduce_5x5])
-        reduced_3x3, reduced_5x5 = jnp.split(reduced, [widths.reduce_3x3], axis=-1)
+        branch_3x3 = conv(widths.conv_3x3, 3, name="3x3")(reduced_3x3)
+        branch_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")(reduced_5x5)
         pooled = self.max_pool(x, window=3, stride=1, padding="SAME")
-        branches = [
-            branch_1x1,
-            conv_3x3.convolve(reduced_3x3),
-            conv_5x5.convolve(reduced_5x5),
-            pool_proj.convolve(pooled),
-        ]
-        blocks = [conv_1x1, conv_3x3, conv_5x5, pool_proj]
-        return activate(jnp.concatenate(branches, axis=-1), blocks)
+        branch_pool = conv(widths.pool_proj, 1, name="pool_proj")(pooled)
+        return jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
 
 
 class Dropout(nn.Module):

@@ -4,7 +4,6 @@ Every function works on images `[B, H, W, C]` and knows nothing of Flax.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,10 +21,6 @@ LRN_SIZE = 5  # Channels.
 LRN_ALPHA = 1e-4
 LRN_BETA = 0.75
 LRN_K = 1.0
-
-# Of a global batch, whose sums batch norm exchanges. More of them let more devices compute
-# the same to the last bit, and cost each device as much traffic.
-NORM_PARTS = 64
 
 
 @jax.custom_vjp
@@ -273,76 +268,3 @@ def _inverse_power(x: jax.Array, exponent: float) -> jax.Array:
         root = jax.lax.rsqrt(x)
         return root * jnp.sqrt(root)
     return x**-exponent
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises each channel over the batch and all its pixels.
-
-    Over the *global* batch where `axis_name` is a mapped axis: its parts are added up one
-    by one, gathered, and added up in their order. So statistics and gradients do not
-    depend on how many devices share the batch, not even in their last bit, as long as
-    their number divides that of the parts; a deep network with batch norm would magnify
-    that bit to a visible difference.
-
-    Args:
-      x: `[b, H, W, C]`.
-      scale: `[C]`.
-      bias: `[C]`.
-      epsilon: Added to the variance.
-      axis_name: Mapped axis over which the batch is spread, or None.
-
-    Returns:
-      The normalised `x` in its own dtype, and the mean and the (biased) variance of the
-      global batch, `[C]`, through which no gradient flows. The gradients of `scale` and
-      `bias` are meant to be averaged (or summed) over `axis_name`, as every step does.
-    """
-    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
-
-
-def _batch_norm_forward(x, scale, bias, epsilon, axis_name):
-    wide = _at_least_float32(x)
-    mean = _global_mean(wide, axis_name)
-    var = _global_mean(jnp.square(wide - mean), axis_name)
-    inverse_std = jax.lax.rsqrt(var + epsilon)
-    y = (wide - mean) * (inverse_std * scale) + bias
-    return (y.astype(x.dtype), mean, var), (x, mean, inverse_std, scale)
-
-
-def _batch_norm_backward(epsilon, axis_name, residuals, grads):
-    x, mean, inverse_std, scale = residuals
-    grad = _at_least_float32(grads[0])
-    normalised = (_at_least_float32(x) - mean) * inverse_std
-    grad_mean = _global_mean(grad, axis_name)
-    slope_mean = _global_mean(grad * normalised, axis_name)
-    x_grad = (grad - grad_mean - normalised * slope_mean) * (inverse_std * scale)
-    # Each device's even share of the global sums: what a mean over the devices needs.
-    share = x.size // x.shape[-1]
-    return x_grad.astype(x.dtype), slope_mean * share, grad_mean * share
-
-
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def _global_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Mean `[C]` of `[b, H, W, C]` over all devices, added up part by part."""
-    num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    num_parts = math.lcm(math.gcd(num_devices * x.shape[0], NORM_PARTS), num_devices)
-    pixels = x.reshape(num_parts // num_devices, -1, x.shape[-1])
-    # NOTE: a matrix product and not a sum: XLA orders the terms of a sum by the size of
-    # the whole array, and merges it with the next one.
-    parts = jnp.einsum(
-        "gp,gpc->gc",
-        jnp.ones(pixels.shape[:2], x.dtype),
-        pixels,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    if axis_name is not None:
-        parts = jax.lax.all_gather(parts, axis_name, tiled=True)
-    return jnp.sum(parts, axis=0) / (num_devices * (x.size // x.shape[-1]))

@@ -160,8 +160,8 @@ def _check_same_classes(
     for workdir, predictor in zip(workdirs, predictors, strict=True):
         if predictor.description.class_names != predictors[0].description.class_names:
             raise UserError(
-                f"{workdirs[0].path} and {workdir.path} have different classes: an ensemble "
-                "needs the same ones in the same order"
+                f"{workdirs[0].path} and {workdir.path} have different classes: an "
+                "ensemble needs the same ones in the same order"
             )
 
 
