@@ -1,4 +1,4 @@
-"""How convolutions are computed: by XLA's own op, or as matrix products."""
+"""Convolutions, computed by XLA's own operation or as matrix products."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ Padding2D = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """Ways to compute the same network; they differ in speed and in the last bits."""
+    """Choices of how to compute the network, which differ in speed and rounding only."""
 
-    merge_1x1: bool  # The 1x1 convolutions on one input as a single one.
-    matmul_1x1: bool  # 1x1 convolutions as matrix products.
-    winograd: bool  # 3x3 and 5x5 convolutions by Winograd's algorithm.
-    matmul_weight_gradient: bool  # Other convolutions: their weight gradient as a product.
-    gather_max_pool: bool  # The gradient of max pools by remembering who won.
+    merge_1x1: bool  # Compute the 1x1 convolutions on one input as a single one.
+    matmul_1x1: bool  # Compute 1x1 convolutions as matrix products.
+    winograd: bool  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
+    matmul_weight_gradient: bool  # Compute other weight gradients as matrix products.
+    gather_max_pool: bool  # Remember the maximum of each window for the gradient.
 
 
 STOCK = Arithmetic(
@@ -57,14 +57,14 @@ def convolve(
     padding: str | Padding2D,
     arithmetic: Arithmetic,
 ) -> jax.Array:
-    """A convolution (cross-correlation) of square kernels.
+    """Computes a convolution (cross-correlation) with a square kernel.
 
     Args:
       x: `[B, H, W, C]`.
       kernel: `[r, r, C, F]`.
-      stride: In pixels.
+      stride: Step in pixels.
       padding: `"SAME"` as in TensorFlow, or pixels before and after rows and columns.
-      arithmetic: How to compute it.
+      arithmetic: Choices of how to compute it.
 
     Returns:
       `[B, H', W', F]` in the dtype of `x`.
@@ -72,7 +72,7 @@ def convolve(
     size = kernel.shape[0]
     if stride == 1 and padding == "SAME":
         if size == 1 and arithmetic.matmul_1x1:
-            # The only product of bfloat16s that XLA:CPU has a fast kernel for.
+            # XLA:CPU has a fast kernel for bfloat16 products with float32 results only.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             y = jnp.matmul(x, kernel[0, 0], preferred_element_type=wide)
             return y.astype(x.dtype)
@@ -122,10 +122,10 @@ _convolve_with_taps.defvjp(_convolve_with_taps_forward, _convolve_with_taps_back
 
 
 def _taps(x, size, stride, padding, out):
-    """What each cell of the kernel sees, `[B, size * size * C, H' * W']`.
+    """Returns the input pixels under each cell of the kernel, `[B, size^2 * C, H' * W']`.
 
-    Channels in front of pixels, so that one row is contiguous, and pixels of one phase of
-    the stride together.
+    Channels stand in front of pixels, so that each row is contiguous. Pixels of one phase
+    of the stride stand together.
     """
     batch, *_, channels = x.shape
     need = [(count - 1) * stride + size for count in out]

@@ -1,4 +1,4 @@
-"""Table 1 of the paper, the originals that refine it, and the loop that builds them."""
+"""Table 1 of the paper, its variants, and the loop that builds the network from them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -35,15 +35,15 @@ INCEPTIONS: Mapping[str, InceptionWidths] = {
 CONV1_FEATURES = 64
 CONV2_REDUCE_FEATURES = 64
 CONV2_FEATURES = 192
-AUX_PROJ_FEATURES = 128  # Section 5, like the three below.
+AUX_PROJ_FEATURES = 128  # These four are from section 5.
 AUX_FC_FEATURES = 1024
 AUX_DROPOUT_RATE = 0.7
 AUX_POOL_BINS = 4
 AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
-BATCH_NORM_MOMENTUM = 0.9  # torchvision has 0.1: torch counts the other way round.
+BATCH_NORM_MOMENTUM = 0.9  # In torch, whose momentum is the complement, it is 0.1.
 BATCH_NORM_EPSILON = 1e-3
 
-MIN_IMAGE_SIZE = 80  # Below this the maps of 4a and 4d are smaller than 5x5.
+MIN_IMAGE_SIZE = 80  # In smaller images the maps of 4a and 4d are smaller than 5x5.
 
 _windows_5x5 = partial(ops.sliding_windows, window=5, stride=3)
 _windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
@@ -51,7 +51,7 @@ _windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What one original adds to Table 1, which leaves padding, norm and start open."""
+    """The choices of one original that Table 1 leaves open, such as padding and norm."""
 
     conv1_padding: str | Padding2D
     pool_padding: ops.PoolPadding
@@ -59,16 +59,16 @@ class Variant:
     kernel_5x5: int
     local_response_norm: bool
     batch_norm: bool
-    aux_windows: Callable[[int], ops.Windows]  # Of the heads' pool, by side of the map.
+    aux_windows: Callable[[int], ops.Windows]  # Windows of the heads' pool by map size.
     kernel_init: nn.initializers.Initializer
-    bias: float  # Start value of the biases of conv1 and of the inception blocks.
+    bias: float  # Initial biases of conv1 and of the inception blocks.
     conv2_bias: float
-    aux_bias: tuple[float, float]  # Of `proj` and `fc`.
-    dropout_rate: float  # In front of the main classifier.
+    aux_bias: tuple[float, float]  # Initial biases of `proj` and `fc` in the heads.
+    dropout_rate: float  # Dropout in front of the main classifier.
 
 
 VARIANTS: Mapping[str, Variant] = {
-    # The Keras tutorial this project started from; it has no norm.
+    # The network of a Keras tutorial, without any norm.
     "seed": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
@@ -99,7 +99,7 @@ VARIANTS: Mapping[str, Variant] = {
         aux_bias=(0.2, 0.2),
         dropout_rate=0.4,
     ),
-    # Ours, for accuracy: the seed with batch norm on every convolution.
+    # The seed with batch norm on every convolution, for accuracy.
     "bn": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
@@ -131,7 +131,7 @@ VARIANTS: Mapping[str, Variant] = {
     ),
 }
 
-# Their heads pool to 4x4, so that no parameter depends on the size of the input.
+# Variants whose heads pool to 4x4, so that no parameter depends on the image size.
 SIZE_FREE_VARIANTS = tuple(
     name for name, variant in VARIANTS.items() if variant.aux_windows is _windows_4x4
 )
@@ -155,10 +155,10 @@ class GoogLeNet(nn.Module):
     num_classes: int
     variant: Variant
     aux_heads: bool = True
-    dtype: jnp.dtype = jnp.dtype("float32")  # Of activations; parameters are float32.
-    axis_name: str | None = None  # Batch norm averages over this mapped axis too.
-    freeze_norm: bool = False  # Batch norm keeps its running statistics in training.
-    width_multiplier: float = 1.0  # Scales every channel count; 1 is the paper.
+    dtype: jnp.dtype = jnp.dtype("float32")  # Type of activations; parameters are float32.
+    axis_name: str | None = None  # Mapped axis that batch norm averages over too.
+    freeze_norm: bool = False  # Normalize with running statistics in training too.
+    width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
     arithmetic: Arithmetic = STOCK
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
@@ -177,10 +177,11 @@ class GoogLeNet(nn.Module):
         Args:
           images: float `[B, H, W, 3]`, preprocessed as the variant's original expects;
             `H` and `W` at least `MIN_IMAGE_SIZE`.
-          train: Drop units and normalise with the batch's own statistics. Needs the
-            `"dropout"` rng and, with batch norm, `mutable=["batch_stats"]`.
-          example_ids: int `[B]`; an example's dropout mask depends on the rng and its id
-            alone. Default: the position in the batch.
+          train: Whether to apply dropout and to normalize with the statistics of the
+            batch. This needs the `"dropout"` rng and, with batch norm,
+            `mutable=["batch_stats"]`.
+          example_ids: int `[B]`; the dropout mask of an example is a function of the rng
+            and its id. Default: the position in the batch.
 
         Raises:
           ValueError: The images are not `[B, H, W, 3]` or too small.
@@ -218,7 +219,7 @@ class GoogLeNet(nn.Module):
         return GoogLeNetOutput(logits, aux.get("aux_4a"), aux.get("aux_4d"))
 
     def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
-        """The rows of Table 1 in front of the first block."""
+        """Computes the rows of Table 1 in front of the first block."""
         variant = self.variant
         lrn = ops.local_response_norm if variant.local_response_norm else lambda x: x
         conv1 = conv(
@@ -239,7 +240,7 @@ class GoogLeNet(nn.Module):
         return max(1, round(features * self.width_multiplier))
 
     def _bind_layers(self, *, train: bool) -> tuple[partial, partial]:
-        """ConvBlock and Dense with all that this variant's layers share."""
+        """Returns ConvBlock and Dense with the arguments that all layers share."""
         norm = partial(
             nn.BatchNorm,
             use_running_average=self.freeze_norm or not train,
@@ -300,20 +301,20 @@ def create_model(
     Args:
       variant: `"seed"` (the Keras tutorial), `"paper"` (Caffe's bvlc_googlenet), `"bn"`
         (the seed with batch norm) or `"torchvision"`.
-      num_classes: Classes of the main and auxiliary classifiers.
-      aux_heads: Build the heads on 4a and 4d (section 5).
-      dtype: Of activations, `"float32"` or `"bfloat16"`; parameters, statistics and
-        logits are float32.
+      num_classes: Number of classes of the main and auxiliary classifiers.
+      aux_heads: Whether to build the heads on 4a and 4d (section 5).
+      dtype: Type of activations, `"float32"` or `"bfloat16"`; parameters, statistics
+        and logits are float32.
       axis_name: Mapped axis whose devices share batch norm statistics in training.
-      freeze_norm: Normalise with the running statistics in training too, for a tower
-        that is not trained.
-      width_multiplier: Scales every channel count but the classes; 1 is the paper.
+      freeze_norm: Whether to normalize with the running statistics in training too, for
+        layers that are not trained.
+      width_multiplier: Factor on every channel count but the classes; the paper has 1.
       platform: Platform of the devices that will run the network (`device.platform`);
         default: that of JAX's default device.
       arithmetic: How to compute the network; default: what is fastest on the platform.
 
     Raises:
-      ValueError: No variant has that name.
+      ValueError: There is no variant of that name.
     """
     if variant not in VARIANTS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The paper's vocabulary as Flax modules: ConvBlock, Inception, AuxClassifier."""
+"""The building blocks of the paper as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class InceptionWidths(NamedTuple):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm where the variant has it, ReLU."""
+    """A convolution, batch norm where the variant has it, and ReLU."""
 
     features: int
     kernel_size: int
@@ -65,7 +65,7 @@ class ConvBlock(nn.Module):
         return self.activate(self.conv(x))
 
     def activate(self, y: jax.Array) -> jax.Array:
-        """Applies what follows the convolution."""
+        """Applies batch norm, if there is any, and ReLU to a convolution `[B, H, W, F]`."""
         return ops.relu(y if self.bn is None else self.bn(y))
 
 
@@ -77,7 +77,7 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
 
     Args:
       x: `[B, H, W, C]`.
-      blocks: With kernels of 1x1.
+      blocks: Blocks with kernels of 1x1.
 
     Returns:
       The output of each block, `[B, H, W, features]`.
@@ -122,11 +122,10 @@ class Inception(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask for an example depends on that example alone.
+    """Dropout with a mask that is a function of the `"dropout"` key and the example's id.
 
-    Flax's own layer draws one mask for the whole array, so the same example gets another
-    mask when the batch is split over devices. Here the mask is a function of the
-    `"dropout"` key and the example's id.
+    Flax's own layer draws one mask for the whole array, so that the mask of an example
+    would depend on how the batch is split over devices.
     """
 
     rate: float
@@ -152,7 +151,7 @@ class AuxClassifier(nn.Module):
     proj_features: int
     fc_features: int
     dropout_rate: float
-    pool_windows: Callable[[int], ops.Windows]  # By side of the map.
+    pool_windows: Callable[[int], ops.Windows]  # Windows by the side of the map.
     conv: ModuleFactory
     dense: ModuleFactory
     fc_bias_init: nn.initializers.Initializer
@@ -163,7 +162,7 @@ class AuxClassifier(nn.Module):
         rows, columns = map(self.pool_windows, x.shape[1:3])
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
-        x = x.reshape(x.shape[0], -1)  # Flattened as H, W, C in every variant.
+        x = x.reshape(x.shape[0], -1)  # In the order H, W, C in every variant.
         x = self.dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
         x = Dropout(self.dropout_rate)(nn.relu(x), example_ids, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

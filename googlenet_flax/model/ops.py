@@ -1,6 +1,6 @@
-"""Pooling and normalisation arithmetic, with gradients of our own where they pay.
+"""Pooling and normalization arithmetic, with hand-written gradients where they pay.
 
-Every function works on images `[B, H, W, C]` and knows nothing of Flax.
+Every function works on images `[B, H, W, C]` and does not depend on Flax.
 """
 
 import functools
@@ -17,7 +17,7 @@ PoolPadding = Literal["SAME", "CEIL"]
 Windows = Sequence[tuple[int, int]]
 
 # Local response norm of Caffe's `bvlc_googlenet`, where alpha is divided by the size.
-LRN_SIZE = 5  # Channels.
+LRN_SIZE = 5  # Number of channels in a window.
 LRN_ALPHA = 1e-4
 LRN_BETA = 0.75
 LRN_K = 1.0
@@ -25,10 +25,10 @@ LRN_K = 1.0
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`, whose gradient asks the result what was positive.
+    """Computes `max(x, 0)`, with a gradient that depends on the result alone.
 
-    The result is kept for the next layer anyway; asking the input would keep or compute
-    that again too.
+    The next layer keeps the result anyway. A gradient that depends on the input would keep
+    the input too, or compute it again.
     """
     return jnp.maximum(x, 0)
 
@@ -48,7 +48,7 @@ relu.defvjp(_relu_forward, _relu_backward)
 def max_pool(
     x: jax.Array, *, window: int, stride: int, padding: PoolPadding, gather: bool = True
 ) -> jax.Array:
-    """Maximum over square windows.
+    """Computes the maximum over square windows.
 
     Args:
       x: `[B, H, W, C]`.
@@ -57,8 +57,9 @@ def max_pool(
       padding: `"SAME"` as in TensorFlow and Keras (output `ceil(H / stride)`, padding on
         both sides); `"CEIL"` as in Caffe and torch's `ceil_mode` (no padding before,
         the last window may reach over the edge).
-      gather: Remember which cell of each window won, so that the gradient gathers; else
-        XLA's own op and gradient. They give the same numbers, ties included.
+      gather: Whether to remember which cell of each window held the maximum, so that the
+        gradient is a gather. Otherwise XLA's own operation and gradient are used, which
+        give the same numbers, also for ties.
 
     Returns:
       `[B, H', W', C]` in the dtype of `x`.
@@ -83,7 +84,7 @@ def max_pool(
 def pool_padding(
     size: int, window: int, stride: int, padding: PoolPadding
 ) -> tuple[int, int]:
-    """Pixels that `max_pool` adds before and after rows (or columns) of `size` pixels."""
+    """Computes how many pixels `max_pool` adds before and after `size` pixels."""
     if padding == "SAME":
         total = max((-(-size // stride) - 1) * stride + window - size, 0)
         return total // 2, total - total // 2
@@ -99,7 +100,7 @@ def _max_pool(x: jax.Array, window: int, stride: int, pads: Padding2D) -> jax.Ar
 def _window_cells(
     x: jax.Array, window: int, stride: int, pads: Padding2D
 ) -> list[jax.Array]:
-    """Each cell of every window in row-major order, `[B, H', W', C]`."""
+    """Returns each cell of all windows in row-major order, `[B, H', W', C]`."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
     return [
@@ -114,26 +115,36 @@ def _window_cells(
 
 
 def _max_pool_forward(x, window, stride, pads):
-    """Also returns which cell of each window won, one byte per output.
+    """Computes the maxima, and the cell of each window that holds it as one byte.
 
-    Stock XLA finds the winner again in the backward pass with four index planes and a
-    scatter; this byte turns the gradient into a gather. Ties go to the first cell in
-    row-major order, as in XLA's `select_and_scatter`.
+    XLA's own gradient searches this cell again with four index planes and a scatter. With
+    the byte, the gradient is a gather. Among equal cells the first in row-major order
+    counts, as in XLA's `select_and_scatter`.
     """
     best, *rest = _window_cells(x, window, stride, pads)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for index, candidate in enumerate(rest, 1):
         winner = jnp.where(candidate > best, jnp.uint8(index), winner)
-        best = jnp.maximum(best, candidate)  # Unlike `where`, lets a NaN through.
+        best = jnp.maximum(best, candidate)  # Unlike `where`, it propagates a NaN.
     return best, (winner, x.shape)
 
 
 def _max_pool_backward(window, stride, pads, residuals, grad):
+    """Adds to each input pixel the gradients of the windows in which it is the maximum.
+
+    Cell `k` of window `i` is input row `i * stride + k - low`. Each cell therefore reads
+    the same dilated gradient, shifted by one more row. For window 3, stride 2 and low 0:
+
+        input row   0    1    2    3    4
+        cell 0      g0   .    g1   .    g2
+        cell 1      .    g0   .    g1   .
+        cell 2      .    .    g0   .    g1
+
+    The winners are dilated and shifted alike, and select the gradients that count.
+    """
     winner, (_, height, width, _) = residuals
     no_winner = np.uint8(window * window)
     low_high = [
-        # Cell `k` of the window at `i` is input row `i * stride + k - low`; reading that
-        # backwards, each input row gathers from `window` rows of the dilated gradient.
         (window - 1 - low, size + low - 1 - (out - 1) * stride)
         for (low, _), size, out in zip(pads, (height, width), grad.shape[1:3], strict=True)
     ]
@@ -155,7 +166,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
-    """Mean over a grid of windows, as one small matrix product per axis.
+    """Computes the mean over a grid of windows, as one small matrix product per axis.
 
     Args:
       x: `[B, H, W, C]`.
@@ -180,7 +191,7 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarray:
-    """What maps `size` pixels to the means of their windows, `[len(windows), size]`."""
+    """Returns the matrix `[len(windows), size]` that averages pixels over windows."""
     matrix = np.zeros((len(windows), size), dtype)
     for row, (start, stop) in zip(matrix, windows, strict=True):
         row[start:stop] = 1 / (stop - start)
@@ -190,10 +201,14 @@ def averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarra
 def sliding_windows(
     size: int, *, window: int, stride: int, round_up: bool
 ) -> list[tuple[int, int]]:
-    """Windows of a strided pool without padding, as `(start, stop)` pairs.
+    """Lists the windows of a strided pool without padding, as `(start, stop)` pairs.
 
-    `round_up` adds the last, clipped window that Caffe makes when `stride` does not
-    divide; its mean is over the pixels that exist, as in Caffe.
+    Args:
+      size: Number of pixels.
+      window: Side of a window in pixels.
+      stride: Step between windows in pixels.
+      round_up: Whether to add the last, clipped window where `stride` does not divide, as
+        Caffe does. Its mean is over the pixels that exist.
     """
     span = size - window
     count = (-(-span // stride) if round_up else span // stride) + 1
@@ -201,7 +216,7 @@ def sliding_windows(
 
 
 def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
-    """Windows of torch's adaptive average pool: `bins` of them, overlapping if need be."""
+    """Lists the windows of torch's adaptive average pool, which overlap on small maps."""
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
@@ -213,16 +228,16 @@ def local_response_norm(
     beta: float = LRN_BETA,
     k: float = LRN_K,
 ) -> jax.Array:
-    """Divides each channel by the energy of its neighbours.
+    """Divides each channel by the energy of its neighbors.
 
     `x / (k + alpha / size * sum of squares over size channels) ** beta`, computed in
     float32. The operation is from Krizhevsky et al. 2012, section 3.3.
 
     Args:
       x: `[B, H, W, C]`.
-      size: Channels in a window, centred on the channel normalised; odd.
-      alpha: Weight of the mean square.
-      beta: Exponent.
+      size: Number of channels in a window around each channel; odd.
+      alpha: Weight of the mean square in the energy.
+      beta: Exponent of the energy.
       k: Constant added to the energy.
 
     Returns:
@@ -234,7 +249,7 @@ def local_response_norm(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _local_response_norm(x, size, weight, beta, k):
     wide = _at_least_float32(x)
-    energy = k + weight * _neighbour_sum(jnp.square(wide), size)
+    energy = k + weight * _neighbor_sum(jnp.square(wide), size)
     return (wide * _inverse_power(energy, beta)).astype(x.dtype)
 
 
@@ -243,19 +258,19 @@ def _local_response_norm_forward(x, size, weight, beta, k):
 
 
 def _local_response_norm_backward(size, weight, beta, k, x, grad):  # noqa: PLR0917
-    """Keeps the input alone: the energies are quicker computed again than read."""
+    """Computes the energies again, which is faster than reading them from memory."""
     wide, grad = _at_least_float32(x), _at_least_float32(grad)
-    energy = k + weight * _neighbour_sum(jnp.square(wide), size)
+    energy = k + weight * _neighbor_sum(jnp.square(wide), size)
     scaled = grad * _inverse_power(energy, beta)
-    shared = _neighbour_sum(scaled * wide / energy, size)
+    shared = _neighbor_sum(scaled * wide / energy, size)
     return ((scaled - 2 * weight * beta * wide * shared).astype(x.dtype),)
 
 
 _local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
 
 
-def _neighbour_sum(x: jax.Array, size: int) -> jax.Array:
-    """Sum over `size` channels centred on each; `[B, H, W, C]` to the same."""
+def _neighbor_sum(x: jax.Array, size: int) -> jax.Array:
+    """Sums `size` channels around each channel, `[B, H, W, C]`."""
     half = size // 2
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)))
     return functools.reduce(
@@ -264,7 +279,7 @@ def _neighbour_sum(x: jax.Array, size: int) -> jax.Array:
 
 
 def _inverse_power(x: jax.Array, exponent: float) -> jax.Array:
-    if exponent == 0.75:  # Every published LRN; two roots are several times quicker.
+    if exponent == 0.75:  # The exponent of every published LRN; two roots are faster.
         root = jax.lax.rsqrt(x)
         return root * jnp.sqrt(root)
     return x**-exponent

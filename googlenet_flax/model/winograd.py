@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering: the same convolution with a quarter of the products.
+"""Winograd's minimal filtering, a convolution with a quarter of the products.
 
 Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", arXiv 1509.09308.
 A tile of `m x m` outputs of an `r x r` convolution needs `(m + r - 1)^2` products instead
@@ -7,8 +7,8 @@ the channels for each point), and transformed back:
 
     y = A^T [(G w G^T) * (B^T x B)] A
 
-Everything here is linear algebra that JAX differentiates; the two gradients cost as few
-products as the forward pass.
+JAX differentiates these linear operations; both gradients need as few products as the
+forward pass.
 """
 
 import functools
@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Where the polynomials behind the algorithm are evaluated, besides infinity, for kernels
-# of 3x3 and 5x5: output tiles of 4x4. The usual 0, 1, -1, 2, -2 would round twice as
-# badly for 3x3; these were found by trying.
+# Points at which the polynomials of the algorithm are evaluated, besides infinity. They
+# give output tiles of 4x4 for kernels of 3x3 and 5x5. For 3x3 they were found by a search;
+# the usual points 0, 1, -1, 2, -2 have twice the rounding error.
 POINTS = {
     3: tuple(Fraction(n, d) for n, d in ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2))),
     5: tuple(
@@ -32,7 +32,7 @@ POINTS = {
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution with stride 1 and SAME padding.
+    """Computes a convolution with stride 1 and SAME padding.
 
     Args:
       x: `[B, H, W, C]`.
@@ -66,7 +66,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _transformed_tiles(
     x: jax.Array, data: np.ndarray, m: int, grid: tuple[int, int]
 ) -> jax.Array:
-    """`B^T x B` of the overlapping tiles, `[n^2, B * tiles, C]`."""
+    """Computes `B^T x B` of the overlapping tiles, `[n^2, B * tiles, C]`."""
     n, channels = len(data), x.shape[-1]
     before = (n - m) // 2
     pads = [
@@ -88,7 +88,7 @@ def _combine(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
 
 @functools.cache
 def _transforms(r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`A^T` `[m, n]`, `G` `[n, r]` and `B^T` `[n, n]`, by Cook and Toom."""
+    """Computes `A^T` `[m, n]`, `G` `[n, r]` and `B^T` `[n, n]` by the Cook-Toom method."""
     points = POINTS[r]
     m = len(points) + 2 - r
     output = [[point**power for point in points] for power in range(m)]
@@ -105,14 +105,14 @@ def _transforms(r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     output, weight, data = (
         np.array(matrix, np.float64) for matrix in (output, weight, data)
     )
-    # A row of one can be scaled against the same row of the other: by powers of two, which
-    # rounds nothing, so that the transformed input keeps the input's size.
+    # A row of `G` may be multiplied by what the same row of `B^T` is divided by. Powers of
+    # two round nothing, and keep the transformed input in the range of the input.
     balance = np.exp2(np.round(np.log2(np.linalg.norm(data, axis=1, keepdims=True))))
     return output, weight * balance, data / balance
 
 
 def _polynomial(roots: list[Fraction]) -> list[Fraction]:
-    """Coefficients, lowest power first, of the monic polynomial with these roots."""
+    """Expands a monic polynomial; its coefficients begin with the lowest power."""
     coefficients = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *coefficients]
