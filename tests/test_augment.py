@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import augment, preprocess, random_images
-from test_crops import cut_by
+from helpers.crops import assert_evenly_spread, cut
 
 from googlenet_flax.preprocessing.augment import alternating_flips
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
@@ -223,14 +223,6 @@ def assert_inside(boxes, picture):
     """To a thousandth of a pixel."""
     assert boxes[:, :2].min() > -1e-3
     assert np.all(boxes[:, :2] + boxes[:, 2:] < np.array(picture) + 1e-3)
-
-
-def assert_evenly_spread(values, low, high):
-    """A quarter in each quarter of the range, within four standard deviations."""
-    counts, _ = np.histogram(values, 4, (low, high))
-    assert counts.sum() == len(values), "some are out of range"
-    deviation = math.sqrt(len(values) * (1 / 4) * (3 / 4))
-    assert np.abs(counts - len(values) / 4).max() < 4 * deviation, counts
 
 
 NUMBER = 1600
@@ -470,7 +462,8 @@ def resized_by_each(images, size):
     """By method, the whole images resized, without what a cubic overshoots."""
     boxes = np.array([[0, 0, *images.shape[1:3]]] * len(images))
     return {
-        method: np.clip(cut_by(method, images, boxes, size), 0, 255) for method in METHODS
+        method: np.clip(cut(images, boxes, size, method=method), 0, 255)
+        for method in METHODS
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL_INCEPTIONS
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax.config import Config
 from googlenet_flax.model.googlenet import googlenet

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import bind_step, preprocess, save_weights, small_googlenet
-from test_train_step import AUGMENT, PREPROCESS, random_batch, start_state
+from helpers.steps import AUGMENT, PREPROCESS, random_batch, start_state, tiny_state
 
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import UserError
@@ -18,7 +18,6 @@ from googlenet_flax.training.sharding import (
     replicate,
     split_over_devices,
 )
-from googlenet_flax.training.state import TrainState
 
 DESCRIPTION = ModelDescription(
     variant="bn",
@@ -33,18 +32,6 @@ DESCRIPTION = ModelDescription(
         channel_order="BGR",
     ),
 )
-
-
-def tiny_state(step, value=0.0):
-    return replicate(
-        TrainState(
-            step=jnp.asarray(step, jnp.int32),
-            params={"kernel": jnp.full((2, 3), value)},
-            batch_stats={},
-            opt_state=({"trace": jnp.zeros(3)},),
-        ),
-        jax.devices()[:2],
-    )
 
 
 def save_all(directory, accuracies):

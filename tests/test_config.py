@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import numpy_variables, small_googlenet
+from helpers.configs import CONFIG_FILES, load_config, named_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_configs import CONFIG_FILES, load_config, named_config
 
 from googlenet_flax.config import FIELDS, Config, field_type
 from googlenet_flax.model.googlenet import VARIANTS

@@ -1,34 +1,14 @@
 import ast
-import pathlib
 import re
-import sys
-from unittest import mock
 
 import ml_collections
 import pytest
-from absl import flags
 from conftest import REPOSITORY
-from ml_collections import config_flags
+from helpers.configs import CONFIG_FILES, load_config, named_config
 
 from googlenet_flax.config import FIELDS, Config, field_type
 
-CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
-
 each_config = pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
-
-
-def load_config(path: pathlib.Path, *overrides: str) -> ml_collections.ConfigDict:
-    """As `googlenet_flax.main` does."""
-    flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=flag_values, lock_config=True)
-    argv = ["main", f"--config={path}", *overrides]
-    with mock.patch.object(sys, "argv", argv):  # config_flags finds the overrides there.
-        flag_values(argv)
-    return flag_values.config
-
-
-def named_config(name: str) -> dict:
-    return dict(load_config(REPOSITORY / "configs" / f"{name}.py"))
 
 
 def test_there_are_configs():

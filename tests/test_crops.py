@@ -1,4 +1,3 @@
-import functools
 import itertools
 
 import jax
@@ -6,6 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import random_images
+from helpers.crops import cut, resampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from googlenet_flax.preprocessing.crops import (
     crop_boxes,
     evaluation_crops,
     paper_crops,
-    resample,
     shifted_crops,
     ten_crops,
 )
@@ -25,15 +24,6 @@ from googlenet_flax.preprocessing.crops import (
 # Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
 ATOL = 1e-3
 STORED = 12  # Side of the stored images that hypothesis fills, in pixels.
-
-resampled = functools.partial(jax.jit, static_argnums=2)(resample)
-
-
-def cut(images, boxes, size, extents=None):
-    if extents is None:
-        extents = np.broadcast_to(images.shape[1:3], (len(images), 2))
-    images, boxes = np.asarray(images, np.float32), np.asarray(boxes, np.float32)
-    return np.asarray(resampled(images, boxes, size, np.asarray(extents, np.int32)))
 
 
 def whole(images):
@@ -307,19 +297,6 @@ def test_boxes_of_a_traced_crop():
     assert traced._cache_size() == 1
 
 
-resampled_by = functools.partial(jax.jit, static_argnums=2)(resample)
-
-
-def cut_by(method, images, boxes, size, extents=None):
-    """As `cut`, every image by the same method."""
-    if extents is None:
-        extents = np.broadcast_to(images.shape[1:3], (len(images), 2))
-    images, boxes = np.asarray(images, np.float32), np.asarray(boxes, np.float32)
-    methods = np.full(len(images), list(INTERPOLATIONS).index(method), np.int32)
-    extents = np.asarray(extents, np.int32)
-    return np.asarray(resampled_by(images, boxes, size, extents, methods))
-
-
 JAX_METHODS = {"bilinear": "linear", "cubic": "cubic", "nearest": "nearest"}
 
 
@@ -330,7 +307,7 @@ JAX_METHODS = {"bilinear": "linear", "cubic": "cubic", "nearest": "nearest"}
 def test_a_method_is_that_of_jax(method, side, size):
     images = random_images(3, side, side, 3).astype(np.float32)
     expected = jax.image.resize(images, (3, size, size, 3), JAX_METHODS[method])
-    out = cut_by(method, images, whole(images), size)
+    out = cut(images, whole(images), size, method=method)
     if method == "nearest":
         # Halfway between two pixels, rounding decides; see below.
         clear = (2 * np.arange(size) + 1) * side % (2 * size) != 0
@@ -344,7 +321,7 @@ def test_of_two_equally_near_pixels_it_is_that_of_jax(factor):
     images = random_images(2, 12, 12, 3).astype(np.float32)
     size = 12 // factor
     expected = jax.image.resize(images, (2, size, size, 3), "nearest")
-    out = cut_by("nearest", images, whole(images), size)
+    out = cut(images, whole(images), size, method="nearest")
     np.testing.assert_array_equal(out, expected)
     picture = PIL.Image.fromarray(images[0].astype(np.uint8))
     picture = picture.resize((size, size), PIL.Image.Resampling.NEAREST)
@@ -356,7 +333,7 @@ def test_a_method_sees_the_picture_alone(method):
     extents = np.array([[7, 12], [16, 5], [1, 9]])
     images = random_images(3, 16, 16, 3).astype(np.float32)
     boxes = np.concatenate([np.zeros_like(extents), extents], axis=1)
-    out = cut_by(method, images, boxes, 9, extents)
+    out = cut(images, boxes, 9, extents, method=method)
     for image, (height, width), result in zip(images, extents, out, strict=True):
         picture = image[:height, :width]
         expected = jax.image.resize(picture, (9, 9, 3), method)
@@ -368,7 +345,7 @@ def test_area_is_the_mean_of_each_block(factor):
     images = random_images(2, 12, 12, 3)
     size = 12 // factor
     blocks = images.reshape(2, size, factor, size, factor, 3).mean(axis=(2, 4))
-    out = cut_by("area", images, whole(images), size)
+    out = cut(images, whole(images), size, method="area")
     np.testing.assert_allclose(out, blocks, rtol=0, atol=ATOL)
 
 
@@ -377,7 +354,7 @@ def test_area_is_the_mean_of_each_block(factor):
 @given(drawn=pictures_and_boxes())
 def test_area_weighs_pixels_by_what_is_covered_of_them(size, drawn):
     extent, box = drawn
-    out = cut_by("area", NOISE, [box], size, [extent])[0, ..., 0]
+    out = cut(NOISE, [box], size, [extent], method="area")[0, ..., 0]
     expected = NOISE[0, : extent[0], : extent[1], 0].astype(np.float64)
     for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
         edges = start + np.arange(size + 1)[:, None] * length / size
@@ -397,10 +374,10 @@ def test_no_method_sees_beyond_the_picture(size, drawn, method):
     extent, box = drawn
     rows, columns = np.arange(STORED)[:, None], np.arange(STORED)
     outside = ((rows >= extent[0]) | (columns >= extent[1]))[None, :, :, None]
-    out = cut_by(method, np.where(outside, 0, NOISE), [box], size, [extent])
-    other = cut_by(method, np.where(outside, 1e9, NOISE), [box], size, [extent])
+    out = cut(np.where(outside, 0, NOISE), [box], size, [extent], method=method)
+    other = cut(np.where(outside, 1e9, NOISE), [box], size, [extent], method=method)
     np.testing.assert_array_equal(other, out)
-    plain = cut_by(method, np.where(outside, 1e9, 77), [box], size, [extent])
+    plain = cut(np.where(outside, 1e9, 77), [box], size, [extent], method=method)
     np.testing.assert_allclose(plain, 77, rtol=1e-4)
     if method == "nearest":
         assert set(np.unique(out)) <= set(np.unique(NOISE[~outside]))
@@ -411,9 +388,9 @@ def test_each_image_has_its_own_method():
     methods = np.array([2, 0, 3, 1], np.int32)
     extents = np.full((4, 2), 9, np.int32)
     boxes = whole(images).astype(np.float32)
-    out = resampled_by(images.astype(np.float32), boxes, 5, extents, methods)
+    out = resampled(images.astype(np.float32), boxes, 5, extents, methods)
     for result, number in zip(out, methods, strict=True):
-        expected = cut_by(list(INTERPOLATIONS)[number], images[:1], boxes[:1], 5)[0]
+        expected = cut(images[:1], boxes[:1], 5, method=list(INTERPOLATIONS)[number])[0]
         np.testing.assert_allclose(result, expected, rtol=1e-6)  # Batches are summed apart.
 
 
@@ -476,5 +453,5 @@ def test_every_view_is_of_the_picture(extent, side, method):
     image = np.where(inside, 77, 1e9)
     for crop in shifted_crops(side):
         box = np.asarray(crop_boxes(np.array([extent]), crop))
-        out = cut_by(method, image, box, 5, [extent])
+        out = cut(image, box, 5, [extent], method=method)
         np.testing.assert_allclose(out, 77, rtol=1e-4)  # And not NaN.

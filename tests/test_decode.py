@@ -3,12 +3,12 @@ import socket
 import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import REPOSITORY
+from helpers.pictures import png_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,18 +264,6 @@ def test_reduced_pictures_are_antialiased(tmp_path, suffix, side):
     expected = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
     difference = picture[:height, :width] - np.asarray(expected, float)
     assert np.sqrt(np.mean(difference**2)) < 1.5
-
-
-def png_header(width, height) -> bytes:
-    """A PNG that promises far more pixels than it holds."""
-
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", pixels)
 
 
 def first_half(suffix, tmp_path, **options) -> bytes:

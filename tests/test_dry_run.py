@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SMALL_INCEPTIONS
+from helpers.configs import load_config, named_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_configs import load_config, named_config
 from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
 
 from googlenet_flax.analysis import plan

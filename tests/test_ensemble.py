@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import cut_out, numpy_variables, preprocess, write_run
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax import evaluate
 from googlenet_flax.data import ImageSet, load_split

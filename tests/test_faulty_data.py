@@ -13,8 +13,8 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from test_decode import png_header
-from test_prepared import TinyColour, TinyGrey, prepare
+from helpers.pictures import png_header
+from helpers.tiny_sets import TinyColour, TinyGrey, prepare
 from tiny_run import (
     DIGITS,
     FINAL_STEP,

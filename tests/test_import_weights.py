@@ -21,9 +21,9 @@ import safetensors.flax
 import safetensors.numpy
 from conftest import REPOSITORY
 from flax import traverse_util
+from helpers.steps import tiny_state
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
-from test_checkpoint import tiny_state
 
 from googlenet_flax import evaluate, import_weights
 from googlenet_flax.importers import formats

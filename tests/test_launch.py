@@ -15,7 +15,7 @@ import time
 import pytest
 import yaml
 from conftest import REPOSITORY
-from test_configs import load_config
+from helpers.configs import load_config
 from tiny_run import (
     FINAL_STEP,
     TIMEOUT_SECONDS,

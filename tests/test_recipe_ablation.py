@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
-from test_configs import load_config
+from helpers.configs import load_config
 
 from googlenet_flax.config import Config
 

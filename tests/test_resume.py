@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from test_metrics_writer import series_of, tensorboard_series
+from helpers.series import series_of, tensorboard_series
 from tiny_run import (
     EPOCH_STEPS,
     FINAL_STEP,

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import SMALL_INCEPTIONS
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax.data import folder
 from googlenet_flax.model import googlenet

@@ -10,8 +10,8 @@ import optax
 import pytest
 import scipy.stats
 from conftest import augment, bind_step, preprocess, random_images, small_googlenet
-from test_augment import assert_evenly_spread
-from test_train_step import assert_same_tree, random_batch, run_steps
+from helpers.crops import assert_evenly_spread
+from helpers.steps import assert_same_tree, random_batch, run_steps
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError

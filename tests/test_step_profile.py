@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import SMALL_INCEPTIONS
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.profile import StepProfile

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import augment, bind_step, numpy_variables, preprocess, small_googlenet
+from conftest import augment, bind_step, numpy_variables, small_googlenet
+from helpers.steps import (
+    AUGMENT,
+    PREPROCESS,
+    assert_same_tree,
+    random_batch,
+    run_steps,
+    start_state,
+)
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,23 +22,14 @@ from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.losses import example_metrics
-from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import (
     AXIS_NAME,
     check_batch_divides,
-    parallel_train_step,
     replicate,
-    split_over_devices,
 )
-from googlenet_flax.training.state import TrainState, create_state
+from googlenet_flax.training.state import create_state
 
-PREPROCESS = preprocess(
-    input_scale=1 / 255, input_mean=(0.4, 0.5, 0.6), input_std=(0.2, 0.3, 0.2)
-)
-AUGMENT = augment(
-    crop_padding_pixels=4, crop_min_area=0.08, flip="random", color_jitter=0.5
-)
 # All that a step can do besides.
 OPTIONS = {
     "augment": dataclasses.replace(
@@ -43,58 +42,6 @@ OPTIONS = {
     "mixup_alpha": 0.5,
     "averaging": Averaging(kind="ema", decay=0.9, start_step=0),
 }
-
-
-def random_batch(size, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        "image": rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
-        "label": rng.integers(0, 10, size).astype(np.int32),
-        "index": np.arange(size, dtype=np.int32) + 17,
-        # Pictures of many sizes, as a folder has them.
-        "extent": rng.integers(16, 33, (size, 2)).astype(np.int32),
-    }
-
-
-def start_state(model, tx):
-    dtype = jnp.promote_types(model.dtype, jnp.float32)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), numpy_variables(model))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
-    )
-
-
-def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
-    tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
-    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3, "aux_weight": 0.3}
-    step = bind_step(
-        model=model.clone(axis_name=AXIS_NAME),
-        tx=tx,
-        axis_name=AXIS_NAME,
-        **{**fields, **step_fields},
-    )
-    parallel_step = parallel_train_step(step, devices)
-    state = start_state(model, tx) if state is None else state
-    if "averaging" in step_fields:
-        state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
-    state = replicate(state, devices)
-    batch = with_partners(batch) if "mixup_alpha" in step_fields else batch
-    for _ in range(num_steps):
-        state, metrics = parallel_step(state, split_over_devices(batch, len(devices)))
-    metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
-    return jax.device_get((state, metrics))
-
-
-def assert_same_tree(actual, expected, *, rtol):
-    """Compares each leaf on the scale of its largest element."""
-    paths = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, one), many in zip(paths, jax.tree.leaves(actual), strict=True):
-        error = np.abs(one - many).max()
-        name = jax.tree_util.keystr(path)
-        assert error <= rtol * np.abs(one).max(), f"{name} differs by {error:.2e}"
 
 
 @pytest.mark.parametrize(

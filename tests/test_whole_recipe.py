@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import SMALL_INCEPTIONS
-from test_configs import named_config
+from helpers.configs import named_config
 from test_train import COMPILATION
 from tiny_run import rows_without_timings, saved_leaves, saved_steps
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_configs import named_config
+from helpers.configs import named_config
 
 from googlenet_flax.config import FIELDS, RENAMED, RESUMABLE_FIELDS, Config
 from googlenet_flax.runs.workdir import LENGTH_FIELDS, Workdir
