@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import pickle
-import subprocess
 import sys
 
 import h5py
@@ -19,14 +18,17 @@ import onnx
 import pytest
 import safetensors.flax
 import safetensors.numpy
-from conftest import REPOSITORY
+from conftest import REPOSITORY, numpy_variables, preprocess, write_run
 from flax import traverse_util
+from helpers.configs import named_config
+from helpers.small_networks import create_small, small_networks
 from helpers.steps import tiny_state
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 from googlenet_flax import evaluate, import_weights
-from googlenet_flax.importers import formats
+from googlenet_flax.config import Config
+from googlenet_flax.importers import caffe, formats
 from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.importers.formats import read_original
 from googlenet_flax.preprocessing.crops import central_crop
@@ -35,6 +37,7 @@ from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.description import ModelDescription
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
@@ -127,19 +130,16 @@ def arrays_of(files):
 
 @pytest.fixture(scope="module")
 def name_of(arrays_of):
-    """The name in a file of one of our leaves, found by its values."""
+    """The name in a file of one of our leaves; Keras has none, but the values tell."""
 
     def name_of(format_name, path):
-        expected = expected_leaves(format_name)[path]
-        if format_name != "keras":
-            original = ORIGINALS[VARIANTS[format_name]]
-            layers = list(original.layers(SIZE))
-            return {p: n for layer in layers for p, n in original.names(layer).items()}[
-                path
-            ]
-        arrays = arrays_of(format_name).items()
-        (name,) = (name for name, values in arrays if np.array_equal(values, expected))
-        return name
+        if format_name == "keras":
+            arrays, values = arrays_of("keras").items(), expected_leaves("keras")[path]
+            (name,) = (name for name, there in arrays if np.array_equal(there, values))
+            return name
+        original = ORIGINALS[VARIANTS[format_name]]
+        names = [original.names(layer) for layer in original.layers(SIZE)]
+        return next(layer[path] for layer in names if path in layer)
 
     return name_of
 
@@ -187,41 +187,39 @@ def outcomes(imported):
     return lines["loaded"], lines["random"], lines["skipped"]
 
 
+def assert_leaves(variables, expected, dtype=np.float32):
+    """All leaves, bit for bit, as float32, after having been rounded to `dtype`."""
+    ours = flat(variables)
+    assert ours.keys() == expected.keys()
+    for path, values in expected.items():
+        assert ours[path].dtype == np.float32
+        np.testing.assert_array_equal(ours[path], values.astype(dtype), err_msg=path)
+
+
 # What is loaded.
 
 
 @each_format
-def test_every_leaf_is_the_originals_bit_for_bit(files, arrays_of, format_name):
-    imported = read(format_name, files[format_name])
-    ours, theirs = flat(imported.variables), expected_leaves(format_name)
-    assert ours.keys() == theirs.keys()
-    for path, values in ours.items():
-        assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, theirs[path], err_msg=path)
+def test_every_leaf_is_the_originals_bit_for_bit(files, arrays_of, name_of, format_name):
+    imported, arrays = read(format_name, files[format_name]), arrays_of(format_name)
+    expected = expected_leaves(format_name)
+    assert_leaves(imported.variables, expected)
     like = imported.description.variables_like()
     assert jax.tree.map(np.shape, imported.variables) == jax.tree.map(np.shape, like)
     loaded, random, skipped = outcomes(imported)
-    assert loaded == set(theirs)
+    assert loaded == set(expected)
     assert not random
-    sources = {line.source.split()[0] for line in imported.report if line.path}
-    assert skipped == set(arrays_of(format_name)) - sources
+    report = {line.path: line.source for line in imported.report if line.path}
+    sources = {source.split()[0] for source in report.values()}
+    assert skipped == set(arrays) - sources
     assert skipped, "the files hold some that nobody needs"
-    assert len(sources) == len(theirs)
-
-
-@each_format
-def test_the_report_names_the_source_of_each_leaf(files, arrays_of, name_of, format_name):
-    arrays = arrays_of(format_name)
-    report = {
-        line.path: line.source for line in read(format_name, files[format_name]).report
-    }
+    assert len(sources) == len(expected)
     for path in ("params/conv1/conv/kernel", "params/inception_4c/5x5/conv/kernel"):
-        name = name_of(format_name, path)
-        (values,) = (values for key, values in arrays.items() if key == name)
         source, _, kind = report[path].partition(" ")
-        assert source == name
-        assert kind.startswith("float32[")
-        assert sorted(json.loads(kind.removeprefix("float32"))) == sorted(values.shape)
+        assert source == name_of(format_name, path)
+        assert sorted(json.loads(kind.removeprefix("float32"))) == sorted(
+            arrays[source].shape
+        )
 
 
 @pytest.mark.slow
@@ -263,10 +261,8 @@ def test_half_precision(tmp_path, arrays_of, format_name):
     arrays = arrays_of(format_name)
     half = {k: v.astype("float16") if v.dtype.kind == "f" else v for k, v in arrays.items()}
     write(format_name, path, half)
-    ours = flat(read(format_name, path).variables)
-    for name, values in expected_leaves(format_name).items():
-        assert ours[name].dtype == np.float32
-        np.testing.assert_array_equal(ours[name], values.astype("float16"), err_msg=name)
+    expected = expected_leaves(format_name)
+    assert_leaves(read(format_name, path).variables, expected, "float16")
 
 
 def test_bfloat16(tmp_path, arrays_of):
@@ -274,10 +270,10 @@ def test_bfloat16(tmp_path, arrays_of):
     arrays = dict(arrays_of("torchvision"))
     arrays["fc.weight"] = jnp.asarray(arrays["fc.weight"], jnp.bfloat16)
     safetensors.flax.save_file(arrays, path)
-    ours = flat(read("torchvision", path).variables)["params/classifier/kernel"]
-    expected = expected_leaves("torchvision")["params/classifier/kernel"]
-    assert ours.dtype == np.float32
-    np.testing.assert_array_equal(ours, expected.astype(jnp.bfloat16))
+    expected = dict(expected_leaves("torchvision"))
+    rounded = expected["params/classifier/kernel"].astype(jnp.bfloat16)
+    expected["params/classifier/kernel"] = rounded
+    assert_leaves(read("torchvision", path).variables, expected)
 
 
 def test_the_zoos_own_names(tmp_path):
@@ -298,9 +294,7 @@ def test_the_zoos_own_names(tmp_path):
         nodes, "zoo", model.graph.input, model.graph.output, tensors
     )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "zoo.onnx")
-    leaves = importlib.import_module("googlenet_flax.importers.caffe").read(
-        tmp_path / "zoo.onnx"
-    )
+    leaves = caffe.read(tmp_path / "zoo.onnx")
     assert not leaves.unknown
     assert set(leaves.skipped) == {"OC2_DUMMY_1", "OC2_DUMMY_3"}
     assert len(leaves.leaves) == len(weights) - 2 == 116
@@ -319,9 +313,8 @@ def test_the_zoos_own_names(tmp_path):
 def test_torch_files(tmp_path):
     torch = pytest.importorskip("torch")
     module = importlib.import_module("originals.torchvision_googlenet")
-    model = module.create_model(weights_of("torchvision"))
+    state = module.create_model(weights_of("torchvision")).state_dict()
     expected = expected_leaves("torchvision")
-    state = model.state_dict()
     path = tmp_path / "googlenet.pth"
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -332,65 +325,51 @@ def test_torch_files(tmp_path):
         assert not random
         assert skipped == {name for name in state if name.endswith("num_batches_tracked")}
         rounded = jnp.dtype(str(dtype).removeprefix("torch."))
-        for name, values in flat(imported.variables).items():
-            np.testing.assert_array_equal(values, expected[name].astype(rounded))
+        assert_leaves(imported.variables, expected, rounded)
 
 
 def test_other_torch_files(tmp_path):
     """As before torch 1.6, and with parameters that still want gradients."""
     torch = pytest.importorskip("torch")
     weights = {k: torch.tensor(v) for k, v in weights_of("torchvision").items()}
-    weights["fc.weight"] = torch.nn.Parameter(weights["fc.weight"])
-    weights["fc.bias"] = torch.nn.Parameter(weights["fc.bias"])
+    for name in ("fc.weight", "fc.bias"):
+        weights[name] = torch.nn.Parameter(weights[name])
     for zipped in (False, True):
         path = tmp_path / "googlenet.pth"
         torch.save(weights, path, _use_new_zipfile_serialization=zipped)
-        ours = flat(read("torchvision", path).variables)
-        for name, values in expected_leaves("torchvision").items():
-            np.testing.assert_array_equal(ours[name], values)
+        assert_leaves(read("torchvision", path).variables, expected_leaves("torchvision"))
 
 
 # What is said of it.
 
-PREPROCESS = {
-    "torchvision": Preprocess(
-        storage_size=512,
-        image_size=SIZE,
-        crop_fraction=0.875,
-        input_scale=1 / 255,
-        input_mean=(0.485, 0.456, 0.406),
-        input_std=(0.229, 0.224, 0.225),
-        channel_order="RGB",
+INPUTS = {  # Stored size, cropped fraction, scale, mean, deviation, order.
+    "torchvision": (
+        *(512, 0.875, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "RGB",
     ),
-    "onnx": Preprocess(
-        storage_size=512,
-        image_size=SIZE,
-        crop_fraction=0.875,
-        input_scale=1.0,
-        input_mean=(104.0, 117.0, 123.0),
-        input_std=(1.0, 1.0, 1.0),
-        channel_order="BGR",
-    ),
-    "keras": Preprocess(
-        storage_size=32,
-        image_size=SIZE,
-        crop_fraction=1.0,
-        input_scale=1 / 255,
-        input_mean=(0.0, 0.0, 0.0),
-        input_std=(1.0, 1.0, 1.0),
-        channel_order="RGB",
-    ),
+    "onnx": (512, 0.875, 1.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR"),
+    "keras": (32, 1.0, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "RGB"),
 }
 
 
 @each_format
 def test_description(files, format_name):
-    description = read(format_name, files[format_name]).description
-    assert description.variant == VARIANTS[format_name]
-    assert description.width_multiplier == 1
-    assert description.dtype == "float32"
-    assert description.class_names == tuple("0123456789")
-    assert description.preprocess == PREPROCESS[format_name]
+    stored, fraction, scale, mean, deviation, order = INPUTS[format_name]
+    assert read(format_name, files[format_name]).description == ModelDescription(
+        variant=VARIANTS[format_name],
+        width_multiplier=1.0,
+        dtype="float32",
+        class_names=tuple("0123456789"),
+        preprocess=Preprocess(
+            storage_size=stored,
+            image_size=SIZE,
+            crop_fraction=fraction,
+            input_scale=scale,
+            input_mean=mean,
+            input_std=deviation,
+            channel_order=order,
+        ),
+    )
 
 
 def pixels_of(variant):
@@ -405,17 +384,18 @@ def pixels_of(variant):
     return pixels.astype(np.uint8)
 
 
-@each_format
+@pytest.mark.parametrize(
+    "format_name",
+    [
+        "onnx",
+        pytest.param("torchvision", marks=pytest.mark.slow),
+        pytest.param("keras", marks=pytest.mark.slow),
+    ],
+)
 def test_the_original_is_computed_from_pixels(tmp_path, files, format_name):
     """Weights, checkpoint and input together, against what the original computed."""
-    formats.import_weights(
-        format_name,
-        files[format_name],
-        str(tmp_path),
-        image_size=SIZE,
-        class_names=(),
-        transform_input=None,
-    )
+    options = {"image_size": SIZE, "class_names": (), "transform_input": None}
+    formats.import_weights(format_name, files[format_name], str(tmp_path), **options)
     predictor = Predictor.load(Workdir(tmp_path), "best", jax.devices()[:1])
     variant = VARIANTS[format_name]
     shard = {"image": pixels_of(variant)[None]}
@@ -436,15 +416,8 @@ def test_transform_input_is_torchvisions_two_steps(files):
     x = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.float32)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = (x / 255 - mean) / std
-    # torchvision.models.GoogLeNet._transform_input, a channel at a time.
-    transformed = np.stack(
-        [
-            normalised[..., 0] * (0.229 / 0.5) + (0.485 - 0.5) / 0.5,
-            normalised[..., 1] * (0.224 / 0.5) + (0.456 - 0.5) / 0.5,
-            normalised[..., 2] * (0.225 / 0.5) + (0.406 - 0.5) / 0.5,
-        ],
-        axis=-1,
-    )
+    # torchvision.models.GoogLeNet._transform_input.
+    transformed = normalised * (std / 0.5) + (mean - 0.5) / 0.5
     for flag, expected in {False: normalised, True: transformed, None: normalised}.items():
         imported = read("torchvision", files["torchvision"], transform_input=flag)
         ours = imported.description.preprocess.normalize(jnp.asarray(x))
@@ -468,22 +441,10 @@ def test_transform_input_is_torchvisions_alone(files, format_name, flag):
 
 
 KNOWN_CLASSES = {
-    0: "tench",
-    1: "goldfish",
-    134: "crane",
-    207: "golden retriever",
-    281: "tabby",
-    285: "Egyptian cat",
-    291: "lion",
-    340: "zebra",
-    388: "giant panda",
-    404: "airliner",
-    517: "crane",
-    638: "maillot",
-    639: "maillot",
-    817: "sports car",
-    933: "cheeseburger",
-    999: "toilet tissue",
+    **{0: "tench", 1: "goldfish", 134: "crane", 207: "golden retriever", 281: "tabby"},
+    **{285: "Egyptian cat", 291: "lion", 340: "zebra", 388: "giant panda"},
+    **{404: "airliner", 517: "crane", 638: "maillot", 639: "maillot"},
+    **{817: "sports car", 933: "cheeseburger", 999: "toilet tissue"},
 }
 
 
@@ -516,53 +477,63 @@ def test_class_names_must_fit(files, format_name):
 # What is refused.
 
 
+def ones(*shape):
+    """Returns a change of the values to ones of this shape."""
+    return lambda values: np.ones(shape, np.float32)
+
+
+def with_last(number):
+    """Returns a change of the last value."""
+    return lambda values: np.append(values.ravel()[:-1], np.float32(number)).reshape(
+        values.shape
+    )
+
+
+def other_side(values):
+    """The paper has 5x5 where torchvision has 3x3."""
+    shape = tuple({3: 5, 5: 3}.get(side, side) for side in values.shape)
+    return np.ones(shape, np.float32)
+
+
+MIDDLE = "params/inception_4b/3x3/conv/kernel"
+# What becomes of a leaf, None for nothing, and what is said of the file.
+CHANGES = {
+    "turned": (
+        "params/conv2/conv/kernel",
+        np.transpose,
+        "its {name} gives params/conv2/conv/kernel the shape",
+    ),
+    "5x5": ("params/inception_3a/5x5/conv/kernel", other_side, "inception_3a/5x5"),
+    "one too few": (MIDDLE, None, f"nothing for {MIDDLE}"),
+    "half a head": ("params/aux_4d/fc/bias", None, "nothing for params/aux_4d/fc/bias"),
+    "NaN": (MIDDLE, with_last(np.nan), "{name} holds NaN or infinity"),
+    "infinity": (MIDDLE, with_last(np.inf), "{name} holds NaN or infinity"),
+    "int32": (MIDDLE, lambda values: np.int32(100 * values), "{name} holds int32"),
+    "int8": (MIDDLE, lambda values: np.int8(100 * values), "{name} holds int8"),
+    "bool": (MIDDLE, lambda values: values > 0, "{name} holds bool"),
+    "scalar": ("params/classifier/kernel", ones(), "{name}"),
+    "no classes": ("params/classifier/kernel", ones(0, 128), "{name}"),
+    "no features": ("params/aux_4a/fc/kernel", ones(0, 128), "{name}"),
+}
+
+
 @each_format
-def test_shapes_of_another_network(tmp_path, arrays_of, name_of, format_name):
-    """The first of two is named, in the order of the network."""
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_leaf_that_does_not_fit(tmp_path, arrays_of, name_of, format_name, change):
+    path, arrays = tmp_path / f"x{SUFFIXES[format_name]}", dict(arrays_of(format_name))
+    leaf, change_values, words = CHANGES[change]
+    name = name_of(format_name, leaf)
+    values = arrays.pop(name)
+    if change_values is not None:
+        arrays[name] = change_values(values)
+    # Where two are wrong, the first in the order of the network is named.
     later = name_of(format_name, "params/inception_5b/1x1/conv/kernel")
-    first = name_of(format_name, "params/conv2/conv/kernel")
-    arrays[later] = arrays[later][..., :-1]
-    arrays[first] = arrays[first].T
+    if change == "turned":
+        arrays[later] = arrays[later][..., :-1]
     write(format_name, path, arrays)
     message = refusal(format_name, path)
-    assert f"its {first} gives params/conv2/conv/kernel the shape" in message
-    assert "instead of [3, 3, 64, 192]" in message
-
-
-@each_format
-def test_the_paper_has_5x5_where_torchvision_has_3x3(
-    tmp_path, arrays_of, name_of, format_name
-):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
-    name = name_of(format_name, "params/inception_3a/5x5/conv/kernel")
-    shape = tuple({3: 5, 5: 3}.get(side, side) for side in arrays[name].shape)
-    arrays[name] = np.ones(shape, np.float32)
-    write(format_name, path, arrays)
-    message = refusal(format_name, path)
-    assert name in message
-    assert "inception_3a/5x5" in message
-
-
-@each_format
-def test_a_leaf_too_few(tmp_path, arrays_of, name_of, format_name):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
-    del arrays[name_of(format_name, "params/inception_4b/3x3/conv/kernel")]
-    write(format_name, path, arrays)
-    assert "nothing for params/inception_4b/3x3/conv/kernel" in refusal(format_name, path)
-
-
-@each_format
-def test_half_a_head(tmp_path, arrays_of, name_of, format_name):
-    """A head may be absent, but not a part of it."""
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
-    del arrays[name_of(format_name, "params/aux_4d/fc/bias")]
-    write(format_name, path, arrays)
-    assert "nothing for params/aux_4d/fc/bias" in refusal(format_name, path)
+    assert words.format(name=name) in message
+    assert change != "turned" or "instead of [3, 3, 64, 192]" in message
 
 
 @each_format
@@ -575,56 +546,6 @@ def test_a_leaf_too_many(tmp_path, arrays_of, format_name):
     path = tmp_path / f"x{SUFFIXES[format_name]}"
     write(format_name, path, {**arrays_of(format_name), extra: np.ones(3, np.float32)})
     assert f"no counterpart of its {extra}" in refusal(format_name, path)
-
-
-@pytest.mark.parametrize(
-    ("format_name", "value"),
-    [("torchvision", np.nan), ("onnx", np.nan), ("onnx", np.inf), ("keras", np.nan)],
-)
-def test_numbers_that_are_none(tmp_path, arrays_of, name_of, format_name, value):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
-    name = name_of(format_name, "params/inception_4b/3x3/conv/kernel")
-    arrays[name] = arrays[name].copy()
-    arrays[name].flat[-1] = value
-    write(format_name, path, arrays)
-    assert f"{name} holds NaN or infinity" in refusal(format_name, path)
-
-
-@pytest.mark.parametrize(
-    ("format_name", "dtype"),
-    [
-        ("torchvision", "int32"),
-        ("torchvision", "bool"),
-        ("onnx", "int8"),
-        ("keras", "int64"),
-    ],
-)
-def test_weights_that_are_no_floats(tmp_path, arrays_of, name_of, format_name, dtype):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    arrays = dict(arrays_of(format_name))
-    name = name_of(format_name, "params/inception_4b/3x3/conv/kernel")
-    arrays[name] = (arrays[name] * 100).astype(dtype)
-    write(format_name, path, arrays)
-    assert f"{name} holds {dtype}" in refusal(format_name, path)
-
-
-@each_format
-@pytest.mark.parametrize("values", [np.float32(1), np.zeros((0, 128), np.float32)])
-def test_classifiers_without_classes(tmp_path, arrays_of, name_of, format_name, values):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    name = name_of(format_name, "params/classifier/kernel")
-    write(format_name, path, {**arrays_of(format_name), name: np.asarray(values)})
-    assert name in refusal(format_name, path)
-
-
-@each_format
-def test_heads_without_features(tmp_path, arrays_of, name_of, format_name):
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    name = name_of(format_name, "params/aux_4a/fc/kernel")
-    empty = np.zeros((0, 128), np.float32)
-    write(format_name, path, {**arrays_of(format_name), name: empty})
-    assert name in refusal(format_name, path)
 
 
 def test_a_residual_network(tmp_path):
@@ -680,11 +601,8 @@ def save_with_outputs(path, monkeypatch, order, names):
 @pytest.mark.parametrize(
     ("names", "order"),
     [
-        (NUMBERED, (1, 2, 0)),
-        (NUMBERED, (1, 0, 2)),
-        (NUMBERED, (2, 0, 1)),
-        (NAMED, (1, 2, 0)),
-        (NAMED, (1, 0, 2)),
+        *((NUMBERED, order) for order in ((1, 2, 0), (1, 0, 2), (2, 0, 1), (0, 2, 1))),
+        *((NAMED, order) for order in ((1, 2, 0), (1, 0, 2))),
     ],
 )
 def test_keras_outputs_in_another_order(tmp_path, monkeypatch, names, order):
@@ -692,24 +610,18 @@ def test_keras_outputs_in_another_order(tmp_path, monkeypatch, names, order):
     path = tmp_path / "x.weights.h5"
     save_with_outputs(path, monkeypatch, order, names)
     message = refusal("keras", path)
-    assert "dense layers in another order" in message
-    assert "[main, aux 1, aux 2]" in message
-
-
-def test_keras_heads_in_another_order(tmp_path, monkeypatch):
-    """Their convolutions see maps of different depth."""
-    path = tmp_path / "x.weights.h5"
-    save_with_outputs(path, monkeypatch, (0, 2, 1), NUMBERED)
-    assert "params/aux_4a/proj/conv/kernel the shape" in refusal("keras", path)
+    if order == (0, 2, 1):  # The convolutions of the heads see maps of different depth.
+        assert "params/aux_4a/proj/conv/kernel the shape" in message
+    else:
+        assert "dense layers in another order" in message
+        assert "[main, aux 1, aux 2]" in message
 
 
 def test_keras_classifiers_with_names(tmp_path, monkeypatch):
     for names in (NAMED, UNNAMED):
         path = tmp_path / "x.weights.h5"
         save_with_outputs(path, monkeypatch, (0, 1, 2), names)
-        ours = flat(read("keras", path).variables)
-        for name, values in expected_leaves("keras").items():
-            np.testing.assert_array_equal(ours[name], values, err_msg=name)
+        assert_leaves(read("keras", path).variables, expected_leaves("keras"))
 
 
 def test_keras_with_one_head(tmp_path):
@@ -772,55 +684,46 @@ def test_files_that_are_no_weights(tmp_path, import_file, suffix, content):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES.values())
-@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999999])
-def test_files_that_end_too_early(tmp_path, files, import_file, suffix, fraction):
+def test_files_that_end_too_early_or_are_of_other_formats(
+    tmp_path, files, import_file, suffix
+):
+    path = tmp_path / f"weights{suffix}"
     data = files[FORMAT_OF[suffix]].read_bytes()
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(data[: int(len(data) * fraction)])
-    assert str(path) in import_file(path)
+    contents = [data[: int(len(data) * fraction)] for fraction in (0.001, 0.5, 0.999999)]
+    contents += [files[FORMAT_OF[s]].read_bytes() for s in SUFFIXES.values() if s != suffix]
+    for content in contents:
+        path.write_bytes(content)
+        assert str(path) in import_file(path)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES.values())
-def test_files_of_other_formats(tmp_path, files, import_file, suffix):
-    path = tmp_path / f"weights{suffix}"
-    for other in SUFFIXES.values():
-        if other != suffix:
-            path.write_bytes(files[FORMAT_OF[other]].read_bytes())
-            assert str(path) in import_file(path)
-
-
-def onnx_weights(name, **changes):
-    """A tensor of ones with some of its fields wrong."""
-    tensor = onnx.numpy_helper.from_array(np.ones((2, 3), np.float32), name)
+def onnx_weights(location=None, **changes):
+    """A tensor of ones with some of its fields wrong, or kept in another file."""
+    ones = np.ones((2, 3), np.float32)
+    tensor = onnx.numpy_helper.from_array(ones, "loss3/classifier_w_0")
+    tensor.dims[:] = changes.pop("dims", tensor.dims)
+    if location is not None:
+        tensor.ClearField("raw_data")
+        tensor.data_location = 1
+        tensor.external_data.add(key="location", value=location)
     for field, value in changes.items():
-        if field == "dims":
-            tensor.dims[:] = value
-        else:
-            setattr(tensor, field, value)
-    return tensor
-
-
-def onnx_elsewhere(location):
-    tensor = onnx_weights("loss3/classifier_w_0", data_location=1)
-    tensor.ClearField("raw_data")
-    tensor.external_data.add(key="location", value=location)
+        setattr(tensor, field, value)
     return tensor
 
 
 @pytest.mark.parametrize(
-    "tensor",
+    "changes",
     [
-        onnx_weights("loss3/classifier_w_0", dims=[7, 7]),
-        onnx_weights("loss3/classifier_w_0", data_type=0),
-        onnx_weights("loss3/classifier_w_0", data_type=99),
-        onnx_elsewhere("absent.bin"),
-        onnx_elsewhere("../../secret"),
+        {"dims": [7, 7]},
+        {"data_type": 0},
+        {"data_type": 99},
+        {"location": "absent.bin"},
+        {"location": "../../secret"},
     ],
-    ids=["dims", "no type", "unknown type", "absent", "escaping"],
+    ids=str,
 )
-def test_onnx_tensors_that_cannot_be_read(tmp_path, import_file, tensor):
+def test_onnx_tensors_that_cannot_be_read(tmp_path, import_file, changes):
     path = tmp_path / "weights.onnx"
-    write_onnx(path, [tensor])
+    write_onnx(path, [onnx_weights(**changes)])
     assert str(path) in import_file(path)
 
 
@@ -848,7 +751,7 @@ def test_files_with_changed_bytes(tmp_path, suffix):
     write(format_name, path, {name: np.ones((2, 2), np.float32) for name in names})
     data = path.read_bytes()
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(100):
         changed = bytearray(data)
         for position in rng.integers(0, len(data), 3):
             changed[position] = rng.integers(256)
@@ -856,39 +759,28 @@ def test_files_with_changed_bytes(tmp_path, suffix):
         refusal(format_name, path)  # They are never the whole network.
 
 
-def torch_states(torch):
-    """Files of torch that hold no state dict, or one that is of no use."""
-    ones = torch.ones(10, 1024)
-    return {
-        "nested": {"state_dict": {"fc.weight": ones}, "epoch": 3},
-        "list": [ones],
-        "tensor": ones,
-        "nothing": None,
-        "empty": {},
-        "numbers": {1: ones},
-        "tuples": {("fc", "weight"): ones},
-        "sparse": {"fc.weight": ones.to_sparse()},
-        "float8": {"fc.weight": ones.to(torch.float8_e4m3fn)},
-        "complex": {"fc.weight": ones.to(torch.complex64)},
-        "absent": {"fc.weight": torch.empty(10, 1024, device="meta")},
-        "parallel": {"module.fc.weight": ones},
-        "scalar": {"fc.weight": torch.tensor(1.0)},
-    }
-
-
-TORCH_STATES = (
-    *("nested", "list", "tensor", "nothing", "empty", "numbers", "tuples", "sparse"),
-    *("float8", "complex", "absent", "parallel", "scalar"),
-)
+TORCH_STATES = {  # They hold no state dict, or one that is of no use.
+    "nested": lambda torch, ones: {"state_dict": {"fc.weight": ones}, "epoch": 3},
+    "list": lambda torch, ones: [ones],
+    "tensor": lambda torch, ones: ones,
+    "nothing": lambda torch, ones: None,
+    "empty": lambda torch, ones: {},
+    "numbers": lambda torch, ones: {1: ones},
+    "tuples": lambda torch, ones: {("fc", "weight"): ones},
+    "sparse": lambda torch, ones: {"fc.weight": ones.to_sparse()},
+    "float8": lambda torch, ones: {"fc.weight": ones.to(torch.float8_e4m3fn)},
+    "complex": lambda torch, ones: {"fc.weight": ones.to(torch.complex64)},
+    "absent": lambda torch, ones: {"fc.weight": torch.empty(10, 1024, device="meta")},
+    "parallel": lambda torch, ones: {"module.fc.weight": ones},
+    "scalar": lambda torch, ones: {"fc.weight": torch.tensor(1.0)},
+}
 
 
 @pytest.mark.parametrize("state", TORCH_STATES)
 def test_torch_files_without_a_state_dict(tmp_path, import_file, state):
     torch = pytest.importorskip("torch")
-    states = torch_states(torch)
-    assert tuple(states) == TORCH_STATES
     path = tmp_path / "weights.pth"
-    torch.save(states[state], path)
+    torch.save(TORCH_STATES[state](torch, torch.ones(10, 1024)), path)
     message = import_file(path)
     if state in ("nested", "list", "tensor", "nothing"):
         assert "is not a state dict: write it with torch.save" in message
@@ -942,18 +834,18 @@ def test_a_whole_torch_module(tmp_path, import_file):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "module", "package"),
+    ("suffix", "package"),
     [
-        (".pth", "torch", "torch"),
-        (".safetensors", "safetensors", "safetensors"),
-        (".onnx", "onnx", "onnx"),
-        (".weights.h5", "h5py", "h5py"),
+        (".pth", "torch"),
+        (".safetensors", "safetensors"),
+        (".onnx", "onnx"),
+        (".weights.h5", "h5py"),
     ],
 )
 def test_packages_that_are_not_installed(
-    tmp_path, monkeypatch, import_file, suffix, module, package
+    tmp_path, monkeypatch, import_file, suffix, package
 ):
-    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"weights")
     message = import_file(path)
@@ -977,35 +869,33 @@ def test_options_that_do_not_fit(tmp_path, files, import_file):
 # The command.
 
 
-def run_process(command, *args):
-    return subprocess.run(
-        [sys.executable, "-m", f"googlenet_flax.{command}", *map(str, args)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": ""},
-    )
+@pytest.fixture
+def import_run(run_command, tmp_path):
+    """Runs the command into a new folder; returns exit code, stdout and stderr."""
+
+    def import_run(format_name, weights, *args, workdir=tmp_path / "new folder"):
+        flags = [f"--from={format_name}", f"--weights={weights}", f"--image_size={SIZE}"]
+        return run_command(import_weights, *flags, f"--workdir={workdir}", *args)
+
+    return import_run
 
 
 @pytest.fixture(scope="module")
 def imported_run(tmp_path_factory, files):
-    """The workdir, and what the command said."""
-    workdir = tmp_path_factory.mktemp("imported") / "new folder"
-    flags = ["--from=keras", f"--weights={files['keras']}", f"--image_size={SIZE}"]
-    process = run_process("import_weights", *flags, f"--workdir={workdir}")
-    assert process.returncode == 0, process.stderr
-    return workdir, process
+    workdir = tmp_path_factory.mktemp("imported") / "run"
+    options = {"image_size": SIZE, "class_names": (), "transform_input": None}
+    formats.import_weights("keras", files["keras"], str(workdir), **options)
+    return workdir
 
 
-def test_the_command_writes_a_workdir(imported_run, files):
-    workdir, process = imported_run
-    assert not process.stderr
-    rows = [line.split() for line in process.stdout.splitlines()]
-    expected = expected_leaves("keras")
+def test_the_command_writes_a_workdir(tmp_path, files, import_run):
+    code, out, err = import_run("keras", files["keras"])
+    assert code == 0 and not err, err
+    workdir, expected = tmp_path / "new folder", expected_leaves("keras")
+    rows = [line.split() for line in out.splitlines()]
     assert {row[1] for row in rows if row and row[0] == "loaded"} == set(expected)
-    assert "128 leaves loaded, 0 left at random, 2 skipped" in process.stdout
-    assert str(workdir) in process.stdout
+    assert "128 leaves loaded, 0 left at random, 2 skipped" in out
+    assert str(workdir) in out
     digest = hashlib.sha256(files["keras"].read_bytes()).hexdigest()
     assert json.loads((workdir / "config.json").read_text()) == {
         "imported_from": {"format": "keras", "file": files["keras"].name, "sha256": digest}
@@ -1017,36 +907,25 @@ def test_the_command_writes_a_workdir(imported_run, files):
             0, description.variables_like(), jax.devices()[:1]
         )
     assert description == read("keras", files["keras"]).description
-    for name, values in flat(variables).items():
-        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    assert_leaves(variables, expected)
 
 
-def test_a_second_import_is_refused(imported_run, files, run_command):
-    workdir, _ = imported_run
+@pytest.mark.parametrize("step", [None, 0, 3])
+def test_a_workdir_that_holds_a_run(tmp_path, imported_run, files, import_run, step):
+    """An import, or checkpoints of a run that has lost its config."""
+    workdir, words = imported_run, "holds a run: choose a new --workdir"
+    if step is not None:
+        description = read("keras", files["keras"]).description
+        workdir = tmp_path / "run"
+        words = "has lost its config.json: choose a new --workdir"
+        with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
+            checkpoints.save(tiny_state(step), description=description)
     before = sorted(workdir.rglob("*"))
     for weights in (files["keras"], "missing.weights.h5"):
-        code, out, err = run_command(
-            import_weights, "--from=keras", f"--weights={weights}", f"--workdir={workdir}"
-        )
-        assert code == 2 and not out
-        assert "holds a run: choose a new --workdir" in err
+        code, out, err = import_run("keras", weights, workdir=workdir)
+        assert code == 2 and not out and err.count("\n") == 1
+        assert words in err
     assert sorted(workdir.rglob("*")) == before
-
-
-@pytest.mark.parametrize("step", [0, 3])
-def test_checkpoints_of_a_run_without_a_config_are_refused(
-    tmp_path, files, run_command, step
-):
-    description = read("keras", files["keras"]).description
-    workdir = Workdir(tmp_path / "run")
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        checkpoints.save(tiny_state(step), description=description)
-    before = sorted(workdir.path.rglob("*"))
-    flags = ["--from=keras", f"--weights={files['keras']}", f"--workdir={workdir.path}"]
-    code, out, err = run_command(import_weights, *flags, f"--image_size={SIZE}")
-    assert code == 2 and not out and err.count("\n") == 1
-    assert "has lost its config.json: choose a new --workdir" in err
-    assert sorted(workdir.path.rglob("*")) == before
 
 
 def test_a_killed_import_is_run_again(tmp_path, files, monkeypatch):
@@ -1064,44 +943,43 @@ def test_a_killed_import_is_run_again(tmp_path, files, monkeypatch):
     assert workdir.read_config()["imported_from"]["format"] == "keras"
 
 
-def test_a_class_names_file(tmp_path, files, run_command):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])  # Editors on Windows write the second.
+def test_a_class_names_file(tmp_path, files, import_run, mark):
     names = ["cat", "dog", "Zoë the bird", *"abcdefg"]
-    for number, mark in enumerate(("", "\ufeff")):  # Editors on Windows write the second.
-        path = tmp_path / "names.txt"
-        path.write_text(mark + "\n".join(names) + "\n", encoding="utf-8")
-        workdir = tmp_path / str(number)
-        flags = ["--from=onnx", f"--weights={files['onnx']}", f"--image_size={SIZE}"]
-        code, out, err = run_command(
-            import_weights, *flags, f"--workdir={workdir}", f"--class_names={path}"
-        )
-        assert code == 0, err
-        assert "10 classes: 'cat' to 'g'" in out
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            assert checkpoints.describe(0).class_names == tuple(names)
+    path = tmp_path / "names.txt"
+    path.write_text(mark + "\n".join(names) + "\n", encoding="utf-8")
+    code, out, err = import_run("onnx", files["onnx"], f"--class_names={path}")
+    assert code == 0, err
+    assert "10 classes: 'cat' to 'g'" in out
+    with Checkpoints(tmp_path / "new folder" / "checkpoints") as checkpoints:
+        assert checkpoints.describe(0).class_names == tuple(names)
 
 
 def test_an_import_is_not_resumed(imported_run):
-    workdir, _ = imported_run
-    process = run_process("main", "--config=configs/digits.py", f"--workdir={workdir}")
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert f"--config.init_from={workdir}" in process.stderr
+    with pytest.raises(UserError) as caught:
+        train_and_evaluate(Config.of(named_config("digits")), str(imported_run))
+    assert f"--config.init_from={imported_run}" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_an_import_evaluates(imported_run, run_command):
-    workdir, _ = imported_run
-    code, _, err = run_command(evaluate, f"--workdir={workdir}")
+def test_an_import_evaluates(tmp_path, run_command):
+    digits = tuple("0123456789")
+    description = ModelDescription("seed", 0.25, "float32", digits, preprocess())
+    variables = numpy_variables(create_small(description))
+    workdir = write_run(tmp_path, description, variables, imported_from={"format": "keras"})
+
+    def evaluate_import(*args):
+        with small_networks():
+            return run_command(evaluate, f"--workdir={workdir}", *args)
+
+    code, _, err = evaluate_import()
     assert code == 2 and err.count("\n") == 1
     assert "name --dataset" in err
-    code, out, err = run_command(
-        evaluate, f"--workdir={workdir}", "--dataset=digits", "--split=test[:8]", "--json"
-    )
+    code, out, err = evaluate_import("--dataset=digits", "--split=test[:8]", "--json")
     assert code == 0, err
     metrics = json.loads(out)
     assert metrics["step"] == 0
     assert metrics["accuracy"] * 8 == round(metrics["accuracy"] * 8)
     assert metrics["loss"] == pytest.approx(metrics["main_loss"])
-    code, _, err = run_command(
-        evaluate, f"--workdir={workdir}", "--dataset=folder", "--data_dir=nowhere"
-    )
+    code, _, err = evaluate_import("--dataset=folder", "--data_dir=nowhere")
     assert code == 2 and "nowhere" in err
