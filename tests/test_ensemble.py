@@ -11,9 +11,10 @@ import PIL.Image
 import pytest
 from conftest import cut_out, numpy_variables, preprocess, write_run
 from helpers.configs import named_config
+from helpers.small_networks import create_small, small_networks
 
 from googlenet_flax import evaluate
-from googlenet_flax.data import ImageSet, load_split
+from googlenet_flax.data import load_split
 from googlenet_flax.runs.checkpoint_evaluation import evaluate_averaged
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -24,7 +25,6 @@ SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
 NUM_EXAMPLES = 10
 DIGITS = tuple("0123456789")
-# The second sees another crop in another scale and order.
 FIRST = ModelDescription(
     "bn",
     0.25,
@@ -32,17 +32,14 @@ FIRST = ModelDescription(
     DIGITS,
     preprocess(storage_size=48, input_scale=1 / 255, crop_fraction=0.875),
 )
-SECOND = ModelDescription(
-    "seed",
-    0.25,
-    "float32",
-    DIGITS,
-    preprocess(
+SECOND = dataclasses.replace(  # It sees another crop in another scale and order.
+    FIRST,
+    variant="seed",
+    preprocess=preprocess(
         storage_size=48,
         input_scale=1 / 64,
         input_mean=(1.5, 2.0, 2.5),
         channel_order="BGR",
-        crop_fraction=1.0,
     ),
 )
 DESCRIPTIONS = (FIRST, SECOND)
@@ -102,6 +99,12 @@ PICTURES = Pictures(
 READABLE = [number for number in range(len(SHAPES)) if number != PICTURES.broken]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_seconds():
+    with small_networks():
+        yield
+
+
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
     """Two networks as workdirs, whose classifiers were scaled to be of two minds."""
@@ -114,7 +117,7 @@ def members(tmp_path_factory):
 
 @functools.cache
 def variables_of(number):
-    variables = numpy_variables(DESCRIPTIONS[number].create_model(), SIZE)
+    variables = numpy_variables(create_small(DESCRIPTIONS[number]), SIZE)
     for head in ("aux_4a", "aux_4d", None):
         parent = variables["params"][head] if head else variables["params"]
         kernel = parent["classifier"]["kernel"]
@@ -132,7 +135,7 @@ def predictors(members):
 
 @functools.cache
 def apply_of(number):
-    model, variables = DESCRIPTIONS[number].create_model(), variables_of(number)
+    model, variables = create_small(DESCRIPTIONS[number]), variables_of(number)
     return jax.jit(lambda images: model.apply(variables, images, train=False))
 
 
@@ -156,13 +159,9 @@ def views(picture, crops):
         for square in {10: (0.5,), 144: (0, 0.5, 1)}[crops]:
             top, left = (height - short) * square, (width - short) * square
             room = short - side
-            boxes = [
-                (top, left, side),
-                (top, left + room, side),
-                (top + room, left, side),
-                (top + room, left + room, side),
-                (top + room / 2, left + room / 2, side),
-            ]
+            corners = [(top + y, left + x) for y in (0, room) for x in (0, room)]
+            boxes = [(*corner, side) for corner in corners]
+            boxes += [(top + room / 2, left + room / 2, side)]
             boxes += [(top, left, short)] if crops == 144 else []
             result += [(box, mirror) for box in boxes for mirror in (False, True)]
     assert len(result) == crops
@@ -240,32 +239,25 @@ def assert_same(actual, expected, rtol=1e-4):
 EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("numbers", [(0,), (1,), (0, 1)], ids=str)
-@pytest.mark.parametrize("crops", [1, 10])
-def test_the_mean_of_softmax(predictors, numbers, crops):
+def evaluate_pictures(predictors, crops, pictures=PICTURES, batch_size=4, aux_weight=0.5):
+    options = {"aux_weight": aux_weight, "batch_size": batch_size}
+    return evaluate_averaged(predictors, crops, pictures, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "crops", "batch_size"),
+    [
+        *((numbers, crops, 4) for numbers in ((0,), (1,), (0, 1)) for crops in (1, 10)),
+        *(((number,), crops, 4) for number in (0, 1) for crops in (2, 6)),
+        ((0, 1), 1, 1),  # Rounded up to the devices, and the last batch filled up.
+    ],
+    ids=str,
+)
+def test_the_mean_of_softmax(predictors, numbers, crops, batch_size):
     """Over members and crops, of pictures of all shapes; an unreadable one is left out."""
-    metrics = evaluate_averaged(
-        [predictors[number] for number in numbers],
-        crops,
-        PICTURES,
-        aux_weight=0.5,
-        batch_size=4,
-    )
+    members = [predictors[number] for number in numbers]
+    metrics = evaluate_pictures(members, crops, batch_size=batch_size)
     assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops, 0.5))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "crops"), [(0, 2), (1, 2), (0, 6), (1, 6)], ids=str)
-def test_views_of_ones_own_crop(predictors, number, crops):
-    metrics = evaluate_averaged(
-        [predictors[number]],
-        crops,
-        PICTURES,
-        aux_weight=0.5,
-        batch_size=4,
-    )
-    assert_same(metrics, expected_metrics((number,), EXAMPLES, crops, 0.5))
 
 
 @pytest.mark.slow
@@ -273,12 +265,11 @@ def test_the_papers_crops(predictors):
     few = dataclasses.replace(
         PICTURES, pictures=PICTURES.pictures[1:3], labels=PICTURES.labels[1:3]
     )
-    metrics = evaluate_averaged(predictors[:1], 144, few, aux_weight=0.5, batch_size=4)
+    metrics = evaluate_pictures(predictors[:1], 144, few)
     assert_same(metrics, expected_metrics((0,), EXAMPLES[1:3], 144, 0.5))
 
 
-@pytest.mark.slow
-def test_the_mean_is_of_another_mind(predictors):
+def test_the_mean_is_of_another_mind():
     """Otherwise the tests above could not tell one network from two."""
     picture = PICTURES.pictures[0]
     first, second = (
@@ -289,48 +280,29 @@ def test_the_mean_is_of_another_mind(predictors):
     assert np.abs(first - ten).max() > 1e-3
 
 
-@pytest.mark.slow
 def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
     first = predictors[0]
-    options = {"batch_size": 4}
-    averaged = evaluate_averaged([first], 1, PICTURES, aux_weight=0.5, **options)
     step = create_eval_step(FIRST, aux_weight=0.5, devices=jax.devices())
-    plain = evaluate_split(step, first.variables, PICTURES, num_devices=4, **options)
-    assert_same(averaged, plain, rtol=1e-5)
+    plain = evaluate_split(step, first.variables, PICTURES, num_devices=4, batch_size=4)
+    assert_same(evaluate_pictures([first], 1), plain, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_batch_size_changes_nothing(predictors):
-    """Rounded up to the devices, and the last batch filled up."""
-    options = {"aux_weight": 0.5, "batch_size": 1}
-    metrics = evaluate_averaged(predictors, 1, PICTURES, **options)
-    assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 1, 0.5))
-
-
-@pytest.mark.slow
 def test_a_network_and_itself_are_as_the_network(predictors):
     first, second = predictors
-    options = {"aux_weight": 0.5, "batch_size": 4}
-    crops = 10
-    alone = evaluate_averaged([first], crops, PICTURES, **options)
-    assert_same(evaluate_averaged([first] * 3, crops, PICTURES, **options), alone, 1e-6)
-    both = evaluate_averaged([first, second], crops, PICTURES, **options)
-    other = evaluate_averaged([second, first], crops, PICTURES, **options)
-    assert_same(other, both, rtol=1e-6)
+    alone = evaluate_pictures([first], 10)
+    assert_same(evaluate_pictures([first] * 3, 10), alone, rtol=1e-6)
+    both = evaluate_pictures([first, second], 10)
+    assert_same(evaluate_pictures([second, first], 10), both, rtol=1e-6)
     assert abs(both["loss"] - alone["loss"]) > 0.1
 
 
-@pytest.mark.slow
 def test_small_probabilities_are_not_lost(predictors):
     """A network that is sure, and wrong, has a loss of hundreds and not of infinity."""
-    params = predictors[0].variables["params"]
-    classifier = {name: 1e3 * leaf for name, leaf in params["classifier"].items()}
-    variables = {
-        **predictors[0].variables,
-        "params": {**params, "classifier": classifier},
-    }
-    sure = dataclasses.replace(predictors[0], variables=variables)
-    metrics = evaluate_averaged([sure, sure], 10, PICTURES, aux_weight=0.0, batch_size=4)
+    variables = dict(predictors[0].variables)
+    params = dict(variables["params"])
+    params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
+    sure = dataclasses.replace(predictors[0], variables={**variables, "params": params})
+    metrics = evaluate_pictures([sure, sure], 10, aux_weight=0.0)
     assert np.isfinite(metrics["main_loss"])
     assert metrics["main_loss"] > 200
 
@@ -366,17 +338,21 @@ def evaluate_json(run_command, loaded):
     return evaluate_json
 
 
-def test_the_command(members, evaluate_json):
-    """Data, batch size and weight of the heads are the run's."""
+@pytest.fixture(scope="module")
+def digits():
+    """Pictures and labels of the split that the runs name."""
     digits = load_split("digits", RECIPE["eval_split"], data_dir="")
-    assert isinstance(digits, ImageSet) and len(digits) == NUM_EXAMPLES
-    pictures = np.repeat(digits.images, 3, axis=-1)
-    examples = list(zip(pictures, digits.labels, strict=True))
+    assert len(digits) == NUM_EXAMPLES
+    return list(zip(np.repeat(digits.images, 3, axis=-1), digits.labels, strict=True))
+
+
+def test_the_command(members, evaluate_json, digits):
+    """Data, batch size and weight of the heads are the run's."""
     first, second = members
     alone = evaluate_json(f"--workdir={first}")
-    assert_same(alone, expected_metrics((0,), examples, 1, 0.5))
+    assert_same(alone, expected_metrics((0,), digits, 1, 0.5))
     ten = evaluate_json(f"--ensemble={first},{second}", "--crops=10")
-    assert_same(ten, expected_metrics((0, 1), examples, 10, 0.5))
+    assert_same(ten, expected_metrics((0, 1), digits, 10, 0.5))
     # Another way to say it; and the order of the members does not matter.
     for flags in (
         [f"--workdir={first}", f"--ensemble={second}"],
@@ -386,37 +362,28 @@ def test_the_command(members, evaluate_json):
         assert_same(evaluate_json(*flags, "--crops=10"), ten, rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_each_members_views_are_of_its_own_crop(members, evaluate_json):
-    digits = load_split("digits", RECIPE["eval_split"], data_dir="")
-    pictures = np.repeat(digits.images, 3, axis=-1)
-    examples = list(zip(pictures, digits.labels, strict=True))
+def test_each_members_views_are_of_its_own_crop(members, evaluate_json, digits):
     first, second = members
-    two = evaluate_json(f"--workdir={second}", "--crops=2")
-    assert_same(two, expected_metrics((1,), examples, 2, 0.5))
     both = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
-    assert_same(both, expected_metrics((0, 1), examples, 2, 0.5))
+    assert_same(both, expected_metrics((0, 1), digits, 2, 0.5))
 
 
-@pytest.mark.slow
 def test_a_run_named_twice_counts_once(
     members, loaded, evaluate_json, tmp_path, monkeypatch
 ):
     first, second = members
-    ten = ("--crops=10", f"--ensemble={second}")
-    both = evaluate_json(f"--workdir={first}", *ten)
+    both = evaluate_json(f"--workdir={first}", f"--ensemble={second}")
     link = tmp_path / "link"
     link.symlink_to(first)
     roundabout = f"{first}/../{first.name}"
     monkeypatch.chdir(first.parent)
     for other in (first, f"{first}/", first.name, f"./{first.name}", roundabout, link):
         loaded.clear()
-        again = evaluate_json(f"--workdir={first}", f"{ten[1]},{other}", ten[0])
+        again = evaluate_json(f"--workdir={first}", f"--ensemble={second},{other}")
         assert len(loaded) == 2, other
         assert again == both, other
 
 
-@pytest.mark.slow
 def test_a_folder_of_pictures(members, tmp_path, run_command, loaded):
     """Each member crops the stored picture; a broken file is named."""
     for number, (picture, label) in enumerate(EXAMPLES):
@@ -438,10 +405,10 @@ def test_a_folder_of_pictures(members, tmp_path, run_command, loaded):
     assert_same(metrics, expected_metrics((0, 1), EXAMPLES, 10, 0.5))
 
 
-@pytest.mark.parametrize("names", [tuple("1023456789"), tuple("0123456789ab")], ids="".join)
-def test_members_must_know_the_same_classes(members, tmp_path, run_command, loaded, names):
-    other = dataclasses.replace(FIRST, class_names=names)
-    variables = numpy_variables(other.create_model(), SIZE)
+@pytest.mark.parametrize("names", ["1023456789", "0123456789ab"])
+def test_members_must_know_the_same_classes(members, tmp_path, run_command, names):
+    other = dataclasses.replace(FIRST, class_names=tuple(names))
+    variables = numpy_variables(create_small(other), SIZE)
     run = write_run(tmp_path / "other", other, variables, **RECIPE)
     code, out, err = run_command(evaluate, f"--workdir={members[0]}", f"--ensemble={run}")
     assert code == 2 and not out
@@ -468,14 +435,13 @@ def test_bad_arguments(members, run_command, loaded, flags, message):
     flags = [flag.replace("RUN", str(members[0])) for flag in flags]
     code, out, err = run_command(evaluate, *flags)
     assert code == 2 and not out
-    assert message in err
-    assert "Traceback" not in err
+    assert message in err and "Traceback" not in err
 
 
 def test_data_of_other_classes(tmp_path, run_command):
     """The network knows seven."""
     description = dataclasses.replace(FIRST, class_names=tuple("abcdefg"))
-    variables = numpy_variables(description.create_model(), SIZE)
+    variables = numpy_variables(create_small(description), SIZE)
     run = write_run(tmp_path, description, variables, **RECIPE)
     code, out, err = run_command(evaluate, f"--workdir={run}", "--crops=10")
     assert code == 2 and not out
