@@ -1,30 +1,30 @@
+import contextlib
 import dataclasses
-import os
+import io
 import shlex
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import optax
 import PIL.Image
 import pytest
-from absl import flags
 from conftest import REPOSITORY, numpy_variables, preprocess, save_weights, write_run
 from flax import traverse_util
-from ml_collections import config_flags
+from helpers.configs import load_config, named_config
+from helpers.small_networks import create_small, small_networks
 from orbax.checkpoint import v1 as ocp
+from tiny_run import rows_without_timings, saved_leaves
 
 from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.label import Label, label_leaves
-from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.warm_start import warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import replicate
 from googlenet_flax.training.state import TrainState
@@ -52,10 +52,16 @@ def changed(description, **fields):
 def trained_variables(description, seed=1):
     """In which no leaf is as at a start."""
     rng = np.random.default_rng(seed)
-    start = numpy_variables(description.create_model(), description.preprocess.image_size)
+    start = numpy_variables(create_small(description), description.preprocess.image_size)
     return jax.tree.map(
         lambda leaf: leaf + rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32), start
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_trace():
+    with small_networks():
+        yield
 
 
 def source_run(path, description=DESCRIPTION):
@@ -71,9 +77,8 @@ def source(tmp_path_factory):
 
 def fresh_state(description):
     """On all devices, as a run starts with."""
-    variables = numpy_variables(
-        description.create_model(), description.preprocess.image_size
-    )
+    size = description.preprocess.image_size
+    variables = numpy_variables(create_small(description), size)
     momentum = jax.eval_shape(optax.sgd(0.1, momentum=0.9).init, variables["params"])
     state = TrainState(
         step=np.zeros((), np.int32),
@@ -122,18 +127,23 @@ def listing(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
+def assert_leaves(actual, expected):
+    """The same paths and the same values, bit for bit."""
+    expected = flat(expected)
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(actual[path], leaf, err_msg=path)
+
+
 def test_every_leaf_is_the_sources(source):
     run, theirs = source
     before = listing(run.path)
     after, said, _ = start(run, DESCRIPTION)
-    assert after.keys() == flat(theirs).keys()
-    for path, leaf in flat(theirs).items():
-        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    assert_leaves(after, theirs)
     assert said == f"weights from {run.path}, checkpoint 0"
     assert listing(run.path) == before, "the source was touched"
 
 
-@pytest.mark.slow
 def test_averages_begin_with_the_sources_weights(source):
     run, theirs = source
     description = changed(DESCRIPTION, class_names=THREE)
@@ -153,7 +163,6 @@ def test_averages_begin_with_the_sources_weights(source):
         assert averages[path].sharding == leaf.sharding
 
 
-@pytest.mark.slow
 def test_weights_are_the_sources_averages(tmp_path):
     run, raw = source_run(tmp_path)
     averages = trained_variables(DESCRIPTION, seed=2)
@@ -164,17 +173,7 @@ def test_weights_are_the_sources_averages(tmp_path):
         checkpoints.wait()
     after, said, _ = start(run, DESCRIPTION)
     assert "checkpoint 7" in said
-    for path, leaf in flat(averages).items():
-        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
-
-
-@pytest.mark.slow
-def test_other_classes_of_the_same_number(source):
-    run, theirs = source
-    after, said, _ = start(run, changed(DESCRIPTION, class_names=tuple("abcdefghij")))
-    for path, leaf in flat(theirs).items():
-        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
-    assert "trained on other classes of the same number" in said
+    assert_leaves(after, averages)
 
 
 @pytest.mark.parametrize("class_names", [THREE, tuple(map(str, range(1000)))], ids=len)
@@ -182,10 +181,8 @@ def test_another_number_of_classes(source, class_names):
     """Exactly the last layers are new, and are named."""
     run, theirs = source
     after, said, fresh = start(run, changed(DESCRIPTION, class_names=class_names))
-    assert after.keys() == flat(theirs).keys()
-    for path, leaf in flat(theirs).items():
-        expected = fresh[path] if is_classifier(path) else leaf
-        np.testing.assert_array_equal(after[path], expected, err_msg=path)
+    expected = {p: fresh[p] if is_classifier(p) else v for p, v in flat(theirs).items()}
+    assert_leaves(after, traverse_util.unflatten_dict(expected, sep="/"))
     origin, _, news = said.partition("; ")
     assert origin == f"weights from {run.path}, checkpoint 0"
     count, _, modules = news.partition(": ")
@@ -206,8 +203,7 @@ def test_the_best_checkpoint_is_taken(tmp_path):
     for name, step in (("evaluated", 3), ("not", 5)):
         after, said, _ = start(Workdir(runs[name]), DESCRIPTION)
         assert said == f"weights from {runs[name]}, checkpoint {step}"
-        for path, leaf in flat(weights[step]).items():
-            np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+        assert_leaves(after, weights[step])
 
 
 @pytest.mark.parametrize(
@@ -216,18 +212,19 @@ def test_the_best_checkpoint_is_taken(tmp_path):
         {"image_size": 97},
         {"crop_fraction": 0.5, "storage_size": 100},
         {"dtype": "bfloat16"},
+        {"class_names": tuple("abcdefghij")},
     ],
     ids=str,
 )
 def test_what_may_differ(source, change):
     """`bn` is tied to no image size; parameters are float32 under bfloat16, too."""
     run, theirs = source
-    after, _, _ = start(run, changed(DESCRIPTION, **change))
-    for path, leaf in flat(theirs).items():
-        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    after, said, _ = start(run, changed(DESCRIPTION, **change))
+    assert_leaves(after, theirs)
+    words = "trained on other classes of the same number"
+    assert (words in said) == ("class_names" in change)
 
 
-@pytest.mark.slow
 def test_the_size_that_seed_is_tied_to(tmp_path):
     """Where the map that a head flattens is another."""
     description = changed(DESCRIPTION, variant="seed")
@@ -236,22 +233,9 @@ def test_the_size_that_seed_is_tied_to(tmp_path):
     assert "--config.image_size=80" in message
     assert "/fc/kernel" in message and "'seed'" in message
     after, _, _ = start(run, description)
-    for path, leaf in flat(theirs).items():
-        np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+    assert_leaves(after, theirs)
     # Among the sizes of one map, any will do.
     start(run, changed(description, image_size=90))
-
-
-def apply_options(monkeypatch, config, options):
-    """The config as the command line changes it."""
-    monkeypatch.setattr(sys, "argv", ["main", *options])  # Where ml_collections looks.
-    values = flags.FlagValues()
-    path = str(REPOSITORY / "configs" / f"{config}.py")
-    config_flags.DEFINE_config_file("config", path, flag_values=values, lock_config=True)
-    values(sys.argv)
-    config = dict(values["config"].value)
-    Config.of(config)
-    return config
 
 
 def described_by(config):
@@ -267,12 +251,8 @@ def described_by(config):
 @pytest.mark.parametrize(
     ("source_fields", "names"),
     [
-        pytest.param(
-            {"width_multiplier": 0.125}, ["width_multiplier"], marks=pytest.mark.slow
-        ),
-        pytest.param(
-            {"input_mean": (0.485, 0.456, 0.406)}, ["input_mean"], marks=pytest.mark.slow
-        ),
+        ({"width_multiplier": 0.125}, ["width_multiplier"]),
+        ({"input_mean": (0.485, 0.456, 0.406)}, ["input_mean"]),
         (
             {
                 "variant": "torchvision",
@@ -286,18 +266,18 @@ def described_by(config):
     ],
     ids=str,
 )
-def test_what_must_not_differ(tmp_path, monkeypatch, source_fields, names):
+def test_what_must_not_differ(tmp_path, source_fields, names):
     """The options that are named make it fit."""
     run, theirs = source_run(tmp_path, changed(DESCRIPTION, **source_fields))
-    flags_before = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
-    config = apply_options(monkeypatch, "digits", flags_before)
-    message = refusal(run, described_by(config))
+    digits = REPOSITORY / "configs" / "digits.py"
+    flags = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
+    message = refusal(run, described_by(load_config(digits, *flags)))
     _, _, told = message.partition("set --")
     options = shlex.split("--" + told)
     assert [option.partition("=")[0] for option in options] == [
         f"--config.{name}" for name in names
     ]
-    mended = apply_options(monkeypatch, "digits", [*flags_before, *options])
+    mended = load_config(digits, *flags, *options)
     for name in names:
         assert mended[name] == source_fields[name]
     after, _, _ = start(run, described_by(mended))
@@ -306,7 +286,6 @@ def test_what_must_not_differ(tmp_path, monkeypatch, source_fields, names):
             np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
-@pytest.mark.slow
 def test_sources_without_weights(tmp_path):
     missing, empty = Workdir(tmp_path / "missing"), Workdir(tmp_path / "empty")
     empty.path.mkdir()
@@ -322,7 +301,7 @@ def test_sources_without_weights(tmp_path):
     assert "no checkpoint in" in refusal(stopped, DESCRIPTION)
 
 
-# As processes, on a folder of pictures.
+# Whole runs, on a folder of pictures.
 
 
 @pytest.fixture(scope="module")
@@ -345,74 +324,37 @@ def pictures(tmp_path_factory):
     return root, train.pictures.paths[7]
 
 
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """Lets the second process of a test start in seconds."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+def fine_tune(pictures, workdir, init_from, **fields):
+    """Trains on the pictures; returns what is printed to stdout."""
+    fields = {
+        "width_multiplier": 0.1,
+        "data_dir": str(pictures[0]),
+        "eval_fraction": 0.2,
+        "storage_size": 64,
+        "image_size": 80,
+        "batch_size": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 3,
+        "init_from": str(init_from),
+        "trainable": "head",
+        "on_bad_image": "skip",
+        **fields,
     }
+    config = Config.of({**named_config("folder"), **fields})
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train_and_evaluate(config, str(workdir))
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
-def fine_tune(pictures, compilation_cache):
-    """Runs `main` on the pictures; returns exit code, stdout and stderr."""
-
-    def fine_tune(workdir, init_from, **fields):
-        fields = {
-            "width_multiplier": 0.1,
-            "data_dir": pictures[0],
-            "eval_fraction": 0.2,
-            "storage_size": 64,
-            "image_size": 80,
-            "batch_size": 4,
-            "log_every_steps": 1,
-            "checkpoint_every_steps": 3,
-            "init_from": init_from,
-            "trainable": "head",
-            **fields,
-        }
-        process = subprocess.run(
-            [
-                *(sys.executable, "-m", "googlenet_flax.main"),
-                *("--config=configs/folder.py", f"--workdir={workdir}"),
-                *(f"--config.{name}={value}" for name, value in fields.items()),
-            ],
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                **compilation_cache,
-            },
-            timeout=240,
-        )
-        assert "Traceback" not in process.stderr, process.stderr
-        return process.returncode, process.stdout, process.stderr
-
-    return fine_tune
-
-
-@pytest.fixture(scope="module")
-def straight_run(tmp_path_factory, pictures, fine_tune, source):
+def straight_run(tmp_path_factory, pictures, source):
     """Six steps, an epoch, at one go."""
     workdir = tmp_path_factory.mktemp("straight")
-    code, out, err = fine_tune(workdir, source[0].path, max_steps=6, on_bad_image="skip")
-    assert code == 0, err
-    return workdir, out
+    return workdir, fine_tune(pictures, workdir, source[0].path, max_steps=6)
 
 
 def checkpoint(workdir, step):
     return ocp.load_checkpointables(workdir / "checkpoints" / str(step))
-
-
-def rows_without_timings(workdir):
-    return [
-        {name: value for name, value in row.items() if "second" not in name}
-        for row in read_rows(workdir / "metrics.jsonl")
-    ]
 
 
 @pytest.mark.slow
@@ -445,40 +387,32 @@ def test_only_the_classifiers_are_trained(straight_run, source):
 
 
 @pytest.mark.slow
-def test_resuming_needs_no_source(tmp_path, straight_run, fine_tune, source, pictures):
+def test_resuming_needs_no_source(tmp_path, straight_run, source, pictures):
     """And comes to the same, to the last bit."""
     workdir, start_from = tmp_path / "run", tmp_path / "source"
     shutil.copytree(source[0].path, start_from)
-    code, out, err = fine_tune(workdir, start_from, max_steps=3, on_bad_image="skip")
-    assert code == 0, err
+    out = fine_tune(pictures, workdir, start_from, max_steps=3)
     assert f"weights from {start_from}" in out
     shutil.rmtree(start_from)
-    code, out, err = fine_tune(workdir, start_from, max_steps=6, on_bad_image="skip")
-    assert code == 0, err
+    out = fine_tune(pictures, workdir, start_from, max_steps=6)
     assert "resuming after step 3" in out and "weights from" not in out
     assert not start_from.exists()
     straight, _ = straight_run
     # The first three steps were evaluated at their end.
-    rows = [
-        row
-        for row in rows_without_timings(workdir)
-        if (row["split"], row["step"]) != ("eval", 3)
-    ]
+    rows = rows_without_timings(workdir)
+    rows = [row for row in rows if (row["split"], row["step"]) != ("eval", 3)]
     assert rows == rows_without_timings(straight)
-    for resumed, whole in zip(
-        jax.tree.leaves(checkpoint(workdir, 6)),
-        jax.tree.leaves(checkpoint(straight, 6)),
-        strict=True,
-    ):
+    leaves = saved_leaves(workdir, 6), saved_leaves(straight, 6)
+    for resumed, whole in zip(*leaves, strict=True):
         np.testing.assert_array_equal(resumed, whole)
 
 
 @pytest.mark.slow
-def test_a_broken_picture_stops_the_run(tmp_path, fine_tune, source, pictures):
+def test_a_broken_picture_stops_the_run(tmp_path, source, pictures):
     """In a workdir where a start was refused before: that is not in the way."""
     Workdir(tmp_path).write_config({"width_multiplier": 0.2})
-    code, _, err = fine_tune(tmp_path, source[0].path, max_steps=6, on_bad_image="stop")
-    assert code == 2
-    last = err.strip().splitlines()[-1]
-    assert f"{pictures[1]} cannot be read (truncated)" in last
-    assert "--config.on_bad_image=skip" in last
+    with pytest.raises(UserError) as caught:
+        fine_tune(pictures, tmp_path, source[0].path, max_steps=6, on_bad_image="stop")
+    assert caught.value.exit_code == 2
+    assert f"{pictures[1]} cannot be read (truncated)" in str(caught.value)
+    assert "--config.on_bad_image=skip" in str(caught.value)
