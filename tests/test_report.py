@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import sklearn.metrics
-from conftest import numpy_variables, preprocess, random_images, small_googlenet, write_run
+from conftest import numpy_variables, preprocess, random_images, write_run
+from helpers.small_networks import create_small, small_networks
 
 from googlenet_flax import create_model
 from googlenet_flax import report as command
@@ -59,18 +61,9 @@ DESCRIPTION = ModelDescription(
     preprocess=preprocess(storage_size=8, input_scale=1 / 16),
 )
 CONFIG = {
-    "dataset": "digits",
-    "data_dir": "",
-    "train_split": "train",
-    "eval_split": "test",
-    "image_size": 80,
-    "variant": "seed",
-    "batch_size": 32,
-    "num_epochs": 3,
-    "max_steps": 0,
-    "eval_every_epochs": 1,
-    "averaging": "none",
-    "seed": 7,
+    **{"dataset": "digits", "data_dir": "", "train_split": "train", "eval_split": "test"},
+    **{"image_size": 80, "variant": "seed", "batch_size": 32, "num_epochs": 3},
+    **{"max_steps": 0, "eval_every_epochs": 1, "averaging": "none", "seed": 7},
 }
 
 
@@ -131,10 +124,8 @@ def digits():
 @pytest.fixture(scope="module")
 def small_model():
     """The network of every description here: three narrow blocks, for the time it takes."""
-    model = small_googlenet("seed", width_multiplier=0.1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelDescription, "create_model", lambda self: model)
-        yield model
+    with small_networks():
+        yield create_small(DESCRIPTION)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +240,14 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def record_of(path):
+    return RunRecord.read(Workdir(path))
+
+
+def read_page(material):
+    return Reader(create_run_page(material).to_html())
+
+
 # The page of a run.
 
 
@@ -276,10 +275,9 @@ def test_classes_are_those_of_scikit_learn(reader, digits, computed):
         labels, predicted, output_dict=True, zero_division=np.nan
     )
     for name, _, *cells in table_of(reader, "Precision, recall and F1")[1:]:
-        scores = report[name]
-        expected = [scores["precision"], scores["recall"], scores["f1-score"]]
-        shown = ["-" if np.isnan(v) else f"{100 * v:.2f} %" for v in expected]
-        assert cells == [*shown, str(int(scores["support"]))]
+        *scores, support = report[name].values()
+        shown = ["-" if np.isnan(v) else f"{100 * v:.2f} %" for v in scores]
+        assert cells == [*shown, str(int(support))]
 
 
 def test_mistakes_are_the_surest_ones(made, reader, digits, computed):
@@ -296,14 +294,9 @@ def test_mistakes_are_the_surest_ones(made, reader, digits, computed):
 
 
 def test_training_is_that_of_the_rows(reader):
-    table = table_of(reader, "Evaluations")
-    assert table[1] == [
-        *("5", "1", "1.3750", "62.50 %", "90.00 %"),
-        "31.25 %",
-        "43.75 %",
-        "1.5",
-    ]
-    assert [row[0] for row in table[1:]] == ["5", "10"]
+    _, first, second = table_of(reader, "Evaluations")
+    assert first[:5] == ["5", "1", "1.3750", "62.50 %", "90.00 %"]
+    assert first[5:] == ["31.25 %", "43.75 %", "1.5"] and second[0] == "10"
     assert "11 of 15 steps done (73%)" in reader.text
     assert "Best accuracy: 62.50%, after step 5." in reader.text
     rates = np.median([100 + step for step in range(1, 12)])
@@ -380,11 +373,11 @@ def test_the_same_run_gives_the_same_page(made):
 # What is not there.
 
 
-def test_a_torn_line_changes_nothing(tmp_path, made):
-    whole = RunRecord.read(Workdir(bare_run(tmp_path / "run")))
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+def test_a_torn_line_changes_nothing(tmp_path):
+    run = bare_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "epoch": 2, "spl')
-    assert RunRecord.read(Workdir(tmp_path / "run")).rows == whole.rows == ROWS
+    assert record_of(run).rows == ROWS
 
 
 def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
@@ -418,11 +411,9 @@ def test_a_run_that_has_just_begun(tmp_path, run_command):
 
 @pytest.mark.parametrize("keep", [1, 6])
 def test_a_run_of_few_rows(tmp_path, keep):
-    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=ROWS[:keep])))
-    page = create_run_page(Material(record))
+    page = create_run_page(Material(record_of(bare_run(tmp_path / "run", ROWS[:keep]))))
     assert {"loss.png", "accuracy.png", "throughput.png"} <= set(page.pictures)
-    reader = Reader(page.to_html())
-    assert ("Evaluations" in reader.tables) == (keep == 6)
+    assert ("Evaluations" in Reader(page.to_html()).tables) == (keep == 6)
 
 
 def test_the_data_are_gone(tmp_path, variables):
@@ -540,9 +531,8 @@ def test_a_directory_in_the_place_of_a_figure(tmp_path):
     (tmp_path / "curves.png").mkdir()
     page = Page("A page")
     page.pictures["curves.png"] = b"png"
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"/curves\.png cannot be written \(Is a directory"):
         page.write(tmp_path / "index.html")
-    assert "/curves.png cannot be written (Is a directory): " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
@@ -646,12 +636,12 @@ def test_channels_filters_and_overlay():
 
 def test_a_run_whose_starts_cannot_be_read(tmp_path):
     run = bare_run(tmp_path / "run")
-    record = RunRecord.read(Workdir(run))
+    record = record_of(run)
     assert (record.epoch_steps, record.total_steps) == (5, 15)
     (run / "starts.jsonl").unlink()
-    record = RunRecord.read(Workdir(run))
+    record = record_of(run)
     assert record.epoch_steps is None and record.total_steps is None
-    reader = Reader(create_run_page(Material(record)).to_html())
+    reader = read_page(Material(record))
     assert "11 steps done" in reader.text and "Starts of the run" not in reader.tables
 
 
@@ -659,9 +649,9 @@ def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
     rows = [evaluation_row(5, 1, 0.9), evaluation_row(10, 2, 0.8)]
     for row, averaged in zip(rows, (0.5, 0.6), strict=True):
         row["averaged_accuracy"] = averaged
-    record = RunRecord.read(Workdir(bare_run(tmp_path / "run", rows=rows)))
+    record = record_of(bare_run(tmp_path / "run", rows=rows))
     assert record.best["step"] == 10
-    text = Reader(create_run_page(Material(record)).to_html()).text
+    text = read_page(Material(record)).text
     assert "Best averaged weights' accuracy: 60.00%, after step 10." in text
 
 
@@ -687,17 +677,16 @@ def test_time_is_that_from_each_start_to_its_last_row(
     tmp_path, start_times, row_times, seconds
 ):
     path = timed_run(tmp_path / "run", start_times, row_times)
-    assert RunRecord.read(Workdir(path)).session_seconds == seconds
+    assert record_of(path).session_seconds == seconds
 
 
 def test_time_is_on_the_page_where_it_was_recorded(tmp_path):
     path = timed_run(tmp_path / "new", [1000.0, 2000.0], [1010.0, 1030.0, 2060.0])
-    text = Reader(create_run_page(Material(RunRecord.read(Workdir(path)))).to_html()).text
+    text = read_page(Material(record_of(path))).text
     assert "1 min 30 s in 2 starts" in text
-    old = bare_run(tmp_path / "old")
-    record = RunRecord.read(Workdir(old))
+    record = record_of(bare_run(tmp_path / "old"))
     assert record.session_seconds == []
-    text = Reader(create_run_page(Material(record)).to_html()).text
+    text = read_page(Material(record)).text
     assert "not recorded: starts.jsonl or the rows' unix_seconds are missing" in text
 
 
@@ -722,7 +711,7 @@ def test_smoothing_is_a_running_mean():
 
 
 def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
-    record = RunRecord.read(Workdir(bare_run(tmp_path / "run")))
+    record = record_of(bare_run(tmp_path / "run"))
     before = curves.loss_figure(record)
     with mpl.rc_context({"font.size": 40, "figure.facecolor": "red"}):
         assert curves.loss_figure(record) == before
@@ -743,11 +732,11 @@ def test_names_of_any_kind_and_number(classes, recwarn):
     assert not recwarn.list
 
 
-def test_counts_are_printed_where_they_can_be_read():
-    assert answer_figures.count_size(np.full((10, 10), 999)) == 9
-    assert answer_figures.count_size(np.full((25, 25), 99)) == 8
-    assert answer_figures.count_size(np.full((30, 30), 9999)) == 0
-    assert answer_figures.count_size(np.full((100, 100), 9)) == 0
+@pytest.mark.parametrize(
+    ("classes", "count", "size"), [(10, 999, 9), (25, 99, 8), (30, 9999, 0), (100, 9, 0)]
+)
+def test_counts_are_printed_where_they_can_be_read(classes, count, size):
+    assert answer_figures.count_size(np.full((classes, classes), count)) == size
 
 
 def test_text_of_a_page_is_escaped():
@@ -775,18 +764,9 @@ def test_comparison(tmp_path, run_command):
     reader = Reader(file.read_text())
     assert "2 runs compared" in reader.text
     table = table_of(reader, "Evaluations of the main")
-    assert table[1] == [
-        "first",
-        *("11 of 15", "62.50 %", "5", "56.25 %", "0.4375"),
-        "106.0",
-        "-",
-    ]
-    assert table[2] == [
-        "second",
-        *("10 of 15", "75.00 %", "5", "68.75 %", "0.3125"),
-        "-",
-        "-",
-    ]
+    first_row = ["first", "11 of 15", "62.50 %", "5", "56.25 %", "0.4375", "106.0", "-"]
+    second_row = ["second", "10 of 15", "75.00 %", "5", "68.75 %", "0.3125", "-", "-"]
+    assert table[1:] == [first_row, second_row]
     differences = table_of(reader, "Where the configs differ")[1:]
     assert differences == [["flip", "'none'", "'random'"], ["seed", "7", "8"]]
     names = {path.name for path in file.parent.iterdir()}
@@ -809,16 +789,14 @@ def test_comparison_to_another_place_of_runs_of_one_name(tmp_path, run_command):
 
 
 def test_comparison_of_runs_that_have_nothing_to_show(tmp_path):
-    records = [
-        RunRecord.read(Workdir(bare_run(tmp_path / name, rows=[]))) for name in ("a", "b")
-    ]
+    records = [record_of(bare_run(tmp_path / name, rows=[])) for name in ("a", "b")]
     page = create_comparison_page(records)
     assert not page.pictures
     assert "No run has been evaluated yet" in Reader(page.to_html()).text
 
 
 def test_curves_of_runs_in_steps_where_an_epoch_is_unknown(tmp_path):
-    known = RunRecord.read(Workdir(bare_run(tmp_path / "a")))
+    known = record_of(bare_run(tmp_path / "a"))
     unknown = dataclasses.replace(known, starts=[])
     assert curves.x_axis([known]) == (5, "training (epochs of 5 steps)")
     assert curves.x_axis([known, known]).label == "training (epochs)"
