@@ -19,7 +19,6 @@ from googlenet_flax.runs.checkpoint_evaluation import evaluate_averaged
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.evaluation import create_eval_step, evaluate_split
 
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
@@ -36,10 +35,7 @@ SECOND = dataclasses.replace(  # It sees another crop in another scale and order
     FIRST,
     variant="seed",
     preprocess=preprocess(
-        storage_size=48,
-        input_scale=1 / 64,
-        input_mean=(1.5, 2.0, 2.5),
-        channel_order="BGR",
+        storage_size=48, input_scale=1 / 64, input_mean=(1.5, 2.0, 2.5), channel_order="BGR"
     ),
 )
 DESCRIPTIONS = (FIRST, SECOND)
@@ -96,7 +92,8 @@ PICTURES = Pictures(
     tuple(blocks(number, *shape) for number, shape in enumerate(SHAPES)),
     np.array([3, 1, 4, 1, 5, 9, 2], np.int32),
 )
-READABLE = [number for number in range(len(SHAPES)) if number != PICTURES.broken]
+EXAMPLES = list(zip(PICTURES.pictures, PICTURES.labels, strict=True))
+del EXAMPLES[PICTURES.broken]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -236,9 +233,6 @@ def assert_same(actual, expected, rtol=1e-4):
         assert actual[name] == pytest.approx(value, rel=rtol, abs=1e-6), name
 
 
-EXAMPLES = [(PICTURES.pictures[i], PICTURES.labels[i]) for i in READABLE]
-
-
 def evaluate_pictures(predictors, crops, pictures=PICTURES, batch_size=4, aux_weight=0.5):
     options = {"aux_weight": aux_weight, "batch_size": batch_size}
     return evaluate_averaged(predictors, crops, pictures, **options)
@@ -278,22 +272,6 @@ def test_the_mean_is_of_another_mind():
     assert np.abs(first - second).max() > 0.1
     ten = expected_probabilities(0, picture, 10)["main"]
     assert np.abs(first - ten).max() > 1e-3
-
-
-def test_one_crop_of_one_network_is_the_plain_evaluation(predictors):
-    first = predictors[0]
-    step = create_eval_step(FIRST, aux_weight=0.5, devices=jax.devices())
-    plain = evaluate_split(step, first.variables, PICTURES, num_devices=4, batch_size=4)
-    assert_same(evaluate_pictures([first], 1), plain, rtol=1e-5)
-
-
-def test_a_network_and_itself_are_as_the_network(predictors):
-    first, second = predictors
-    alone = evaluate_pictures([first], 10)
-    assert_same(evaluate_pictures([first] * 3, 10), alone, rtol=1e-6)
-    both = evaluate_pictures([first, second], 10)
-    assert_same(evaluate_pictures([second, first], 10), both, rtol=1e-6)
-    assert abs(both["loss"] - alone["loss"]) > 0.1
 
 
 def test_small_probabilities_are_not_lost(predictors):

@@ -25,9 +25,7 @@ from googlenet_flax.data import load_split
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports import gather as gathering
 from googlenet_flax.reports.answers import (
-    answers_of,
     calibrate,
-    confident_mistakes,
     count_confusions,
     most_confused,
     score_classes,
@@ -559,15 +557,6 @@ def test_calibration_by_hand():
     assert certain.error == pytest.approx(0, abs=1e-6) and certain.count[14] == 2
 
 
-def test_answers_by_hand():
-    probabilities = np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]])
-    answers = answers_of(np.log(probabilities), np.array([1, 1]))
-    np.testing.assert_array_equal(answers.predicted, [0, 1])
-    np.testing.assert_allclose(answers.confidence, [0.5, 0.8])
-    np.testing.assert_allclose(np.exp(answers.label_log_probability), [0.2, 0.8])
-    np.testing.assert_array_equal(answers.label_rank, [2, 0])
-
-
 def test_confusions_by_hand():
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0, 0])
     confusions = count_confusions(labels, predicted, 4)
@@ -580,14 +569,6 @@ def test_confusions_by_hand():
     np.testing.assert_allclose(scores.recall, [1 / 3, 1 / 2, np.nan, 0])
     np.testing.assert_array_equal(scores.support, [3, 2, 0, 1])
     np.testing.assert_array_equal(answer_figures.worst_classes(scores), [0, 1, 3])
-
-
-def test_confident_mistakes_leave_out_what_is_right():
-    answers = answers_of(
-        np.log([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 0, 0, 0])
-    )
-    np.testing.assert_array_equal(confident_mistakes(answers, np.zeros(4), 9), [1, 3, 2])
-    np.testing.assert_array_equal(confident_mistakes(answers, np.zeros(4), 2), [1, 3])
 
 
 def test_grad_cam_by_hand():
