@@ -12,6 +12,7 @@ import pytest
 from conftest import cut_out, numpy_variables, preprocess, write_run
 from helpers.configs import named_config
 from helpers.small_networks import create_small, small_networks
+from helpers.written_out import color_blocks, softmax
 
 from googlenet_flax import evaluate
 from googlenet_flax.data import load_split
@@ -48,14 +49,6 @@ RECIPE = {
 }
 
 
-def blocks(number, height, width):
-    """Strong colours, different for each number."""
-    rng = np.random.default_rng(number)
-    colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
-    return colours[rows][:, columns]
-
-
 @dataclasses.dataclass(frozen=True)
 class Pictures:
     """A split of pictures of several shapes, one of which cannot be read."""
@@ -89,7 +82,7 @@ class Pictures:
 
 SHAPES = [(48, 48), (30, 48), (48, 25), (48, 47), (9, 9), (48, 10), (20, 30)]
 PICTURES = Pictures(
-    tuple(blocks(number, *shape) for number, shape in enumerate(SHAPES)),
+    tuple(color_blocks(number, *shape) for number, shape in enumerate(SHAPES)),
     np.array([3, 1, 4, 1, 5, 9, 2], np.int32),
 )
 EXAMPLES = list(zip(PICTURES.pictures, PICTURES.labels, strict=True))
@@ -134,11 +127,6 @@ def predictors(members):
 def apply_of(number):
     model, variables = create_small(DESCRIPTIONS[number]), variables_of(number)
     return jax.jit(lambda images: model.apply(variables, images, train=False))
-
-
-def softmax(logits):
-    powers = np.exp(np.float64(logits) - np.max(logits, axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def views(picture, crops):

@@ -19,6 +19,7 @@ from conftest import (
     write_run,
 )
 from helpers.small_networks import create_small, small_networks
+from helpers.written_out import color_blocks, softmax
 from tiny_run import run
 from tiny_run import start as start_process
 
@@ -92,22 +93,13 @@ def command_of(workdir, predictor, monkeypatch, run_command):
 
 
 def coloured(number, height=40, width=STORED):
-    """Blocks of strong colours, different for each number."""
-    rng = np.random.default_rng(number)
-    colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
-    return colours[rows][:, columns]
+    return color_blocks(number, height, width)
 
 
 def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(pixels).save(path, **options)
     return path
-
-
-def softmax(logits):
-    powers = np.exp(np.float64(logits) - np.max(logits, axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 apply = jax.jit(lambda variables, images: MODEL.apply(variables, images, train=False))

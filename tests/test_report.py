@@ -16,6 +16,7 @@ import pytest
 import sklearn.metrics
 from conftest import numpy_variables, preprocess, random_images, write_run
 from helpers.small_networks import create_small, small_networks
+from helpers.written_out import softmax
 
 from googlenet_flax import create_model
 from googlenet_flax import report as command
@@ -231,11 +232,6 @@ def reader(made):
 def table_of(reader, beginning):
     (name,) = [name for name in reader.tables if name.startswith(beginning)]
     return reader.tables[name]
-
-
-def softmax(logits):
-    powers = np.exp(np.float64(logits) - np.max(logits, axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def record_of(path):

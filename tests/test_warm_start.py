@@ -327,17 +327,10 @@ def pictures(tmp_path_factory):
 def fine_tune(pictures, workdir, init_from, **fields):
     """Trains on the pictures; returns what is printed to stdout."""
     fields = {
-        "width_multiplier": 0.1,
-        "data_dir": str(pictures[0]),
-        "eval_fraction": 0.2,
-        "storage_size": 64,
-        "image_size": 80,
-        "batch_size": 4,
-        "log_every_steps": 1,
-        "checkpoint_every_steps": 3,
-        "init_from": str(init_from),
-        "trainable": "head",
-        "on_bad_image": "skip",
+        **{"data_dir": str(pictures[0]), "eval_fraction": 0.2, "storage_size": 64},
+        **{"width_multiplier": 0.1, "image_size": 80, "batch_size": 4},
+        **{"log_every_steps": 1, "checkpoint_every_steps": 3},
+        **{"init_from": str(init_from), "trainable": "head", "on_bad_image": "skip"},
         **fields,
     }
     config = Config.of({**named_config("folder"), **fields})
