@@ -27,7 +27,7 @@ from googlenet_flax import export as command
 from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
-from googlenet_flax.exporters.network import Network, describe
+from googlenet_flax.exporters.network import Network
 from googlenet_flax.model import googlenet
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
