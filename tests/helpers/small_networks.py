@@ -10,7 +10,7 @@ from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.training.description import ModelDescription
 
 
-def create_small(description: ModelDescription, **fields) -> GoogLeNet:
+def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeNet:
     """Creates three narrow blocks with the variant and the classes of the description."""
     return small_googlenet(
         description.variant,
