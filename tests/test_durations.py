@@ -12,7 +12,7 @@ from conftest import SMALL_INCEPTIONS
 from helpers.configs import load_config, named_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import DIGITS, FINAL_STEP, TINY_RUN, last_line, run, tiny_flags
+from tiny_run import DIGITS, FINAL_STEP, TINY_RUN
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
@@ -27,6 +27,7 @@ from googlenet_flax.training.schedule import MAX_STEPS, staircase_decay
 
 BATCH_SIZE = 4
 RATE = 0.5
+DIGITS_CONFIG = named_config("digits")
 DURATIONS = [
     *("num_epochs", "max_steps", "warmup_epochs", "decay_every_epochs"),
     *("decay_offset_epochs", "average_from_epoch", "progressive_image_size_epochs"),
@@ -39,12 +40,10 @@ def edges(name: str, epoch_steps: int) -> list:
     """The ends of the range of a field, and where its product with `epoch_steps` ends."""
     last = MAX_STEPS // epoch_steps
     values = {0, 1, 2, last - 1, last, last + 1, MAX_NUMBER - 1, MAX_NUMBER}
-    if name == "progressive_image_size_epochs":
-        return [
-            (value,) for value in sorted(values) if FIELDS[name].metadata["check"]((value,))
-        ]
     if name == "warmup_epochs":
         values |= {1e-9, 0.5, last + 0.5, float(MAX_NUMBER)}
+    if name == "progressive_image_size_epochs":
+        values = {(value,) for value in values}
     return [value for value in sorted(values) if FIELDS[name].metadata["check"](value)]
 
 
@@ -55,7 +54,7 @@ def configs(draw) -> tuple[dict, int]:
     pair = draw(st.sampled_from(list(itertools.combinations(DURATIONS, 2))))
     fields = {name: draw(st.sampled_from(edges(name, epoch_steps))) for name in pair}
     config = {
-        **named_config("digits"),
+        **DIGITS_CONFIG,
         **{"batch_size": BATCH_SIZE, "learning_rate": RATE, "averaging": "polyak"},
         "schedule": draw(st.sampled_from(["staircase", "cosine", "linear"])),
         "decay_rate": draw(st.sampled_from([1e-300, 0.04, 0.96, 1])),
@@ -75,7 +74,7 @@ def split_of(epoch_steps: int) -> types.SimpleNamespace:
     return Split(class_names=("a", "b"), storage_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(configs())
 def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     config, epoch_steps = drawn
@@ -155,26 +154,38 @@ def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, monkeypatch):
     assert evaluation["averaged_loss"] == evaluation["loss"]
 
 
-def test_a_plan_in_which_what_is_due_later_never_happens(no_memory_plan):
-    plan = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *NEVER)))
-    assert "0.05 at 0%, 0.05 at 25%, 0.05 at 50%, 0.05 at 75%, 0.05 at 100%" in plan
-    assert " 1, each saves a checkpoint" in plan
-
-
-def test_a_plan_of_the_longest_run(no_memory_plan):
-    fields = f"--config.max_steps={MAX_STEPS}", "--config.eval_every_epochs=2"
-    plan = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *fields)))
-    assert f"{MAX_STEPS:,} of 8 images, 5 an epoch" in plan
-    assert f" {math.ceil(MAX_STEPS / 10)}, each saves a checkpoint" in plan
-
-
-TOO_LONG = ["--config.num_epochs=1000000000", "--config.schedule=cosine"]
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (
+            NEVER,
+            [
+                "0.05 at 0%, 0.05 at 25%, 0.05 at 50%, 0.05 at 75%, 0.05 at 100%",
+                " 1, each saves a checkpoint",
+            ],
+        ),
+        (
+            [f"--config.max_steps={MAX_STEPS}", "--config.eval_every_epochs=2"],
+            [
+                f"{MAX_STEPS:,} of 8 images, 5 an epoch",
+                f" {math.ceil(MAX_STEPS / 10)}, each saves a checkpoint",
+            ],
+        ),
+    ],
+    ids=["what is due later never happens", "the longest run"],
+)
+def test_a_plan(no_memory_plan, flags, parts):
+    plan = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *flags)))
+    assert all(part in plan for part in parts), plan
 
 
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (TOO_LONG, ["num_epochs is 1000000000", "5000000000 steps", "=429496729 or less"]),
+        (
+            ["--config.num_epochs=1000000000", "--config.schedule=cosine"],
+            ["num_epochs is 1000000000", "5000000000 steps", "=429496729 or less"],
+        ),
         (["--config.warmup_epochs=1e9"], ["warmup_epochs is 1000000000.0", "=429496729"]),
     ],
 )
@@ -189,11 +200,4 @@ def test_more_steps_than_int32_are_refused_before_anything_is_written(
         assert caught.value.exit_code == 2 and "\n" not in message
         assert all(part in message for part in parts), message
     # Like every refusal of a config that does not fit its data.
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_the_command_refuses_a_run_that_is_too_long(tmp_path):
-    code, out, err = run("main", *tiny_flags(tmp_path), *TOO_LONG)
-    assert (code, out, len(err.splitlines())) == (2, "", 1), err
-    assert "config.num_epochs is 1000000000" in last_line(err)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
