@@ -1,6 +1,6 @@
 """A resumed run must learn from the data that it was started on."""
 
-import json
+import itertools
 import shutil
 
 import numpy as np
@@ -18,15 +18,14 @@ from googlenet_flax.train import train_and_evaluate
 CLASSES = ("apple", "berry", "cherry")
 
 
-def write_pictures(root, classes=CLASSES, count=4):
+def write_pictures(root):
     rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-                path = root / split / name / f"{number}.bmp"  # The size tells nothing.
-                PIL.Image.fromarray(pixels).save(path)
+    for split, name in itertools.product(("train", "test"), CLASSES):
+        (root / split / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            path = root / split / name / f"{number}.bmp"  # The size tells nothing.
+            PIL.Image.fromarray(pixels).save(path)
 
 
 def config(data_dir, **fields):
@@ -86,17 +85,17 @@ def swap_labels(pictures):
     berry.write_bytes(content)
 
 
+NOT_THE_SAME = "the 12 examples of train_split are not the same"
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (
-            rename_class,
-            "the classes were apple, berry, cherry and are now berry, cherry, zapple",
-        ),
+        (rename_class, "the classes were apple, .* and are now berry, cherry, zapple"),
         (add_picture, "train_split had 12 examples and now has 13"),
         (remove_test_picture, "eval_split had 12 examples and now has 11"),
-        (change_pixel, "the 12 examples of train_split are not the same"),
-        (swap_labels, "the 12 examples of train_split are not the same"),
+        (change_pixel, NOT_THE_SAME),
+        (swap_labels, NOT_THE_SAME),
     ],
 )
 def test_other_data_are_refused(copy, change, complaint):
@@ -107,12 +106,6 @@ def test_other_data_are_refused(copy, change, complaint):
     assert "--config.init_from" in str(error.value) and "\n" not in str(error.value)
     assert before == {path: path.read_bytes() for path in (copy / "run").glob("*.json*")}
     assert [path.name for path in (copy / "run" / "checkpoints").iterdir()] == ["3"]
-
-
-def test_the_same_data_elsewhere_are_the_same(copy):
-    (copy / "pictures").rename(copy / "moved")
-    row = train_and_evaluate(config(copy / "moved", max_steps=4), copy / "run")
-    assert row["step"] == 4
 
 
 def test_large_sets_are_known_by_names_and_sizes(copy, monkeypatch):
@@ -139,17 +132,18 @@ def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch)
         train_and_evaluate(config(copy / "pictures", max_steps=4), copy / "run")
 
 
-@pytest.mark.parametrize("max_steps", [3, 4])
-def test_a_torn_row_of_an_evaluation_is_written_again(copy, capfd, max_steps):
+@pytest.mark.parametrize(("place", "max_steps"), [("pictures", 3), ("elsewhere", 4)])
+def test_a_torn_row_of_an_evaluation_is_written_again(copy, capfd, place, max_steps):
+    (copy / "pictures").rename(copy / place)  # The same data elsewhere are the same.
     metrics = copy / "run" / "metrics.jsonl"
     rows = read_rows(metrics)
-    assert rows[-1]["split"] == "eval"
     metrics.write_bytes(metrics.read_bytes()[:-20])
-    train_and_evaluate(config(copy / "pictures", max_steps=max_steps), copy / "run")
-    written = read_rows(metrics)[: len(rows)]
-    assert written[:-1] == rows[:-1]
+    train_and_evaluate(config(copy / place, max_steps=max_steps), copy / "run")
+    written = read_rows(metrics)
+    assert written[: len(rows) - 1] == rows[:-1]
     lost = {name: value for name, value in rows[-1].items() if "second" not in name}
-    assert written[-1].pop("unix_seconds") > rows[-1]["unix_seconds"]
-    assert written[-1] == lost
+    again = written[len(rows) - 1]
+    assert again.pop("unix_seconds") > rows[-1]["unix_seconds"]
+    assert again == lost and lost["split"] == "eval"
     assert "evaluation after step 3; it is written again" in capfd.readouterr().err
-    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == max_steps
+    assert written[-1]["step"] == max_steps
