@@ -87,11 +87,14 @@ def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
         np.testing.assert_array_equal(resumed_metrics[name], values)
 
 
+def kept_steps(directory):
+    return {int(path.name) for path in directory.iterdir() if path.is_dir()}
+
+
 @pytest.mark.parametrize(
     ("accuracies", "kept", "best"),
     [
         ([0.9, 0.5, 0.4, 0.3, 0.2], {1, 3, 4, 5}, 1),
-        ([0.1, 0.2, 0.3, 0.4, 0.5], {3, 4, 5}, 5),
         ([None, 0.5, None, None, None, None], {2, 4, 5, 6}, 2),
         ([None, None, None, None], {2, 3, 4}, None),
         ([0.5, 0.5, 0.1], {1, 2, 3}, 2),
@@ -99,25 +102,21 @@ def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
 )
 def test_keeps_the_three_latest_and_the_best(tmp_path, accuracies, kept, best):
     with save_all(tmp_path, accuracies) as checkpoints:
-        assert {int(path.name) for path in tmp_path.iterdir() if path.is_dir()} == kept
+        assert kept_steps(tmp_path) == kept
         assert checkpoints.best_step == best
         assert checkpoints.latest_step == len(accuracies)
 
 
-@pytest.mark.parametrize(
-    ("averaged", "best"), [([0.1, 0.9, 0.3, 0.2, 0.4], 2), ([0.5, 0.5, 0.1, 0.1, 0.1], 2)]
-)
-def test_the_best_is_that_of_averaged_weights(tmp_path, averaged, best):
-    raw = (0.9, 0.1, 0.8, 0.9, 0.2)
+def test_the_best_is_that_of_averaged_weights(tmp_path):
+    raw, averaged = (0.9, 0.1, 0.8, 0.9, 0.2), (0.1, 0.9, 0.3, 0.2, 0.4)
     with Checkpoints(tmp_path) as checkpoints:
         for step, pair in enumerate(zip(raw, averaged, strict=True), start=1):
             metrics = dict(zip(("accuracy", "averaged_accuracy"), pair, strict=True))
             state = tiny_state(step)
             checkpoints.save(state, description=DESCRIPTION, metrics=metrics)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_step == best
-        kept = {int(path.name) for path in tmp_path.iterdir() if path.is_dir()}
-        assert kept == {best, 3, 4, 5}
+        assert checkpoints.best_step == 2
+        assert kept_steps(tmp_path) == {2, 3, 4, 5}
 
 
 def test_averages_are_saved_with_the_weights(tmp_path):
@@ -180,48 +179,44 @@ def test_without_checkpoints(tmp_path):
             checkpoints.resolve("latest")
 
 
-def test_the_description_travels_along(tmp_path):
-    with save_all(tmp_path, [0.5]) as checkpoints:
-        assert checkpoints.describe(1) == DESCRIPTION
-
-
 def test_a_save_replaces_the_same_step(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(tiny_state(1, 1.0), description=DESCRIPTION)
-        checkpoints.save(
-            tiny_state(1, 2.0), description=DESCRIPTION, metrics={"accuracy": 0.5}
-        )
+        metrics = {"accuracy": 0.5}
+        checkpoints.save(tiny_state(1, 2.0), description=DESCRIPTION, metrics=metrics)
         checkpoints.wait()
         assert checkpoints.evaluation(1)
         restored = checkpoints.restore(1, tiny_state(0), jax.devices()[:1])
     assert float(restored.params["kernel"][0, 0]) == 2.0
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of one step; tests must not change them."""
+    with save_all(tmp_path_factory.mktemp("saved"), [0.5]) as checkpoints:
+        yield checkpoints
+
+
 @pytest.mark.parametrize("num_devices", [1, 4])
-def test_restores_on_another_number_of_devices(tmp_path, num_devices):
+def test_restores_on_another_number_of_devices(saved, num_devices):
     devices = jax.devices()[:num_devices]
-    with save_all(tmp_path, [0.5]) as checkpoints:
-        restored = checkpoints.restore(1, tiny_state(0), devices)
+    restored = saved.restore(1, tiny_state(0), devices)
     assert restored.params["kernel"].devices() == set(devices)
     np.testing.assert_array_equal(restored.params["kernel"], np.ones((2, 3)))
 
 
 @pytest.mark.parametrize(
-    ("params", "message"),
+    ("name", "leaf", "message"),
     [
-        (
-            {"kernel": jnp.zeros((2, 4))},
-            r"kernel is float32\[2, 3\] there and float32\[2, 4\]",
-        ),
-        ({"kernel": jnp.zeros((2, 3), jnp.bfloat16)}, r"and bfloat16\[2, 3\] here"),
-        ({"filter": jnp.zeros((2, 3))}, r"filter is absent there"),
+        ("kernel", jnp.zeros((2, 4)), r"float32\[2, 3\] there and float32\[2, 4\]"),
+        ("kernel", jnp.zeros((2, 3), jnp.bfloat16), r"and bfloat16\[2, 3\] here"),
+        ("filter", jnp.zeros((2, 3)), r"filter is absent there"),
     ],
 )
-def test_refuses_leaves_that_do_not_fit(tmp_path, params, message):
-    with save_all(tmp_path, [0.5]) as checkpoints:
-        state_like = tiny_state(0).replace(params=params)
-        with pytest.raises(UserError, match=message):
-            checkpoints.restore(1, state_like, jax.devices()[:1])
+def test_refuses_leaves_that_do_not_fit(saved, name, leaf, message):
+    state_like = tiny_state(0).replace(params={name: leaf})
+    with pytest.raises(UserError, match=message):
+        saved.restore(1, state_like, jax.devices()[:1])
 
 
 def test_a_process_killed_while_it_deletes_leaves_no_damage(tmp_path, monkeypatch):
