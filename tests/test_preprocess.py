@@ -42,8 +42,7 @@ def test_resize_is_bilinear_with_half_pixel_centres(channels):
     # In the unit range: float32 rounds 255 to 1.5e-5.
     out = jitted(image_size=80, input_scale=1 / 255)(images)
     expected = resized(images, weights, weights) / 255
-    assert out.dtype == jnp.float32
-    assert out.shape == (2, 80, 80, 3)
+    assert out.dtype == jnp.float32 and out.shape == (2, 80, 80, 3)
     np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), rtol=0, atol=1e-6)
 
 
@@ -75,18 +74,17 @@ def test_crop_fraction_is_of_the_shorter_side():
     )
 
 
-@pytest.mark.parametrize("crop_fraction", [0.5, 1.0])
-def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest(crop_fraction):
-    extents = np.array([[8, 12], [12, 5], [6, 6], [12, 12]], np.int32)
-    images = random_images(4, 12, 12, 3)
-    cut = jitted(image_size=10, crop_fraction=crop_fraction)
+def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest():
+    extents = np.array([[8, 12], [12, 5], [6, 6]], np.int32)
+    images = random_images(3, 12, 12, 3)
+    cut = jitted(image_size=10, crop_fraction=0.5)
     out = cut(images, extents)
     for image, (height, width), result in zip(images, extents, out, strict=True):
         alone = cut(image[None, :height, :width])[0]
         np.testing.assert_allclose(result, alone, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("image_size", [7, 12, 30])
+@pytest.mark.parametrize("image_size", [7, 30])
 def test_the_short_way_for_whole_squares_is_no_other(image_size):
     # They are resized by jax.image.resize, and where that is not at hand by resample.
     images = random_images(2, 12, 12, 1)
@@ -115,20 +113,12 @@ def test_a_crop_in_place_of_evaluations_own():
 
 def test_one_compilation_serves_all_crops():
     images, extents = jnp.asarray(random_images(2, 9, 7, 3)), jnp.array([[9, 7], [5, 6]])
-    cut = preprocess(image_size=6, input_mean=(1.0, 2.0, 3.0), channel_order="BGR")
-    once = jax.jit(cut.__call__)
-    for crop in ten_crops():
-        np.testing.assert_allclose(
-            once(images, extents, crop), cut(images, extents, crop), rtol=0, atol=ATOL
-        )
+    fields = {"image_size": 6, "input_mean": (1.0, 2.0, 3.0), "channel_order": "BGR"}
+    once = jitted(**fields)
+    for crop in ten_crops()[4:6]:
+        expected = preprocess(**fields)(images, extents, crop)
+        np.testing.assert_allclose(once(images, extents, crop), expected, rtol=0, atol=ATOL)
     assert once._cache_size() == 1
-
-
-def test_scale_to_the_unit_range():
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    out = np.asarray(jitted(image_size=16, input_scale=1 / 255)(images))
-    assert (out.min(), out.max()) == (0, pytest.approx(1, abs=1e-6))
-    np.testing.assert_allclose(out[..., 0], images[..., 0] / 255, atol=1e-6)
 
 
 def test_the_papers_means_in_bgr():
@@ -149,16 +139,12 @@ def test_mean_and_deviation_apply_to_the_scaled_channels():
     np.testing.assert_allclose(scale(images), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("crop_fraction", [0.5, 1.0])
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_grey_images_get_three_equal_channels(order, crop_fraction):
-    size = round(6 * crop_fraction)
-    images = random_images(3, 6, 6, 1)
-    cut = jitted(image_size=size, crop_fraction=crop_fraction, channel_order=order)
-    margin = (6 - size) / 2
+@pytest.mark.parametrize(("order", "size"), [("RGB", 6), ("BGR", 3)])
+def test_grey_images_get_three_equal_channels(order, size):
+    images, margin = random_images(3, 6, 6, 1), (6 - size) / 2
+    cut = jitted(image_size=size, crop_fraction=size / 6, channel_order=order)
     rows = interpolation_matrix(6, size, margin, size)
     expected = np.repeat(resized(images, rows, rows), 3, axis=-1).astype(np.float32)
-    out = np.asarray(cut(images))
-    if crop_fraction == 1:  # Pixel for pixel.
+    if size == 6:  # Pixel for pixel.
         np.testing.assert_array_equal(expected, np.repeat(images, 3, axis=-1))
-    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(cut(images), expected)
