@@ -10,11 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import REPOSITORY
+from helpers.batches import assert_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from googlenet_flax.data import folder, picture_set, read_ahead
-from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
@@ -52,12 +52,16 @@ def classes_dir(tmp_path_factory):
     return root
 
 
+def load(split, root, options=OPTIONS, **fields):
+    return load_folder(split, str(root), dataclasses.replace(options, **fields))
+
+
 def relative_paths(folder_set, root):
     return [os.path.relpath(path, root) for path in folder_set.pictures.paths]
 
 
 def test_folder_with_splits(splits_dir):
-    train = load_folder("train", str(splits_dir), OPTIONS)
+    train = load("train", splits_dir)
     assert len(train) == 32
     assert train.class_names == ("Zoë b", "ant")
     assert train.pictures.labels.dtype == np.int32
@@ -65,7 +69,7 @@ def test_folder_with_splits(splits_dir):
     classes = [path.split(os.sep)[1] for path in paths]
     assert [train.class_names[label] for label in train.pictures.labels] == classes
     assert len(set(paths)) == 32
-    val = load_folder("val", str(splits_dir), OPTIONS)
+    val = load("val", splits_dir)
     assert val.class_names == train.class_names
     assert val.pictures.labels.tolist() == [1] * 6
 
@@ -75,69 +79,62 @@ def test_folder_with_splits(splits_dir):
     [("train[:80%]+val", 26 + 6), ("train[:3]", 3), ("val[2:]+train[30:]", 4 + 2)],
 )
 def test_slices(splits_dir, split, count):
-    parts = [
-        load_folder(p, str(splits_dir), OPTIONS).pictures.paths for p in split.split("+")
-    ]
-    whole = load_folder(split, str(splits_dir), OPTIONS)
+    parts = [load(part, splits_dir).pictures.paths for part in split.split("+")]
+    whole = load(split, splits_dir)
     assert len(whole) == count
     assert whole.pictures.paths == tuple(path for part in parts for path in part)
 
 
 def test_slices_are_fair_samples(tmp_path):
     write_pictures(tmp_path, {f"train/{name}": 30 for name in "abc"})
-    part = load_folder("train[:50%]", str(tmp_path), OPTIONS)
+    part = load("train[:50%]", tmp_path)
     assert (np.bincount(part.pictures.labels) >= 10).all()
 
 
-def test_what_is_no_picture_is_ignored(tmp_path):
+def test_what_is_no_picture_is_ignored_and_links_are_followed(tmp_path, splits_dir):
     write_pictures(tmp_path, {"train/ant": 2, "train/bee/young": 2, "train/.cache": 1})
     for name in ("train/ant/.00.png", "train/ant/notes.txt", "train/00.png", "README"):
         (tmp_path / name).touch()
-    train = load_folder("train", str(tmp_path), OPTIONS)
-    assert train.class_names == ("ant", "bee")
-    assert sorted(train.pictures.labels) == [0, 0, 1, 1]
+    (tmp_path / "train" / "cat").symlink_to(splits_dir / "train" / "ant")
+    train = load("train", tmp_path)
+    assert train.class_names == ("ant", "bee", "cat")
+    assert sorted(train.pictures.labels) == [0, 0, 1, 1, *[2] * 12]
 
 
 def test_data_dir_may_start_at_home(splits_dir, monkeypatch):
     monkeypatch.setenv("HOME", str(splits_dir.parent))
-    assert len(load_folder("val", f"~/{splits_dir.name}", OPTIONS)) == 6
-
-
-def test_class_folders_may_be_links(tmp_path, splits_dir):
-    (tmp_path / "train").mkdir()
-    for name in ("ant", "Zoë b"):
-        (tmp_path / "train" / name).symlink_to(splits_dir / "train" / name)
-    assert len(load_folder("train", str(tmp_path), OPTIONS)) == 32
+    assert len(load("val", f"~/{splits_dir.name}")) == 6
 
 
 def test_classes_of_a_network(splits_dir):
-    known = ("Zoë b", "wasp", "ant")
-    options = dataclasses.replace(OPTIONS, class_names=known)
-    val = load_folder("val", str(splits_dir), options)
-    assert val.class_names == known
+    val = load("val", splits_dir, class_names=("Zoë b", "wasp", "ant"))
+    assert val.class_names == ("Zoë b", "wasp", "ant")
     assert val.pictures.labels.tolist() == [2] * 6
-    options = dataclasses.replace(OPTIONS, class_names=("Zoë b", "wasp"))
     with pytest.raises(UserError, match=r"'ant' of .*val is not among the 2"):
-        load_folder("val", str(splits_dir), options)
+        load("val", splits_dir, class_names=("Zoë b", "wasp"))
 
 
 def test_classes_of_a_network_need_no_train_split(tmp_path):
     write_pictures(tmp_path, {"test/ant": 1})
-    options = dataclasses.replace(OPTIONS, class_names=("ant", "bee"))
-    assert len(load_folder("test", str(tmp_path), options)) == 1
+    assert len(load("test", tmp_path, class_names=("ant", "bee"))) == 1
     with pytest.raises(UserError, match="no folder train"):
-        load_folder("train", str(tmp_path), options)
+        load("train", tmp_path, class_names=("ant", "bee"))
 
 
-def test_one_folder_is_split(classes_dir):
-    train = load_folder("train", str(classes_dir), HELD_OUT)
-    test = load_folder("test", str(classes_dir), HELD_OUT)
+def test_one_folder_is_split(classes_dir, tmp_path):
+    train, test = (load(split, classes_dir, HELD_OUT) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog")
     assert np.bincount(train.pictures.labels).tolist() == [30, 7, 1, 1]
     assert np.bincount(test.pictures.labels).tolist() == [10, 2, 1]
     assert not set(train.pictures.paths) & set(test.pictures.paths)
-    both = load_folder("train+test", str(classes_dir), HELD_OUT)
+    both = load("train+test", classes_dir, HELD_OUT)
     assert set(both.pictures.paths) == {str(path) for path in classes_dir.rglob("*.png")}
+    # It does not matter where the folder lies.
+    (tmp_path / "elsewhere").symlink_to(classes_dir)
+    moved = load("test", tmp_path / "elsewhere", HELD_OUT)
+    assert relative_paths(moved, tmp_path / "elsewhere") == relative_paths(
+        test, classes_dir
+    )
 
 
 @given(
@@ -160,13 +157,7 @@ def test_a_new_file_moves_one_at_most(names, new, fraction):
     assert len(before - after) <= 1
 
 
-def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_dir):
-    (tmp_path / "elsewhere").symlink_to(classes_dir)
-    moved = load_folder("test", str(tmp_path / "elsewhere"), HELD_OUT)
-    test = load_folder("test", str(classes_dir), HELD_OUT)
-    assert relative_paths(moved, tmp_path / "elsewhere") == relative_paths(
-        test, classes_dir
-    )
+TWO = {"train/a": 1, "train/b": 1}
 
 
 @pytest.mark.parametrize(
@@ -176,33 +167,23 @@ def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_di
         ({"ant": 2, "bee": 2}, "train", OPTIONS, ["no folder train", "train/CLASS"]),
         ({"test/ant": 1}, "test", OPTIONS, ["no folder train"]),
         (
-            {"train/a": 1, "train/b": 1, "val/a": 1},
+            {**TWO, "val/a": 1},
             "test[:5]",
             OPTIONS,
             ["unknown split 'test[:5]'", "train, val", "train[:80%]+val"],
         ),
-        ({"train/a": 1, "train/b": 1}, "train[", OPTIONS, ["unknown split 'train['"]),
-        ({"train/a": 1, "train/b": 1}, "", OPTIONS, ["unknown split ''"]),
-        ({"train/a": 1, "train/b": 1}, "train[:0]", OPTIONS, ["no examples"]),
-        ({"train/a": 1, "train/b": 1}, "train[:9]", OPTIONS, ["train (2 examples)"]),
+        (TWO, "train[", OPTIONS, ["unknown split 'train['"]),
+        (TWO, "", OPTIONS, ["unknown split ''"]),
+        (TWO, "train[:0]", OPTIONS, ["no examples"]),
+        (TWO, "train[:9]", OPTIONS, ["train (2 examples)"]),
         (
-            {"train/a": 1, "train/b": 1, "test/a": 1},
+            {**TWO, "test/a": 1},
             "train",
             HELD_OUT,
             ["already split into test and train", "--config.eval_fraction=0"],
         ),
-        (
-            {"train/a": 1, "train/b": 1, "val/a": 1},
-            "val",
-            HELD_OUT,
-            ["already split into train and val"],
-        ),
-        (
-            {"train/a": 1, "train/b": 1, "validation/a": 1},
-            "train",
-            HELD_OUT,
-            ["already split into train and validation"],
-        ),
+        ({**TWO, "val/a": 1}, "val", HELD_OUT, ["already split into train and val"]),
+        ({**TWO, "validation/a": 1}, "train", HELD_OUT, ["into train and validation"]),
         ({"a": 3, "b": 3}, "val", HELD_OUT, ["unknown split 'val'", "train (4 examples)"]),
         ({}, "train", HELD_OUT, ["holds no classes", "CLASS"]),
         ({"train": 3}, "train", OPTIONS, ["train holds no classes"]),
@@ -211,7 +192,7 @@ def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_di
         ({"train/a": 1, "train/b": 0}, "train", OPTIONS, ["train/b holds no pictures"]),
         ({"a": 2, "b": 0}, "test", HELD_OUT, ["/b holds no pictures", ".jpg"]),
         (
-            {"train/a": 1, "train/b": 1, "test/zebra": 1},
+            {**TWO, "test/zebra": 1},
             "test",
             OPTIONS,
             ["'zebra' of ", "/test is not among the 2", "add it to the train split"],
@@ -223,7 +204,7 @@ def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path, classes_di
 def test_layouts_that_are_refused(tmp_path, counts, split, options, words):
     write_pictures(tmp_path, counts)
     with pytest.raises(UserError) as error:
-        load_folder(split, str(tmp_path), options)
+        load(split, tmp_path, options)
     message = str(error.value)
     assert all(word in message for word in words), message
     assert str(tmp_path) in message or "eval_fraction" in message or "examples" in message
@@ -236,43 +217,26 @@ def test_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
         with pytest.raises(UserError, match=f"{name} is not a folder"):
-            load_folder("train", str(tmp_path / name), OPTIONS)
+            load("train", tmp_path / name)
 
 
-def assert_batch(batch, folder_set, indices):
+def assert_pictures(batch, folder_set, indices):
+    pictures = folder_set.pictures
     size = folder_set.storage_size
-    expected = [decode_image(folder_set.pictures.paths[index], size) for index in indices]
-    assert set(batch) == {"image", "extent", "label", "index", "readable"}
-    assert {name: (array.dtype, type(array)) for name, array in batch.items()} == {
-        "image": (np.uint8, np.ndarray),
-        "extent": (np.int32, np.ndarray),
-        "label": (np.int32, np.ndarray),
-        "index": (np.int32, np.ndarray),
-        "readable": (np.bool_, np.ndarray),
-    }
-    np.testing.assert_array_equal(batch["image"], [image for image, _ in expected])
-    np.testing.assert_array_equal(batch["extent"], [extent for _, extent in expected])
-    np.testing.assert_array_equal(batch["label"], folder_set.pictures.labels[indices])
-    np.testing.assert_array_equal(batch["index"], indices)
+    assert_batch(batch, pictures.paths, pictures.labels, indices, size)
 
 
-def order(folder_set, start_step, stop_step=10**9, batch_size=11):
-    return TrainingOrder(
-        seed=0,
-        start_step=start_step,
-        stop_step=stop_step,
-        num_examples=len(folder_set),
-        batch_size=batch_size,
-    )
+def order(folder_set, start_step, stop_step=10**9):
+    return TrainingOrder(0, start_step, stop_step, len(folder_set), 11)
 
 
 def test_batches_come_in_order_and_resume(splits_dir):
-    train = load_folder("train", str(splits_dir), OPTIONS)
+    train = load("train", splits_dir)
     batches = train.batches(order(train, 0))
     first = [next(batches) for _ in range(8)]
     batches.close()
     for batch, indices in zip(first, order(train, 0), strict=False):
-        assert_batch(batch, train, indices)
+        assert_pictures(batch, train, indices)
         assert batch["readable"].all()
     resumed = train.batches(order(train, 5, stop_step=8))
     for batch, expected in zip(resumed, first[5:], strict=True):
@@ -281,16 +245,16 @@ def test_batches_come_in_order_and_resume(splits_dir):
 
 
 def test_batches_of_different_sizes(splits_dir):
-    train = load_folder("train", str(splits_dir), OPTIONS)
+    train = load("train", splits_dir)
     index_batches = [np.arange(20), np.array([7]), np.array([3, 3, 9]), np.arange(30)]
     batches = list(train.batches(index_batches))
     for batch, indices in zip(batches, index_batches, strict=True):
-        assert_batch(batch, train, indices)
+        assert_pictures(batch, train, indices)
     assert list(train.batches([])) == []
 
 
 def test_few_batches_are_asked_for_ahead(splits_dir):
-    train = load_folder("train", str(splits_dir), OPTIONS)
+    train = load("train", splits_dir)
 
     class Recorded(Sequence):
         last = 0
@@ -306,9 +270,8 @@ def test_few_batches_are_asked_for_ahead(splits_dir):
     batches = train.batches(recorded)
     next(batches)
     batches.close()
-    assert recorded.last <= max(
-        picture_set.PREFETCH_BATCHES, read_ahead.MAX_THREADS * 8 / 32
-    )
+    read_ahead_batches = read_ahead.MAX_THREADS * 8 / 32
+    assert recorded.last <= max(picture_set.PREFETCH_BATCHES, read_ahead_batches)
     for thread in threading.enumerate():
         if thread.name.startswith("grain"):
             thread.join(timeout=10)
@@ -319,7 +282,7 @@ def test_few_batches_are_asked_for_ahead(splits_dir):
 def broken_dir(tmp_path):
     """30 pictures to train on; 0, 1, 15 and 29 cannot be read."""
     write_pictures(tmp_path, {"train/ant": 15, "train/bee": 15})
-    paths = load_folder("train", str(tmp_path), OPTIONS).pictures.paths
+    paths = load("train", tmp_path).pictures.paths
     for index in (0, 1, 15, 29):
         with open(paths[index], "wb") as file:
             file.write(b"" if index % 2 else b"Not a picture.")
@@ -331,31 +294,28 @@ REPLACED = [2, 2, *range(2, 15), 16, *range(16, 29), 2]
 
 def assert_replaced(folder_set, batches):
     for batch, indices in zip(batches, np.split(np.array(REPLACED), 3), strict=True):
-        assert_batch(batch, folder_set, indices)
+        assert_pictures(batch, folder_set, indices)
     readable = np.concatenate([batch["readable"] for batch in batches])
     assert np.flatnonzero(~readable).tolist() == [0, 1, 15, 29]
     reasons = dict.fromkeys((1, 15, 29), "empty file") | {0: "not a picture"}
-    expected = {
-        folder_set.pictures.paths[index]: reason for index, reason in reasons.items()
-    }
-    assert folder_set.unreadable == expected
+    paths = folder_set.pictures.paths
+    assert folder_set.unreadable == {paths[i]: reason for i, reason in reasons.items()}
 
 
 def test_unreadable_pictures_are_skipped(broken_dir):
-    train = load_folder("train", str(broken_dir), SKIP)
+    train = load("train", broken_dir, SKIP)
     assert_replaced(train, list(train.batches(np.split(np.arange(30), 3))))
 
 
 def test_unreadable_pictures_stop(broken_dir):
-    train = load_folder("train", str(broken_dir), OPTIONS)
+    train = load("train", broken_dir)
     batches = train.batches(np.split(np.arange(2, 30), 4))
-    assert_batch(next(batches), train, np.arange(2, 9))  # A bad file comes later.
+    assert_pictures(next(batches), train, np.arange(2, 9))  # A bad file comes later.
     with pytest.raises(UserError) as error:
         list(batches)
-    assert str(error.value) == (
-        f"{train.pictures.paths[15]} cannot be read (empty file): delete or mend it and "
-        "start in another --workdir, or set --config.on_bad_image=skip"
-    )
+    path = train.pictures.paths[15]
+    assert str(error.value).startswith(f"{path} cannot be read (empty file): ")
+    assert "--config.on_bad_image=skip" in str(error.value)
 
 
 def test_a_pipe_is_skipped(tmp_path):
@@ -365,31 +325,24 @@ def test_a_pipe_is_skipped(tmp_path):
     # Held open and filled, so that reading it would fail rather than block.
     pipe = os.open(path, os.O_RDWR)
     os.write(pipe, b"Not a picture. " * 9)
-    train = load_folder("train", str(tmp_path), SKIP)
+    train = load("train", tmp_path, SKIP)
     list(train.batches([np.arange(4)]))
     os.close(pipe)
     assert train.unreadable == {str(path): "not a regular file"}
 
 
 def test_no_picture_is_readable(tmp_path):
-    for name in ("train/ant/a.png", "train/bee/b.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    train = load_folder("train", str(tmp_path), SKIP)
+    write_pictures(tmp_path, TWO)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    train = load("train", tmp_path, SKIP)
     with pytest.raises(UserError, match=r"none of the 2 pictures.*\.png: empty file"):
         list(train.batches([np.arange(2)]))
 
 
 def test_processes_read_what_threads_read(broken_dir):
-    options = dataclasses.replace(SKIP, decode_workers=2)
-    train = load_folder("train", str(broken_dir), options)
+    train = load("train", broken_dir, SKIP, decode_workers=2)
     assert_replaced(train, list(train.batches(np.split(np.arange(30), 3))))
-    batches = train.batches(order(train, 4))
-    threads = load_folder("train", str(broken_dir), SKIP).batches(order(train, 4))
-    for _ in range(4):
-        np.testing.assert_equal(next(batches), next(threads))
-    batches.close()
-    threads.close()
     assert multiprocessing.active_children() == []
 
 
