@@ -61,65 +61,56 @@ def archive_path(data_dir, name="cifar10"):
 def replace_archive(monkeypatch, **fields):
     archive = dataclasses.replace(cifar.Cifar10.ARCHIVE, **fields)
     monkeypatch.setattr(cifar.Cifar10, "ARCHIVE", archive)
-    return archive
 
 
-@pytest.mark.parametrize(("split", "size"), [("train", 100), ("test", 20)])
-def test_cifar10_holds_the_archives_images_in_stock_order(small_cifar10, split, size):
-    labels, images = read_records(
-        archive_path(small_cifar10), FILES["cifar10"][split], num_labels=1
-    )
-    image_set = load_split("cifar10", split, data_dir=str(small_cifar10))
-    order = stored_order(split, size)
+def load(data_dir, split="train", name="cifar10", **options):
+    return load_split(name, split, data_dir=str(data_dir), **options)
+
+
+def assert_images(image_set, path, split):
+    """Compares a split with the archive's images in stock order."""
+    name = "cifar100" if "100" in path.name else "cifar10"
+    labels, images = read_records(path, FILES[name][split], 1 + (name == "cifar100"))
+    order = stored_order(split, len(images))
     assert order != sorted(order)
     np.testing.assert_array_equal(image_set.images, images[order])
-    np.testing.assert_array_equal(image_set.labels, labels[order, 0])
-    assert image_set.class_names == tuple(f"label_{i}" for i in range(10))
+    np.testing.assert_array_equal(image_set.labels, labels[order, -1])
 
 
-def test_stock_tfds_reads_what_was_prepared(small_cifar10):
-    prepared = load_split("cifar10", "train", data_dir=str(small_cifar10))
-    labels, images = read_records(
-        archive_path(small_cifar10), FILES["cifar10"]["train"], num_labels=1
-    )
-    stock = tfds.builder("cifar10", data_dir=str(small_cifar10))
-    assert not isinstance(stock, cifar.Cifar10)
+@pytest.mark.parametrize(
+    ("name", "split", "sizes"),
+    [
+        ("cifar10", "train", {"train": 100, "test": 20}),
+        ("cifar10", "test", {"train": 100, "test": 20}),
+        ("cifar100", "test", {"train": 50, "test": 50}),
+    ],
+)
+def test_it_and_stock_tfds_read_the_archives_images(request, name, split, sizes):
+    data_dir = request.getfixturevalue(f"small_{name}")
+    path, num_classes = archive_path(data_dir, name), int(name.removeprefix("cifar"))
+    image_set = load(data_dir, split, name)
+    assert_images(image_set, path, split)
+    assert image_set.class_names == tuple(f"label_{i}" for i in range(num_classes))
+
+    stock = tfds.builder(name, data_dir=str(data_dir))
+    assert not isinstance(stock, cifar.BUILDERS[name])
     assert str(stock.version) == "3.0.2"
     assert stock.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     assert stock.info.supervised_keys == ("image", "label")
-    assert stock.info.features["label"].names == [f"label_{i}" for i in range(10)]
-    sizes = {name: split.num_examples for name, split in stock.info.splits.items()}
-    assert sizes == {"train": 100, "test": 20}
-
-    examples = list(tfds.data_source("cifar10", split="train", data_dir=str(small_cifar10)))
+    assert stock.info.features["label"].names == list(image_set.class_names)
+    assert {name: info.num_examples for name, info in stock.info.splits.items()} == sizes
+    labels, _ = read_records(path, FILES[name][split], 1 + (name == "cifar100"))
+    order = stored_order(split, sizes[split])
+    examples = list(stock.as_data_source(split=split))
     ids = [example["id"].decode() for example in examples]
-    assert ids == [f"train_{i:05d}" for i in stored_order("train", 100)]
-    for example, ours in zip(examples, prepared.images, strict=True):
-        record = int(example["id"].decode().removeprefix("train_"))
-        np.testing.assert_array_equal(example["image"], images[record])
+    assert ids == [f"{split}_{record:05d}" for record in order]
+    for example, ours, record in zip(examples, image_set.images, order, strict=True):
         np.testing.assert_array_equal(example["image"], ours)
-        assert example["label"] == labels[record, 0]
-
-
-def test_cifar100_has_coarse_and_fine_labels(small_cifar100):
-    labels, images = read_records(
-        archive_path(small_cifar100, "cifar100"), FILES["cifar100"]["test"], num_labels=2
-    )
-    image_set = load_split("cifar100", "test", data_dir=str(small_cifar100))
-    order = stored_order("test", 50)
-    np.testing.assert_array_equal(image_set.images, images[order])
-    np.testing.assert_array_equal(image_set.labels, labels[order, 1])
-    assert image_set.class_names == tuple(f"label_{i}" for i in range(100))
-
-    stock = tfds.builder("cifar100", data_dir=str(small_cifar100))
-    assert str(stock.version) == "3.0.2"
-    assert stock.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
-    names = stock.info.features["coarse_label"].names
-    assert names == [f"coarse_label_{i}" for i in range(20)]
-    for example in stock.as_data_source(split="test"):
-        record = int(example["id"].decode().removeprefix("test_"))
-        assert example["coarse_label"] == labels[record, 0]
-        assert example["label"] == labels[record, 1]
+        stored = [example[name] for name in ("coarse_label", "label") if name in example]
+        assert stored == labels[record].tolist()
+    if name == "cifar100":
+        names = stock.info.features["coarse_label"].names
+        assert names == [f"coarse_label_{i}" for i in range(20)]
 
 
 def test_cifar100s_first_byte_is_the_coarse_label():
@@ -148,36 +139,28 @@ def test_archives_are_those_tfds_has_on_record(archive):
     assert archive.file_name == recorded.filename
 
 
-def test_archive_in_the_manual_folder_is_found(small_cifar10):
+def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(small_cifar10):
+    path = archive_path(small_cifar10)
     manual = small_cifar10 / "downloads" / "manual"
     manual.mkdir(parents=True)
+    path = path.rename(manual / path.name)
+    first = load(small_cifar10)
+    path.unlink()
+    np.testing.assert_array_equal(first.images, load(small_cifar10).images)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], "bytes, expected"),
+        (lambda data: data[:999] + bytes([data[999] ^ 1]) + data[1000:], "SHA-256"),
+    ],
+)
+def test_another_archive_is_refused(small_cifar10, damage, message):
     path = archive_path(small_cifar10)
-    path.rename(manual / path.name)
-    assert len(load_split("cifar10", "test", data_dir=str(small_cifar10))) == 20
-
-
-def test_prepared_data_need_no_archive(small_cifar10):
-    first = load_split("cifar10", "train", data_dir=str(small_cifar10))
-    archive_path(small_cifar10).unlink()
-    again = load_split("cifar10", "train", data_dir=str(small_cifar10))
-    np.testing.assert_array_equal(first.images, again.images)
-
-
-def test_archive_of_the_wrong_size_is_refused(small_cifar10):
-    path = archive_path(small_cifar10)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="bytes, expected") as error:
-        load_split("cifar10", "train", data_dir=str(small_cifar10))
-    assert str(path) in str(error.value)
-
-
-def test_archive_with_the_wrong_digest_is_refused(small_cifar10):
-    path = archive_path(small_cifar10)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="SHA-256") as error:
-        load_split("cifar10", "train", data_dir=str(small_cifar10))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=message) as error:
+        load(small_cifar10)
     assert str(path) in str(error.value)
     # Nothing half prepared stays behind.
     assert not cifar.Cifar10(data_dir=small_cifar10).is_prepared()
@@ -204,10 +187,8 @@ def test_archive_without_a_file_cannot_be_read(tmp_path):
 
 def test_a_set_is_not_prepared_where_it_may_not_be(small_cifar10):
     before = sorted(small_cifar10.rglob("*"))
-    with pytest.raises(
-        UserError, match=r"'cifar10' is not prepared in .*training prepares"
-    ):
-        load_split("cifar10", "train", data_dir=str(small_cifar10), may_prepare=False)
+    with pytest.raises(UserError, match=r"'cifar10' is not prepared in .*training"):
+        load(small_cifar10, may_prepare=False)
     assert sorted(small_cifar10.rglob("*")) == before
 
 
@@ -225,16 +206,11 @@ def test_without_network_the_error_is_quick_and_says_what_to_do(
     monkeypatch.setattr(socket, "create_connection", create_connection)
     start = time.monotonic()
     with pytest.raises(UserError) as error:
-        load_split("cifar10", "train", data_dir=str(tmp_path))
+        load(tmp_path)
     assert time.monotonic() - start < 5
     over.set()
-    for part in (
-        str(tmp_path),
-        cifar.CIFAR10.url,
-        "--config.data_dir",
-        "configs/digits.py",
-    ):
-        assert part in str(error.value)
+    places = str(tmp_path), cifar.CIFAR10.url, "--config.data_dir", "configs/digits.py"
+    assert all(part in str(error.value) for part in places)
     assert "\n" not in str(error.value)
 
 
@@ -244,49 +220,38 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tmp_path_factory):
-    """A folder and the URL under which it is served."""
-    folder = tmp_path_factory.mktemp("server")
-    handler = functools.partial(QuietHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever, daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{http_server.server_port}"
-        http_server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def served_cifar10(server, small_cifar10, monkeypatch):
+def served_cifar10(small_cifar10, tmp_path_factory, monkeypatch):
     """An empty data_dir, and the archive on a server."""
-    folder, url = server
+    folder = tmp_path_factory.mktemp("server")
     path = archive_path(small_cifar10)
-    path.rename(folder / path.name)
-    replace_archive(monkeypatch, url=f"{url}/{path.name}")
-    return small_cifar10, folder / path.name
+    path = path.rename(folder / path.name)
+    handler = functools.partial(QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        replace_archive(monkeypatch, url=url)
+        yield small_cifar10, path
+        server.shutdown()
+        thread.join()
 
 
 def test_archive_is_downloaded(served_cifar10):
     data_dir, path = served_cifar10
-    labels, images = read_records(path, FILES["cifar10"]["train"], num_labels=1)
-    image_set = load_split("cifar10", "train", data_dir=str(data_dir))
-    order = stored_order("train", 100)
-    np.testing.assert_array_equal(image_set.images, images[order])
-    np.testing.assert_array_equal(image_set.labels, labels[order, 0])
+    assert_images(load(data_dir), path, "train")
 
 
 def test_download_is_verified(served_cifar10, monkeypatch):
-    data_dir, _ = served_cifar10
     replace_archive(monkeypatch, sha256="0" * 64)
     with pytest.raises(UserError, match="SHA-256"):
-        load_split("cifar10", "train", data_dir=str(data_dir))
+        load(served_cifar10[0])
 
 
 def test_download_that_is_gone_is_the_users_error(served_cifar10):
     data_dir, path = served_cifar10
     path.unlink()
     with pytest.raises(UserError, match="404"):
-        load_split("cifar10", "train", data_dir=str(data_dir))
+        load(data_dir)
 
 
 def test_nothing_imports_tensorflow(small_cifar10, tmp_path_factory):
