@@ -8,14 +8,11 @@ from googlenet_flax.data.fabricated import fabricate
 def test_digits_look_like_the_real_ones():
     real = load_split("digits", "train", data_dir="")
     noise = fabricate("digits", num_examples=32, storage_size=256)
-    order = [np.arange(4)]
-    (batch,), (other,) = noise.batches(order), real.batches(order)
-    assert batch.keys() == other.keys()
-    for name in batch:
-        assert batch[name].shape == other[name].shape
-        assert batch[name].dtype == other[name].dtype
-    assert len(noise) == 32
-    assert len(noise.class_names) == len(real.class_names)
+    (batch,), (other,) = (x.batches([np.arange(4)]) for x in (noise, real))
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (x.shape, x.dtype) for name, x in other.items()
+    }
+    assert len(noise) == 32 and len(noise.class_names) == len(real.class_names)
     assert noise.storage_size == real.storage_size
 
 
