@@ -59,10 +59,10 @@ OUT_OF_RANGE = {
     ],
     "mixup_alpha": [-0.2, 100.1, *NOT_FINITE],
     "progressive_image_sizes": [
-        *((79,), (128, 0), (128.0,), ("128",), (True,), (2**31,), ((128,),)),
+        *((79,), (128, 0), (128.0,), ("128",), (True,), (2**31,), ((128,),))
     ],
     "progressive_image_size_epochs": [
-        *((0,), (-1,), (5, 5), (5, 4), (1, 3, 2), (1.5,), ("1",), (True,), (2**31,)),
+        *((0,), (-1,), (5, 5), (5, 4), (1, 3, 2), (1.5,), ("1",), (True,), (2**31,))
     ],
     "trainable": ["", "heads", "Head", "none"],
     **dict.fromkeys(["batch_size", "num_epochs", "decay_every_epochs"], (0, -1)),

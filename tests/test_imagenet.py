@@ -257,10 +257,7 @@ def test_the_validation_labels_are_those_of_the_numbers(data_dir):
 def test_two_kinds_of_pictures_are_repaired(data_dir, official):
     pictures = {e["file_name"].decode(): e["image"] for e in stored(data_dir, "train")}
     cyan_to_yellow, black = np.split(255.0 - official.odd[CMYK_NAME], [3], axis=2)
-    expected = {
-        PNG_NAME: official.odd[PNG_NAME],
-        CMYK_NAME: cyan_to_yellow * black / 255,
-    }
+    expected = {PNG_NAME: official.odd[PNG_NAME], CMYK_NAME: cyan_to_yellow * black / 255}
     for name, pixels in expected.items():
         image = PIL.Image.open(io.BytesIO(pictures[name]))
         assert (image.format, image.mode) == ("JPEG", "RGB")

@@ -291,10 +291,7 @@ def test_statistics_are_updated_part_after_part(parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("devices", "parts"),
-    [(1, 2), (1, 4), (2, 2)],
-)
+@pytest.mark.parametrize(("devices", "parts"), [(1, 2), (1, 4), (2, 2)])
 def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
     """With dropout and augmentation; in float64, as over devices."""
     with jax.enable_x64(True):
