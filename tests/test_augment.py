@@ -129,16 +129,6 @@ def test_about_half_of_the_images_are_mirrored():
     assert 437 < mirrored.sum() < 563
 
 
-def test_a_window_may_be_mirrored():
-    images = random_images(16, 6, 6, 3)
-    out = run(images, np.arange(16), crop_padding_pixels=2, flip="random")
-    windows = [windows_of(image, 2) for image in images]
-    as_is = [equals(*pair).any() for pair in zip(out, windows, strict=True)]
-    flipped = [equals(*pair).any() for pair in zip(out[:, :, ::-1], windows, strict=True)]
-    np.testing.assert_array_equal(as_is, ~np.array(flipped))
-    assert 0 < sum(flipped) < 16
-
-
 def test_each_image_depends_on_its_own_rng_only():
     images, seeds = random_images(8, 6, 6, 3), np.arange(8)
 
