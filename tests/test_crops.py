@@ -314,29 +314,21 @@ def test_six_views_are_shifted_by_a_32nd(picture, side):
     assert evaluation_crops(6, side) == shifted_crops(side)
 
 
-def shifted_boxes(side, by):
-    return np.array([[down, right, side, side] for down, right in by])
-
-
-@pytest.mark.parametrize("by", [1, 3])
-def test_beyond_the_picture_its_border_is_repeated(by):
-    images = random_images(4, 32, 32, 3)
-    shifts = [(-by, -by), (by, by), (-by, by), (0, by)]
-    out = cut(images, shifted_boxes(32, shifts), 32)
-    padded = np.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), "edge")
-    for image, result, (down, right) in zip(padded, out, shifts, strict=True):
-        window = image[by + down : by + down + 32, by + right : by + right + 32]
+def test_beyond_the_picture_its_border_is_repeated():
+    images, extents = random_images(4, 40, 40, 3), np.array([(32, 32)] * 4)
+    shifts = [(-1, -3), (3, 1), (-1, 3), (0, 1)]
+    boxes, padded_boxes = (
+        np.array([[by + down, by + right, 32, 32] for down, right in shifts])
+        for by in (0, 10)
+    )
+    out = cut(images, boxes, 32, extents)
+    edges = ((0, 0), (10, 10), (10, 10), (0, 0))
+    padded = np.pad(images[:, :32, :32], edges, "edge")
+    for image, result, (top, left, _, _) in zip(padded, out, padded_boxes, strict=True):
+        window = image[top : top + 32, left : left + 32]
         np.testing.assert_allclose(result, window, rtol=0, atol=ATOL)
-
-
-def test_a_view_of_a_picture_in_a_corner_repeats_its_own_border():
-    # Enlarged, it is what is cut out of the picture with a border of ten more pixels.
-    images = random_images(2, 40, 40, 3)
-    extents = np.array([(32, 32)] * 2)
-    out = cut(images, shifted_boxes(32, [(-1, -1), (1, 1)]), 80, extents)
-    padded = np.pad(images[:, :32, :32], ((0, 0), (10, 10), (10, 10), (0, 0)), "edge")
-    expected = cut(padded, shifted_boxes(32, [(9, 9), (11, 11)]), 80)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
+    enlarged = cut(images, boxes, 80, extents)
+    np.testing.assert_allclose(enlarged, cut(padded, padded_boxes, 80), rtol=0, atol=ATOL)
 
 
 @settings(deadline=None, max_examples=60)
