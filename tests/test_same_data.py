@@ -34,7 +34,12 @@ def config(data_dir, **fields):
         **{"data_dir": str(data_dir), "width_multiplier": 0.1, "image_size": 80},
         **{"batch_size": 4, "storage_size": 16, "max_steps": 3, "warmup_epochs": 0.0},
         **{"schedule": "staircase", "log_every_steps": 1, "averaging": "none"},
-        **{"crop_min_area": 1.0, "color_jitter": 0.0, "interpolations": ("bilinear",)},
+        **{
+            "variant": "seed",
+            "crop_min_area": 1.0,
+            "color_jitter": 0.0,
+            "interpolations": ("bilinear",),
+        },
         **fields,
     }
 
