@@ -161,50 +161,35 @@ TWO = {"train/a": 1, "train/b": 1}
 
 
 @pytest.mark.parametrize(
-    ("counts", "split", "options", "words"),
+    ("held_out", "counts", "split", "words"),
     [
-        ({}, "train", OPTIONS, ["no folder train", "--config.eval_fraction=0.2"]),
-        ({"ant": 2, "bee": 2}, "train", OPTIONS, ["no folder train", "train/CLASS"]),
-        ({"test/ant": 1}, "test", OPTIONS, ["no folder train"]),
-        (
-            {**TWO, "val/a": 1},
-            "test[:5]",
-            OPTIONS,
-            ["unknown split 'test[:5]'", "train, val", "train[:80%]+val"],
-        ),
-        (TWO, "train[", OPTIONS, ["unknown split 'train['"]),
-        (TWO, "", OPTIONS, ["unknown split ''"]),
-        (TWO, "train[:0]", OPTIONS, ["no examples"]),
-        (TWO, "train[:9]", OPTIONS, ["train (2 examples)"]),
-        (
-            {**TWO, "test/a": 1},
-            "train",
-            HELD_OUT,
-            ["already split into test and train", "--config.eval_fraction=0"],
-        ),
-        ({**TWO, "val/a": 1}, "val", HELD_OUT, ["already split into train and val"]),
-        ({**TWO, "validation/a": 1}, "train", HELD_OUT, ["into train and validation"]),
-        ({"a": 3, "b": 3}, "val", HELD_OUT, ["unknown split 'val'", "train (4 examples)"]),
-        ({}, "train", HELD_OUT, ["holds no classes", "CLASS"]),
-        ({"train": 3}, "train", OPTIONS, ["train holds no classes"]),
-        ({"train/ant": 3}, "train", OPTIONS, ["only one class (ant)", "needs two"]),
-        ({"ant": 3}, "train", HELD_OUT, ["only one class (ant)"]),
-        ({"train/a": 1, "train/b": 0}, "train", OPTIONS, ["train/b holds no pictures"]),
-        ({"a": 2, "b": 0}, "test", HELD_OUT, ["/b holds no pictures", ".jpg"]),
-        (
-            {**TWO, "test/zebra": 1},
-            "test",
-            OPTIONS,
-            ["'zebra' of ", "/test is not among the 2", "add it to the train split"],
-        ),
-        ({"a": 2, "b": 2}, "train", PictureOptions(16, 1.0), ["eval_fraction is 1.0"]),
-        ({"a": 2, "b": 2}, "train", PictureOptions(16, -0.1), ["eval_fraction is -0.1"]),
+        (0, {}, "train", ["no folder train", "--config.eval_fraction=0.2"]),
+        (0, {"ant": 2, "bee": 2}, "train", ["no folder train", "train/CLASS"]),
+        (0, {"test/ant": 1}, "test", ["no folder train"]),
+        (0, {**TWO, "val/a": 1}, "test[:5]", ["'test[:5]'", "train, val", "train[:80%]"]),
+        (0, TWO, "train[", ["unknown split 'train['"]),
+        (0, TWO, "", ["unknown split ''"]),
+        (0, TWO, "train[:0]", ["no examples"]),
+        (0, TWO, "train[:9]", ["train (2 examples)"]),
+        (0.25, {**TWO, "test/a": 1}, "train", ["into test and train", "eval_fraction=0"]),
+        (0.25, {**TWO, "val/a": 1}, "val", ["already split into train and val"]),
+        (0.25, {**TWO, "validation/a": 1}, "train", ["into train and validation"]),
+        (0.25, {"a": 3, "b": 3}, "val", ["unknown split 'val'", "train (4 examples)"]),
+        (0.25, {}, "train", ["holds no classes", "CLASS"]),
+        (0, {"train": 3}, "train", ["train holds no classes"]),
+        (0, {"train/ant": 3}, "train", ["only one class (ant)", "needs two"]),
+        (0.25, {"ant": 3}, "train", ["only one class (ant)"]),
+        (0, {"train/a": 1, "train/b": 0}, "train", ["train/b holds no pictures"]),
+        (0.25, {"a": 2, "b": 0}, "test", ["/b holds no pictures", ".jpg"]),
+        (0, {**TWO, "test/zebra": 1}, "test", ["'zebra' of ", "add it to the train split"]),
+        (1.0, {"a": 2, "b": 2}, "train", ["eval_fraction is 1.0"]),
+        (-0.1, {"a": 2, "b": 2}, "train", ["eval_fraction is -0.1"]),
     ],
 )
-def test_layouts_that_are_refused(tmp_path, counts, split, options, words):
+def test_layouts_that_are_refused(tmp_path, held_out, counts, split, words):
     write_pictures(tmp_path, counts)
     with pytest.raises(UserError) as error:
-        load(split, tmp_path, options)
+        load(split, tmp_path, eval_fraction=held_out)
     message = str(error.value)
     assert all(word in message for word in words), message
     assert str(tmp_path) in message or "eval_fraction" in message or "examples" in message
