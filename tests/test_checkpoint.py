@@ -49,18 +49,9 @@ def test_two_steps_equal_one_step_saved_restored_and_one_more(tmp_path):
     model, batch = small_googlenet("bn"), random_batch(4)
     tx = create_optimizer(lambda step: 0.05 / (1 + step), momentum=0.9, weight_decay=1e-4)
     devices = jax.devices()[:2]
-    step = parallel_train_step(
-        bind_step(
-            model=model.clone(axis_name=AXIS_NAME),
-            tx=tx,
-            preprocess=PREPROCESS,
-            augment=AUGMENT,
-            seed=0,
-            aux_weight=0.3,
-            axis_name=AXIS_NAME,
-        ),
-        devices,
-    )
+    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 0, "aux_weight": 0.3}
+    fields |= {"model": model.clone(axis_name=AXIS_NAME), "tx": tx, "axis_name": AXIS_NAME}
+    step = parallel_train_step(bind_step(**fields), devices)
     shards = split_over_devices(batch, 2)
     state, _ = step(replicate(start_state(model, tx), devices), shards)
     with Checkpoints(tmp_path) as checkpoints:
