@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from jax.extend.core import jaxprs_in_params
 from tiny_run import REPOSITORY, train_tiny
 
@@ -270,9 +271,10 @@ def run_command(monkeypatch, capfd):
         capfd.readouterr()
         code = 0
         try:
-            command.main()
+            with flagsaver.flagsaver():
+                command.main()
         except SystemExit as end:
-            code = end.code
+            code = end.code or 0
         return code, *capfd.readouterr()
 
     return run_command

@@ -1,13 +1,14 @@
-"""The commands, as real processes."""
+"""The commands `main` and `evaluate`, and what a whole run says and leaves."""
 
 import json
-import pathlib
+import os
 import subprocess
 import sys
 
 import pytest
-from tiny_run import DIGITS, FINAL_STEP, run, train_tiny
+from tiny_run import DIGITS, FINAL_STEP, REPOSITORY, copy_run, run, tiny_flags
 
+from googlenet_flax import evaluate, main
 from googlenet_flax.runs.metrics import read_rows
 
 
@@ -20,111 +21,64 @@ def test_a_run_says_what_it_does(finished_run):
     assert "Traceback" not in err
     rows = read_rows(workdir / "metrics.jsonl")
     steps = {
-        split: [r["step"] for r in rows if r["split"] == split]
+        split: [row["step"] for row in rows if row["split"] == split]
         for split in ("train", "eval")
     }
     assert steps == {"train": list(range(1, 11)), "eval": [5, 10]}
     assert [row["epoch"] for row in rows if row["split"] == "eval"] == [1, 2]
     expected = {"step", "epoch", "split", "loss", "main_loss", "aux_4a_loss", "aux_4d_loss"}
     expected |= {"accuracy", "top5", "aux_4a_accuracy", "aux_4d_accuracy"}
-    assert all(expected <= row.keys() for row in rows)
     for row in rows:
+        assert expected <= row.keys()
         heads = row["aux_4a_loss"] + row["aux_4d_loss"]
         assert row["loss"] == pytest.approx(row["main_loss"] + 0.3 * heads, rel=1e-5)
 
 
-@pytest.mark.slow
-def test_a_finished_run_says_so(finished_run, compilation_cache):
-    workdir, _, _ = finished_run
+def test_a_finished_run_says_so(finished_run, run_command, tmp_path):
+    workdir = copy_run(finished_run[0], tmp_path / "run")
     before = (workdir / "metrics.jsonl").read_text()
-    code, out, err = train_tiny(workdir, env=compilation_cache)
-    assert code == 0, err
+    code, out, err = run_command(main, *tiny_flags(workdir))
+    assert (code, err) == (0, "")
     assert "finished before" in out
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.slow
 def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
-    workdir, _, _ = finished_run
-    code, out, err = run(
-        "evaluate",
-        f"--workdir={workdir}",
-        "--checkpoint=latest",
-        "--json",
-        env=compilation_cache,
-    )
+    flags = f"--workdir={finished_run[0]}", "--checkpoint=latest", "--json"
+    code, out, err = run("evaluate", *flags, env=compilation_cache)
     assert code == 0, err
     metrics = json.loads(out)
-    row = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "eval"][
-        -1
-    ]
     assert metrics.pop("step") == FINAL_STEP
+    row = read_rows(finished_run[0] / "metrics.jsonl")[-1]
     assert metrics == {name: row[name] for name in metrics}
 
 
-def test_another_config_is_refused_in_the_same_workdir(finished_run, compilation_cache):
-    workdir, _, _ = finished_run
-    code, _, err = train_tiny(workdir, "--config.image_size=96", env=compilation_cache)
+def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, run_command):
+    flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.batch_size=30"
+    code, _, err = run_command(main, *flags)
     assert code == 2
-    assert "image_size was 80 and is now 96" in err
+    assert err.strip().endswith("set --config.batch_size=28 or 32")
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--config.variant=sead"], "config.variant is 'sead' but must be one of seed"),
-        (["--config.dataset=foo"], "unknown dataset 'foo'"),
-        (["--config.train_split=tran"], "unknown split 'tran'"),
-        (["--config.image_size=79"], "config.image_size is 79 but must be 80"),
-        (["--config.batch_size=-1"], "config.batch_size is -1"),
-        (["--config.batch_size=big"], "batch_size"),
-        (["--config.batch_sise=8"], "batch_sise"),
-        (["--config=configs/nothing.py"], "configs/nothing.py"),
-        (["--workdir=/dev/null"], "workdir '/dev/null' cannot be used"),
-        (["--workdir="], "--workdir"),
-        (["extra"], "unknown argument 'extra'"),
-    ],
+    ("command", "message"), [(main, "--config is missing"), (evaluate, "no run in")]
 )
-def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, args, message):
-    flags = [f"--config={DIGITS}", f"--workdir={tmp_path / 'run'}", *args]
-    code, _, err = run("main", *flags)
-    lines = err.strip().splitlines()
-    assert code == 2, err
-    assert message in lines[-1]
-    assert len(lines) == 1, err
+def test_a_workdir_alone_is_not_enough(tmp_path, run_command, command, message):
+    code, _, err = run_command(command, f"--workdir={tmp_path}")
+    assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
-def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path):
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
-    flags = [f"--config={DIGITS}", f"--workdir={tmp_path}"]
-    code, _, err = run("main", *flags, env=env)
-    assert code == 2
-    assert err.strip().endswith("set --config.batch_size=30 or 33")
-
-
-def test_without_config_the_way_out_is_named(tmp_path):
-    code, _, err = run("main", f"--workdir={tmp_path}")
-    assert code == 2 and "--config is missing" in err
-
-
-def test_evaluate_without_a_run(tmp_path):
-    code, _, err = run("evaluate", f"--workdir={tmp_path}")
-    assert code == 2 and "no run in" in err and len(err.strip().splitlines()) == 1
-
-
-def test_a_config_is_found_from_another_directory(tmp_path):
+def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path):
+    flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.image_size=79"
     process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "googlenet_flax.main",
-            f"--config={DIGITS}",
-            f"--workdir={tmp_path}",
-            "--config.image_size=79",
-        ],
+        [sys.executable, "-m", "googlenet_flax.main", *flags],
         check=False,
         capture_output=True,
         text=True,
-        cwd=pathlib.Path(tmp_path),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    assert process.returncode == 2 and "image_size" in process.stderr
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "config.image_size is 79 but must be 80" in line
