@@ -27,13 +27,13 @@ from tiny_run import (
     wait_for_line,
 )
 
+from googlenet_flax import main
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import RunError, UserError
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Without batch norm and with small steps, so that rounding stays what it is.
 GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max_steps=5")
-ALONE = ("--config.distributed=False",)
 FULL_AT_STEP_3 = """
 import os
 from googlenet_flax.runs.metrics import MetricsWriter
@@ -157,22 +157,18 @@ def run_of_two(compilation_cache, tmp_path_factory):
 
 
 @pytest.mark.faults
-def test_two_processes_are_as_good_as_two_devices(run_of_two, compilation_cache, tmp_path):
-    """Bit for bit: batch norm, dropout, augmentation, evaluation."""
-    env = {**compilation_cache, "XLA_FLAGS": TWO_DEVICES}
-    code, _, err = train_tiny(tmp_path / "run", env=env)
-    assert code == 0, err
-    assert_close_runs(run_of_two, tmp_path / "run", step=FINAL_STEP, rtol=0)
-
-
-@pytest.mark.faults
-def test_mixed_examples_come_from_the_whole_batch(compilation_cache, tmp_path):
-    flags = "--config.mixup_alpha=0.4", "--config.max_steps=3"
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [([], FINAL_STEP), (["--config.mixup_alpha=0.4", "--config.max_steps=3"], 3)],
+    ids=["plain", "mixup"],
+)
+def test_two_processes_are_as_good_as_two_devices(compilation_cache, tmp_path, flags, step):
+    """Equality bit for bit, also where examples are mixed across the whole batch."""
     train_together(tmp_path / "two", 2, *flags, env=compilation_cache)
     env = {**compilation_cache, "XLA_FLAGS": TWO_DEVICES}
     code, _, err = train_tiny(tmp_path / "one", *flags, env=env)
     assert code == 0, err
-    assert_close_runs(tmp_path / "two", tmp_path / "one", step=3, rtol=0)
+    assert_close_runs(tmp_path / "two", tmp_path / "one", step=step, rtol=0)
 
 
 @pytest.mark.faults
@@ -222,37 +218,30 @@ def test_all_end_when_one_is_killed(run_of_two, compilation_cache, tmp_path, vic
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("step 3/", signal.SIGTERM),
+        ("step 3/", signal.SIGINT),
+        ("step 5/", signal.SIGTERM),  # The evaluation's first batch has to be compiled.
+    ],
+)
 def test_a_signal_to_one_stops_all_at_the_same_step(
-    run_of_two, compilation_cache, tmp_path, number
+    run_of_two, compilation_cache, tmp_path, line, number
 ):
     workdir = tmp_path / "run"
     processes = start_together([workdir] * 2, env=compilation_cache)
-    wait_for_line(processes[0], "step 3/")
+    wait_for_line(processes[0], line)
     processes[1].send_signal(number)
     codes, _, errs = finish_all(processes)
     assert codes == (128 + signal.SIGTERM,) * 2, errs
     step = max(saved_steps(workdir))
     for err in errs:
         assert f"stopped by SIGTERM after step {step}" in last_line(err)
-    train_together(workdir, 2, env=compilation_cache)
-    assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
-
-
-@pytest.mark.faults
-def test_a_signal_to_one_breaks_off_the_evaluation_of_all(
-    run_of_two, compilation_cache, tmp_path
-):
-    """Its first batch has to be compiled, so there is time."""
-    workdir = tmp_path / "run"
-    processes = start_together([workdir] * 2, env=compilation_cache)
-    wait_for_line(processes[0], "step 5/")
-    processes[1].send_signal(signal.SIGTERM)
-    codes, _, errs = finish_all(processes)
-    assert codes == (128 + signal.SIGTERM,) * 2, errs
-    rows = rows_without_timings(workdir)
-    assert [row["split"] for row in rows] == ["train"] * 5
-    assert max(saved_steps(workdir)) == 5
+    if line == "step 5/":  # The evaluation of all processes is broken off.
+        assert step == 5
+        rows = rows_without_timings(workdir)
+        assert [row["split"] for row in rows] == ["train"] * 5
     train_together(workdir, 2, env=compilation_cache)
     assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
 
@@ -328,14 +317,22 @@ def test_what_only_the_first_one_meets_ends_all(compilation_cache, tmp_path):
     assert LOST.search(errs[1]), errs[1]
 
 
+ALONE_PARTS = ["--coordinator_address", "--num_processes", "--process_id", "Slurm"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("more", [[], ["--coordinator_address=localhost:1"]])
+def test_a_process_that_cannot_tell_who_the_others_are(tmp_path, more):
+    flags = *tiny_flags(tmp_path / "run"), "--config.distributed=True", *more
+    code, _, err = run("main", *flags)
+    assert code == 2, err
+    assert all(part in last_line(err) for part in ALONE_PARTS)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--config.distributed=True"], ["--coordinator_address", "Slurm", "distributed"]),
-        (
-            ["--config.distributed=True", "--coordinator_address=localhost:1"],
-            ["--num_processes", "--process_id"],
-        ),
+        (["--config.distributed=True"], ALONE_PARTS),
         (
             ["--config.distributed=True", "--coordinator_address=localhost"],
             ["--coordinator_address is 'localhost'", "HOST:PORT"],
@@ -343,8 +340,9 @@ def test_what_only_the_first_one_meets_ends_all(compilation_cache, tmp_path):
         (["--num_processes=2"], ["--num_processes needs --config.distributed=True"]),
     ],
 )
-def test_flags_that_do_not_say_who_the_others_are(tmp_path, flags, parts):
-    code, _, err = run("main", *tiny_flags(tmp_path / "run"), *flags)
+def test_flags_that_do_not_say_who_the_others_are(tmp_path, run_command, flags, parts):
+    jax.devices()  # Once they are in use, no process can join others.
+    code, _, err = run_command(main, *tiny_flags(tmp_path / "run"), *flags)
     assert code == 2, err
     assert all(part in last_line(err) for part in parts)
     assert not (tmp_path / "run").exists()
