@@ -174,13 +174,8 @@ def workdir(tmp_path_factory, pictures):
     )
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "predict",
-        *(pytest.param(c, marks=pytest.mark.faults) for c in ("evaluate", "report")),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report"])
 def test_other_commands_end(pictures, workdir, start_hanging, command):
     path = pictures / "test" / "bee" / "3.png"
     paths = [pictures / "test"] if command == "predict" else []
