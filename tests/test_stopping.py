@@ -1,6 +1,5 @@
 """Signals that ask a run to stop, whatever it is doing."""
 
-import functools
 import signal
 import socket
 import time
@@ -25,6 +24,10 @@ from tiny_run import (
 )
 
 MAX_STOP_SECONDS = 10
+each_signal = [
+    SIGNALS[0],
+    *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
+]
 NOT_COMPILED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # So that it takes its time.
 
 # As on a cluster, where each of several processes is started so.
@@ -107,11 +110,12 @@ def assert_says_where(err, number, step):
 
 
 def assert_stopped(workdir, err, number, step):
-    """After that step, whose state is saved; step 10 is not evaluated."""
+    """Asserts that the run ended after that step, saved, and before an evaluation of it."""
     assert max(saved_steps(workdir)) == step
     assert_says_where(err, number, step)
     steps = [row["step"] for row in rows_without_timings(workdir)]
-    assert steps == [1, 2, 3, 4, 5, 5, *range(6, step + 1)]
+    evaluated = [5] if step > 5 else []
+    assert steps == sorted([*range(1, step + 1), *evaluated])
 
 
 def assert_goes_on(workdir, expected, env, after_step):
@@ -122,96 +126,67 @@ def assert_goes_on(workdir, expected, env, after_step):
     assert_same_run(workdir, expected)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
-    ],
-)
 @pytest.mark.faults
-def test_stopped_while_it_compiles(tmp_path, number):
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("newest", [0, 6])
+def test_stopped_while_it_compiles(
+    tmp_path, finished_run, compilation_cache, newest, number
+):
     workdir = tmp_path / "run"
+    if newest:
+        copy_run(finished_run[0], workdir, newest=newest)
     process = start_tiny(workdir, env=NOT_COMPILED)
-    wait_for_output(process, "from scratch")
+    wait_for_output(process, "resuming after step 6" if newest else "from scratch")
     err = stop(process, number)
     name = signal.Signals(number).name
     assert err == f"googlenet_flax: stopped by {name} before the first step\n"
-    assert saved_steps(workdir) == [] and rows_without_timings(workdir) == []
+    assert saved_steps(workdir) == ([6] if newest else [])
+    if newest:
+        assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=6)
+    else:
+        assert rows_without_timings(workdir) == []
 
 
-@pytest.mark.faults
-def test_stopped_while_it_compiles_to_go_on(tmp_path, finished_run, compilation_cache):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
-    process = start_tiny(workdir, env=NOT_COMPILED)
-    wait_for_output(process, "resuming after step 6")
-    err = stop(process, signal.SIGTERM)
-    assert err == "googlenet_flax: stopped by SIGTERM before the first step\n"
-    assert saved_steps(workdir) == [6]
-    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=6)
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
-    ],
-)
+@pytest.mark.parametrize("number", each_signal)
 def test_stopped_in_a_step(tmp_path, finished_run, compilation_cache, number):
-    """At the end of the next one, as that of step 7 has just been passed."""
+    """The step after the signal, which comes when step 7 has been made, is the last."""
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
     process = start_signalled(workdir, compilation_cache, number)
     wait_for_line(process, "step 7/")
     err = finish_stopped(process, number, time.monotonic())
     assert_stopped(workdir, err, number, step=8)
-    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=8)
+
+
+# When the signal is sent, from which step the run has started, and where it may end.
+WINDOWS = {
+    "step": (lambda process, _: wait_for_line(process, "step 7/"), 6, (8, 9)),
+    "write": (lambda process, workdir: wait_for_write(process, workdir, 8), 6, (8, 9)),
+    # Its first batch is compiled, too; the row before it has just been written.
+    "evaluation": (lambda process, _: wait_for_line(process, "step 10/"), 6, (10,)),
+    "evaluation of an epoch": (lambda p, _: wait_for_line(p, "step 5/"), 0, (5,)),
+    "between epochs": (
+        lambda process, _: wait_for_output(process, "epoch 1, step 5: eval"),
+        0,
+        (6, 7),
+    ),
+}
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("window", ["evaluation", "write"])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stopped_while_it_trains(tmp_path, finished_run, compilation_cache, window, number):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
+    wait, newest, possible_steps = WINDOWS[window]
+    workdir = tmp_path / "run"
+    if newest:
+        copy_run(finished_run[0], workdir, newest=newest)
     process = start_tiny(workdir, env=compilation_cache)
-    wait, possible_steps = {
-        # Its first batch is compiled, too; the row before it has just been written.
-        "evaluation": (functools.partial(wait_for_line, process, "step 10/"), (10,)),
-        "write": (functools.partial(wait_for_write, process, workdir, 8), (8, 9)),
-    }[window]
-    wait()
+    wait(process, workdir)
     err = stop(process, number)
     step = max(saved_steps(workdir))
     assert step in possible_steps
     assert_stopped(workdir, err, number, step)
     assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=step)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("number", SIGNALS)
-def test_stopped_between_epochs(tmp_path, finished_run, compilation_cache, number):
-    workdir = tmp_path / "run"
-    process = start_tiny(workdir, env=compilation_cache)
-    wait_for_output(process, "epoch 1, step 5: eval")
-    err = stop(process, number)
-    step = max(saved_steps(workdir))
-    assert step in (6, 7)
-    assert_says_where(err, number, step)
-    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=step)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("number", SIGNALS)
-def test_stopped_in_the_evaluation_that_ends_an_epoch(
-    tmp_path, finished_run, compilation_cache, number
-):
-    workdir = tmp_path / "run"
-    process = start_tiny(workdir, env=compilation_cache)
-    wait_for_line(process, "step 5/")
-    assert_says_where(stop(process, number), number, 5)
-    assert max(saved_steps(workdir)) == 5
-    assert rows_without_timings(workdir)[-1]["split"] == "train"
-    assert_goes_on(workdir, finished_run[0], compilation_cache, after_step=5)
 
 
 def send_until_it_ends(process, number):
@@ -225,8 +200,8 @@ def send_until_it_ends(process, number):
     ("first", "second"),
     [
         (signal.SIGINT, signal.SIGINT),
-        pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.faults),
-        pytest.param(signal.SIGHUP, signal.SIGTERM, marks=pytest.mark.faults),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
     ],
 )
 @pytest.mark.faults
