@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 
 import pytest
 from tiny_run import (
@@ -16,9 +17,11 @@ from tiny_run import (
     last_line,
     run,
     saved_steps,
+    tiny_flags,
     train_tiny,
 )
 
+from googlenet_flax import main
 from googlenet_flax.runs.metrics import read_rows
 
 # Nothing is done between fork and exec that a lock could hold up.
@@ -58,46 +61,31 @@ def assert_cannot_be_written(result: tuple[int, str, str], path: pathlib.Path) -
 
 
 @pytest.mark.faults
-def test_a_disk_too_full_for_a_checkpoint(finished_run, compilation_cache, tmp_path):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
-    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(200_000))
-    assert_cannot_be_written(result, workdir / "checkpoints" / "10")
-    assert saved_steps(workdir) == [6, 8]
-    assert_whole_lines(workdir / "metrics.jsonl")
-    code, out, err = train_tiny(workdir, env=compilation_cache)
-    assert code == 0, err
-    assert "resuming after step 8" in out
-    assert_same_run(workdir, finished_run[0])
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("size", [5_000, 50_000, 110_000, 380_000])
-def test_a_disk_full_at_any_file_of_a_checkpoint(
-    finished_run, compilation_cache, tmp_path, size
-):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
-    rows = workdir / "metrics.jsonl"
-    rows.unlink()  # Short enough for the limit.
-    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(size))
-    assert_cannot_be_written(result, workdir / "checkpoints" / "8")
-    assert saved_steps(workdir) == [6]
-    assert_whole_lines(rows)
-    (workdir / "metrics.jsonl").write_bytes((finished_run[0] / rows.name).read_bytes())
-    code, _, err = train_tiny(workdir, env=compilation_cache)
-    assert code == 0, err
-    assert_same_run(workdir, finished_run[0])
-
-
-@pytest.mark.faults
-def test_a_disk_too_full_for_the_first_checkpoint(
-    finished_run, compilation_cache, tmp_path
+@pytest.mark.parametrize(
+    ("size", "newest", "failing"),
+    [
+        (100_000, 0, 2),
+        *((size, 6, 8) for size in (5_000, 50_000, 110_000, 380_000)),
+        (200_000, 8, 10),
+    ],
+)
+def test_a_disk_too_full_for_a_checkpoint(
+    finished_run, compilation_cache, tmp_path, size, newest, failing
 ):
     workdir = tmp_path / "run"
-    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(100_000))
-    assert_cannot_be_written(result, workdir / "checkpoints" / "2")
+    rows = workdir / "metrics.jsonl"
+    if newest:
+        copy_run(finished_run[0], workdir, newest=newest)
+        rows.unlink()  # A new one is short enough for the limit.
+    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(size))
+    assert_cannot_be_written(result, workdir / "checkpoints" / str(failing))
+    assert saved_steps(workdir) == [step for step in (6, 8) if step <= newest]
+    assert_whole_lines(rows)
+    if newest:
+        shutil.copy(finished_run[0] / rows.name, rows)
     code, out, err = train_tiny(workdir, env=compilation_cache)
     assert code == 0, err
-    assert "from scratch" in out
+    assert (f"resuming after step {newest}" if newest else "from scratch") in out
     assert_same_run(workdir, finished_run[0])
 
 
@@ -135,9 +123,14 @@ def test_a_disk_too_full_for_tensorboard(finished_run, compilation_cache, tmp_pa
     assert_same_run(workdir, finished_run[0])
 
 
-def test_a_disk_too_full_for_the_config(compilation_cache, tmp_path):
+def test_a_disk_too_full_for_the_config(tmp_path, run_command):
     workdir = tmp_path / "run"
-    result = train_tiny(workdir, env=compilation_cache, preexec_fn=limit_files(500))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        result = run_command(main, *tiny_flags(workdir))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_cannot_be_written(result, workdir / "config.json")
     assert not (workdir / "config.json").exists()
 
@@ -157,9 +150,8 @@ def read_only():
         path.chmod(0o755)
 
 
-@pytest.mark.parametrize(
-    "name", [".", pytest.param("parent/run", marks=pytest.mark.faults)]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("name", [".", "parent/run"])
 def test_a_workdir_that_is_read_only(compilation_cache, tmp_path, read_only, name):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -201,30 +193,35 @@ def test_a_run_on_a_read_only_disk_is_evaluated(
     assert json.loads(out)["step"] == FINAL_STEP
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_a_workdir_that_is_a_file(compilation_cache, tmp_path, name):
+def test_a_workdir_that_is_a_file(tmp_path, run_command, name):
     (tmp_path / "file").write_text("mine")
-    code, _, err = train_tiny(tmp_path / name, env=compilation_cache)
+    code, _, err = run_command(main, *tiny_flags(tmp_path / name))
     assert code == 2
-    assert f"workdir '{tmp_path / name}' cannot be used (" in last_line(err)
-    assert len(err.splitlines()) == 1
+    (line,) = err.splitlines()
+    assert f"workdir '{tmp_path / name}' cannot be used (" in line
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl"])
-def test_something_else_in_the_place_of(compilation_cache, tmp_path, name):
-    workdir = tmp_path / "run"
-    if name == "metrics.jsonl":
-        (workdir / name).mkdir(parents=True)
-    else:
-        workdir.mkdir()
-        (workdir / name).write_text("mine")
-    code, _, err = train_tiny(workdir, env=compilation_cache)
+def test_a_file_in_the_place_of_checkpoints(compilation_cache, tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    code, _, err = train_tiny(tmp_path, env=compilation_cache)
     assert code == 2, err
-    assert str(workdir / name) in last_line(err)
-    assert (workdir / name).exists()
+    assert str(tmp_path / "checkpoints") in last_line(err)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "metrics.jsonl"])
+def test_something_else_in_the_place_of(tmp_path, run_command, name):
+    if name == "metrics.jsonl":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("mine")
+    code, _, err = run_command(main, *tiny_flags(tmp_path))
+    assert code == 2, err
+    assert str(tmp_path / name) in last_line(err)
+    assert (tmp_path / name).exists()
 
 
 @pytest.mark.faults
