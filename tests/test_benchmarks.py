@@ -65,31 +65,26 @@ def test_ratios_are_those_of_the_same_round():
     ]
 
 
-def test_ratios_are_those_of_the_same_dtype():
-    records = [record(1, "ours", 10, 40), record(1, "ours", 30, 90, "bfloat16")]
-    records += [record(1, "a", 10, 10, "bfloat16"), record(1, "b", 10, 10, "float16")]
-    assert rows(records)[("a", "bfloat16")][2] == "3.00 / 3.00 / 3.00"
-    assert rows(records)[("b", "float16")][2] == "-"
-
-
-def test_ours_is_not_compared_with_itself():
-    ours = rows([record(1, "ours", 10, 40)])[("ours", "float32")]
-    assert ours == ["cpu", "10.0 / 10.0 / 10.0", "-", "40.0 / 40.0 / 40.0", "-"]
-
-
-def test_a_failure_is_named_and_stays_on_one_line():
-    records = [record(1, "ours", 10, 40), record(1, "a", 5, 20)]
-    records += [failure(2, "a", "no a | b")]
-    assert rows(records)[("a", "float32")][0] == "failed: no a \\| b"
-
-
-def test_no_ratio_to_ours_that_failed():
-    records = [failure(1, "ours", "broken"), record(1, "a", 5, 20)]
-    assert rows(records)[("a", "float32")][2] == "-"
-
-
-def test_every_line_of_the_table_has_the_same_columns():
-    records = [record(1, "ours", 10, 40), record(1, "a", 5, 20), failure(1, "b", "x")]
+@pytest.mark.parametrize(
+    ("records", "key", "column", "text"),
+    [
+        # Only what was measured in the same dtype is compared.
+        (
+            [
+                *(record(1, "ours", 10, 40), record(1, "ours", 30, 90, "bfloat16")),
+                record(1, "a", 10, 10, "bfloat16"),
+            ],
+            ("a", "bfloat16"),
+            2,
+            "3.00 / 3.00 / 3.00",
+        ),
+        ([record(1, "ours", 10, 40)], ("ours", "float32"), 2, "-"),
+        ([failure(1, "ours", "x"), record(1, "a", 5, 20)], ("a", "float32"), 2, "-"),
+        ([failure(2, "a", "no a | b")], ("a", "float32"), 0, "failed: no a \\| b"),
+    ],
+)
+def test_a_cell_of_the_table(records, key, column, text):
+    assert rows(records)[key][column] == text
     counts = {len(cells(line)) for line in compare.table(records).splitlines()}
     assert counts == {len(compare.COLUMNS + compare.SPEED_COLUMNS)}
 
@@ -156,9 +151,7 @@ def test_contenders_run_in_turn_and_failures_do_not_stop_the_rest(tmp_path, capf
     ],
 )
 def test_an_answer_to_another_question_is_a_failure(tmp_path, body, error):
-    (result,) = compare.run_rounds(
-        [program(tmp_path, "a", body)], rounds=1, timeout_seconds=60
-    )
+    (result, *_) = compare.run_rounds([program(tmp_path, "a", body)], **LIMITS)
     assert result["error"].startswith(error)
 
 
@@ -204,24 +197,31 @@ def test_the_command_prints_the_table_keeps_the_figures_and_fails(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--only=caffe", "--environments=e"], "--only has 'caffe'"),
-        (["--dtypes=float64", "--environments=e"], "--dtypes has 'float64'"),
-        (["--python=torch=p", "--environments=e"], "--python has 'torch'"),
-        (["--rounds=0", "--environments=e"], "--rounds must be at least 1"),
-        (
-            ["--only=pytorch,ours", "--python=ours=p"],
-            "give --environments=DIR or --python p",
-        ),
+        (["--only=caffe"], "--only has 'caffe'"),
+        (["--dtypes=float64"], "--dtypes has 'float64'"),
+        (["--python=torch=p"], "--python has 'torch'"),
+        (["--rounds=0"], "--rounds must be at least 1"),
     ],
 )
-def test_a_mistake_in_the_flags_exits_2_and_says_so(arguments, error, run_command):
-    code, _, stderr = run_command(compare, *arguments)
+@pytest.mark.parametrize("script", [compare, gpu])
+def test_a_mistake_in_the_flags_exits_2_and_says_so(script, arguments, error, run_command):
+    more = ["--environments=e"] if script is compare else []
+    code, _, stderr = run_command(script, *arguments, *more)
     assert code == 2
     assert error in stderr
 
 
-def test_an_environment_is_made_once_and_again_for_new_requirements(tmp_path, monkeypatch):
-    made, folder = [], tmp_path / "environments" / "pytorch"
+def test_a_contender_without_an_environment_is_refused(run_command):
+    options = "--only=pytorch,ours", "--python=ours=p"
+    code, _, stderr = run_command(compare, *options)
+    assert code == 2
+    assert "give --environments=DIR or --python p" in stderr
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The folders in which an environment was made; pip installs nothing."""
+    made = []
 
     def create(path, **options):
         made.append(path)
@@ -230,6 +230,13 @@ def test_an_environment_is_made_once_and_again_for_new_requirements(tmp_path, mo
 
     monkeypatch.setattr(compare.venv, "create", create)
     monkeypatch.setattr(compare, "run", lambda command, **limits: "")
+    return made
+
+
+def test_an_environment_is_made_once_and_again_for_new_requirements(
+    tmp_path, monkeypatch, made
+):
+    folder = tmp_path / "environments" / "pytorch"
     monkeypatch.setattr(compare, "BENCHMARKS", tmp_path)
     requirements = tmp_path / "requirements-pytorch.txt"
     for text, count in [("torch==1", 1), ("torch==1", 1), ("torch==2", 2)]:
@@ -238,19 +245,15 @@ def test_an_environment_is_made_once_and_again_for_new_requirements(tmp_path, mo
         assert (python, len(made)) == (str(folder / "bin" / "python"), count)
 
 
-def test_an_environment_that_pip_did_not_finish_is_made_again(tmp_path, monkeypatch):
-    def create(path, **options):
-        path.mkdir(exist_ok=True)
-        (path / "pyvenv.cfg").touch()
-
+def test_an_environment_that_pip_did_not_finish_is_made_again(tmp_path, monkeypatch, made):
     def no_network(command, **limits):
         raise compare.ContenderError("no network")
 
-    monkeypatch.setattr(compare.venv, "create", create)
     monkeypatch.setattr(compare, "run", no_network)
-    for _ in range(2):
+    for count in (1, 2):
         with pytest.raises(compare.ContenderError, match="no network"):
             compare.make_environment("pytorch", tmp_path / "e")
+        assert len(made) == count
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
@@ -268,24 +271,25 @@ def test_every_contender_has_its_requirements_and_its_script():
         assert first == "-m" or (REPOSITORY / first).exists()
 
 
-def test_speed_is_the_batch_over_the_time_of_a_step(monkeypatch):
-    clock = iter([0, 9, 0, 4, 0, 2, 0, 1, 0, 3, 0, 80])  # Three of them to warm up.
+@pytest.mark.parametrize(
+    ("ticks", "seconds", "speeds", "num_steps", "num_waits"),
+    [
+        # Three steps to warm up, and then each is timed.
+        ([0, 9, 0, 4, 0, 2, 0, 1, 0, 3, 0, 80], 5, [30 / 1, 30 / 3, 30 / 80], 6, 6),
+        # A fast device is waited for ten times: ten steps in 20 s each.
+        ([0, 1] * 3 + [0, 20] * 10, 100, [30 / 2] * 10, 3 + 100, 3 + 10),
+    ],
+)
+def test_speed_is_the_batch_over_the_time_of_a_step(
+    monkeypatch, ticks, seconds, speeds, num_steps, num_waits
+):
+    clock = iter(ticks)
     monkeypatch.setattr(peer.time, "perf_counter", lambda: next(clock))
     steps, waits = [], []
-    work = peer.Work("float32", batch_size=30, image_size=224, seconds=5)
-    speeds = peer.images_per_second(lambda: steps.append(0), waits.append, work)
-    assert speeds == [30 / 1, 30 / 3, 30 / 80]
-    assert len(steps) == len(waits) == 6
-
-
-def test_a_fast_device_waits_ten_times_in_a_measurement(monkeypatch):
-    clock = iter([0, 1] * 3 + [0, 20] * 10)
-    monkeypatch.setattr(peer.time, "perf_counter", lambda: next(clock))
-    steps, waits = [], []
-    work = peer.Work("float32", batch_size=30, image_size=224, seconds=100)
-    speeds = peer.images_per_second(lambda: steps.append(0), waits.append, work)
-    assert speeds == [30 / 2] * 10  # Ten steps in 20 s.
-    assert (len(steps), len(waits)) == (3 + 100, 3 + 10)
+    work = peer.Work("float32", batch_size=30, image_size=224, seconds=seconds)
+    result = peer.images_per_second(lambda: steps.append(0), waits.append, work)
+    assert result == speeds
+    assert (len(steps), len(waits)) == (num_steps, num_waits)
 
 
 @pytest.mark.parametrize("image_size", [96, 100, 224])
@@ -495,14 +499,6 @@ def test_our_networks_wait_for_another_run_when_time_is_up(tmp_path, monkeypatch
     assert not list(results)
 
 
-def test_the_next_compilation_is_expected_to_take_as_long_as_those_before():
-    expected = gpu_ours._expected_seconds
-    assert expected({}, "float32") == 0
-    assert expected({"bfloat16": [90, 20]}, "float32") == 90
-    assert expected({"bfloat16": [90]}, "bfloat16") == 90
-    assert expected({"bfloat16": [90, 20, 30]}, "bfloat16") == 30
-
-
 def test_gpu_ratios_are_those_of_medians_to_the_compiled_torch(tmp_path):
     results = gpu_results(tmp_path)
     results.put(gpu_record(*gpu.REFERENCE, [9.0, 10.0, 12.0]))
@@ -569,21 +565,6 @@ def test_gpu_contenders_that_fail_are_named(tmp_path, run_command, keep_environm
     assert "| seed stock | bfloat16 | failed: exit code 1: OSError: no \\| GPU |" in stdout
     assert "| pytorch | bfloat16 | failed: OSError: no \\| GPU |" in stdout
     assert "Traceback" in stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["--only=caffe"], "--only has 'caffe'"),
-        (["--dtypes=float64"], "--dtypes has 'float64'"),
-        (["--python=torch=p"], "--python has 'torch'"),
-        (["--rounds=0"], "--rounds must be at least 1"),
-    ],
-)
-def test_a_mistake_in_the_gpu_flags_exits_2_and_says_so(arguments, error, run_command):
-    code, _, stderr = run_command(gpu, *arguments)
-    assert code == 2
-    assert error in stderr
 
 
 @pytest.mark.slow
