@@ -1,4 +1,3 @@
-import builtins
 import json
 import sys
 import types
@@ -79,15 +78,7 @@ def test_rows_are_mirrored_offline(tmp_path, offline, capfd):
 
 
 def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    original = builtins.__import__
-
-    def without_wandb(name, *args, **kwargs):
-        if name == "wandb":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_wandb)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it fails.
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
         WandbMirror("tests", tmp_path, Config())
 
