@@ -53,39 +53,20 @@ def test_the_scale_keeps_the_shares_of_the_recipe():
     assert windows[0] == pytest.approx(windows[1], rel=0.1)
 
 
-def eval_row(step: int, accuracy: float, head: float) -> dict:
-    return {
-        "split": "eval",
-        "step": step,
-        "loss": 1.0,
-        "accuracy": accuracy,
-        "aux_4a_accuracy": head,
-    }
-
-
-def train_row(step: int, pace: float) -> dict:
-    return {
-        "split": "train",
-        "step": step,
-        "loss": 2.0,
-        "accuracy": 0.1,
-        "images_per_second": pace,
-    }
+def run_rows(pace: float, first: tuple[float, float], last: tuple[float, float]) -> list:
+    """Rows of two steps, with accuracy and accuracy of a head after each."""
+    rows = []
+    for step, (accuracy, head) in enumerate((first, last), 1):
+        train = {"split": "train", "loss": 2.0, "accuracy": 0.1}
+        rows.append({**train, "step": step, "images_per_second": pace * (2 * step - 1)})
+        evaluation = {"split": "eval", "step": step, "loss": 1.0}
+        rows.append({**evaluation, "accuracy": accuracy, "aux_4a_accuracy": head})
+    return rows
 
 
 RUNS = {
-    0: [
-        train_row(1, 10.0),
-        eval_row(1, 0.99, 0.9),
-        train_row(2, 30.0),
-        eval_row(2, 0.5, 0.4),
-    ],
-    3: [
-        train_row(1, 20.0),
-        eval_row(1, 0.1, 0.1),
-        train_row(2, 60.0),
-        eval_row(2, 0.7, 0.4),
-    ],
+    0: run_rows(10.0, (0.99, 0.9), (0.5, 0.4)),
+    3: run_rows(20.0, (0.1, 0.1), (0.7, 0.4)),
 }
 
 
