@@ -82,13 +82,7 @@ def augment(**fields) -> Augment:
     return Augment(**{**off, **fields})
 
 
-def bind_step(
-    *,
-    preprocess: Preprocess,
-    augment: Augment,
-    epoch_steps: int = 1,
-    **fields,
-):
+def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1, **fields):
     """A training step of `(state, batch)`; fields of the objective are named alone."""
     objective = {
         field.name: fields.pop(field.name)

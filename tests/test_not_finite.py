@@ -10,19 +10,18 @@ from tiny_run import (
     SEED,
     copy_run,
     last_line,
+    restore_state,
     rows_without_timings,
     run,
+    save_state,
     saved_steps,
     train_tiny,
 )
 
-from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.training.experiment import create_experiment
 
 SIZE = 16
 # Black stays 0 and white becomes infinite, for want of pictures that hold a NaN.
@@ -60,13 +59,7 @@ def path_seen_first_at(step: int, root: pathlib.Path) -> str:
 
 @pytest.mark.parametrize(
     ("every", "saved"),
-    [
-        ((1, 2), [2]),
-        pytest.param((1, 0), [], marks=pytest.mark.faults),
-        pytest.param((5, 0), [], marks=pytest.mark.faults),
-        pytest.param((100, 1), [1, 2], marks=pytest.mark.faults),
-        pytest.param((100, 2), [2], marks=pytest.mark.faults),
-    ],
+    [((1, 2), [2]), ((1, 0), []), ((5, 0), []), ((100, 1), [1, 2]), ((100, 2), [2])],
 )
 @pytest.mark.faults
 def test_a_poisoned_batch(compilation_cache, tmp_path, every, saved):
@@ -130,29 +123,19 @@ def test_a_huge_learning_rate(compilation_cache, tmp_path, log_every_steps):
 
 
 def assert_finite(workdir: pathlib.Path, step: int) -> None:
-    state, _ = restore(workdir, step)
+    state, _ = restore_state(workdir, step)
     for leaf in jax.tree.leaves(state):
         assert np.isfinite(leaf).all()
 
 
-def restore(workdir: pathlib.Path, step: int):
-    with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
-        devices = jax.local_devices()[:1]
-        experiment = create_experiment(Config.of_run(directory.read_config()), devices)
-        state_like = jax.eval_shape(experiment.create_state)
-        state = checkpoints.restore(step, state_like, devices)
-        return state, checkpoints.describe(step)
-
-
 def overflow(workdir: pathlib.Path, step: int, head: str) -> None:
     """Gives a head a bias of finite numbers whose difference is infinite."""
-    state, description = restore(workdir, step)
+    state, description = restore_state(workdir, step)
     params = jax.device_get(state.params)
     layer = params if head == "main" else params[head]
     bias = np.where(np.arange(10) % 2, 3e38, -3e38).astype(np.float32)
     layer["classifier"]["bias"] = bias
-    with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
-        checkpoints.save(state.replace(params=params), description=description)
+    save_state(workdir, state.replace(params=params), description)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from googlenet_flax.config import Config
+from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.training.experiment import create_experiment
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DIGITS = REPOSITORY / "configs" / "digits.py"
@@ -156,6 +160,21 @@ def copy_run(
         if step > newest:
             shutil.rmtree(target / "checkpoints" / str(step))
     return target
+
+
+def restore_state(workdir: pathlib.Path, step: int):
+    """State and description of a checkpoint, on one device."""
+    with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
+        devices = jax.local_devices()[:1]
+        experiment = create_experiment(Config.of_run(directory.read_config()), devices)
+        state_like = jax.eval_shape(experiment.create_state)
+        return checkpoints.restore(step, state_like, devices), checkpoints.describe(step)
+
+
+def save_state(workdir: pathlib.Path, state, description, metrics=None) -> None:
+    """Saves a checkpoint as the run does after an evaluation that gave `metrics`."""
+    with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
+        checkpoints.save(state, description=description, metrics=metrics)
 
 
 def last_line(err: str) -> str:
