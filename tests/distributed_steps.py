@@ -7,10 +7,17 @@ import pathlib
 import sys
 from functools import partial
 
+import conftest  # noqa: F401  # Sets the environment before JAX reads it.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import augment, bind_step, numpy_variables, preprocess, small_googlenet
+from helpers.networks import (
+    augment,
+    bind_step,
+    numpy_variables,
+    preprocess,
+    small_googlenet,
+)
 
 from googlenet_flax.data.image_set import ImageSet
 from googlenet_flax.data.sampler import ProcessShard, TrainingOrder

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import equations, numpy_variables, small_googlenet
+from helpers.jaxprs import equations
+from helpers.networks import numpy_variables, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.model import ops

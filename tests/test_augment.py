@@ -5,8 +5,9 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import augment, preprocess, random_images
 from helpers.crops import assert_evenly_spread, cut
+from helpers.images import random_images
+from helpers.networks import augment, preprocess
 
 from googlenet_flax.preprocessing.augment import alternating_flips
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS

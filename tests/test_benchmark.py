@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL_INCEPTIONS
 from helpers.configs import named_config
+from helpers.networks import SMALL_INCEPTIONS
+from helpers.paths import REPOSITORY
 
 from googlenet_flax.config import Config
-from googlenet_flax.model.googlenet import googlenet
+from googlenet_flax.model import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.performance.benchmark import (
     benchmark,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import decode

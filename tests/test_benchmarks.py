@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import REPOSITORY, small_googlenet
 from flax import traverse_util
+from helpers.networks import small_googlenet
+from helpers.paths import REPOSITORY
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 from test_parity import TOLERANCE, relative_differences, stored_outputs
 

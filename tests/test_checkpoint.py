@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import bind_step, preprocess, save_weights, small_googlenet
+from helpers.networks import bind_step, preprocess, small_googlenet
 from helpers.steps import AUGMENT, PREPROCESS, random_batch, start_state, tiny_state
+from helpers.untrained_runs import save_weights
 
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import UserError

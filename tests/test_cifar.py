@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
 

@@ -3,8 +3,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import numpy_variables, small_googlenet
 from helpers.configs import named_config
+from helpers.networks import numpy_variables, small_googlenet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -3,8 +3,8 @@ import re
 
 import ml_collections
 import pytest
-from conftest import REPOSITORY
 from helpers.configs import CONFIG_FILES, load_config, named_config
+from helpers.paths import REPOSITORY
 
 from googlenet_flax.config import FIELDS, Config, field_type
 

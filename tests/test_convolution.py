@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import (
+from helpers.convolutions import (
     draw_convolution,
-    equations,
     largest_differences,
     output_and_gradients,
     preprocess,
     stock_convolution,
 )
+from helpers.jaxprs import equations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import random_images
 from helpers.crops import cut, resampled
+from helpers.images import random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,14 +10,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_run import (
+from helpers.processes import last_line, run
+from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
     copy_run,
-    last_line,
     read_json,
     restore_state,
-    run,
     save_state,
     saved_steps,
     tiny_flags,

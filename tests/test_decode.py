@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 from helpers.pictures import png_header
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -9,22 +9,24 @@ import jax
 import numpy as np
 import pytest
 from distributed_steps import train_and_save
-from tiny_run import (
-    FINAL_STEP,
-    REPOSITORY,
-    copy_run,
+from helpers.paths import REPOSITORY
+from helpers.processes import (
     finish,
     heard,
     last_line,
-    rows_without_timings,
     run,
-    saved_leaves,
-    saved_steps,
     start,
     start_python,
+    wait_for_line,
+)
+from helpers.tiny_run import (
+    FINAL_STEP,
+    copy_run,
+    rows_without_timings,
+    saved_leaves,
+    saved_steps,
     tiny_flags,
     train_tiny,
-    wait_for_line,
 )
 
 from googlenet_flax import main

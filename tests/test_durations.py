@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SMALL_INCEPTIONS
 from helpers.configs import load_config, named_config
+from helpers.networks import SMALL_INCEPTIONS
+from helpers.paths import DIGITS
+from helpers.tiny_run import FINAL_STEP, TINY_RUN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import DIGITS, FINAL_STEP, TINY_RUN
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import numpy_variables, random_images, small_googlenet
+from helpers.images import random_images
+from helpers.networks import numpy_variables, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.analysis.endpoints import (

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import cut_out, numpy_variables, preprocess, write_run
 from helpers.configs import named_config
 from helpers.small_networks import create_small, small_networks
 from helpers.written_out import color_blocks, softmax

@@ -12,15 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 import safetensors
-from conftest import (
-    SMALL_INCEPTIONS,
-    numpy_variables,
-    preprocess,
-    random_images,
-    small_googlenet,
-    write_run,
-)
 from flax import traverse_util
+from helpers.images import random_images
+from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
+from helpers.untrained_runs import write_run
 
 from googlenet_flax import create_model
 from googlenet_flax import export as command

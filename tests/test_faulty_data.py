@@ -13,20 +13,20 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.paths import DIGITS
 from helpers.pictures import png_header
-from helpers.tiny_sets import TinyColour, TinyGrey, prepare
-from tiny_run import (
-    DIGITS,
+from helpers.processes import last_line
+from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
     copy_run,
-    last_line,
     read_json,
     rows_without_timings,
     saved_steps,
     tiny_flags,
     train_tiny,
 )
+from helpers.tiny_sets import TinyColour, TinyGrey, prepare
 
 from googlenet_flax import import_weights, main
 from googlenet_flax.data.builders import cifar

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY
 from helpers.batches import assert_batch
+from helpers.paths import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,13 +9,12 @@ import resource
 import shutil
 
 import pytest
-from tiny_run import (
+from helpers.paths import REPOSITORY
+from helpers.processes import last_line, run
+from helpers.tiny_run import (
     FINAL_STEP,
-    REPOSITORY,
     assert_same_run,
     copy_run,
-    last_line,
-    run,
     saved_steps,
     tiny_flags,
     train_tiny,

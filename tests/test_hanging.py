@@ -9,8 +9,11 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY, numpy_variables, preprocess, write_run
-from tiny_run import finish, heard, last_line, saved_steps, start, start_python
+from helpers.networks import numpy_variables, preprocess
+from helpers.paths import REPOSITORY
+from helpers.processes import finish, heard, last_line, start, start_python
+from helpers.tiny_run import saved_steps
+from helpers.untrained_runs import write_run
 
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions

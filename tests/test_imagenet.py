@@ -19,13 +19,14 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 from helpers.batches import assert_batch
+from helpers.processes import finish, run, start, wait_for_line
+from helpers.tiny_run import assert_same_run
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.datasets.imagenet2012 import (
     imagenet2012_dataset_builder as stock_module,
 )
 from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 from tensorflow_datasets.proto import tf_example_pb2
-from tiny_run import assert_same_run, finish, run, start, wait_for_line
 
 from googlenet_flax.data import PictureOptions, load_split, prepared
 from googlenet_flax.data.builders import imagenet

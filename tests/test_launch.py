@@ -14,16 +14,10 @@ import time
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from helpers.configs import load_config
-from tiny_run import (
-    FINAL_STEP,
-    TIMEOUT_SECONDS,
-    heard,
-    saved_steps,
-    tiny_flags,
-    wait_for_line,
-)
+from helpers.paths import REPOSITORY
+from helpers.processes import TIMEOUT_SECONDS, heard, wait_for_line
+from helpers.tiny_run import FINAL_STEP, saved_steps, tiny_flags
 
 from googlenet_flax.config import Config
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "googlenet_flax"
 # Each floor may import from its own room and from the floors in front of it.

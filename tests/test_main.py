@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import DIGITS, FINAL_STEP, REPOSITORY, copy_run, run, tiny_flags
+from helpers.paths import DIGITS, REPOSITORY
+from helpers.processes import run
+from helpers.tiny_run import FINAL_STEP, copy_run, tiny_flags
 
 from googlenet_flax import evaluate, main
 from googlenet_flax.runs.metrics import read_rows

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import numpy_variables, small_googlenet
 from flax import traverse_util
+from helpers.networks import numpy_variables, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.model.googlenet import INCEPTIONS, VARIANTS

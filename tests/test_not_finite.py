@@ -6,13 +6,12 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from tiny_run import (
+from helpers.processes import last_line, run
+from helpers.tiny_run import (
     SEED,
     copy_run,
-    last_line,
     restore_state,
     rows_without_timings,
-    run,
     save_state,
     saved_steps,
     train_tiny,

@@ -9,8 +9,8 @@ import os
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from flax import traverse_util
+from helpers.paths import REPOSITORY
 from originals.weights import NUM_CLASSES, draw_images, draw_weights, to_flax
 
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet

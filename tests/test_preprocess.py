@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import preprocess, random_images
+from helpers.images import random_images
+from helpers.networks import preprocess
 
 from googlenet_flax.preprocessing.crops import Crop, central_crop, ten_crops
 

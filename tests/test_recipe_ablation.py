@@ -4,8 +4,8 @@ import pathlib
 import sys
 
 import pytest
-from conftest import REPOSITORY
 from helpers.configs import load_config
+from helpers.paths import REPOSITORY
 
 from googlenet_flax.config import Config
 

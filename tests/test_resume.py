@@ -8,21 +8,17 @@ import time
 
 import numpy as np
 import pytest
+from helpers.processes import TIMEOUT_SECONDS, finish, last_line, run, wait_for_line
 from helpers.series import series_of, tensorboard_series
-from tiny_run import (
+from helpers.tiny_run import (
     EPOCH_STEPS,
     FINAL_STEP,
-    TIMEOUT_SECONDS,
     assert_same_run,
     copy_run,
-    finish,
-    last_line,
     rows_without_timings,
-    run,
     saved_steps,
     start_tiny,
     train_tiny,
-    wait_for_line,
 )
 
 from googlenet_flax.runs.metrics import read_rows

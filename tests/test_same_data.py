@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import SMALL_INCEPTIONS
 from helpers.configs import named_config
+from helpers.networks import SMALL_INCEPTIONS
 
 from googlenet_flax.data import folder
 from googlenet_flax.model import googlenet

@@ -3,7 +3,7 @@ import re
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import scaling

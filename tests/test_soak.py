@@ -5,7 +5,8 @@ import statistics
 
 import psutil
 import pytest
-from tiny_run import EPOCH_STEPS, finish, start_python, tiny_flags
+from helpers.processes import finish, start_python
+from helpers.tiny_run import EPOCH_STEPS, tiny_flags
 
 STEPS = 2000
 LOG_EVERY_STEPS = 10

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import augment, bind_step, preprocess, random_images, small_googlenet
 from helpers.crops import assert_evenly_spread
+from helpers.images import random_images
+from helpers.networks import augment, bind_step, preprocess, small_googlenet
 from helpers.steps import assert_same_tree, random_batch, run_steps
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput

@@ -4,8 +4,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import SMALL_INCEPTIONS
 from helpers.configs import named_config
+from helpers.networks import SMALL_INCEPTIONS
 
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.profile import StepProfile

@@ -5,22 +5,24 @@ import socket
 import time
 
 import pytest
-import tiny_run
-from tiny_run import (
-    FINAL_STEP,
+from helpers import tiny_run
+from helpers.processes import (
     SIGNALS,
     TIMEOUT_SECONDS,
-    assert_same_run,
-    copy_run,
     finish,
     heard,
     last_line,
+    start_python,
+    wait_for_line,
+)
+from helpers.tiny_run import (
+    FINAL_STEP,
+    assert_same_run,
+    copy_run,
     rows_without_timings,
     saved_steps,
-    start_python,
     tiny_flags,
     train_tiny,
-    wait_for_line,
 )
 
 MAX_STOP_SECONDS = 10

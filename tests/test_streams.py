@@ -9,12 +9,11 @@ import termios
 import threading
 
 import pytest
-from tiny_run import (
+from helpers.processes import finish, last_line
+from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
     copy_run,
-    finish,
-    last_line,
     saved_steps,
     start_tiny,
     train_tiny,

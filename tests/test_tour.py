@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from conftest import REPOSITORY
-from tiny_run import finish, start_python
+from helpers.paths import REPOSITORY
+from helpers.processes import finish, start_python
 
 TOUR = REPOSITORY / "docs" / "tour.ipynb"
 

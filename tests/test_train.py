@@ -1,7 +1,7 @@
 import jax
 import pytest
-from conftest import SMALL_INCEPTIONS
 from helpers.configs import named_config
+from helpers.networks import SMALL_INCEPTIONS
 
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import MetricsWriter

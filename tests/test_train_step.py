@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import augment, bind_step, numpy_variables, small_googlenet
+from helpers.networks import augment, bind_step, numpy_variables, small_googlenet
 from helpers.steps import (
     AUGMENT,
     PREPROCESS,

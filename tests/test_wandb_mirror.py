@@ -3,7 +3,7 @@ import sys
 import types
 
 import pytest
-from tiny_run import train_tiny
+from helpers.tiny_run import train_tiny
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.wandb_mirror import WandbMirror

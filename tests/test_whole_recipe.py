@@ -8,10 +8,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL_INCEPTIONS
 from helpers.configs import named_config
+from helpers.networks import SMALL_INCEPTIONS
+from helpers.tiny_run import rows_without_timings, saved_leaves, saved_steps
 from test_train import COMPILATION
-from tiny_run import rows_without_timings, saved_leaves, saved_steps
 
 from googlenet_flax import evaluate
 from googlenet_flax.model import googlenet

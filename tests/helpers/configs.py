@@ -6,8 +6,8 @@ from unittest import mock
 
 import ml_collections
 from absl import flags
+from helpers.paths import REPOSITORY
 from ml_collections import config_flags
-from tiny_run import REPOSITORY
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 

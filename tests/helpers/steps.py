@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import augment, bind_step, numpy_variables, preprocess
+from helpers.networks import augment, bind_step, numpy_variables, preprocess
 
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import create_optimizer

@@ -1,17 +1,14 @@
-"""Real runs of a tiny network as processes, and what they leave."""
+"""Real runs of a tiny network, and what they leave."""
 
-import contextlib
 import json
-import os
 import pathlib
 import shutil
-import signal
 import subprocess
-import sys
 
 import jax
 import numpy as np
-import pytest
+from helpers.paths import DIGITS
+from helpers.processes import finish, start
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
@@ -20,9 +17,7 @@ from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.experiment import create_experiment
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
-DIGITS = REPOSITORY / "configs" / "digits.py"
-SEED = 1  # Whose last evaluation is the best one, on every JAX tested.
+SEED = 1  # With it the last evaluation is the best one, on every JAX tested.
 TINY_RUN = [
     "--config.width_multiplier=0.1",
     "--config.train_split=train[:40]",
@@ -35,59 +30,6 @@ TINY_RUN = [
 ]
 EPOCH_STEPS = 5
 FINAL_STEP = 10
-TIMEOUT_SECONDS = 240
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-
-
-@contextlib.contextmanager
-def heard(ignored=()):
-    """What starts inside hears all signals but these, also where the tests ignore one."""
-    inherited = {
-        number: signal.signal(
-            number, signal.SIG_IGN if number in ignored else signal.SIG_DFL
-        )
-        for number in SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in inherited.items():
-            signal.signal(number, handler)
-
-
-def start(command, *args, env=None, **options) -> subprocess.Popen:
-    """The command as a process; `options` are those of `subprocess.Popen`."""
-    return start_python("-m", f"googlenet_flax.{command}", *args, env=env, **options)
-
-
-def start_python(*args, env=None, **options) -> subprocess.Popen:
-    """The same of `python ARGS`, for a program that calls a command."""
-    settings = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # Much compiled, little run.
-        **(env or {}),
-    }
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        [sys.executable, *map(str, args)],
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, **settings},
-        **options,
-    )
-
-
-def run(command, *args, env=None, **options) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    return finish(start(command, *args, env=env, **options))
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """The same of a process that has been started."""
-    try:
-        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
-    finally:
-        process.kill()
-    return process.returncode, out, err
 
 
 def start_tiny(workdir, *more, env, **options) -> subprocess.Popen:
@@ -96,23 +38,13 @@ def start_tiny(workdir, *more, env, **options) -> subprocess.Popen:
 
 
 def tiny_flags(workdir) -> list[str]:
-    """The command line of this."""
+    """Returns the command line of a tiny run."""
     return [f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN]
 
 
 def train_tiny(workdir, *more, env, **options) -> tuple[int, str, str]:
-    """The same to its end."""
+    """Runs a tiny run to its end; returns exit code, stdout and stderr."""
     return finish(start_tiny(workdir, *more, env=env, **options))
-
-
-def wait_for_line(process: subprocess.Popen, text: str) -> None:
-    """Reads stderr up to a line that holds `text`."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            return
-    pytest.fail(f"the process ended without {text!r}: {''.join(lines)}")
 
 
 def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
@@ -136,7 +68,7 @@ def saved_leaves(workdir: pathlib.Path, step: int = FINAL_STEP) -> list[np.ndarr
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """Of the checkpoints that are there."""
+    """Returns the steps of the checkpoints that are there."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -175,12 +107,6 @@ def save_state(workdir: pathlib.Path, state, description, metrics=None) -> None:
     """Saves a checkpoint as the run does after an evaluation that gave `metrics`."""
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
         checkpoints.save(state, description=description, metrics=metrics)
-
-
-def last_line(err: str) -> str:
-    """The line that says why a run ended; there must be no traceback."""
-    assert "Traceback" not in err, err
-    return err.splitlines()[-1]
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -1,0 +1,37 @@
+"""Convolutions to compare ours with, and how far apart they are."""
+
+import jax
+import numpy as np
+
+
+def stock_convolution(x, kernel, stride=1, padding="SAME"):
+    """XLA's own."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def draw_convolution(x_shape, kernel_shape, stride=1, padding="SAME", seed=0):
+    """An input as after a ReLU, a kernel and a gradient of the output, float64."""
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.normal(size=x_shape), rng.normal(size=kernel_shape)
+    y = jax.eval_shape(
+        lambda x, kernel: stock_convolution(x, kernel, stride, padding), x, kernel
+    )
+    return np.maximum(x, 0), kernel, rng.normal(size=y.shape)
+
+
+def output_and_gradients(convolve, x, kernel, grad) -> list[np.ndarray]:
+    """What `convolve(x, kernel)` computes, and its gradients of both."""
+
+    def run(x, kernel, grad):
+        y, vjp = jax.vjp(convolve, x, kernel)
+        return y, *vjp(grad)
+
+    return jax.device_get(list(jax.jit(run)(x, kernel, grad)))
+
+
+def largest_differences(actual, expected) -> list[float]:
+    """Of each pair of arrays, as a fraction of the largest value."""
+    pairs = zip(actual, expected, strict=True)
+    return [float(np.abs(a - e).max() / np.abs(e).max()) for a, e in pairs]
