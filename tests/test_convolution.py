@@ -10,10 +10,10 @@ from helpers.convolutions import (
     draw_convolution,
     largest_differences,
     output_and_gradients,
-    preprocess,
     stock_convolution,
 )
 from helpers.jaxprs import equations
+from helpers.networks import preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads

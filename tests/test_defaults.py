@@ -5,7 +5,8 @@ import sys
 
 import jax
 import pytest
-from conftest import REPOSITORY, preprocess
+from helpers.networks import preprocess
+from helpers.paths import REPOSITORY
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.config import Config

@@ -1,7 +1,7 @@
 import json
 
 import jax.numpy as jnp
-from conftest import preprocess
+from helpers.networks import preprocess
 from helpers.small_networks import small_networks
 from hypothesis import given
 from hypothesis import strategies as st

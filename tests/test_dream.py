@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import numpy_variables, preprocess, random_images, small_googlenet, write_run
+from helpers.images import random_images
+from helpers.networks import numpy_variables, preprocess, small_googlenet
 from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import write_run
 
 from googlenet_flax import dream as command
 from googlenet_flax.analysis import dream as drawing

@@ -10,7 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from helpers.configs import named_config
+from helpers.images import cut_out
+from helpers.networks import numpy_variables, preprocess
 from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import write_run
 from helpers.written_out import color_blocks, softmax
 
 from googlenet_flax import evaluate

@@ -18,11 +18,13 @@ import onnx
 import pytest
 import safetensors.flax
 import safetensors.numpy
-from conftest import REPOSITORY, numpy_variables, preprocess, write_run
 from flax import traverse_util
 from helpers.configs import named_config
+from helpers.networks import numpy_variables, preprocess
+from helpers.paths import REPOSITORY
 from helpers.small_networks import create_small, small_networks
 from helpers.steps import tiny_state
+from helpers.untrained_runs import write_run
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 

@@ -10,18 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import (
-    REPOSITORY,
-    cut_out,
-    numpy_variables,
-    preprocess,
-    save_weights,
-    write_run,
-)
+from helpers.images import cut_out
+from helpers.networks import numpy_variables, preprocess
+from helpers.paths import REPOSITORY
+from helpers.processes import run
+from helpers.processes import start as start_process
 from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import save_weights, write_run
 from helpers.written_out import color_blocks, softmax
-from tiny_run import run
-from tiny_run import start as start_process
 
 from googlenet_flax import create_model
 from googlenet_flax import predict as command

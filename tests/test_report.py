@@ -13,8 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import sklearn.metrics
-from conftest import numpy_variables, preprocess, random_images, write_run
+from helpers.images import random_images
+from helpers.networks import numpy_variables, preprocess
 from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import write_run
 from helpers.written_out import softmax
 
 from googlenet_flax import create_model

@@ -9,12 +9,14 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
-from conftest import REPOSITORY, numpy_variables, preprocess, save_weights, write_run
 from flax import traverse_util
 from helpers.configs import load_config, named_config
+from helpers.networks import numpy_variables, preprocess
+from helpers.paths import REPOSITORY
 from helpers.small_networks import create_small, small_networks
+from helpers.tiny_run import rows_without_timings, saved_leaves
+from helpers.untrained_runs import save_weights, write_run
 from orbax.checkpoint import v1 as ocp
-from tiny_run import rows_without_timings, saved_leaves
 
 from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from conftest import small_googlenet
+from helpers.networks import small_googlenet
 
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.training.description import ModelDescription
