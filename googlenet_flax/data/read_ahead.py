@@ -20,7 +20,7 @@ Element = TypeVar("Element")
 
 MAX_THREADS = 16  # More threads would only wait for the GIL.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CLOSE_SECONDS = 1  # Time that a worker process has to end before it is killed.
+CLOSE_SECONDS = 4  # Time that a worker process has to end before it is killed.
 
 
 def read_ahead(
