@@ -16,9 +16,9 @@ from helpers.paths import REPOSITORY
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 from test_parity import TOLERANCE, relative_differences, stored_outputs
 
+from googlenet_flax.model import googlenet as our_model
 from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
-from googlenet_flax.model import googlenet as our_model
 from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import create_optimizer
 
