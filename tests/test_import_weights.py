@@ -971,7 +971,7 @@ def test_an_import_evaluates(tmp_path, run_command):
 
     code, _, err = evaluate_import()
     assert code == 2 and err.count("\n") == 1
-    assert "name --dataset" in err
+    assert "--dataset" in err
     code, out, err = evaluate_import("--dataset=digits", "--split=test[:8]", "--json")
     assert code == 0, err
     metrics = json.loads(out)

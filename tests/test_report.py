@@ -448,7 +448,7 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
     reader = Reader(create_run_page(material).to_html())
     assert "Imported weights; they were not trained here." in reader.text
     assert "these weights were imported" in reader.text
-    assert "name --dataset" in reader.text
+    assert "--dataset" in reader.text
     assert dict(table_of(reader, "Imported from")[1:]) == origin
 
 
