@@ -106,7 +106,7 @@ def _per_channel(
 
 
 def _is_a(value: Any, expected: type) -> bool:
-    """Whether a value is of a type; an int is also good for a float, a bool is not."""
+    """Checks the type of a value; an int is also good for a float, a bool is not."""
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)

@@ -23,7 +23,7 @@ from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 from googlenet_flax.training.description import ModelDescription
 
 CLASS_NAMES = ("ant", "bee")
-PICTURES = {"train": 12, "test": 4}  # Of each class.
+PICTURES = {"train": 12, "test": 4}  # Pictures of each class.
 BATCH_SIZE = 8
 EPOCH_STEPS = 3
 SEED = 1

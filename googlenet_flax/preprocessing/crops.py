@@ -9,7 +9,7 @@ import jax.numpy as jnp
 CROP_NUMBERS = (1, 2, 6, 10, 144)  # Table 3 of the paper has 1, 10 and 144.
 TRAINING_PIXELS = 224  # Side of the crops in the literature, cut from a resized picture.
 TEN_CROP_SCALE = 256  # Shorter side of the resized picture in pixels.
-PAPER_SCALES = (256, 288, 320, 352)  # The same for the 144 crops of section 7.
+PAPER_SCALES = (256, 288, 320, 352)  # Sizes for the 144 crops of section 7.
 CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 CENTER = (0.5, 0.5)
 SHIFT = 1 / 32  # One pixel of a CIFAR picture.

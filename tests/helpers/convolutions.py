@@ -32,6 +32,6 @@ def output_and_gradients(convolve, x, kernel, grad) -> list[np.ndarray]:
 
 
 def largest_differences(actual, expected) -> list[float]:
-    """Of each pair of arrays, as a fraction of the largest value."""
+    """Returns the difference of each pair of arrays, relative to the largest value."""
     pairs = zip(actual, expected, strict=True)
     return [float(np.abs(a - e).max() / np.abs(e).max()) for a, e in pairs]

@@ -4,7 +4,7 @@ from jax.extend.core import jaxprs_in_params
 
 
 def equations(jaxpr):
-    """Those of a jaxpr and of all jaxprs inside."""
+    """Yields the equations of a jaxpr and of all jaxprs inside."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):

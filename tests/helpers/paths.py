@@ -1,4 +1,4 @@
-"""Where the repository and the config of most tests lie."""
+"""Paths of the repository and of the config that most tests use."""
 
 import pathlib
 
