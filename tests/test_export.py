@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import safetensors
 from flax import traverse_util
 from helpers.images import random_images
 from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
+from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
 
 from googlenet_flax import create_model
@@ -294,11 +296,19 @@ def test_command_writes_safetensors(tmp_path, network, export_to):
 
 
 def test_a_missing_package_is_named(tmp_path, export_to, monkeypatch):
-    for module, format_name in (("onnx", "onnx"), ("safetensors.numpy", "safetensors")):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    declared = project["project"]["optional-dependencies"]["export"]
+    for module, format_name in (
+        ("onnx", "onnx"),
+        ("safetensors.numpy", "safetensors"),
+        ("flatbuffers", "stablehlo"),
+    ):
         monkeypatch.setitem(sys.modules, module, None)
         code, _, err = export_to(tmp_path / "file", format_name)
         assert code == 2 and len(err.splitlines()) == 1
-        assert f"pip install {format_name}, or googlenet_flax[export]" in err
+        package = module.partition(".")[0]
+        assert f"pip install {package}, or googlenet_flax[export]" in err
+        assert any(line.startswith(f"{package}>=") for line in declared)
     assert not list(tmp_path.iterdir())
 
 

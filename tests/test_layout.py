@@ -29,6 +29,7 @@ OUTSIDERS = {
     "ml_collections": {"runtime", "config", "main"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"reports"},
+    "flatbuffers": {"exporters"},
     "torch": {"importers"},
     "h5py": {"importers"},
     "onnx": {"importers", "exporters"},
@@ -36,7 +37,7 @@ OUTSIDERS = {
     "safetensors": {"importers", "exporters"},
     **{name: set() for name in ("configs", "tests", "tensorflow", "keras", "torchvision")},
 }
-LATE = {"torch", "h5py", "onnx", "onnxruntime", "safetensors"}
+LATE = {"flatbuffers", "torch", "h5py", "onnx", "onnxruntime", "safetensors"}
 
 
 def room_of(module: str) -> str:
@@ -113,4 +114,5 @@ def test_import_is_light(modules, absent):
     )
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert "googlenet_flax" in loaded
-    assert not loaded & (SLOW | absent | LATE)
+    # JAX itself imports flatbuffers where it is installed.
+    assert not loaded & (SLOW | absent | (LATE - {"flatbuffers"}))

@@ -13,12 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.exporters.network import Network
+from googlenet_flax.runtime.errors import missing_package
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(network: Network) -> bytes:
-    """Serializes the function for batches of any size, with the weights inside."""
+    """Serializes the function for batches of any size, with the weights inside.
+
+    Raises:
+      UserError: The package flatbuffers is missing, with which JAX serializes.
+    """
+    try:
+        import flatbuffers  # noqa: F401, PLC0415 - an extra
+    except ImportError as error:
+        raise missing_package("flatbuffers", "--format=stablehlo", "export") from error
     from jax import export  # noqa: PLC0415 - slow
 
     (batch,) = export.symbolic_shape("batch")
