@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 from helpers.images import random_images
@@ -370,13 +371,39 @@ def test_sizes_of_pictures(tmp_path, shape, size, expected):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "enough"), [((8, 8), None, 80), ((30, 300), 200, 800)]
+    ("shape", "size", "drawn", "enough"),
+    [
+        ((8, 8), None, "8x8", 80),
+        ((30, 300), 200, "200x20", 800),
+        ((160, 8000), None, "512x10", 4000),
+    ],
 )
-def test_pictures_that_are_too_small(tmp_path, shape, size, enough):
+def test_pictures_that_are_too_small(tmp_path, shape, size, drawn, enough):
     file = save(tmp_path / "a.png", random_images(*shape, 3))
-    with pytest.raises(UserError, match=f"use --size={enough} or more"):
+    with pytest.raises(UserError, match=f"use --size={enough} or more") as caught:
         drawing.load_picture(file, size)
+    height, width = shape
+    assert f"{width}x{height} pixels would be drawn at {drawn} but " in str(caught.value)
     assert min(drawing.load_picture(file, enough).shape[:2]) == 80
+
+
+@pytest.mark.parametrize(
+    ("shape", "orientation", "said"),
+    [
+        ((1, 20000), 1, "20000x1 pixels would be drawn at 512x1 "),
+        ((1, 20000), 6, "1x20000 pixels would be drawn at 1x512 "),
+        ((20, 1040), 1, "1040x20 pixels would be drawn at 512x10 "),
+    ],
+)
+def test_pictures_that_are_too_narrow_at_any_size(tmp_path, shape, orientation, said):
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    file = tmp_path / "a.png"
+    PIL.Image.new("RGB", shape[::-1]).save(file, exif=exif)
+    with pytest.raises(UserError) as caught:
+        drawing.load_picture(file, None)
+    assert said in str(caught.value) and "--size=" not in str(caught.value)
+    assert "a part that is at most 51 times as long as wide" in str(caught.value)
 
 
 @pytest.mark.parametrize(

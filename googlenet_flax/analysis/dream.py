@@ -25,7 +25,7 @@ from googlenet_flax.analysis.gradient_ascent import (
     gray_noise,
     octave_sizes,
 )
-from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.data.decode import BadImageError, decode_pixels, printable
 from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -96,7 +96,7 @@ def load_picture(path: str, size: int | None) -> jax.Array:
     """Loads a picture and resizes it without changing its proportions.
 
     Args:
-      path: A file that `decode_image` can read.
+      path: A file that `decode_pixels` can read.
       size: Longer side in pixels; None keeps that of the file, up to `PICTURE_SIZE`.
 
     Returns:
@@ -107,19 +107,31 @@ def load_picture(path: str, size: int | None) -> jax.Array:
         network.
     """
     try:
-        image, extent = decode_image(path, size or PICTURE_SIZE)
+        pixels, full = decode_pixels(path, size or PICTURE_SIZE)
     except BadImageError as error:
         raise UserError(f"--image {printable(path)} cannot be read: {error}") from error
+    extent = pixels.shape[:2]
     scale = size / max(extent) if size else 1
     height, width = (round(side * scale) for side in extent)
     if min(height, width) < MIN_IMAGE_SIZE:
-        smallest = math.ceil(MIN_IMAGE_SIZE * max(extent) / min(extent))
-        raise UserError(
-            f"--image is {width}x{height} pixels but both sides must have "
-            f"{MIN_IMAGE_SIZE} or more: use --size={smallest} or more"
+        raise _too_small(full, (height, width))
+    return jax.image.resize(pixels.astype(np.float32), (height, width, 3), "bilinear")
+
+
+def _too_small(full: tuple[int, int], drawn: tuple[int, int]) -> UserError:
+    """Returns the error for a picture that would be drawn with too few pixels."""
+    limit = LIMITS["size"][1]
+    smallest = math.ceil(MIN_IMAGE_SIZE * max(full) / min(full))
+    way_out = f"use --size={smallest} or more"
+    if smallest > limit:
+        way_out = (
+            f"--size goes up to {limit}, so cut out a part that is at most "
+            f"{limit // MIN_IMAGE_SIZE} times as long as wide"
         )
-    picture = image[: extent[0], : extent[1]].astype(np.float32)
-    return jax.image.resize(picture, (height, width, 3), "bilinear")
+    return UserError(
+        f"--image of {full[1]}x{full[0]} pixels would be drawn at {drawn[1]}x{drawn[0]} "
+        f"but each side must have {MIN_IMAGE_SIZE} or more: {way_out}"
+    )
 
 
 def check_head_size(

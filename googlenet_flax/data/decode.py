@@ -34,6 +34,7 @@ TRANSPOSE = {  # EXIF orientation to the operation that turns the picture uprigh
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width.
 
 
 class BadImageError(Exception):
@@ -95,19 +96,36 @@ def decode_image(picture: Picture, storage_size: int) -> tuple[np.ndarray, tuple
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
     """
-    _silence_pillow()
-    try:
-        pixels = np.asarray(_read(picture, storage_size))
-    except Exception as error:  # A broken file makes pillow raise nearly anything.
-        raise BadImageError(_reason(picture, error)) from error
+    pixels, _ = decode_pixels(picture, storage_size)
     height, width, _ = pixels.shape
     image = np.zeros((storage_size, storage_size, 3), np.uint8)
     image[:height, :width] = pixels
     return image, (height, width)
 
 
-def _read(picture: Picture, storage_size: int) -> PIL.Image.Image:
-    """Reads, reduces and turns a picture."""
+def decode_pixels(picture: Picture, longer_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decodes a picture as `decode_image` does, without a square around it.
+
+    Args:
+      picture: A file or its bytes, as for `decode_image`.
+      longer_side: Pixels to which the longer side of a larger picture is reduced.
+
+    Returns:
+      uint8 `[H, W, 3]`, RGB, 0-255; and `(height, width)` before the reduction.
+
+    Raises:
+      BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
+    """
+    _silence_pillow()
+    try:
+        image, size = _read(picture, longer_side)
+        return np.asarray(image), size
+    except Exception as error:  # A broken file makes pillow raise nearly anything.
+        raise BadImageError(_reason(picture, error)) from error
+
+
+def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[int, int]]:
+    """Reads, reduces and turns a picture; also returns its full height and width."""
     if isinstance(picture, bytes):
         file = io.BytesIO(picture)
     else:
@@ -117,7 +135,7 @@ def _read(picture: Picture, storage_size: int) -> PIL.Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadImageError(f"too large: {width}x{height} pixels")
-        scale = min(1, storage_size / max(width, height))
+        scale = min(1, longer_side / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         gap_size = size[0] * REDUCING_GAP, size[1] * REDUCING_GAP
         drafted = image.draft(None, gap_size)  # Decodes a JPEG at reduced size.
@@ -130,7 +148,8 @@ def _read(picture: Picture, storage_size: int) -> PIL.Image.Image:
         )
         # NOTE: Read after loading, because pillow already turns TIFF files on loading.
         orientation = _orientation(image)
-    return reduced.transpose(TRANSPOSE[orientation]) if orientation else reduced
+    upright = reduced.transpose(TRANSPOSE[orientation]) if orientation else reduced
+    return upright, (width, height) if orientation in SIDEWAYS else (height, width)
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:
