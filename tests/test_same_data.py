@@ -140,7 +140,7 @@ def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch)
 
 @pytest.mark.parametrize("max_steps", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_torn_row_of_an_evaluation_is_written_again(copy, capfd, max_steps):
-    # The same data elsewhere are the same.
+    # Data that were moved count as the same data.
     pictures = (copy / "pictures").rename(copy / "elsewhere")
     metrics = copy / "run" / "metrics.jsonl"
     rows = read_rows(metrics)

@@ -158,7 +158,7 @@ def test_lambdas_are_of_the_beta_distribution_folded():
     draw, indices = jax.jit(mixup_lambdas), np.arange(3000)
     for alpha in (0.2, 1.0):
         lambdas = np.asarray(draw(jax.random.key(3), indices, alpha))
-        # Of the larger of a share and the rest: P(max(x, 1 - x) < s) = 2 F(s) - 1.
+        # A lambda is max(x, 1 - x), so that P(lambda < s) = 2 F(s) - 1.
         levels = 2 * scipy.stats.beta(alpha, alpha).cdf(np.minimum(lambdas, 1)) - 1
         assert_evenly_spread(levels, 0, 1)
         # They are a function of key and index.

@@ -130,7 +130,7 @@ def listing(folder):
 
 
 def assert_leaves(actual, expected):
-    """The same paths and the same values, bit for bit."""
+    """Asserts that two trees have the same paths and values, bit for bit."""
     expected = flat(expected)
     assert actual.keys() == expected.keys()
     for path, leaf in expected.items():
