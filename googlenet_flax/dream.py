@@ -4,7 +4,6 @@ python -m googlenet_flax.dream --workdir=DIR --layer=inception_4c --image=FILE -
 python -m googlenet_flax.dream --workdir=DIR --layer=classifier --channel=cat --out=FILE
 """
 
-import argparse
 import pathlib
 
 from googlenet_flax.analysis.dream import FROM_NOISE, FROM_PICTURE, PICTURE_SIZE, draw
@@ -12,24 +11,19 @@ from googlenet_flax.analysis.endpoints import ENDPOINTS
 from googlenet_flax.runtime.command import argument_parser, running
 
 SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
+SETTINGS = {
+    "octaves": "largest number of sizes, each 1.4 times the one before",
+    "steps": "steps for each octave",
+    "rate": "mean change per step, in pixel values from 0 to 255",
+    "jitter": "largest random shift before each step, in pixels",
+    "smoothness": "smoothing of each step: 0 draws fine noise, 1 broad shapes",
+}
 
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
-    with running():
-        print(draw(**vars(args)))
-
-
-def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("dream", __doc__)
     add = parser.add_argument
-
-    def add_setting(name: str, text: str) -> None:
-        noise, picture = getattr(FROM_NOISE, name), getattr(FROM_PICTURE, name)
-        default = f"{noise}" if noise == picture else f"{noise}, with --image {picture}"
-        add(f"--{name}", type=type(noise), help=f"{text}; default: {default}")
-
     add("--workdir", required=True, help="directory of a run or import")
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--layer", required=True, help=f"layer that responds: {', '.join(ENDPOINTS)}")
@@ -37,13 +31,14 @@ def _parse_arguments() -> argparse.Namespace:
     add("--image", default="", help="picture to start from; default: gray noise")
     add("--out", required=True, type=pathlib.Path, help="PNG file to write")
     add("--size", type=int, help=f"longer side in pixels; default: {SIZE_DEFAULT}")
-    add_setting("octaves", "largest number of sizes, each 1.4 times the one before")
-    add_setting("steps", "steps for each octave")
-    add_setting("rate", "mean change per step, in pixel values from 0 to 255")
-    add_setting("jitter", "largest random shift before each step, in pixels")
-    add_setting("smoothness", "smoothing of each step: 0 draws fine noise, 1 broad shapes")
+    for name, text in SETTINGS.items():
+        noise, picture = getattr(FROM_NOISE, name), getattr(FROM_PICTURE, name)
+        default = f"{noise}" if noise == picture else f"{noise}, with --image {picture}"
+        add(f"--{name}", type=type(noise), help=f"{text}; default: {default}")
     add("--seed", type=int, default=0, help="seed of noise and jitter; default: 0")
-    return parser.parse_args()
+    args = parser.parse_args()
+    with running():
+        print(draw(**vars(args)))
 
 
 if __name__ == "__main__":

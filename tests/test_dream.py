@@ -1,7 +1,9 @@
 import dataclasses
 import functools
 import os
+import re
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +40,8 @@ SCALING = preprocess(
     input_std=(0.9, 1.0, 1.3),
     channel_order="BGR",
 )
+ASCENT = create_ascent(MODEL, SCALING, 0.0)  # Compiled once for each size.
 CLIMB = Settings(octaves=1, steps=5, rate=2.0, jitter=3, smoothness=0.0)
-STAY = jnp.zeros(2, jnp.int32)
-# A program is compiled once for each size, whatever the test.
-create_ascent_once = functools.cache(
-    lambda smoothness: create_ascent(MODEL, SCALING, smoothness)
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +49,18 @@ def variables():
     return numpy_variables(MODEL)
 
 
-@pytest.fixture(autouse=True)
-def few_compilations(monkeypatch):
-    def create(model, scaling, smoothness):
-        same = model is MODEL and scaling is SCALING
-        make = functools.partial(create_ascent, model, scaling)
-        return create_ascent_once(smoothness) if same else make(smoothness)
-
-    monkeypatch.setattr(library, "create_ascent", create)
-
-
 def picture(height=80, width=80):
     return jnp.asarray(random_images(height, width, 3), jnp.float32)
 
 
-def climb(variables, objective, image=None, seed=0, **settings):
+def climb(variables, objective, image=None, seed=0, ascent=ASCENT, **settings):
     image = picture() if image is None else image
     settings = dataclasses.replace(CLIMB, **settings)
     rng = jax.random.key(seed)
-    return dream(MODEL, variables, SCALING, image, objective, settings=settings, rng=rng)
+    with mock.patch.object(library, "create_ascent", lambda *_: ascent):
+        return dream(
+            MODEL, variables, SCALING, image, objective, settings=settings, rng=rng
+        )
 
 
 def normalised(pixels):
@@ -124,20 +115,22 @@ def test_each_step_follows_the_gradient(variables):
 
 
 def test_a_shift_moves_the_picture_around_its_edges_and_the_direction_back(variables):
-    ascent, objective = create_ascent_once(0.0), Objective("inception_4a")
+    objective = Objective("inception_4a")
     pixels, shift = picture(), np.array([17, -5])
-    score, direction = ascent(objective, variables, pixels, shift)
+    score, direction = ASCENT(objective, variables, pixels, shift)
     moved = jnp.asarray(np.roll(pixels, shift, axis=(0, 1)))
-    expected_score, there = ascent(objective, variables, moved, STAY)
+    stay = jnp.zeros(2, jnp.int32)
+    expected_score, there = ASCENT(objective, variables, moved, stay)
     assert score == pytest.approx(float(expected_score), rel=1e-6)
     expected = np.roll(there, -shift, axis=(0, 1))
     np.testing.assert_allclose(direction, expected, rtol=0, atol=1e-4)
     assert np.abs(direction).mean() == pytest.approx(1, rel=1e-5)
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0])
-@pytest.mark.parametrize(("rows", "columns"), [(3, 4), (0, 2), (0, 0)])
-def test_smoothing_divides_each_wave_by_its_frequency(power, rows, columns):
+@pytest.mark.parametrize(
+    ("rows", "columns", "power"), [(3, 4, 0.5), (3, 4, 1.0), (0, 2, 1.0), (0, 0, 0.5)]
+)
+def test_smoothing_divides_each_wave_by_its_frequency(rows, columns, power):
     y, x = np.mgrid[:40, :50]
     wave = np.cos(2 * np.pi * (rows * y / 40 + columns * x / 50))[..., None] * [1, 2, 3]
     frequency = np.hypot(rows / 40, columns / 50) or 1 / 50  # The mean: as the lowest.
@@ -145,43 +138,29 @@ def test_smoothing_divides_each_wave_by_its_frequency(power, rows, columns):
     np.testing.assert_allclose(smooth, wave / frequency**power, rtol=0, atol=2e-3)
 
 
-def test_what_an_octave_drew_is_carried_to_the_next(monkeypatch, variables):
+def test_what_an_octave_drew_is_carried_to_the_next(variables):
     shifts = []
 
     def brighten(objective, variables, pixels, shift):
         shifts.append((pixels.shape, tuple(map(int, shift))))
         return pixels.mean(), jnp.ones_like(pixels)
 
-    monkeypatch.setattr(library, "create_ascent", lambda *_: brighten)
-    image = picture(180, 160) / 2
-    pixels, octaves = climb(variables, None, image, octaves=3, steps=4, rate=1.5)
+    image, settings = picture(180, 160) / 2, {"ascent": brighten, "steps": 4}
+    pixels, octaves = climb(variables, None, image, octaves=3, rate=1.5, **settings)
     np.testing.assert_allclose(pixels, image + 3 * 4 * 1.5, rtol=0, atol=1e-3)
     sizes = [(92, 82), (129, 114), (180, 160)]
     assert [octave[:2] for octave in octaves] == sizes
+    assert {shape for shape, _ in shifts} == {(*size, 3) for size in sizes}
     for number, octave in enumerate(octaves, start=1):
         assert octave.after - octave.before == pytest.approx(number * 6, abs=1e-2)
     steps = [shift for _, shift in shifts if shift != (0, 0)]
     assert len(set(steps)) > 6  # Of twelve; the 49 there are may be drawn twice.
     assert all(max(map(abs, shift)) <= 3 for shift in steps)
-    assert {shape for shape, _ in shifts} == {(*size, 3) for size in sizes}
-    bright, _ = climb(variables, None, image, octaves=2, steps=4, rate=50.0)
+    bright, _ = climb(variables, None, image, octaves=2, rate=50.0, **settings)
     assert bright.max() == 255 and bright.min() == 255
 
 
-@pytest.mark.parametrize(
-    ("channel", "size"), [(None, 80), pytest.param(3, 112, marks=pytest.mark.slow)]
-)
-def test_the_objective_rises_in_every_octave(variables, channel, size):
-    objective = Objective("inception_4a", channel)
-    pixels, octaves = climb(variables, objective, picture(size, size), octaves=2)
-    assert [octave[0] for octave in octaves] == [80, 112][: len(octaves)]
-    for octave in octaves:
-        assert octave.after > octave.before > 0
-    assert pixels.shape == (size, size, 3) and pixels.dtype == jnp.float32
-    assert pixels.min() >= 0 and pixels.max() <= 255
-
-
-@pytest.mark.parametrize("channel", [3, 8, 12])
+@pytest.mark.parametrize("channel", [3, 12])
 def test_the_chosen_channel_rises_most(variables, channel):
     before = answers(variables, picture(), "inception_4a")
     pixels, _ = climb(variables, Objective("inception_4a", channel), steps=20, rate=4.0)
@@ -189,7 +168,7 @@ def test_the_chosen_channel_rises_most(variables, channel):
     assert np.argmax(after - before) == channel
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 2])
 def test_the_chosen_class_becomes_likelier(variables, number):
     """Where classes look at different features; random ones look at all."""
     kernel = variables["params"]["classifier"]["kernel"]
@@ -214,16 +193,13 @@ def test_the_rng_alone_decides(variables):
     assert np.abs(one - other).max() > 1
 
 
-def test_a_rate_of_zero_gives_the_picture_back(variables):
+def test_what_cannot_rise_leaves_the_picture_alone(variables):
     image, objective = picture(112, 112), Objective("inception_4a", 3)
     pixels, octaves = climb(variables, objective, image, octaves=2, rate=0.0)
     np.testing.assert_array_equal(pixels, image)
     assert all(octave.before == octave.after for octave in octaves)
-
-
-def test_what_does_not_respond_leaves_the_picture_alone(variables):
     silent = jax.tree.map(jnp.zeros_like, variables)
-    pixels, (octave,) = climb(silent, Objective("inception_4a"), steps=2)
+    pixels, (octave,) = climb(silent, objective, steps=2)
     np.testing.assert_array_equal(pixels, picture())
     assert octave.before == octave.after == 0
 
@@ -245,48 +221,39 @@ def network():
 
 
 @pytest.fixture
-def run_small(tmp_path, network, run_command):
-    """Runs the command on a small network; returns what it prints."""
-    run = write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
-
-    def run_small(*args):
-        code, stdout, stderr = run_command(command, f"--workdir={run}", *args)
-        assert code == 0 and not stderr
-        return stdout
-
-    return run_small
-
-
-@pytest.fixture
 def quick_command(monkeypatch, network, run_command):
-    """The command with a stand-in for the weights and the ascent; notes its arguments."""
+    """The command with a stand-in for weights and ascent, and what the ascent was given."""
     calls = []
 
     def stand_in(model, variables, scaling, image, objective, *, settings, rng):
         assert scaling is DESCRIPTION.preprocess
         calls.append((image, objective, settings, rng))
-        return image, [Octave(*image.shape[:2], 1.0, 2.5)]
+        after = 0.0 if objective.channel == 5 else 2.5
+        return image, [Octave(*image.shape[:2], 0.0, after)]
 
     predictor = types.SimpleNamespace(description=DESCRIPTION, variables={})
     monkeypatch.setattr(drawing, "dream", stand_in)
     monkeypatch.setattr(Predictor, "load", lambda *_: predictor)
-
-    def quick_command(*args):
-        return *run_command(command, "--workdir=run", *args), calls
-
-    return quick_command
+    return lambda *args: (*run_command(command, "--workdir=run", *args), calls)
 
 
-def save(path, pixels, mode=None):
-    PIL.Image.fromarray(pixels, mode).save(path)
+def save(path, pixels):
+    PIL.Image.fromarray(pixels).save(path)
     return path
 
 
-def test_from_grey_to_a_class(tmp_path, run_small):
-    out = tmp_path / "pictures" / "zoë.png"
+def test_from_gray_to_a_class_and_from_a_picture(tmp_path, network, run_command):
+    run = write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
+
+    def draw(*flags):
+        code, stdout, stderr = run_command(command, f"--workdir={run}", *flags)
+        assert code == 0 and not stderr
+        return stdout
+
+    out = tmp_path / "pictures" / "zoë.PNG"
     out.parent.mkdir()
     flags = ["--layer=aux_4a", "--channel=Zoë the bird", "--steps=3", f"--out={out}"]
-    head, _, scores = run_small(*flags).strip().partition(" from ")
+    head, _, scores = draw(*flags).strip().partition(" from ")
     assert head == f"{out}: 80x80 pixels, objective of aux_4a channel Zoë the bird"
     before, after = map(float, scores.split(" to "))
     assert after > before
@@ -295,16 +262,13 @@ def test_from_grey_to_a_class(tmp_path, run_small):
         assert (image.format, image.size, image.mode) == ("PNG", (80, 80), "RGB")
         assert not image.info
         assert np.std(image) > 4
-    run_small(*flags)
+    draw(*flags)
     assert out.read_bytes() == first
     assert list(out.parent.iterdir()) == [out]
-
-
-def test_from_a_picture(tmp_path, run_small):
     pixels = random_images(80, 96, 3)
-    image, out = save(tmp_path / "in.png", pixels), tmp_path / "out.PNG"
-    flags = [f"--image={image}", "--layer=conv2", "--steps=1", "--rate=3", f"--out={out}"]
-    said = run_small(*flags)
+    image = save(tmp_path / "in.png", pixels)
+    flags = ["--layer=conv2", "--steps=1", "--rate=3", f"--out={out}"]
+    said = draw(f"--image={image}", *flags)
     assert said.startswith(f"{out}: 96x80 pixels, objective of conv2 from ")
     change = np.abs(np.int32(PIL.Image.open(out)) - pixels)
     assert 1 < change.mean() <= 3.1  # What lies at black or white is clipped.
@@ -312,22 +276,20 @@ def test_from_a_picture(tmp_path, run_small):
 
 def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
     image, out = save(tmp_path / "in.png", random_images(90, 100, 3)), tmp_path / "o.png"
-    flags = ["--layer=inception_4a", "--steps=7", "--seed=3", f"--out={out}"]
-    quick_command(*flags)
-    *_, calls = quick_command(f"--image={image}", "--smoothness=0.5", *flags)
-    (noise, objective, settings, _), (start, _, from_picture, _) = calls
-    assert noise.shape == (80, 80, 3)
-    assert abs(float(noise.mean()) - 128) < 1 and 1 < float(noise.std()) < 3
+    flags = ["--layer=inception_4a", "--steps=7", f"--out={out}"]
+    quick_command(*flags, "--seed=3")
+    quick_command(*flags, "--seed=4", "--size=100")
+    *_, calls = quick_command(*flags, f"--image={image}", "--smoothness=0.5")
+    (noise, objective, settings, rng), (large, _, _, other), (start, _, changed, _) = calls
     assert objective == Objective("inception_4a")
+    assert noise.shape == (80, 80, 3) and large.shape == (100, 100, 3)
+    assert abs(float(noise.mean()) - 128) < 1 and 1 < float(noise.std()) < 3
     assert settings == dataclasses.replace(drawing.FROM_NOISE, steps=7)
-    changed = {"steps": 7, "smoothness": 0.5}
-    assert from_picture == dataclasses.replace(drawing.FROM_PICTURE, **changed)
+    expected = {"steps": 7, "smoothness": 0.5}
+    assert changed == dataclasses.replace(drawing.FROM_PICTURE, **expected)
+    assert (jax.random.key_data(rng) != jax.random.key_data(other)).any()
     np.testing.assert_array_equal(start, np.asarray(PIL.Image.open(image)))
     np.testing.assert_array_equal(PIL.Image.open(out), start)
-    *_, calls = quick_command(*flags, "--seed=4", "--size=100")
-    assert calls[-1][0].shape == (100, 100, 3)
-    first, other = (jax.random.key_data(calls[i][3]).tolist() for i in (0, -1))
-    assert first != other
 
 
 @pytest.mark.parametrize(
@@ -346,15 +308,6 @@ def test_channels(network, layer, channel, expected):
     assert objective == Objective(layer, expected)
 
 
-def test_pictures_of_all_kinds(tmp_path):
-    grey, colour = random_images(90, 120), random_images(90, 120, 3)
-    loaded = drawing.load_picture(save(tmp_path / "grey.png", grey), None)
-    np.testing.assert_array_equal(loaded, np.repeat(grey[..., None], 3, 2))
-    half = np.dstack([colour, np.where(np.arange(120) < 60, 0, 255) + 0 * grey])
-    loaded = drawing.load_picture(save(tmp_path / "half.png", half.astype(np.uint8)), None)
-    np.testing.assert_array_equal(loaded, np.where(half[..., 3:], colour, 255))
-
-
 @pytest.mark.parametrize(
     ("shape", "size", "expected"),
     [
@@ -371,48 +324,39 @@ def test_sizes_of_pictures(tmp_path, shape, size, expected):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "drawn", "enough"),
+    ("shape", "size", "drawn", "way_out"),
     [
-        ((8, 8), None, "8x8", 80),
-        ((30, 300), 200, "200x20", 800),
-        ((160, 8000), None, "512x10", 4000),
+        ((8, 8), None, "8x8", "use --size=80 or more"),
+        ((30, 300), 200, "200x20", "use --size=800 or more"),
+        ((160, 8000), None, "512x10", "use --size=4000 or more"),
+        ((20, 1040), None, "512x10", "a part that is at most 51 times as long as wide"),
     ],
 )
-def test_pictures_that_are_too_small(tmp_path, shape, size, drawn, enough):
+def test_pictures_that_are_too_small_or_too_narrow(tmp_path, shape, size, drawn, way_out):
     file = save(tmp_path / "a.png", random_images(*shape, 3))
-    with pytest.raises(UserError, match=f"use --size={enough} or more") as caught:
-        drawing.load_picture(file, size)
     height, width = shape
-    assert f"{width}x{height} pixels would be drawn at {drawn} but " in str(caught.value)
-    assert min(drawing.load_picture(file, enough).shape[:2]) == 80
+    message = f"{width}x{height} pixels would be drawn at {drawn} but .*{way_out}"
+    with pytest.raises(UserError, match=message):
+        drawing.load_picture(file, size)
+    if "--size=" in way_out:
+        enough = int(re.search(r"\d+", way_out)[0])
+        assert min(drawing.load_picture(file, enough).shape[:2]) == 80
 
 
-@pytest.mark.parametrize(
-    ("shape", "orientation", "said"),
-    [
-        ((1, 20000), 1, "20000x1 pixels would be drawn at 512x1 "),
-        ((1, 20000), 6, "1x20000 pixels would be drawn at 1x512 "),
-        ((20, 1040), 1, "1040x20 pixels would be drawn at 512x10 "),
-    ],
-)
-def test_pictures_that_are_too_narrow_at_any_size(tmp_path, shape, orientation, said):
+def test_a_narrow_picture_on_its_side(tmp_path):
     exif = PIL.Image.Exif()
-    exif[PIL.ExifTags.Base.Orientation] = orientation
-    file = tmp_path / "a.png"
-    PIL.Image.new("RGB", shape[::-1]).save(file, exif=exif)
-    with pytest.raises(UserError) as caught:
-        drawing.load_picture(file, None)
-    assert said in str(caught.value) and "--size=" not in str(caught.value)
-    assert "a part that is at most 51 times as long as wide" in str(caught.value)
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.new("RGB", (20000, 1)).save(tmp_path / "a.png", exif=exif)
+    with pytest.raises(UserError, match="1x20000 pixels would be drawn at 1x512 "):
+        drawing.load_picture(tmp_path / "a.png", None)
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--layer=inception_6a", "no part is called 'inception_6a'; there are conv1"),
+        ("--layer=inception_6a", "--layer is 'inception_6a' but must be one of conv1"),
         ("--layer=classifier", "needs --channel=CLASS, one of ant, Zoë the bird, 3, dog"),
         ("--channel=16", "--channel is '16' but must be a number from 0 to 15"),
-        ("--channel=-1", "--channel is '-1' but must be a number from 0 to 15"),
         ("--channel=cat --layer=aux_4a", "0 to 3 or one of ant, Zoë the bird, 3, dog"),
         ("--channel=dog", "--channel is 'dog' but must be a number from 0 to 15"),
         ("--image=nowhere.jpg", "--image nowhere.jpg cannot be read: no such file"),
@@ -420,11 +364,8 @@ def test_pictures_that_are_too_narrow_at_any_size(tmp_path, shape, orientation, 
         ("--octaves=0", "--octaves is 0 but must be 1 to 16"),
         ("--steps=0", "--steps is 0 but must be 1"),
         ("--rate=nan", "--rate is nan but must be 0 to 255"),
-        ("--jitter=-1", "--jitter is -1 but must be 0"),
         ("--smoothness=5", "--smoothness is 5.0 but must be 0 to 4"),
-        ("--seed=-1", "--seed is -1 but must be 0 to 4294967295"),
         ("--out=a.jpg", "--out is a.jpg but must end in .png"),
-        ("--out=", "--out is . but must end in .png"),
         ("--out=nowhere/a.png", "--out nowhere/a.png cannot be written (No such file"),
         ("--out=folder.png", "--out folder.png is a directory"),
         (f"--out={'a' * 300}.png", "cannot be written (File name too long)"),
@@ -451,11 +392,7 @@ def test_a_head_that_knows_one_size(tmp_path):
             drawing.check_head_size(objective, seed, sizes)
 
 
-def test_a_silent_channel_is_said_and_nothing_written(tmp_path, monkeypatch, quick_command):
-    def silent(model, variables, scaling, image, *_, **__):
-        return image, [Octave(80, 80, 0.0, 0.0)]
-
-    monkeypatch.setattr(drawing, "dream", silent)
+def test_a_silent_channel_is_said_and_nothing_written(tmp_path, quick_command):
     out = tmp_path / "a.png"
     code, _, stderr, _ = quick_command("--layer=conv1", "--channel=5", f"--out={out}")
     assert code == 2 and not out.exists()

@@ -4,22 +4,24 @@ import pytest
 from helpers.configs import named_config
 
 from googlenet_flax.analysis import plan
-from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError
 
 
 def plan_of(**fields) -> dict[str, str]:
-    text = describe_run(
-        Config.of({**named_config("digits"), "width_multiplier": 0.1, **fields})
-    )
-    assert "\ninception (3a)" in text
+    small = {**named_config("digits"), "width_multiplier": 0.1}
+    text = plan.describe_run(Config.of({**small, **fields}))
     return dict(re.findall(r"^([a-z ]+): +(.*)$", text, flags=re.MULTILINE))
 
 
-def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")  # It compiles.
+@pytest.fixture
+def uncompiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")
+    monkeypatch.setattr(plan, "format_table_1", lambda *_: "Table 1\n")
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_plan_is_that_of_the_config(uncompiled, tmp_path):
     text = plan_of(
         train_split="train[:40]",
         batch_size=8,
@@ -40,6 +42,23 @@ def test_a_plan_is_that_of_the_config(tmp_path, monkeypatch):
     assert text["learning rate"] == f"{rates} (linear)"
     assert text["evaluations"] == "4, each saves a checkpoint"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_without_the_data_takes_the_known_sizes(uncompiled):
+    missing = {"data_dir": "no", "num_epochs": 2, "batch_size": 256}
+    text = plan_of(dataset="cifar10", train_split="train[:3000]", **missing)
+    assert text["data"].startswith("cifar10, 3,000 images to train on (train[:3000]), 10,")
+    assert text["steps"].startswith("22 of 256 images, 11 an epoch, 2 epochs, on 4 x ")
+    text = plan_of(dataset="imagenet2012", eval_split="validation", **missing)
+    assert "5,004 an epoch" in text["steps"] and "1000 classes" in text["data"]
+
+
+def test_a_plan_of_unknown_data_says_what_is_unknown(uncompiled):
+    text = plan_of(dataset="folder", data_dir="no")
+    assert text["data"].startswith("unknown, and 1,000 classes assumed: ")
+    assert "is not a folder" in text["data"]
+    for name in ("steps", "learning rate", "evaluations"):
+        assert text[name] == "unknown without the data"
 
 
 @pytest.mark.slow

@@ -7,12 +7,9 @@ from helpers.networks import numpy_variables, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.analysis.endpoints import (
-    ENDPOINTS,
-    MAPS,
     activation_and_gradient,
     activations,
 )
-from googlenet_flax.model.googlenet import VARIANTS
 
 
 @pytest.fixture(
@@ -24,29 +21,24 @@ def network(request):
     return model, numpy_variables(model), images
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["paper", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "paper")],
-)
-def test_names_are_the_papers_and_shapes_those_of_table_1(variant):
+def test_names_are_the_papers_and_shapes_those_of_table_1():
     # Side and depth of the rows of Table 1 at 224 px, in front of each pool.
     sides = {"conv1": (112, 64), "conv2_reduce": (56, 64), "conv2": (56, 192)}
     sides |= {"inception_3a": (28, 256), "inception_3b": (28, 480)}
     depths = {"4a": 512, "4b": 512, "4c": 512, "4d": 528, "4e": 832}
     sides |= {f"inception_{name}": (14, depth) for name, depth in depths.items()}
     sides |= {"inception_5a": (7, 832), "inception_5b": (7, 1024)}
-    model = create_model(variant, num_classes=1000)
+    model = create_model("paper", num_classes=1000)
     images = jnp.zeros((1, 224, 224, 3))
 
     def initial_activations(rng):
         return activations(model, model.init(rng, images, train=False), images)
 
     outputs = jax.eval_shape(initial_activations, jax.random.key(0))
-    assert sorted(outputs) == sorted(ENDPOINTS)
-    shapes = {name: outputs[name].shape for name in MAPS}
-    assert shapes == {n: (1, side, side, depth) for n, (side, depth) in sides.items()}
-    for name in ("aux_4a", "aux_4d", "classifier"):
-        assert outputs[name].shape == (1, 1000)
+    shapes = {name: output.shape for name, output in outputs.items()}
+    expected = {n: (1, side, side, depth) for n, (side, depth) in sides.items()}
+    heads = dict.fromkeys(("aux_4a", "aux_4d", "classifier"), (1, 1000))
+    assert shapes == expected | heads
 
 
 def test_logits_are_those_of_the_network(network):
@@ -62,19 +54,6 @@ def test_logits_are_those_of_the_network(network):
     pooled = np.asarray(found["inception_5a"], np.float64).mean(axis=(1, 2))
     expected = pooled @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(found["classifier"], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_gradient_of_the_last_block_is_the_classifiers_kernel(network):
-    model, variables, images = network
-
-    maps, gradient = activation_and_gradient(
-        model, variables, images, "inception_5a", lambda output: output.logits[:, 3]
-    )
-    expected = activations(model, variables, images, ["inception_5a"])["inception_5a"]
-    np.testing.assert_array_equal(maps, expected)
-    kernel = variables["params"]["classifier"]["kernel"][:, 3]
-    spread = np.broadcast_to(kernel / np.prod(maps.shape[1:3]), maps.shape)
-    np.testing.assert_allclose(gradient, spread, rtol=1e-5)
 
 
 def test_the_gradient_goes_on_to_the_images(network):
@@ -108,12 +87,11 @@ def test_what_lies_behind_a_head_has_no_say_in_it(network):
 
 def test_unknown_names_and_parts_that_are_not_there(network):
     model, variables, images = network
-    with pytest.raises(ValueError, match="no part is called 'inception_6a'"):
-        activations(model, variables, images, ["inception_6a"])
-    with pytest.raises(ValueError, match="built without inception_3a"):
-        activations(model, variables, images, ["inception_3a"])
+    for name in ("inception_6a", "inception_3a"):
+        with pytest.raises(ValueError, match=f"has no {name}; .* conv1, "):
+            activations(model, variables, images, [name])
     with pytest.raises(ValueError, match="'classifier' has no map"):
         activation_and_gradient(model, variables, images, "classifier", lambda out: 0)
     headless = model.clone(aux_heads=False)
-    with pytest.raises(ValueError, match="built without aux_4a"):
+    with pytest.raises(ValueError, match="has no aux_4a"):
         activations(headless, variables, images, ["aux_4a"])

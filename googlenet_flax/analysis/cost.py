@@ -4,7 +4,9 @@ The counts depend on the network only, and not on how a program fuses its operat
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,32 +26,40 @@ LRN_OUTPUTS = 0.80e6
 POOL_INDEX_BYTES = 2  # One byte per output for the argmax, written once and read once.
 
 
-def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
-    """Counts the multiply-adds of one image in each layer that has a kernel.
-
-    Biases, norms and pools are left out; they are less than 1 % of the total.
+def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]]:
+    """Computes the shapes of the parameters, and of the output of each part for one image.
 
     Args:
       model: A network of any variant, width and number of classes.
       image_size: Side of the input in pixels.
 
     Returns:
+      The tree of the parameters, and shapes `[H, W, C]` or `[num_classes]` by the names of
+      `endpoints.ENDPOINTS`.
+    """
+    initialize = functools.partial(
+        model.init,
+        train=False,
+        mutable=True,
+        capture_intermediates=lambda module, _: len(module.path) == 1,
+    )
+    images = jnp.zeros((1, image_size, image_size, 3))
+    variables = jax.eval_shape(initialize, jax.random.key(0), images)
+    outputs = variables["intermediates"].items()
+    shapes = {name: output["__call__"][0].shape[1:] for name, output in outputs}
+    return variables["params"], shapes
+
+
+def multiply_adds(params: Any, shapes: Mapping[str, Any]) -> dict[str, int]:
+    """Counts the multiply-adds of one image in each layer that has a kernel.
+
+    Biases, norms and pools are left out; they are less than 1 % of the total. The
+    arguments are the results of `layer_shapes`.
+
+    Returns:
       The counts by the names of the layers in the parameter tree, such as `conv1`,
       `inception_3a/1x1` and `aux_4a/fc`.
     """
-
-    def initialize(images: jax.Array) -> Any:
-        return model.init(
-            jax.random.key(0),
-            images,
-            train=False,
-            mutable=True,
-            capture_intermediates=lambda module, _: len(module.path) == 1,
-        )
-
-    images = jnp.zeros((1, image_size, image_size, 3))
-    variables = jax.eval_shape(initialize, images)
-    params, outputs = variables["params"], variables["intermediates"]
     totals = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key != "kernel":
@@ -57,22 +67,13 @@ def multiply_adds(model: GoogLeNet, image_size: int) -> dict[str, int]:
         names = [key.key for key in path[:-1] if key.key != "conv"]
         positions = 1
         if leaf.ndim == 4:  # A convolution: [kernel height, kernel width, C in, C out].
-            part = names[0]
-            positions = _positions(params[part], outputs[part]["__call__"][0])
+            # All convolutions of a part work on maps of the size of its output. A head
+            # gives logits, so the size of its map follows from the kernel of its `fc`.
+            positions = math.prod(shapes[names[0]][:2])
+            if names[-1] == "proj":
+                positions = params[names[0]]["fc"]["kernel"].shape[0] // leaf.shape[-1]
         totals["/".join(names)] = math.prod(leaf.shape) * positions
     return totals
-
-
-def _positions(params: dict, output: jax.Array) -> int:
-    """Counts the positions at which a part of the network applies its convolutions.
-
-    All convolutions of a part work on maps of the size of its output `[B, H, W, C]`. The
-    output of a head is logits, so the size of its map is found from the kernel of its `fc`.
-    """
-    if output.ndim == 4:
-        return math.prod(output.shape[1:3])
-    features = params["proj"]["conv"]["kernel"].shape[-1]
-    return params["fc"]["kernel"].shape[0] // features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def image_cost(model: GoogLeNet, image_size: int, *, head_only: bool = False) ->
       image_size: Side of the input in pixels.
       head_only: Count the training of the last layer of each classifier alone.
     """
-    layers = multiply_adds(model, image_size)
+    layers = multiply_adds(*layer_shapes(model, image_size))
     main = sum(n for name, n in layers.items() if not name.startswith("aux"))
     forward = sum(layers.values())
     # The gradients of kernel and input each cost as much as the forward pass. The images

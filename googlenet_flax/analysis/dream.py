@@ -1,25 +1,21 @@
-"""Drawing a picture that a part of a trained network responds to, for the command."""
+"""Drawing of a picture that a part of a trained network responds to, for the command."""
 
 import dataclasses
 import io
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from googlenet_flax.analysis.endpoints import MAPS, activations, check_names
+from googlenet_flax.analysis.cost import layer_shapes
+from googlenet_flax.analysis.endpoints import ENDPOINTS, MAPS
 from googlenet_flax.analysis.gradient_ascent import (
     WHITE,
     Objective,
-    Octave,
     Settings,
     dream,
     gray_noise,
@@ -31,28 +27,91 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
 from googlenet_flax.runtime.files import replace_file
-from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
 
 # Few rough steps are enough to change a picture; gray noise needs many smooth ones.
 FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
 FROM_NOISE = Settings(octaves=4, steps=50, rate=2.0, jitter=8, smoothness=1.0)
 PICTURE_SIZE = 512  # Largest longer side in pixels, unless --size is given.
+MAX_SIZE = 4096
 LIMITS = {  # Lowest and highest value of each flag.
     "octaves": (1, 16),
     "steps": (1, 100_000),
     "rate": (0, WHITE),
-    "jitter": (0, 4096),
+    "jitter": (0, MAX_SIZE),
     "smoothness": (0, 4),
-    "size": (MIN_IMAGE_SIZE, 4096),
+    "size": (MIN_IMAGE_SIZE, MAX_SIZE),
     "seed": (0, 2**32 - 1),
 }
+
+
+def draw(
+    *,
+    workdir: str,
+    checkpoint: str,
+    layer: str,
+    channel: str,
+    image: str,
+    out: pathlib.Path,
+    size: int | None,
+    seed: int,
+    **settings: float | None,
+) -> str:
+    """Draws and saves a picture; the arguments are the flags of the command.
+
+    Returns:
+      A line about the picture and the rise of the objective.
+
+    Raises:
+      UserError: The run, the layer, the channel or the picture does not exist, a flag is
+        out of its limits, or the file cannot be written.
+    """
+    given: Any = {name: value for name, value in settings.items() if value is not None}
+    for name, value in {**given, "size": size, "seed": seed}.items():
+        lowest, highest = LIMITS[name]
+        if value is not None and not lowest <= value <= highest:
+            raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
+    check_output(out)
+    predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
+    description = predictor.description
+    objective = choose_objective(layer, channel, description)
+    noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
+    if image:
+        start, defaults = load_picture(image, size), FROM_PICTURE
+    else:
+        side = size or description.preprocess.image_size
+        start, defaults = gray_noise(noise_rng, side, side), FROM_NOISE
+    chosen = dataclasses.replace(defaults, **given)
+    height, width, _ = start.shape
+    check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
+    with out_of_memory_hint("lower --size"):
+        pixels, octaves = dream(
+            description.create_model(),
+            predictor.variables,
+            description.preprocess,
+            start,
+            objective,
+            settings=chosen,
+            rng=jitter_rng,
+        )
+    before, after = octaves[-1].before, octaves[-1].after
+    part = f"{layer} channel {channel}" if channel else layer
+    if before == after == 0:
+        raise UserError(
+            f"{part} does not respond at all: choose another --channel, --image or --seed"
+        )
+    save_picture(pixels, out)
+    return (
+        f"{printable(out)}: {width}x{height} pixels, objective of {part} from {before:.4g} "
+        f"to {after:.4g}"
+    )
 
 
 def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
     """Creates the objective that `--layer` and `--channel` name.
 
     Args:
-      layer: One of `endpoints.ENDPOINTS`.
+      layer: One of `ENDPOINTS`.
       channel: Number of a channel, or "" for the whole layer. A classifier needs the name
         or the number of a class.
       description: Description of the network.
@@ -60,36 +119,25 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
     Raises:
       UserError: The layer, the channel or the class does not exist.
     """
-    try:
-        check_names([layer])
-    except ValueError as error:
-        raise UserError(f"--layer: {error}") from error
+    if layer not in ENDPOINTS:
+        raise UserError(f"--layer is {layer!r} but must be one of {', '.join(ENDPOINTS)}")
     names = () if layer in MAPS else description.class_names
+    more = ", ..." if len(names) > MAX_NAMED_CLASSES else ""
+    listed = ", ".join(names[:MAX_NAMED_CLASSES]) + more
     if not channel and layer in MAPS:
         return Objective(layer)
     if not channel:
-        raise UserError(f"{layer} needs --channel=CLASS, one of {_list_names(names)}")
+        raise UserError(f"{layer} needs --channel=CLASS, one of {listed}")
     if channel in names:
         return Objective(layer, names.index(channel))
-    count = len(names) or _num_channels(layer, description)
+    _, shapes = layer_shapes(description.create_model(), description.preprocess.image_size)
+    count = shapes[layer][-1]
     if channel.isascii() and channel.isdecimal() and int(channel) < count:
         return Objective(layer, int(channel))
-    or_name = f" or one of {_list_names(names)}" if names else ""
+    or_name = f" or one of {listed}" if names else ""
     raise UserError(
         f"--channel is {channel!r} but must be a number from 0 to {count - 1}{or_name}"
     )
-
-
-def _num_channels(layer: str, description: ModelDescription) -> int:
-    size = MIN_IMAGE_SIZE
-    model = description.create_model().clone(aux_heads=False)
-    function = partial(activations, model, names=[layer])
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return jax.eval_shape(function, description.variables_like(), images)[layer].shape[-1]
-
-
-def _list_names(names: tuple[str, ...], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def load_picture(path: str, size: int | None) -> jax.Array:
@@ -114,24 +162,18 @@ def load_picture(path: str, size: int | None) -> jax.Array:
     scale = size / max(extent) if size else 1
     height, width = (round(side * scale) for side in extent)
     if min(height, width) < MIN_IMAGE_SIZE:
-        raise _too_small(full, (height, width))
-    return jax.image.resize(pixels.astype(np.float32), (height, width, 3), "bilinear")
-
-
-def _too_small(full: tuple[int, int], drawn: tuple[int, int]) -> UserError:
-    """Returns the error for a picture that would be drawn with too few pixels."""
-    limit = LIMITS["size"][1]
-    smallest = math.ceil(MIN_IMAGE_SIZE * max(full) / min(full))
-    way_out = f"use --size={smallest} or more"
-    if smallest > limit:
-        way_out = (
-            f"--size goes up to {limit}, so cut out a part that is at most "
-            f"{limit // MIN_IMAGE_SIZE} times as long as wide"
+        smallest = math.ceil(MIN_IMAGE_SIZE * max(full) / min(full))
+        way_out = f"use --size={smallest} or more"
+        if smallest > MAX_SIZE:
+            way_out = (
+                f"--size goes up to {MAX_SIZE}, so cut out a part that is at most "
+                f"{MAX_SIZE // MIN_IMAGE_SIZE} times as long as wide"
+            )
+        raise UserError(
+            f"--image of {full[1]}x{full[0]} pixels would be drawn at {width}x{height} but "
+            f"each side must have {MIN_IMAGE_SIZE} or more: {way_out}"
         )
-    return UserError(
-        f"--image of {full[1]}x{full[0]} pixels would be drawn at {drawn[1]}x{drawn[0]} "
-        f"but each side must have {MIN_IMAGE_SIZE} or more: {way_out}"
-    )
+    return jax.image.resize(pixels.astype(np.float32), (height, width, 3), "bilinear")
 
 
 def check_head_size(
@@ -160,7 +202,7 @@ def check_output(out: pathlib.Path) -> None:
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
-    with _writing(out):
+    with writing(f"--out {printable(out)}", "choose another"):
         if out.is_dir():
             raise UserError(f"--out {printable(out)} is a directory: name a file")
         tempfile.TemporaryFile(dir=out.parent).close()
@@ -179,97 +221,5 @@ def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
     picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    with _writing(out):
+    with writing(f"--out {printable(out)}", "choose another"):
         replace_file(out, png.getvalue())
-
-
-def _writing(out: pathlib.Path) -> AbstractContextManager[None]:
-    return writing(f"--out {printable(out)}", "choose another")
-
-
-def choose_settings(image: str, given: Mapping[str, float | None]) -> Settings:
-    """Fills in the defaults, which depend on what the drawing starts from.
-
-    Args:
-      image: Name of the picture to start from; "" for noise.
-      given: Values by their names in `Settings`; None for the default.
-    """
-    defaults = FROM_PICTURE if image else FROM_NOISE
-    chosen: Any = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(defaults, **chosen)
-
-
-def draw(
-    *,
-    workdir: str,
-    checkpoint: str,
-    layer: str,
-    channel: str,
-    image: str,
-    out: pathlib.Path,
-    size: int | None,
-    seed: int,
-    **settings: float | None,
-) -> str:
-    """Draws and saves a picture; the arguments are the flags of the command.
-
-    Returns:
-      A line about the picture and the rise of the objective.
-
-    Raises:
-      UserError: The run, the layer, the channel or the picture does not exist, a flag is
-        out of its limits, or the file cannot be written.
-    """
-    _check_limits({**settings, "size": size, "seed": seed})
-    check_output(out)
-    predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
-    description = predictor.description
-    objective = choose_objective(layer, channel, description)
-    noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
-    if image:
-        start = load_picture(image, size)
-    else:
-        side = size or description.preprocess.image_size
-        start = gray_noise(noise_rng, side, side)
-    chosen = choose_settings(image, settings)
-    pixels, octave = _dream(predictor, start, objective, chosen, jitter_rng)
-    part = f"{layer} channel {channel}" if channel else layer
-    if octave.before == octave.after == 0:
-        raise UserError(
-            f"{part} does not respond at all: choose another --channel, --image or --seed"
-        )
-    save_picture(pixels, out)
-    return (
-        f"{printable(out)}: {start.shape[1]}x{start.shape[0]} pixels, objective of {part} "
-        f"from {octave.before:.4g} to {octave.after:.4g}"
-    )
-
-
-def _check_limits(values: Mapping[str, float | None]) -> None:
-    for name, (lowest, highest) in LIMITS.items():
-        value = values[name]
-        if value is not None and not lowest <= value <= highest:
-            raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
-
-
-def _dream(
-    predictor: Predictor,
-    image: jax.Array,
-    objective: Objective,
-    settings: Settings,
-    rng: jax.Array,
-) -> tuple[jax.Array, Octave]:
-    """Runs gradient ascent from `image`; returns the picture and the last octave."""
-    description, (height, width) = predictor.description, image.shape[:2]
-    check_head_size(objective, description, octave_sizes(height, width, settings.octaves))
-    with out_of_memory_hint("lower --size"):
-        pixels, octaves = dream(
-            description.create_model(),
-            predictor.variables,
-            description.preprocess,
-            image,
-            objective,
-            settings=settings,
-            rng=rng,
-        )
-    return pixels, octaves[-1]

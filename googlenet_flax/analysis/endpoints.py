@@ -2,8 +2,7 @@
 
     endpoints = activations(model, variables, images, ["conv2", "inception_4e"])
 
-Both functions work on every variant and under `jit`. The network needs no change for them:
-each named part is a Flax module, whose output Flax can capture.
+Both functions work on every variant and under `jit`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,9 @@ import jax.numpy as jnp
 
 from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
-# Names in the order of the computation. Heads and classifier give logits
-# `[B, num_classes]`.
-STEM = ("conv1", "conv2_reduce", "conv2")
-MAPS = (*STEM, *INCEPTIONS)  # Maps `[B, H, W, C]`, after ReLU and before a pool.
-ENDPOINTS = (*MAPS, *AUX_TAPS.values(), "classifier")
+# Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
+MAPS = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS)
+ENDPOINTS = (*MAPS, *AUX_TAPS.values(), "classifier")  # The last three give logits.
 
 
 def activations(
@@ -41,9 +38,8 @@ def activations(
       `[B, num_classes]`.
 
     Raises:
-      ValueError: A name is unknown, or this network has no part of that name.
+      ValueError: The network has no part of that name.
     """
-    check_names(names)
     paths = {(name,) for name in names}
     _, captured = model.apply(
         variables,
@@ -55,7 +51,10 @@ def activations(
     outputs: Any = captured.get("intermediates", {})
     missing = [name for name in names if name not in outputs]
     if missing:
-        raise ValueError(f"this network was built without {', '.join(missing)}")
+        raise ValueError(
+            f"this network has no {', '.join(missing)}; parts that a network may have are "
+            f"{', '.join(ENDPOINTS)}"
+        )
     return {name: outputs[name]["__call__"][0] for name in names}
 
 
@@ -66,9 +65,7 @@ def activation_and_gradient(
     name: str,
     score: Callable[[GoogLeNetOutput], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the maps of one part and the gradient of a score with respect to them.
-
-    Grad-CAM needs both.
+    """Computes the maps of one part and the gradient of a score, as Grad-CAM needs them.
 
     Args:
       model: A network of any variant.
@@ -101,19 +98,6 @@ def activation_and_gradient(
             output: Any = model.apply(variables, images, train=False)
         return score(output).sum(), maps[0]
 
-    shape = jax.eval_shape(lambda: activations(model, variables, images, [name]))[name]
-    gradient, maps = jax.grad(score_with, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    like = jax.eval_shape(lambda: activations(model, variables, images, [name]))[name]
+    gradient, maps = jax.grad(score_with, has_aux=True)(jnp.zeros_like(like))
     return maps, gradient
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Checks that all names are among `ENDPOINTS`.
-
-    Raises:
-      ValueError: A name is not; the message names the first one.
-    """
-    for name in names:
-        if name not in ENDPOINTS:
-            raise ValueError(
-                f"no part is called {name!r}; there are {', '.join(ENDPOINTS)}"
-            )

@@ -1,8 +1,8 @@
 """Gradient ascent on pixels over octaves, to find what a part of the network responds to.
 
 The method is that of Mordvintsev, Olah and Tyka 2015, "Inceptionism: going deeper into
-neural networks", whose network was GoogLeNet. A picture is changed along the gradient of an
-activation, first at a small size. The change is enlarged and continued at the next size.
+neural networks". A picture is changed along the gradient of an activation, first at a small
+size. The change is enlarged and continued at the next size.
 """
 
 import dataclasses
@@ -21,8 +21,6 @@ OCTAVE_SCALE = 1.4  # Ratio of the sides of one octave and the next, as in the o
 WHITE = 255.0
 GRAY = 128.0
 NOISE = 2.0  # Standard deviation in pixel values; a larger one stays visible.
-
-Ascent = Callable[..., tuple[jax.Array, jax.Array]]  # Described in `create_ascent`.
 
 
 @flax.struct.dataclass
@@ -92,13 +90,16 @@ def dream(
     pixels = detail = jnp.zeros_like(image)
     stay = jnp.zeros(2, jnp.int32)
     octaves = []
-    sizes = octave_sizes(image.shape[0], image.shape[1], settings.octaves)
-    for number, size in enumerate(sizes):
-        base = _resize(image, size)
-        pixels = base + _resize(detail, size)
+    height, width, _ = image.shape
+    for number, size in enumerate(octave_sizes(height, width, settings.octaves)):
+        base, detail = (
+            jax.image.resize(x, (*size, 3), "bilinear") for x in (image, detail)
+        )
+        pixels = base + detail
         before, _ = ascent(objective, variables, base, stay)
         octave_rng = jax.random.fold_in(rng, number)
-        for shift in _draw_shifts(octave_rng, settings.steps, settings.jitter):
+        lowest, highest = -settings.jitter, settings.jitter + 1
+        for shift in jax.random.randint(octave_rng, (settings.steps, 2), lowest, highest):
             _, direction = ascent(objective, variables, pixels, shift)
             pixels = jnp.clip(pixels + settings.rate * direction, 0, WHITE)
         after, _ = ascent(objective, variables, pixels, stay)
@@ -107,7 +108,9 @@ def dream(
     return pixels, octaves
 
 
-def create_ascent(model: GoogLeNet, preprocess: Preprocess, smoothness: float) -> Ascent:
+def create_ascent(
+    model: GoogLeNet, preprocess: Preprocess, smoothness: float
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Creates a jitted function that computes the objective and the direction of ascent.
 
     Its arguments are the objective, the variables, pixels `[H, W, 3]` and a shift, int
@@ -151,15 +154,6 @@ def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]
 def gray_noise(rng: jax.Array, height: int, width: int) -> jax.Array:
     """Draws a picture of noise around gray, float32 `[H, W, 3]`."""
     return GRAY + NOISE * jax.random.normal(rng, (height, width, 3))
-
-
-def _draw_shifts(rng: jax.Array, steps: int, jitter: int) -> jax.Array:
-    """Draws a shift down and right in pixels for each step, int32 `[steps, 2]`."""
-    return jax.random.randint(rng, (steps, 2), -jitter, jitter + 1)
-
-
-def _resize(pixels: jax.Array, size: tuple[int, int]) -> jax.Array:
-    return jax.image.resize(pixels, (*size, 3), "bilinear")
 
 
 def _smooth(gradient: jax.Array, power: float) -> jax.Array:

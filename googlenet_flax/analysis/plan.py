@@ -1,7 +1,6 @@
 """The plan of a run, described in words and numbers without training."""
 
 import math
-from collections.abc import Iterator
 
 import jax
 
@@ -35,7 +34,7 @@ def describe_run(config: Config) -> str:
     splits, unknown = _load_or_stand_in(config)
     experiment = build_experiment(config, jax.local_devices(), *splits)
     model = experiment.description.create_model()
-    plan = {**dict(_plan(experiment)), **unknown}
+    plan = {**_plan(experiment), **unknown}
     lines = [f"{name + ':':<14} {text}" for name, text in plan.items()]
     return "\n".join([format_table_1(model, config.image_size), "", *lines])
 
@@ -49,18 +48,16 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
       The splits, and a text for each line of the plan that needs the missing data.
     """
     names = config.train_split, config.eval_split
+    counts, unknown = [config.batch_size, config.batch_size], {}
     try:
         return [load_config_split(config, name, may_prepare=False) for name in names], {}
     except MissingDataError as error:
-        sizes = SPLIT_SIZES.get(config.dataset)
-        if sizes is None:
-            counts = [config.batch_size, config.batch_size]
-            unknown = dict.fromkeys(NEED_DATA, "unknown without the data")
-            unknown["data"] = f"unknown, and 1,000 classes assumed: {error}"
-        else:
+        if sizes := SPLIT_SIZES.get(config.dataset):
             parts = [split_positions(name, sizes) for name in names]
             counts = [sum(rows.stop - rows.start for _, rows in part) for part in parts]
-            unknown = {}
+        else:
+            unknown = dict.fromkeys(NEED_DATA, "unknown without the data")
+            unknown["data"] = f"unknown, and 1,000 classes assumed: {error}"
     stand_ins: list[Split] = [
         stand_in(config.dataset, num_examples=count, storage_size=config.storage_size)
         for count in counts
@@ -68,47 +65,45 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
     return stand_ins, unknown
 
 
-def _plan(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def _plan(experiment: Experiment) -> dict[str, str]:
+    """Describes each aspect of a run in words."""
     config, devices = experiment.config, experiment.devices
-    yield (
-        "data",
-        f"{config.dataset}, {len(experiment.train_set):,} images to train on "
+    total_steps, epochs = (
+        experiment.total_steps,
+        experiment.total_steps / experiment.epoch_steps,
+    )
+    plan = {
+        "data": f"{config.dataset}, {len(experiment.train_set):,} images to train on "
         f"({config.train_split}), {len(experiment.eval_set):,} to evaluate on "
         f"({config.eval_split}), {len(experiment.description.class_names)} classes",
-    )
-    epochs = experiment.total_steps / experiment.epoch_steps
-    yield (
-        "steps",
-        f"{experiment.total_steps:,} of {config.batch_size} images, "
+        "steps": f"{total_steps:,} of {config.batch_size} images, "
         f"{experiment.epoch_steps:,} an epoch, {epochs:g} epochs, on {len(devices)} x "
         f"{devices[0].device_kind}",
-    )
+    }
     if experiment.stage_ends:
-        sizes = [f"{px} px" for px in (*config.progressive_image_sizes, config.image_size)]
-        ends = [f"to step {end:,}" for end in experiment.stage_ends] + ["to the end"]
-        stages = (f"{size} {end}" for size, end in zip(sizes, ends, strict=True))
-        yield "image size", ", ".join(stages)
-    yield "learning rate", f"{_rates(experiment)} ({config.schedule})"
-    evaluations = math.ceil(epochs / config.eval_every_epochs)
-    yield "evaluations", f"{evaluations}, each saves a checkpoint"
-    model = experiment.description.create_model(devices)
-    head_only = config.trainable == "head"
-    cost = image_cost(model, config.image_size, head_only=head_only)
-    flops = cost.training_flops * config.batch_size * experiment.total_steps
-    yield (
-        "operations",
-        f"{cost.training_flops / 1e9:.3g} GFLOP to train on an image of "
-        f"{config.image_size} px, {flops / 1e15:.3g} PFLOP in all",
+        sizes = [*config.progressive_image_sizes, config.image_size]
+        ends = [*(f"to step {end:,}" for end in experiment.stage_ends), "to the end"]
+        stages = zip(sizes, ends, strict=True)
+        plan["image size"] = ", ".join(f"{size} px {end}" for size, end in stages)
+    rates = ", ".join(
+        f"{experiment.learning_rate(round(share * (total_steps - 1))):.3g} at {share:.0%}"
+        for share in RATE_SHARES
     )
-    yield "memory", _memory(experiment)
-
-
-def _rates(experiment: Experiment) -> str:
-    last = experiment.total_steps - 1
-    steps = [round(share * last) for share in RATE_SHARES]
-    rates = [f"{experiment.learning_rate(step):.3g}" for step in steps]
-    shares = [f"at {share:.0%}" for share in RATE_SHARES]
-    return ", ".join(f"{r} {share}" for r, share in zip(rates, shares, strict=True))
+    evaluations = math.ceil(epochs / config.eval_every_epochs)
+    model, head_only = (
+        experiment.description.create_model(devices),
+        config.trainable == "head",
+    )
+    flops = image_cost(model, config.image_size, head_only=head_only).training_flops
+    return {
+        **plan,
+        "learning rate": f"{rates} ({config.schedule})",
+        "evaluations": f"{evaluations}, each saves a checkpoint",
+        "operations": f"{flops / 1e9:.3g} GFLOP to train on an image of "
+        f"{config.image_size} px, {flops * config.batch_size * total_steps / 1e15:.3g} "
+        "PFLOP in all",
+        "memory": _memory(experiment),
+    }
 
 
 def _memory(experiment: Experiment) -> str:

@@ -6,14 +6,12 @@ shows where the exact counts give something else.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from googlenet_flax.analysis.cost import multiply_adds
-from googlenet_flax.analysis.endpoints import ENDPOINTS, activations
+from googlenet_flax.analysis.cost import layer_shapes, multiply_adds
 from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet
 
 
@@ -39,7 +37,6 @@ PAPER: Mapping[str, Printed] = {
     "inception_5b": Printed(1388, 71),
     "classifier": Printed(1000, 1),
 }
-PAPER_IMAGE_SIZE, PAPER_CLASSES = 224, 1000
 
 HEADER = (
     *("type", "patch/stride", "output size", "depth"),
@@ -47,7 +44,7 @@ HEADER = (
     *("params", "paper", "ops", "paper"),
 )
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
-NUM_WIDTHS = len(BRANCHES)
+NO_WIDTHS = (None,) * len(BRANCHES)
 ALIGNMENTS = "<<" + ">" * (len(HEADER) - 2)
 HEADS = tuple(AUX_TAPS.values())
 MARK = "*"
@@ -61,7 +58,7 @@ class Row(NamedTuple):
     patch: str = ""
     output: tuple[int, ...] = ()
     depth: int | None = None
-    widths: tuple[int | None, ...] = (None,) * NUM_WIDTHS
+    widths: tuple[int | None, ...] = NO_WIDTHS
     params: int = 0
     weights: int = 0  # Parameters without biases and norms, as the paper counts them.
     ops: int = 0  # Multiply-adds of one image.
@@ -73,24 +70,19 @@ class Row(NamedTuple):
 
     def params_differ(self) -> bool:
         """Tells if neither count, with or without biases, rounds to the printed one."""
-        low, high = self.weights / 1024, self.params / 1024
-        return self.printed is not None and not _between(low, self.printed.params, high)
+        low, high = math.floor(self.weights / 1024), math.ceil(self.params / 1024)
+        return self.printed is not None and not low <= self.printed.params <= high
 
     def ops_differ(self) -> bool:
         """Tells if the count does not round to the printed one."""
-        ops = self.ops / 1e6
-        return self.printed is not None and not _between(ops, self.printed.ops, ops)
-
-
-def _between(low: float, value: float, high: float) -> bool:
-    return math.floor(low) <= value <= math.ceil(high)
+        return self.printed is not None and abs(self.ops / 1e6 - self.printed.ops) >= 1
 
 
 class _Network(NamedTuple):
     """Shapes and counts of a network, from which the rows are made."""
 
     params: Mapping[str, Any]  # Shapes of the parameters.
-    outputs: Mapping[str, tuple[int, ...]]  # [H, W, C] of one image, by endpoint.
+    outputs: Mapping[str, tuple[int, ...]]  # Shapes for one image, by endpoint.
     ops: Mapping[str, int]  # Multiply-adds by layer.
 
     def layer(self, name: str, type_: str, *parts: str, **cells: Any) -> Row:
@@ -101,7 +93,7 @@ class _Network(NamedTuple):
         return Row(
             name,
             type_,
-            output=self.outputs[name],
+            output=(1, 1, *self.outputs[name])[-3:],
             params=sum(size for _, size in sizes),
             weights=sum(size for leaf, size in sizes if leaf == "kernel"),
             ops=sum(n for path, n in self.ops.items() if path.partition("/")[0] in parts),
@@ -110,11 +102,10 @@ class _Network(NamedTuple):
 
     def inception(self, name: str) -> Row:
         """Returns the row of an inception block."""
-        branches = [self.params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
+        kernels = [self.params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
         label = name.replace("inception_", "inception (") + ")"
-        return self.layer(
-            name, label, depth=2, widths=tuple(kernel.shape[-1] for kernel in branches)
-        )
+        widths = tuple(kernel.shape[-1] for kernel in kernels)
+        return self.layer(name, label, depth=2, widths=widths)
 
     def pool(self, window: int, before: str, after: str) -> Row:
         """Returns the row of the pool between two parts of the network."""
@@ -129,8 +120,8 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
       model: A network of any variant, width and number of classes.
       image_size: Side of the input in pixels.
     """
-    params, outputs = _shapes(model, image_size)
-    network = _Network(params, outputs, multiply_adds(model, image_size))
+    params, outputs = layer_shapes(model, image_size)
+    network = _Network(params, outputs, multiply_adds(params, outputs))
     widths = (None, outputs["conv2_reduce"][-1], outputs["conv2"][-1], None, None, None)
     conv2 = {"patch": "3x3/1", "depth": 2, "widths": widths}
     rows = [
@@ -150,7 +141,7 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
         Row("", "avg pool", f"{side}x{side}/1", (1, 1, depth), 0),
         Row("", dropout, output=(1, 1, depth), depth=0),
         network.layer("classifier", "linear", depth=1),
-        Row("", "softmax", output=outputs["classifier"], depth=0),
+        Row("", "softmax", output=(1, 1, model.num_classes), depth=0),
     ]
     heads = HEADS if model.aux_heads else ()
     return rows + [network.layer(name, name, depth=3) for name in heads]
@@ -161,11 +152,12 @@ def format_table_1(model: GoogLeNet, image_size: int) -> str:
     rows = table_1(model, image_size)
     main = [row for row in rows if row.name not in HEADS]
     heads = [row for row in rows if row.name in HEADS]
-    paper = [row.printed for row in main if row.printed is not None]
-    sums = _sums("sum", main, paper), _sums("with heads", rows, ())
-    blocks = [HEADER], [*map(_cells, main)], [sums[0], *map(_cells, heads), sums[1]]
-    cells = itertools.chain(*blocks)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    params, ops = (sum(column) for column in zip(*PAPER.values(), strict=True))
+    total = _sum_cells("sum", main, f"{params:,.0f}K ", f"{ops:,.0f}M ")
+    with_heads = _sum_cells("with heads", rows, "", "")
+    blocks = [HEADER], [*map(_cells, main)], [total, *map(_cells, heads), with_heads]
+    columns = zip(*itertools.chain(*blocks), strict=True)
+    widths = [max(map(len, column)) for column in columns]
     line = "  ".join(map("{{:{}{}}}".format, ALIGNMENTS, widths))
     text = [[line.format(*cells).rstrip() for cells in block] for block in blocks]
     rule = "-" * max(map(len, itertools.chain(*text)))
@@ -174,66 +166,38 @@ def format_table_1(model: GoogLeNet, image_size: int) -> str:
     return f"{table}\n\n{notes}"
 
 
+def _cells(row: Row) -> tuple[str, ...]:
+    params = ops = printed_params = printed_ops = ""
+    if row.params:
+        params, ops = f"{row.params:,}", f"{row.ops / 1e6:,.1f}M"
+    if row.printed is not None:
+        printed_params = f"{row.printed.params:g}K{MARK if row.params_differ() else ' '}"
+        printed_ops = f"{row.printed.ops:g}M{MARK if row.ops_differ() else ' '}"
+    numbers = ["" if n is None else str(n) for n in (row.depth, *row.widths)]
+    output = "x".join(map(str, row.output))
+    counts = params, printed_params, ops, printed_ops
+    return (row.type, row.patch, output, *numbers, *counts)
+
+
+def _sum_cells(label: str, rows: list[Row], params: str, ops: str) -> tuple[str, ...]:
+    """Returns the cells of a line of sums, with those of the paper as given."""
+    total = Row("", label, params=sum(r.params for r in rows), ops=sum(r.ops for r in rows))
+    *cells, own_params, _, own_ops, _ = _cells(total)
+    return (*cells, own_params, params, own_ops, ops)
+
+
 def _notes(model: GoogLeNet, image_size: int) -> Iterator[str]:
     yield (
         f"params are exact, biases and norms included; ops are multiply-adds of one image. "
         f"{MARK} the exact count does not round to the paper's (its K is 1024, without "
         "biases)."
     )
-    classes = model.num_classes
-    own = [
-        text
-        for differs, text in [
-            (image_size != PAPER_IMAGE_SIZE, f"{image_size} px"),
-            (classes != PAPER_CLASSES, f"{classes} classes"),
-            (model.width_multiplier != 1, f"widths times {model.width_multiplier}"),
-            (model.variant.kernel_5x5 != 5, "3x3 in place of 5x5"),
-        ]
-        if differs
-    ]
+    differences = {
+        f"{image_size} px": image_size != 224,
+        f"{model.num_classes} classes": model.num_classes != 1000,
+        f"widths times {model.width_multiplier}": model.width_multiplier != 1,
+        "3x3 in place of 5x5": model.variant.kernel_5x5 != 5,
+    }
+    own = [text for text, differs in differences.items() if differs]
     if own:
         yield f"This network has {', '.join(own)}; the paper's has 224 px and 1000 classes."
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    params, ops = (f"{row.params:,}", f"{row.ops / 1e6:,.1f}M") if row.params else ("", "")
-    printed = ("", "")
-    if row.printed is not None:
-        printed = (
-            f"{row.printed.params:g}K{MARK if row.params_differ() else ' '}",
-            f"{row.printed.ops:g}M{MARK if row.ops_differ() else ' '}",
-        )
-    numbers = (row.depth, *row.widths)
-    return (
-        row.type,
-        row.patch,
-        "x".join(map(str, row.output)),
-        *("" if number is None else str(number) for number in numbers),
-        *(params, printed[0], ops, printed[1]),
-    )
-
-
-def _sums(label: str, rows: Sequence[Row], printed: Sequence[Printed]) -> tuple[str, ...]:
-    empty = ("",) * (2 + 1 + NUM_WIDTHS)
-    return (
-        *(label, *empty),
-        f"{sum(row.params for row in rows):,}",
-        f"{sum(p.params for p in printed):,.0f}K " if printed else "",
-        f"{sum(row.ops for row in rows) / 1e6:,.1f}M",
-        f"{sum(p.ops for p in printed):,.0f}M " if printed else "",
-    )
-
-
-def _shapes(model: GoogLeNet, size: int) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """Computes the shapes of the parameters, and of each endpoint for one image."""
-    names = [name for name in ENDPOINTS if model.aux_heads or not name.startswith("aux")]
-
-    def run() -> Any:
-        images = jnp.zeros((1, size, size, 3))
-        variables = model.init(jax.random.key(0), images, train=False)
-        return variables["params"], activations(model, variables, images, names)
-
-    params, outputs = jax.eval_shape(run)
-    shapes = {name: output.shape[1:] for name, output in outputs.items()}
-    flat = {name: (1, 1, *shape) for name, shape in shapes.items() if len(shape) == 1}
-    return params, {**shapes, **flat}
