@@ -7,13 +7,19 @@ The run may still be in progress or interrupted, and is not changed. The page sa
 parts are missing and why.
 """
 
-import argparse
+import pathlib
+from typing import Any
 
 from googlenet_flax.data.decode import printable
-from googlenet_flax.reports.gather import find_runs, write_report
-from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
+from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.gather import gather
+from googlenet_flax.reports.page import prepare_file
+from googlenet_flax.reports.record import RunRecord
+from googlenet_flax.reports.run_page import create_run_page
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.runtime.streams import tell
 
 # Default and help of each flag that a comparison of several runs does not take.
 ONE_RUN_FLAGS = {
@@ -28,40 +34,44 @@ ONE_RUN_FLAGS = {
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
-    hint = "if a run holds the device, set JAX_PLATFORMS=cpu"
-    with running(), out_of_memory_hint(hint):
-        if args.max_examples < 0:
-            raise UserError(f"--max_examples is {args.max_examples} but must be 0 or more")
-        workdirs = find_runs(args.workdir)
-        for name, (default, _) in ONE_RUN_FLAGS.items():
-            if len(workdirs) > 1 and getattr(args, name) != default:
-                raise UserError(
-                    f"--{name} is for the report of one run: name one --workdir"
-                )
-        file = write_report(
-            workdirs,
-            args.out,
-            checkpoint=args.checkpoint,
-            data=EvaluationData(args.dataset, args.data_dir, args.split),
-            image=args.image,
-            max_examples=args.max_examples,
-        )
-        print(printable(file))
-
-
-def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("report", __doc__)
     add = parser.add_argument
-    add(
-        "--workdir",
-        required=True,
-        help="directory of a run, or of several to compare, as DIR1,DIR2",
-    )
+    workdir_help = "directory of a run, or of several to compare, as DIR1,DIR2"
+    add("--workdir", required=True, help=workdir_help)
     add("--out", default="", help="HTML file to write; default: DIR/report/index.html")
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
-    return parser.parse_args()
+    flags = vars(parser.parse_args())
+    with running(), out_of_memory_hint("if a run holds the device, set JAX_PLATFORMS=cpu"):
+        print(printable(_write_report(**flags)))
+
+
+def _write_report(*, workdir: str, out: str, **flags: Any) -> pathlib.Path:
+    """Writes the page of one run, or the page that compares several; returns the file."""
+    paths = [path for path in workdir.split(",") if path]
+    workdirs = list({each.path.resolve(): each for each in map(Workdir, paths)}.values())
+    if not workdirs:
+        raise UserError("name a run with --workdir=DIR, or several with DIR1,DIR2")
+    if flags["max_examples"] < 0:
+        raise UserError(f"--max_examples is {flags['max_examples']} but must be 0 or more")
+    for each in workdirs:
+        each.read_config()  # Refuses a directory without a run.
+    is_one = len(workdirs) == 1
+    for name, (default, _) in ONE_RUN_FLAGS.items():
+        if not is_one and flags[name] != default:
+            raise UserError(f"--{name} is for the report of one run: name one --workdir")
+    name = "index.html" if is_one else "comparison.html"
+    file = pathlib.Path(out) if out else workdirs[0].path / "report" / name
+    prepare_file(file)  # Finds errors before the work is done.
+    if is_one:
+        material = gather(workdirs[0], **flags)
+        for reason in material.missing:
+            tell(reason)
+        page = create_run_page(material)
+    else:
+        page = create_comparison_page([RunRecord.read(each) for each in workdirs])
+    page.write(file)
+    return file
 
 
 if __name__ == "__main__":

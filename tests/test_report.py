@@ -1,10 +1,10 @@
-import dataclasses
-import html.parser
 import io
 import json
 import re
 import shutil
 import subprocess
+import types
+import xml.etree.ElementTree as ET
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,15 @@ from helpers.written_out import softmax
 
 from googlenet_flax import create_model
 from googlenet_flax import report as command
-from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
+from googlenet_flax.analysis.endpoints import activation_and_gradient
 from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports import gather as gathering
-from googlenet_flax.reports.answers import (
-    calibrate,
-    count_confusions,
-    most_confused,
-    score_classes,
-)
-from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.answers import calibrate, most_confused, score_classes
 from googlenet_flax.reports.gather import gather
 from googlenet_flax.reports.look_inside import (
+    Picture,
     filter_pictures,
     grad_cam,
     look_inside,
@@ -45,7 +40,6 @@ from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page, duration
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
-from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -63,53 +57,47 @@ DESCRIPTION = ModelDescription(
 CONFIG = {
     **{"dataset": "digits", "data_dir": "", "train_split": "train", "eval_split": "test"},
     **{"image_size": 80, "variant": "seed", "batch_size": 32, "num_epochs": 3},
-    **{"max_steps": 0, "eval_every_epochs": 1, "averaging": "none", "seed": 7},
+    **{"averaging": "none", "seed": 7},
 }
+START = {"time": 1.6e9, "step": 0, "epoch_steps": 5, "total_steps": 15}
+START["environment"] = {"jax": "0.0.1", "devices": "8 x TPU"}
 
 
-def training_row(step, epoch, loss):
-    heads = {
-        f"aux_{tap}_{name}": 0.5 for tap in ("4a", "4d") for name in ("loss", "accuracy")
-    }
-    row = {"step": step, "epoch": epoch, "split": "train", "main_loss": loss, **heads}
-    rates = {"learning_rate": 0.1 / (1 + epoch), "images_per_second": 100.0 + step}
-    return {**row, "accuracy": 1 - loss / 4, "loss": loss + 0.3, **rates}
+def training_row(step):
+    losses = {name: 3 / step for name in ("main_loss", "aux_4a_loss", "aux_4d_loss")}
+    accuracies = {name: 0.5 for name in ("accuracy", "aux_4a_accuracy", "aux_4d_accuracy")}
+    rates = {"learning_rate": 0.1 / step, "images_per_second": 100.0 + step}
+    place = {"step": step, "epoch": step // 5, "split": "train"}
+    return {**place, **losses, **accuracies, **rates}
 
 
-def evaluation_row(step, epoch, accuracy):
+def evaluation_row(step, accuracy):
     return {
-        **{"step": step, "epoch": epoch, "split": "eval", "loss": 2 - accuracy},
+        **{"step": step, "epoch": step // 5, "split": "eval", "loss": 2 - accuracy},
         **{"accuracy": accuracy, "top5": 0.9, "main_loss": 1 - accuracy},
-        **{"aux_4a_loss": 0.7, "aux_4a_accuracy": 0.3125, "eval_seconds": 1.5},
-        **{"aux_4d_loss": 0.6, "aux_4d_accuracy": 0.4375},
+        **{"aux_4a_accuracy": 0.3125, "aux_4d_accuracy": 0.4375, "eval_seconds": 1.5},
     }
 
 
 # Two epochs of five steps, and a little of a third.
 ROWS = [
-    *(training_row(step, step // 5, 3 / step) for step in range(1, 6)),
-    evaluation_row(5, 1, 0.625),
-    *(training_row(step, step // 5, 3 / step) for step in range(6, 11)),
-    evaluation_row(10, 2, 0.5625),
-    training_row(11, 2, 0.2),
+    *map(training_row, range(1, 6)),
+    evaluation_row(5, 0.625),
+    *map(training_row, range(6, 11)),
+    evaluation_row(10, 0.5625),
+    training_row(11),
 ]
 
 
-START = {"time": 1.6e9, "step": 0, "epoch_steps": 5, "total_steps": 15}
-START["environment"] = {"jax": "0.0.1", "devices": "8 x TPU"}
+def write_lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_rows(workdir, rows):
-    workdir.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (workdir / "metrics.jsonl").write_text(lines)
-    (workdir / "starts.jsonl").write_text(json.dumps(START) + "\n")
-    return workdir
-
-
-def bare_run(workdir, rows=ROWS, **config):
+def bare_run(workdir, rows=ROWS, starts=(START,), **config):
     """A run without a checkpoint."""
-    write_rows(workdir, rows)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_lines(workdir / "metrics.jsonl", rows)
+    write_lines(workdir / "starts.jsonl", starts)
     (workdir / "config.json").write_text(json.dumps({**CONFIG, **config}))
     return workdir
 
@@ -130,32 +118,29 @@ def small_model():
 
 @pytest.fixture(scope="module")
 def compute(small_model, digits):
-    """Logits of all digits, maps of the last block, and those of a head with gradient."""
-
-    def head_score(output):
-        return output.aux_4a.max(axis=-1)
+    """Logits of all digits, and the maps and gradients of a head."""
+    inputs = DESCRIPTION.preprocess(jnp.asarray(digits[0]))
 
     @jax.jit
-    def forward(variables, images):
-        of = small_model, variables, images
-        output = small_model.apply(variables, images, train=False)
+    def forward(variables):
+        output = small_model.apply(variables, inputs, train=False)
+        head = activation_and_gradient(
+            small_model, variables, inputs, "inception_4a", lambda out: out.aux_4a.max(-1)
+        )
         return {
             "main": output.logits,
             "aux_4a": output.aux_4a,
             "aux_4d": output.aux_4d,
-            "maps": activations(*of, ["inception_5a"])["inception_5a"],
-            "head": activation_and_gradient(*of, "inception_4a", head_score),
-        }
+        }, head
 
-    inputs = DESCRIPTION.preprocess(jnp.asarray(digits[0]))
-    return lambda variables: forward(variables, inputs)
+    return forward
 
 
 @pytest.fixture(scope="module")
 def variables(small_model, compute):
     """Weights whose answers are right and wrong with all kinds of confidence."""
     variables = numpy_variables(small_model)
-    logits = np.asarray(compute(variables)["main"])
+    logits = np.asarray(compute(variables)[0]["main"])
     scale = 2 / logits.std(axis=0)
     layer = variables["params"]["classifier"]
     layer["kernel"] = layer["kernel"] * scale
@@ -164,215 +149,192 @@ def variables(small_model, compute):
 
 
 @pytest.fixture(scope="module")
-def computed(compute, variables):
-    return compute(variables)
+def probabilities(compute, variables):
+    """Those of every classifier, from the network as anyone else calls it."""
+    return {name: softmax(logits) for name, logits in compute(variables)[0].items()}
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, variables):
     path = tmp_path_factory.mktemp("runs") / "a run"
     write_run(path, DESCRIPTION, variables, **CONFIG)
-    return write_rows(path, ROWS)
+    return bare_run(path)
 
 
 @pytest.fixture(scope="module")
 def made(workdir):
-    """Page, its file and what it is made of."""
-    material = gather(
-        Workdir(workdir), checkpoint="best", data=EvaluationData(), max_examples=TESTED
-    )
+    """The page, its file and what it is made of."""
+    material = gather(Workdir(workdir), max_examples=TESTED)
     page, file = create_run_page(material), workdir / "report" / "index.html"
+    file.parent.mkdir()
     page.write(file)
-    return page, file, material
+    return read(page), file, material
 
 
-class Reader(html.parser.HTMLParser):
-    """Tables by their captions, and a check of the grammar."""
-
-    EMPTY = frozenset({"meta", "img"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tables, self.images, self.ids = [], {}, [], []
-        self.text, self.references, self.tags = "", [], set()
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.add(tag)
-        self.references += [attributes[n] for n in ("src", "href") if n in attributes]
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag == "img":
-            self.images.append(attributes)
-        if attributes.get("role") == "region":
-            self.rows = self.tables[attributes["aria-label"]] = []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-
-
-@pytest.fixture(scope="module")
-def reader(made):
-    return Reader(made[1].read_text(encoding="utf-8"))
+def read(page):
+    """Reads a page, as XML because the parser is strict: its tables by their captions."""
+    text = page if isinstance(page, str) else page.to_html()
+    tree = ET.fromstring(re.sub(r"<((?:meta|img)\b[^>]*)>", r"<\1/>", text))
+    tables = {
+        region.get("aria-label"): [
+            ["".join(cell.itertext()) for cell in row] for row in region.iter("tr")
+        ]
+        for region in tree.iterfind(".//*[@role='region']")
+    }
+    return types.SimpleNamespace(
+        tables=tables,
+        text="".join(tree.find("body").itertext()),
+        elements=list(tree.iter()),
+        images=[element.attrib for element in tree.iter("img")],
+    )
 
 
 def table_of(reader, beginning):
     (name,) = [name for name in reader.tables if name.startswith(beginning)]
-    return reader.tables[name]
+    return reader.tables[name][1:]
 
 
 def record_of(path):
     return RunRecord.read(Workdir(path))
 
 
-def read_page(material):
-    return Reader(create_run_page(material).to_html())
+def page_of(path):
+    return read(create_run_page(Material(record_of(path))))
 
 
 # The page of a run.
 
 
-def test_scores_are_those_of_scikit_learn(reader, digits, computed):
-    table, labels = table_of(reader, "Scores on 60 examples"), digits[1]
-    rows = {row[0]: row[1:] for row in table}
-    assert list(rows) == ["classifier", "main", "aux_4a", "aux_4d"]
-    for name in CLASSIFIERS:
-        probabilities = softmax(computed[name])
-        right = sklearn.metrics.accuracy_score(labels, probabilities.argmax(1))
-        among_5 = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5)
-        loss = -np.log(probabilities[np.arange(TESTED), labels]).mean()
-        sure = 100 * probabilities.max(1).mean()
+def test_scores_are_those_of_scikit_learn(made, digits, probabilities):
+    labels = digits[1]
+    rows = {row[0]: row[1:] for row in table_of(made[0], "Scores on 60 examples")}
+    assert tuple(rows) == CLASSIFIERS
+    for name, each in probabilities.items():
+        right = sklearn.metrics.accuracy_score(labels, each.argmax(1))
+        among_5 = sklearn.metrics.top_k_accuracy_score(labels, each, k=5)
         assert 0 < right < 1 or name != "main"
-        accuracies = [f"{100 * value:.2f} %" for value in (right, among_5)]
-        assert rows[name][:2] == accuracies
+        assert rows[name][:2] == [f"{right:.2%}", f"{among_5:.2%}"]
+        loss = -np.log(each[np.arange(TESTED), labels]).mean()
         assert float(rows[name][2]) == pytest.approx(loss, abs=1e-3)
-        assert float(rows[name][3].split()[0]) == pytest.approx(sure, abs=0.02)
+        sure = 100 * each.max(1).mean()
+        assert float(rows[name][3].rstrip("%")) == pytest.approx(sure, abs=0.02)
 
 
-def test_classes_are_those_of_scikit_learn(reader, digits, computed):
-    labels, predicted = digits[1], softmax(computed["main"]).argmax(1)
+def test_classes_are_those_of_scikit_learn(made, digits, probabilities):
+    predicted = probabilities["main"].argmax(1)
     assert len(set(predicted)) > 3
     report = sklearn.metrics.classification_report(
-        labels, predicted, output_dict=True, zero_division=np.nan
+        digits[1], predicted, output_dict=True, zero_division=np.nan
     )
-    for name, _, *cells in table_of(reader, "Precision, recall and F1")[1:]:
+    for name, _, *cells in table_of(made[0], "Precision, recall and F1"):
         *scores, support = report[name].values()
-        shown = ["-" if np.isnan(v) else f"{100 * v:.2f} %" for v in scores]
+        shown = ["-" if np.isnan(v) else f"{v:.2%}" for v in scores]
         assert cells == [*shown, str(int(support))]
 
 
-def test_mistakes_are_the_surest_ones(made, reader, digits, computed):
+def test_mistakes_are_the_surest_ones(made, digits, probabilities):
     images, labels, chosen = digits
-    probabilities = softmax(computed["main"])
-    wrong = [(-p.max(), i) for i, p in enumerate(probabilities) if p.argmax() != labels[i]]
+    reader, _, material = made
+    each = enumerate(probabilities["main"])
+    wrong = [(-p.max(), i) for i, p in each if p.argmax() != labels[i]]
     surest = [i for _, i in sorted(wrong)[:12]]
-    tested = made[2].tested
-    np.testing.assert_array_equal(tested.answers.examples[tested.mistakes], chosen[surest])
     assert f"the examples {', '.join(str(i) for i in chosen[surest])}" in reader.text
     # What the network is shown, and not another picture.
     shown = DESCRIPTION.preprocess.cut(jnp.asarray(images[surest]), None)
-    np.testing.assert_allclose(tested.pictures, shown, atol=0.5)
+    np.testing.assert_allclose(material.tested.pictures, shown, atol=0.5)
 
 
-def test_training_is_that_of_the_rows(reader):
-    _, first, second = table_of(reader, "Evaluations")
-    assert first[:5] == ["5", "1", "1.3750", "62.50 %", "90.00 %"]
-    assert first[5:] == ["31.25 %", "43.75 %", "1.5"] and second[0] == "10"
+def test_training_is_that_of_the_rows(made):
+    reader, _, _ = made
+    first, second = table_of(reader, "Evaluations")
+    assert first[:5] == ["5", "1", "1.3750", "62.50%", "90.00%"]
+    assert first[5:] == ["31.25%", "43.75%", "1.5"] and second[0] == "10"
     assert "11 of 15 steps done (73%)" in reader.text
     assert "Best accuracy: 62.50%, after step 5." in reader.text
-    rates = np.median([100 + step for step in range(1, 12)])
-    assert any(f"median {rates:.1f}" in image["alt"] for image in reader.images)
+    assert any("median 106.0" in image["alt"] for image in reader.images)
 
 
-def test_settings(reader, workdir):
-    config = dict(table_of(reader, "Config of the run")[1:])
+def test_settings(made, workdir):
+    reader, _, _ = made
     fields = Config.of(CONFIG).to_dict()
+    config = dict(table_of(reader, "Config of the run"))
     assert config == {name: repr(value) for name, value in fields.items()}
-    made_with = dict(table_of(reader, "Report made with")[1:])
-    assert made_with["jax"] == jax.__version__
-    assert table_of(reader, "Starts of the run")[1:] == [
+    assert dict(table_of(reader, "Report made with"))["jax"] == jax.__version__
+    assert table_of(reader, "Starts of the run") == [
         ["2020-09-13 12:26:40 UTC", "0", "jax 0.0.1, devices 8 x TPU"]
     ]
-    facts = dict(table_of(reader, "Facts")[1:])
+    facts = dict(table_of(reader, "Facts"))
     assert facts["workdir"] == str(workdir)
     assert facts["checkpoint"] == "0 (weights as trained)"
 
 
-def test_the_picture_is_the_first_one(made, reader, computed):
-    probabilities = softmax(computed["main"])[0]
-    best = int(np.argmax(probabilities))
-    row = table_of(reader, "Predictions for the picture")[1]
-    assert row == ["main", str(best), f"{100 * probabilities[best]:.2f} %"]
+def test_the_picture_is_the_first_one(made, probabilities):
+    best = np.argmax(probabilities["main"][0])
+    row = table_of(made[0], "Predictions for the picture")[0]
+    assert row == ["main", str(best), f"{probabilities['main'][0, best]:.2%}"]
+
+
+def test_grad_cam_of_a_network_is_the_classifiers_kernel(
+    made, compute, variables, probabilities
+):
+    view = made[2].view
+    head, _, last = view.evidence
+    assert (last.classifier, last.block) == ("main", "inception_5a")
+    assert last.predicted == np.argmax(probabilities["main"][0])
+    # Behind the last block are a mean and one layer, so its weights are that layer's.
+    kernel = variables["params"]["classifier"]["kernel"]
+    maps = np.float64(view.maps["inception_5a"])
+    heat = np.maximum(maps @ kernel[:, last.predicted], 0)
+    np.testing.assert_allclose(last.heat, heat / heat.max(), atol=1e-4)
+    # A head's evidence is about its own class.
+    assert (head.classifier, head.block) == ("aux_4a", "inception_4a")
+    assert head.predicted == np.argmax(probabilities["aux_4a"][0])
+    maps, gradient = (values[0] for values in compute(variables)[1])
+    np.testing.assert_allclose(head.heat, grad_cam(maps, gradient), atol=1e-3)
 
 
 @pytest.mark.slow
 def test_blocks_and_evidence_of_the_whole_network():
     model = create_model("seed", num_classes=10, width_multiplier=0.1)
-    image = random_images(80, 80, 3)
-    view = look_inside(model, preprocess(), numpy_variables(model), image)
+    picture = Picture("noise", random_images(80, 80, 3))
+    view = look_inside(model, preprocess(), numpy_variables(model), picture)
     blocks = [f"inception_{name}" for name in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
     assert list(view.maps) == blocks
-    places = [
-        (one.classifier, one.block.removeprefix("inception_")) for one in view.evidence
-    ]
+    places = [(e.classifier, e.block.removeprefix("inception_")) for e in view.evidence]
     assert places == [("aux_4a", "4a"), ("aux_4d", "4d"), ("main", "4e"), ("main", "5b")]
 
 
-def test_page_stands_alone(made, reader):
-    text = made[1].read_text(encoding="utf-8")
-    assert "http:" not in text and "https:" not in text and "@import" not in text
-    assert "url(" not in text and not reader.tags & {"script", "link", "iframe", "object"}
-    assert all(ref.startswith(("data:image/png;base64,", "#")) for ref in reader.references)
-    assert len(set(reader.ids)) == len(reader.ids)
-    assert {ref[1:] for ref in reader.references if ref.startswith("#")} <= set(reader.ids)
+def test_page_stands_alone(made):
+    reader, file, _ = made
+    text = file.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|@import|url\(", text)
+    tags = {element.tag for element in reader.elements}
+    assert not tags & {"script", "link", "iframe", "object"}
+    ids = [element.get("id") for element in reader.elements if element.get("id")]
+    links = {element.get("href")[1:] for element in reader.elements if element.tag == "a"}
+    assert len(set(ids)) == len(ids) and links <= set(ids)
     assert len(reader.images) == 11
-    assert all(len(image["alt"]) > 20 for image in reader.images)
-    assert not list(made[1].parent.glob("*.tmp"))
+    for image in reader.images:
+        assert image["src"].startswith("data:image/png;base64,")
+        assert len(image["alt"]) > 20 and image["width"] == "600"
 
 
-def test_pngs_show_something(made, reader):
-    names = {path.stem for path in made[1].parent.glob("*.png")}
-    curve_names = {"loss", "accuracy", "learning_rate", "throughput"}
-    answer_names = {"confusion", "classes", "calibration", "mistakes"}
-    assert names == curve_names | answer_names | {"filters", "grad_cam", "activations"}
+def test_pngs_show_something(made):
+    _, file, _ = made
+    names = {path.name for path in file.parent.iterdir()} - {file.name}
+    assert names == {
+        *("loss.png", "accuracy.png", "learning_rate.png", "throughput.png"),
+        *("confusion.png", "classes.png", "calibration.png", "mistakes.png"),
+        *("filters.png", "grad_cam.png", "activations.png"),
+    }
     for name in names:
-        with PIL.Image.open(made[1].with_name(f"{name}.png")) as image:
+        with PIL.Image.open(file.with_name(name)) as image:
             assert image.format == "PNG" and image.width == 900
-            grey = np.asarray(image.convert("L"))
-        assert np.mean(grey != 255) > 0.005 and len(np.unique(grey)) > 20
-    widths = {image["width"] for image in reader.images}
-    assert widths == {"600"}
-
-
-@pytest.mark.slow
-def test_the_same_run_gives_the_same_page(made):
-    page, _, material = made
-    again = create_run_page(material)
-    assert again.pictures == page.pictures and again.to_html() == page.to_html()
+            gray = np.asarray(image.convert("L"))
+        assert np.mean(gray != 255) > 0.005 and len(np.unique(gray)) > 20
 
 
 # What is not there.
-
-
-def test_a_torn_line_changes_nothing(tmp_path):
-    run = bare_run(tmp_path / "run")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 12, "epoch": 2, "spl')
-    assert record_of(run).rows == ROWS
 
 
 def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
@@ -384,92 +346,69 @@ def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
     file = path / "report" / "index.html"
     assert (code, out) == (0, f"{file}\n")
     assert err.count("\n") == 1 and "train first" in err
-    reader = Reader(file.read_text())
+    reader = read(file.read_text())
     assert "Predictions and weights are not shown: no checkpoint in" in reader.text
-    assert {image["alt"].split()[0] for image in reader.images} == {
-        "Curves",
-        "The",
-        "Images",
-    }
-    assert reader.ids.count("section-2") == 1 and "section-3" not in reader.ids
+    assert len(reader.images) == 4 and "Inside the network" not in reader.text
 
 
 def test_a_run_that_has_just_begun(tmp_path, run_command):
-    path = bare_run(tmp_path / "run", rows=[])
+    path = bare_run(tmp_path / "run")
     (path / "metrics.jsonl").unlink()
     code, _, err = run_command(command, f"--workdir={path}")
     assert code == 0 and err.count("\n") == 2
-    text = Reader((path / "report" / "index.html").read_text()).text
+    text = read((path / "report" / "index.html").read_text()).text
     assert "There are no curves: the run has no metrics yet." in text
     assert "0 of 15 steps done (0%)." in text
 
 
 @pytest.mark.parametrize("keep", [1, 6])
 def test_a_run_of_few_rows(tmp_path, keep):
-    page = create_run_page(Material(record_of(bare_run(tmp_path / "run", ROWS[:keep]))))
-    assert {"loss.png", "accuracy.png", "throughput.png"} <= set(page.pictures)
-    assert ("Evaluations" in Reader(page.to_html()).tables) == (keep == 6)
+    reader = page_of(bare_run(tmp_path / "run", ROWS[:keep]))
+    assert len(reader.images) == 4
+    assert ("Evaluations" in reader.tables) == (keep == 6)
 
 
-def test_the_data_are_gone(tmp_path, variables):
+def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkeypatch):
     config = {**CONFIG, "dataset": "cifar10", "data_dir": str(tmp_path)}
     path = write_run(tmp_path / "run", DESCRIPTION, variables, **config)
-    material = gather(Workdir(path), checkpoint="best", data=EvaluationData())
-    assert material.tested is None and material.inside is None
-    text = Reader(create_run_page(material).to_html()).text
+    load, failures = Predictor.load, []
+
+    def vanish(*args):
+        if len(failures) < 2:
+            failures.append(args)
+            raise DamagedCheckpointError(path / "checkpoints" / "5", "gone")
+        return load(*args)
+
+    monkeypatch.setattr(Predictor, "load", vanish)
+    material = gather(Workdir(path))
+    assert material.tested is None and material.view is None
+    text = read(create_run_page(material)).text
     assert "for a data set are not shown: data set 'cifar10' is not prepared" in text
     assert "name a picture with --image=FILE" in text
     assert "filters of conv1" in text
     assert not list(tmp_path.glob("cifar*"))
+    failures.clear()
+    monkeypatch.setattr(gathering, "LOAD_ATTEMPTS", 2)
+    material = gather(Workdir(path))
+    assert material.predictor is None and "is damaged: gone" in material.missing[1]
 
 
 def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
-    seen = []
-
-    def look(*args):
-        seen.append(args)
-        raise KeyboardInterrupt
-
     origin = {"format": "keras", "file": "my.weights.h5"}
     path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from=origin)
     PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
-    monkeypatch.setattr(gathering, "look_inside", look)
-    with pytest.raises(KeyboardInterrupt):
-        gather(
-            Workdir(path),
-            checkpoint="best",
-            data=EvaluationData(),
-            image=str(tmp_path / "my.png"),
-        )
-    ((_, _, _, pixels, extent),) = seen
-    assert extent == (6, 8)
-    np.testing.assert_array_equal(pixels[:6, :8], random_images(6, 8, 3))
-    material = gather(Workdir(path), checkpoint="latest", data=EvaluationData())
-    reader = Reader(create_run_page(material).to_html())
+    monkeypatch.setattr(gathering, "look_inside", lambda *args: args[-1])
+    picture = gather(Workdir(path), image=str(tmp_path / "my.png")).view
+    assert picture.extent == (6, 8)
+    np.testing.assert_array_equal(picture.pixels[:6, :8], random_images(6, 8, 3))
+    reader = read(create_run_page(gather(Workdir(path), checkpoint="latest")))
     assert "Imported weights; they were not trained here." in reader.text
     assert "these weights were imported" in reader.text
     assert "--dataset" in reader.text
-    assert dict(table_of(reader, "Imported from")[1:]) == origin
+    assert dict(table_of(reader, "Imported from")) == origin
 
 
-def test_a_checkpoint_vanishes(workdir, monkeypatch):
-    load, failures = Predictor.load, []
-
-    def vanish(*args):
-        if not failures:
-            failures.append(args)
-            raise DamagedCheckpointError(workdir / "checkpoints" / "5", "gone")
-        return load(*args)
-
-    monkeypatch.setattr(Predictor, "load", vanish)
-    assert gathering._load_predictor(Workdir(workdir), "best").checkpoint_step == 0
-    monkeypatch.setattr(gathering, "LOAD_ATTEMPTS", 1)
-    failures.clear()
-    material = gather(Workdir(workdir), checkpoint="best", data=EvaluationData())
-    assert material.network is None and "is damaged: gone" in material.missing[0]
-
-
-# What the user can mend.
+# What the user can fix.
 
 
 @pytest.mark.parametrize(
@@ -481,16 +420,11 @@ def test_a_checkpoint_vanishes(workdir, monkeypatch):
         (["--workdir={run}", "--max_examples=-1"], "must be 0 or more"),
         (["--workdir={run}", "--image={run}/none.png"], "none.png cannot be read: no such"),
         (["--workdir={run}", "--out={run}/config.json/page.html"], "cannot be written"),
-        (["--workdir={run}", "--out={run}"], "cannot be written"),
-        (
-            ["--workdir={run},{second}", "--image=my.png"],
-            "--image is for the report of one",
-        ),
+        (["--workdir={run},{second}", "--image=a.png"], "--image is for the report of one"),
         (["--workdir={run},{second}", "--max_examples=5"], "--max_examples is for"),
     ],
 )
-def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monkeypatch):
-    monkeypatch.setattr(gathering, "gather", _gather_without_computing)
+def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command):
     second = bare_run(tmp_path / "second")
     names = {"run": workdir, "second": second, "other": tmp_path / "none"}
     code, out, err = run_command(command, *(arg.format(**names) for arg in args))
@@ -508,7 +442,7 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command, monke
     ],
 )
 def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, monkeypatch):
-    monkeypatch.setattr(gathering, "gather", None)  # It is found before the work.
+    monkeypatch.setattr(command, "gather", None)  # It is found before the work.
     run = bare_run(tmp_path / "run")
     obstacle = run / in_the_way
     obstacle.parent.mkdir(exist_ok=True)
@@ -518,7 +452,6 @@ def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, m
     code, out, err = run_command(command, f"--workdir={run}", *args)
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert words in err and err.endswith("or name another file with --out=FILE\n")
-    assert "checkpoint" not in err
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -531,40 +464,30 @@ def test_a_directory_in_the_place_of_a_figure(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
-def _gather_without_computing(workdir, **options):
-    if options["image"] or options["checkpoint"] != "best":
-        return gather(workdir, **options)
-    return Material(RunRecord.read(workdir))
-
-
 # The numbers.
 
 
 def test_calibration_by_hand():
     # Five bins of 0.2: (0.4, 0.6] holds 0.55 and 0.6, (0.6, 0.8] nothing, (0.8, 1] two.
-    confidence = np.array([0.95, 0.85, 0.6, 0.55, 0.1])
-    right = np.array([True, False, True, True, False])
-    result = calibrate(confidence, right, bins=5)
-    np.testing.assert_array_equal(result.count, [1, 0, 2, 0, 2])
-    np.testing.assert_allclose(result.confidence[[0, 2, 4]], [0.1, 0.575, 0.9])
-    np.testing.assert_allclose(result.accuracy[[0, 2, 4]], [0, 1, 0.5])
-    assert np.isnan(result.accuracy[[1, 3]]).all()
+    answers = types.SimpleNamespace(
+        confidence=np.array([0.95, 0.85, 0.6, 0.55, 0.1]),
+        correct=np.array([True, False, True, True, False]),
+    )
+    result = calibrate(answers, bins=5)
+    np.testing.assert_array_equal(result.sizes, [1, 0, 2, 0, 2])
+    np.testing.assert_allclose(result.confidence, [0.1, np.nan, 0.575, np.nan, 0.9])
+    np.testing.assert_allclose(result.accuracy, [0, np.nan, 1, np.nan, 0.5])
     assert result.error == pytest.approx((0.1 + 2 * 0.425 + 2 * 0.4) / 5)
-    certain = calibrate(np.array([1.0, 1.0000001]), np.array([True, True]))
-    assert certain.error == pytest.approx(0, abs=1e-6) and certain.count[14] == 2
+    answers.confidence, answers.correct = np.array([1, 1.0000001]), np.array([True, True])
+    assert calibrate(answers).sizes[14] == 2
 
 
 def test_confusions_by_hand():
-    labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0, 0])
-    confusions = count_confusions(labels, predicted, 4)
-    expected = [[1, 2, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-    np.testing.assert_array_equal(confusions, expected)
+    confusions = np.array([[1, 2, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     assert most_confused(confusions, 9) == [(0, 1, 2), (1, 0, 1), (3, 0, 1)]
     assert most_confused(confusions, 1) == [(0, 1, 2)]
+    labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0, 0])
     scores = score_classes(labels, predicted, 4)
-    np.testing.assert_allclose(scores.precision, [1 / 3, 1 / 3, np.nan, np.nan])
-    np.testing.assert_allclose(scores.recall, [1 / 3, 1 / 2, np.nan, 0])
-    np.testing.assert_array_equal(scores.support, [3, 2, 0, 1])
     np.testing.assert_array_equal(answer_figures.worst_classes(scores), [0, 1, 3])
 
 
@@ -573,25 +496,7 @@ def test_grad_cam_by_hand():
     gradient = np.array([[[1.0, -1.0], [3.0, -1.0]], [[2.0, -3.0], [2.0, -3.0]]])
     # Weights 2 and -2: 2 * (map 0 - map 1) = -2, -2, 6, 0.
     np.testing.assert_allclose(grad_cam(maps, gradient), [[0, 0], [1, 0]])
-    np.testing.assert_array_equal(
-        grad_cam(-maps[..., :1], gradient[..., :1]), np.zeros((2, 2))
-    )
-
-
-def test_grad_cam_of_a_network_is_the_classifiers_kernel(made, variables, computed):
-    # Behind the last block are a mean and one layer, so its weights are that layer's.
-    head, _, last = made[2].inside.view.evidence
-    assert (last.classifier, last.block) == ("main", "inception_5a")
-    assert last.predicted == np.argmax(computed["main"][0])
-    kernel = variables["params"]["classifier"]["kernel"]
-    heat = np.maximum(np.float64(computed["maps"][0]) @ kernel[:, last.predicted], 0)
-    assert last.heat.max() == 1
-    np.testing.assert_allclose(last.heat, heat / heat.max(), atol=1e-4)
-    # A head's evidence is about its own class.
-    assert (head.classifier, head.block) == ("aux_4a", "inception_4a")
-    assert head.predicted == np.argmax(computed["aux_4a"][0])
-    maps, gradient = (values[0] for values in computed["head"])
-    np.testing.assert_allclose(head.heat, grad_cam(maps, gradient), atol=1e-3)
+    assert not grad_cam(-maps[..., :1], gradient[..., :1]).any()
 
 
 def test_channels_filters_and_overlay():
@@ -613,59 +518,37 @@ def test_channels_filters_and_overlay():
 
 
 def test_a_run_whose_starts_cannot_be_read(tmp_path):
-    run = bare_run(tmp_path / "run")
-    record = record_of(run)
-    assert (record.epoch_steps, record.total_steps) == (5, 15)
-    (run / "starts.jsonl").unlink()
-    record = record_of(run)
-    assert record.epoch_steps is None and record.total_steps is None
-    reader = read_page(Material(record))
+    path = bare_run(tmp_path / "run")
+    (path / "starts.jsonl").unlink()
+    reader = page_of(path)
     assert "11 steps done" in reader.text and "Starts of the run" not in reader.tables
 
 
 def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
-    rows = [evaluation_row(5, 1, 0.9), evaluation_row(10, 2, 0.8)]
-    for row, averaged in zip(rows, (0.5, 0.6), strict=True):
+    rows = [evaluation_row(step, 1 - step / 50) for step in (5, 10, 15)]
+    for row, averaged in zip(rows, (0.5, 0.6, 0.6), strict=True):
         row["averaged_accuracy"] = averaged
-    record = record_of(bare_run(tmp_path / "run", rows=rows))
-    assert record.best["step"] == 10
-    text = read_page(Material(record)).text
-    assert "Best averaged weights' accuracy: 60.00%, after step 10." in text
-
-
-def timed_run(workdir, start_times, row_times):
-    """A run of these starts whose rows were written then."""
-    rows = [{**row, "unix_seconds": t} for row, t in zip(ROWS, row_times, strict=False)]
-    path = bare_run(workdir, rows=rows)
-    starts = [{**START, "time": time} for time in start_times]
-    (path / "starts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
-    return path
+    text = page_of(bare_run(tmp_path / "run", rows)).text
+    assert "Best averaged weights' accuracy: 60.00%, after step 15." in text
 
 
 @pytest.mark.parametrize(
-    ("start_times", "row_times", "seconds"),
+    ("start_times", "row_times", "words"),
     [
-        ([1000.0], [1010.0, 1030.0, 1090.5], [90.5]),
-        ([1000.0, 2000.0, 3000.0], [1010.0, 1030.0, 3060.0], [30, 0, 60]),
-        ([1000.0], [], [0]),
-        ([], [1010.0], []),
+        ([1000.0], [1010.0, 1030.0, 1090.4], "1 min 30 s in 1 start,"),
+        ([1000.0, 2000.0, 3000.0], [1010.0, 1030.0, 3060.0], "1 min 30 s in 3 starts,"),
+        ([1000.0], [], "0 s in 1 start,"),
+        ([], [1010.0], "starts.jsonl or the rows' unix_seconds are missing"),
+        ([1000.0], [None], "starts.jsonl or the rows' unix_seconds are missing"),
     ],
 )
 def test_time_is_that_from_each_start_to_its_last_row(
-    tmp_path, start_times, row_times, seconds
+    tmp_path, start_times, row_times, words
 ):
-    path = timed_run(tmp_path / "run", start_times, row_times)
-    assert record_of(path).session_seconds == seconds
-
-
-def test_time_is_on_the_page_where_it_was_recorded(tmp_path):
-    path = timed_run(tmp_path / "new", [1000.0, 2000.0], [1010.0, 1030.0, 2060.0])
-    text = read_page(Material(record_of(path))).text
-    assert "1 min 30 s in 2 starts" in text
-    record = record_of(bare_run(tmp_path / "old"))
-    assert record.session_seconds == []
-    text = read_page(Material(record)).text
-    assert "not recorded: starts.jsonl or the rows' unix_seconds are missing" in text
+    rows = [{**row, "unix_seconds": t} for row, t in zip(ROWS, row_times, strict=False)]
+    rows = ROWS if row_times == [None] else rows
+    starts = [{**START, "time": time} for time in start_times]
+    assert words in page_of(bare_run(tmp_path / "run", rows, starts)).text
 
 
 @pytest.mark.parametrize(
@@ -681,8 +564,6 @@ def test_duration(seconds, words):
 
 def test_smoothing_is_a_running_mean():
     values = np.random.default_rng(0).normal(size=100)
-    window = curves.smoothing_window(100)
-    assert window == 5
     expected = [values[max(0, i - 2) : i + 3].mean() for i in range(100)]
     np.testing.assert_allclose(curves.smoothed(values), expected)
     np.testing.assert_array_equal(curves.smoothed(values[:7]), values[:7])
@@ -690,18 +571,17 @@ def test_smoothing_is_a_running_mean():
 
 def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
     record = record_of(bare_run(tmp_path / "run"))
-    before = curves.loss_figure(record)
+    before = curves.learning_rate_figure(record)
     with mpl.rc_context({"font.size": 40, "figure.facecolor": "red"}):
-        assert curves.loss_figure(record) == before
+        assert curves.learning_rate_figure(record) == before
         assert mpl.rcParams["font.size"] == 40
-    assert "text.parse_math" not in mpl.rcParams or mpl.rcParams["text.parse_math"]
 
 
-@pytest.mark.parametrize("classes", [2, 30, 31, 120])
+@pytest.mark.parametrize("classes", [2, 30, 120])
 def test_names_of_any_kind_and_number(classes, recwarn):
     names = [f"$x_{i} <b>猫 \udcff {'long ' * (i % 9)}" for i in range(classes)]
     labels = np.arange(5 * classes) % classes
-    confusions = count_confusions(labels, (labels * 3) % classes, classes)
+    confusions = np.roll(5 * np.eye(classes, dtype=int), 1, axis=1)
     png = answer_figures.confusion_figure(confusions, names)
     scores = score_classes(labels, (labels * 3) % classes, classes)
     for data in (png, answer_figures.per_class_figure(scores, names)):
@@ -722,11 +602,11 @@ def test_text_of_a_page_is_escaped():
     page.section('a "quoted" <i>title</i>')
     page.table(["<th>", "n"], [["<td>", number(1234567)], ["x", None]], caption='"><b>')
     page.missing("1 < 2")
-    reader = Reader(page.to_html())
-    assert not reader.tags & {"script", "i", "b"}
+    reader = read(page)
+    assert not {element.tag for element in reader.elements} & {"script", "i", "b"}
     assert "<script>alert(1)</script> \\udcff & $body" in reader.text
     assert reader.tables['"><b>'] == [["<th>", "n"], ["<td>", "1,234,567"], ["x", "-"]]
-    assert percent(float("nan")) is None and percent(0.98333) == "98.33 %"
+    assert percent(float("nan")) is None
 
 
 # Several runs.
@@ -734,51 +614,44 @@ def test_text_of_a_page_is_escaped():
 
 def test_comparison(tmp_path, run_command):
     first = bare_run(tmp_path / "first")
-    better = [evaluation_row(5, 1, 0.75), evaluation_row(10, 2, 0.6875)]
+    better = [evaluation_row(5, 0.75), evaluation_row(10, 0.6875)]
     second = bare_run(tmp_path / "second", rows=better, seed=8, flip="random")
     code, out, err = run_command(command, f"--workdir={first},{second},{first}/")
     file = first / "report" / "comparison.html"
     assert (code, out, err) == (0, f"{file}\n", "")
-    reader = Reader(file.read_text())
+    reader = read(file.read_text())
     assert "2 runs compared" in reader.text
-    table = table_of(reader, "Evaluations of the main")
-    first_row = ["first", "11 of 15", "62.50 %", "5", "56.25 %", "0.4375", "106.0", "-"]
-    second_row = ["second", "10 of 15", "75.00 %", "5", "68.75 %", "0.3125", "-", "-"]
-    assert table[1:] == [first_row, second_row]
-    differences = table_of(reader, "Where the configs differ")[1:]
+    first_row = ["first", "11 of 15", "62.50%", "5", "56.25%", "0.4375", "106.0", "-"]
+    second_row = ["second", "10 of 15", "75.00%", "5", "68.75%", "0.3125", "-", "-"]
+    assert table_of(reader, "Evaluations of the main") == [first_row, second_row]
+    differences = table_of(reader, "Where the configs differ")
     assert differences == [["flip", "'none'", "'random'"], ["seed", "7", "8"]]
-    names = {path.name for path in file.parent.iterdir()}
-    assert names == {
-        *("comparison.html", "comparison_accuracy.png"),
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        "comparison.html",
+        "comparison_accuracy.png",
         "comparison_main_loss.png",
-    }
+    ]
 
 
 def test_comparison_to_another_place_of_runs_of_one_name(tmp_path, run_command):
-    paths = [bare_run(tmp_path / name / "run") for name in "ab"]
+    paths = [bare_run(tmp_path / name / "run", rows=[]) for name in "ab"]
     out_file = tmp_path / "new" / "page.html"
-    code, _, _ = run_command(
-        command, f"--workdir={paths[0]},{paths[1]}", f"--out={out_file}"
-    )
+    workdirs = f"--workdir={paths[0]},{paths[1]}"
+    code, _, _ = run_command(command, workdirs, f"--out={out_file}")
     assert code == 0 and not (paths[0] / "report").exists()
-    table = table_of(Reader(out_file.read_text()), "Evaluations of the main")
-    assert [row[0] for row in table[1:]] == [str(path) for path in paths]
-    assert "The runs have the same config." in out_file.read_text()
-
-
-def test_comparison_of_runs_that_have_nothing_to_show(tmp_path):
-    records = [record_of(bare_run(tmp_path / name, rows=[])) for name in ("a", "b")]
-    page = create_comparison_page(records)
-    assert not page.pictures
-    assert "No run has been evaluated yet" in Reader(page.to_html()).text
+    reader = read(out_file.read_text())
+    table = table_of(reader, "Evaluations of the main")
+    assert [row[0] for row in table] == [str(path) for path in paths]
+    assert "The runs have the same config." in reader.text
+    assert "No run has been evaluated yet" in reader.text and not reader.images
 
 
 def test_curves_of_runs_in_steps_where_an_epoch_is_unknown(tmp_path):
     known = record_of(bare_run(tmp_path / "a"))
-    unknown = dataclasses.replace(known, starts=[])
-    assert curves.x_axis([known]) == (5, "training (epochs of 5 steps)")
-    assert curves.x_axis([known, known]).label == "training (epochs)"
-    assert curves.x_axis([known, unknown]) == (1, "training (steps)")
+    unknown = record_of(bare_run(tmp_path / "b", starts=()))
+    assert curves.time_axis([known]) == ([5], "training (epochs of 5 steps)")
+    assert curves.time_axis([known, known]) == ([5, 5], "training (epochs)")
+    assert curves.time_axis([known, unknown]) == ([1, 1], "training (steps)")
 
 
 # In a browser.

@@ -12,7 +12,7 @@ from googlenet_flax.reports.style import (
     VERMILLION,
     name_label,
     new_figure,
-    pictures_grid,
+    pictures_figure,
     styled,
 )
 
@@ -44,22 +44,22 @@ def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figu
     ax = figure.subplots()
     image = ax.imshow(shares * 100, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     ax.grid(False)
-    by_number = ", by number"
+    by_number = "" if classes <= MAX_NAMED_CLASSES else ", by number"
     if classes <= MAX_NAMED_CLASSES:
-        by_number, names = "", [name_label(name) for name in class_names]
+        names = [name_label(name) for name in class_names]
         is_crowded = max(map(len, names)) * classes > 45
         ax.set_xticks(range(classes), names, rotation=90 if is_crowded else 0)
         ax.set_yticks(range(classes), names)
         ax.tick_params(length=0, labelsize=min(9.0, 200 / classes))
     size = count_size(confusions)
+    text = {"ha": "center", "va": "center", "fontsize": size}
     for row, column in np.argwhere(confusions) if size else ():
         color = "white" if shares[row, column] > 0.5 else BLACK
-        text = {"ha": "center", "va": "center", "color": color, "fontsize": size}
-        ax.text(column, row, f"{confusions[row, column]}", **text)
+        ax.text(column, row, f"{confusions[row, column]}", color=color, **text)
     ax.set_xlabel(f"predicted class{by_number}")
     ax.set_ylabel(f"true class{by_number}")
-    label = "share of the true class (%)"
-    figure.colorbar(image, ax=ax, label=label, location="top", aspect=50)
+    share = "share of the true class (%)"
+    figure.colorbar(image, ax=ax, label=share, location="top", aspect=50)
     return figure
 
 
@@ -68,12 +68,13 @@ def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
     """Draws precision and recall of the classes that `worst_classes` lists."""
     order = worst_classes(scores)
     rows = np.arange(len(order))
+    precision, recall = 100 * scores.precision[order], 100 * scores.recall[order]
     figure = new_figure(1.3 + 0.21 * len(order))
     ax = figure.subplots()
-    ax.hlines(rows, 100 * scores.precision[order], 100 * scores.recall[order], "#999999")
+    ax.hlines(rows, precision, recall, "#999999")
     hollow = {"color": VERMILLION, "markerfacecolor": "none", "markersize": 8}
-    ax.plot(100 * scores.precision[order], rows, "o", color=BLUE, label="precision")
-    ax.plot(100 * scores.recall[order], rows, "D", label="recall", **hollow)
+    ax.plot(precision, rows, "o", color=BLUE, label="precision")
+    ax.plot(recall, rows, "D", label="recall", **hollow)
     ax.set_yticks(rows, [name_label(class_names[i]) for i in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlabel("precision, recall (%)")
@@ -91,22 +92,19 @@ def worst_classes(scores: PerClass) -> np.ndarray:
 @styled
 def calibration_figure(calibration: Calibration) -> Figure:
     """Draws a reliability diagram: accuracy over confidence, and the size of each bin."""
-    bins = len(calibration.count)
+    sizes, bins = calibration.sizes, len(calibration.sizes)
     edges = 100 * np.arange(bins) / bins
-    options = {"width": 100 / bins, "align": "edge", "edgecolor": "white"}
+    options = {"width": 100 / bins, "align": "edge", "color": BLUE, "edgecolor": "white"}
     figure = new_figure(4.8)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    top.bar(edges, 100 * np.nan_to_num(calibration.accuracy), color=BLUE, **options)
+    top.bar(edges, 100 * np.nan_to_num(calibration.accuracy), **options)
     top.plot([0, 100], [0, 100], "--", color=BLACK, label="perfectly calibrated")
-    filled = calibration.count > 0
-    means = 100 * calibration.confidence[filled], 100 * calibration.accuracy[filled]
+    means = 100 * calibration.confidence, 100 * calibration.accuracy
     top.plot(*means, "o", color=VERMILLION, label="mean of the bin")
     top.set_ylabel("accuracy (%)")
     top.set_ylim(0, 105)
     top.legend(loc="upper left")
-    bottom.bar(
-        edges, 100 * calibration.count / calibration.count.sum(), color=BLUE, **options
-    )
+    bottom.bar(edges, 100 * sizes / sizes.sum(), **options)
     bottom.set_ylabel("examples (%)")
     bottom.set_xlabel("confidence in the predicted class (%)")
     bottom.set_xlim(0, 100)
@@ -128,12 +126,11 @@ def mistakes_figure(
       predictions: Names of the predicted classes, `[N]`.
       confidences: Probabilities of the predicted classes, `[N]`.
     """
-    rows = -(-len(pictures) // MISTAKE_COLUMNS)
-    figure, axes = pictures_grid(rows, MISTAKE_COLUMNS, title_height_inches=0.45)
-    mistakes = zip(pictures, labels, predictions, confidences, strict=True)
-    for ax, mistake in zip(axes.flat, mistakes, strict=False):
-        picture, label, prediction, confidence = mistake
-        ax.imshow(picture, interpolation="nearest")
-        predicted = f"{name_label(prediction)}, {confidence:.1%}"
-        ax.set_title(f"predicted {predicted}\ntrue {name_label(label)}", fontsize=9)
-    return figure
+    titles = [
+        f"predicted {name_label(predicted)}, {confidence:.1%}\ntrue {name_label(label)}"
+        for label, predicted, confidence in zip(
+            labels, predictions, confidences, strict=True
+        )
+    ]
+    shown = list(zip(pictures, titles, strict=True))
+    return pictures_figure(shown, MISTAKE_COLUMNS, title_height_inches=0.45)

@@ -1,41 +1,37 @@
 """Predictions of a network for every example of a split, and their quality."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 from googlenet_flax.data import Split
+from googlenet_flax.model.googlenet import AUX_TAPS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.evaluation import padded_batches
 
+CLASSIFIERS = ("main", *AUX_TAPS.values())
 CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
 
-@dataclasses.dataclass(frozen=True)
-class Answers:
+class Answers(NamedTuple):
     """Predictions of one classifier; each field is `[N]`."""
 
     predicted: np.ndarray  # The likeliest class, int64.
+    correct: np.ndarray  # Whether it is the label, bool.
     confidence: np.ndarray  # Probability of the likeliest class, float64.
     label_log_probability: np.ndarray  # Logarithm of the label's probability, float64.
     label_rank: np.ndarray  # Other classes at least as likely as the label, int64.
 
-    def are_correct(self, labels: np.ndarray) -> np.ndarray:
-        """Compares the predicted classes with the labels, bool `[N]`."""
-        return self.predicted == labels
 
-
-@dataclasses.dataclass(frozen=True)
-class SplitAnswers:
+class SplitAnswers(NamedTuple):
     """Predictions of every classifier for the examples that could be read."""
 
     examples: np.ndarray  # Numbers of the examples in the split, int64 [N].
     labels: np.ndarray  # int64 [N]
-    classifiers: Mapping[str, Answers]  # `main` comes first.
+    classifiers: Mapping[str, Answers]  # In the order of `CLASSIFIERS`.
 
 
 def collect_answers(
@@ -60,36 +56,29 @@ def collect_answers(
         each = predictor.log_probabilities(batch, num_crops=1)
         examples.append(batch["index"][mask].astype(np.int64))
         labels.append(batch["label"][mask].astype(np.int64))
-        parts.append({k: answers_of(each[k][mask], labels[-1]) for k in in_order(each)})
+        parts.append({name: _reduce(each[name][mask], labels[-1]) for name in each})
     if not any(map(len, examples)):
         raise UserError("no picture of the split can be read: name another with --data_dir")
-    return SplitAnswers(
-        np.concatenate(examples),
-        np.concatenate(labels),
-        {name: _join([part[name] for part in parts]) for name in parts[0]},
-    )
+    classifiers = {
+        name: Answers(*map(np.concatenate, zip(*(p[name] for p in parts), strict=True)))
+        for name in CLASSIFIERS
+        if name in parts[0]
+    }
+    return SplitAnswers(np.concatenate(examples), np.concatenate(labels), classifiers)
 
 
-def in_order(classifiers: Iterable[str]) -> list[str]:
-    """Sorts names of classifiers: `main` first, then the heads."""
-    return sorted(classifiers, key=lambda name: (name != "main", name))
-
-
-def answers_of(log_probabilities: np.ndarray, labels: np.ndarray) -> Answers:
+def _reduce(log_probabilities: np.ndarray, labels: np.ndarray) -> Answers:
     """Reduces log-probabilities `[N, K]` to the values that a report needs."""
     values = log_probabilities.astype(np.float64)
     own = np.take_along_axis(values, labels[:, np.newaxis], axis=1)
+    predicted = values.argmax(axis=1)
     return Answers(
-        predicted=values.argmax(axis=1),
+        predicted,
+        correct=predicted == labels,
         confidence=np.exp(values.max(axis=1)),
         label_log_probability=own[:, 0],
         label_rank=np.sum(~(values < own), axis=1) - 1,
     )
-
-
-def _join(parts: list[Answers]) -> Answers:
-    fields = [field.name for field in dataclasses.fields(Answers)]
-    return Answers(*(np.concatenate([getattr(p, name) for p in parts]) for name in fields))
 
 
 class PerClass(NamedTuple):
@@ -99,13 +88,6 @@ class PerClass(NamedTuple):
     recall: np.ndarray  # Share of the examples of the class that are predicted correctly.
     f1: np.ndarray
     support: np.ndarray  # Number of examples of the class.
-
-
-def count_confusions(
-    labels: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Counts examples by true class (rows) and predicted class (columns), int `[K, K]`."""
-    return confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> PerClass:
@@ -123,46 +105,36 @@ def most_confused(confusions: np.ndarray, top: int) -> list[tuple[int, int, int]
     """Returns label, prediction and count of the most frequent mistakes, in that order."""
     wrong = confusions * ~np.eye(len(confusions), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:top]
-    rows, columns = np.unravel_index(order, wrong.shape)
-    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
-    return [(row, col, int(wrong[row, col])) for row, col in pairs if wrong[row, col]]
+    cells = np.column_stack(np.unravel_index(order, wrong.shape)).tolist()
+    return [(row, col, int(wrong[row, col])) for row, col in cells if wrong[row, col]]
 
 
-def confident_mistakes(answers: Answers, labels: np.ndarray, top: int) -> np.ndarray:
+def confident_mistakes(answers: Answers, top: int) -> np.ndarray:
     """Returns the rows of the mistakes with the highest confidence, int `[<= top]`."""
     order = np.argsort(-answers.confidence, kind="stable")
-    return order[~answers.are_correct(labels)[order]][:top]
+    return order[~answers.correct[order]][:top]
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Accuracy of a classifier by its confidence; each field is `[bins]`."""
 
-    count: np.ndarray  # Number of examples in each bin of confidence, int64.
+    sizes: np.ndarray  # Number of examples in each bin of confidence, int64.
     confidence: np.ndarray  # Mean confidence in each bin; NaN in an empty bin.
     accuracy: np.ndarray  # Share of correct predictions; NaN in an empty bin.
 
     @property
     def error(self) -> float:
         """Expected calibration error: mean of |accuracy - confidence| over examples."""
-        distance = np.abs(np.nan_to_num(self.accuracy - self.confidence))
-        return float(np.sum(self.count * distance) / np.sum(self.count))
+        distances = np.abs(np.nan_to_num(self.accuracy - self.confidence))
+        return float(np.average(distances, weights=self.sizes))
 
 
-def calibrate(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS
-) -> Calibration:
-    """Sorts examples into equally wide bins of confidence, without their lower edges.
-
-    Args:
-      confidence: Probability of the predicted class, float `[N]`, above 0 and up to 1.
-      correct: True for correct predictions, bool `[N]`.
-      bins: Number of bins.
-    """
+def calibrate(answers: Answers, bins: int = CALIBRATION_BINS) -> Calibration:
+    """Sorts examples into equally wide bins of confidence, without their lower edges."""
     # Rounding may leave a sum of probabilities just above 1.
-    rows = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(rows, minlength=bins)
+    rows = np.clip(np.ceil(answers.confidence * bins).astype(int) - 1, 0, bins - 1)
+    sizes = np.bincount(rows, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(rows, confidence, bins) / count
-        accuracy = np.bincount(rows, correct, bins) / count
-    return Calibration(count, mean_confidence, accuracy)
+        confidence = np.bincount(rows, answers.confidence, bins) / sizes
+        accuracy = np.bincount(rows, answers.correct, bins) / sizes
+    return Calibration(sizes, confidence, accuracy)

@@ -1,7 +1,6 @@
 """Page that compares several runs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,16 +9,20 @@ from googlenet_flax.reports.page import Cell, Number, Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
 from googlenet_flax.reports.run_page import duration
 
+HEADER = (
+    *("run", "steps", "best accuracy", "at step", "last accuracy", "last loss"),
+    *("images/s", "time"),
+)
+
 
 def create_comparison_page(records: Sequence[RunRecord]) -> Page:
     """Creates the page that compares several runs, finished or not."""
-    names = distinct_names(records)
+    names = [record.name for record in records]
+    if len(set(names)) < len(names):
+        names = [str(record.path) for record in records]
     page = Page(f"{len(records)} runs compared")
     page.table(
-        [
-            *("run", "steps", "best accuracy", "at step", "last accuracy", "last loss"),
-            *("images/s", "time"),
-        ],
+        HEADER,
         [[name, *_summary(record)] for name, record in zip(names, records, strict=True)],
         caption="Evaluations of the main classifier, with averaged weights where a run "
         "averages them; images/s is the median of training",
@@ -37,21 +40,15 @@ def create_comparison_page(records: Sequence[RunRecord]) -> Page:
             )
     else:
         page.missing("No run has been evaluated yet, so there are no curves.")
-    configs = [record.config.to_dict() if record.config else {} for record in records]
-    differences = config_differences(configs)
+    differences = _config_differences(records)
     if differences:
-        page.table(
-            ["field", *names],
-            [[field, *values] for field, values in differences.items()],
-            caption="Where the configs differ",
-        )
+        caption = "Where the configs differ"
+        page.table(["field", *names], differences, caption=caption)
     else:
         page.text("The runs have the same config.")
-    page.table(
-        ["run", "workdir"],
-        [[name, str(record.path)] for name, record in zip(names, records, strict=True)],
-        caption="Workdirs",
-    )
+    paths = [str(record.path) for record in records]
+    rows = list(zip(names, paths, strict=True))
+    page.table(["run", "workdir"], rows, caption="Workdirs")
     return page
 
 
@@ -71,18 +68,12 @@ def _summary(record: RunRecord) -> list[Cell]:
     ]
 
 
-def distinct_names(records: Sequence[RunRecord]) -> list[str]:
-    """Returns the names of the runs' folders, or the paths if two names are the same."""
-    names = [record.name for record in records]
-    are_distinct = len(set(names)) == len(names)
-    return names if are_distinct else [str(record.path) for record in records]
-
-
-def config_differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
-    """Returns the fields that differ, with a value for each config; None if absent."""
+def _config_differences(records: Sequence[RunRecord]) -> list[list[Cell]]:
+    """Returns a row for each field that differs: its name, and its value in each run."""
+    configs = [record.config.to_dict() if record.config else {} for record in records]
     fields = sorted({name for config in configs for name in config})
-    values: dict[str, list[Cell]] = {
-        name: [repr(config[name]) if name in config else None for config in configs]
+    rows: list[list[Cell]] = [
+        [name, *(repr(config[name]) if name in config else None for config in configs)]
         for name in fields
-    }
-    return {name: each for name, each in values.items() if len(set(each)) > 1}
+    ]
+    return [row for row in rows if len(set(row[1:])) > 1]

@@ -1,8 +1,8 @@
 """Figures of the metrics of one run, and of several runs side by side."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,34 +22,20 @@ from googlenet_flax.reports.style import (
 )
 
 SMOOTHED_FRACTION = 0.04  # Window of a smoothed line, as a part of all logged steps.
-LOSSES = {"main": "main_loss", "aux_4a": "aux_4a_loss", "aux_4d": "aux_4d_loss"}
-ACCURACIES = {"main": "accuracy", "aux_4a": "aux_4a_accuracy", "aux_4d": "aux_4d_accuracy"}
 HEAD_MARKERS = {"aux_4a": "o", "aux_4d": "s"}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
-class XAxis(NamedTuple):
-    """Unit and label of the axis of training time."""
+def time_axis(records: Sequence[RunRecord]) -> tuple[list[int], str]:
+    """Returns the steps of each run's unit of training time, and the label of the axis.
 
-    unit_steps: int  # 0 if the unit is an epoch, whose length differs between the runs.
-    label: str
-
-
-def x_axis(records: Sequence[RunRecord]) -> XAxis:
-    """Chooses epochs if their length is known in all runs, and steps otherwise."""
-    lengths = [record.epoch_steps for record in records]
-    if not lengths or None in lengths:
-        return XAxis(1, "training (steps)")
-    if len(records) == 1 and lengths[0]:
-        return XAxis(lengths[0], f"training (epochs of {lengths[0]:,} steps)")
-    return XAxis(0, "training (epochs)")
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Computes a centered running mean of `[N]` values; windows are cut at the ends."""
-    window = smoothing_window(len(values))
-    sums = np.convolve(values, np.ones(window), "same")
-    return sums / np.convolve(np.ones(len(values)), np.ones(window), "same")
+    The unit is an epoch if its length is known in all runs, and a step otherwise.
+    """
+    units = [record.epoch_steps for record in records if record.epoch_steps]
+    if len(units) < len(records):
+        return [1] * len(records), "training (steps)"
+    length = f" of {units[0]:,} steps" if len(units) == 1 else ""
+    return units, f"training (epochs{length})"
 
 
 def smoothing_window(count: int) -> int:
@@ -57,54 +43,56 @@ def smoothing_window(count: int) -> int:
     return 2 * int(SMOOTHED_FRACTION * count / 2) + 1
 
 
-@styled
-def loss_figure(record: RunRecord) -> Figure:
-    """Draws the cross-entropy of the main classifier and of the heads."""
-    return _classifier_figure(record, LOSSES, "cross-entropy (nats)", percent=False)
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Computes a centered running mean of `[N]` values; windows are cut at the ends."""
+    window = np.ones(smoothing_window(len(values)))
+    return np.convolve(values, window, "same") / np.convolve(
+        np.ones_like(values), window, "same"
+    )
 
 
 @styled
-def accuracy_figure(record: RunRecord) -> Figure:
-    """Draws the accuracy of the main classifier and of the heads."""
-    return _classifier_figure(record, ACCURACIES, "accuracy (%)", percent=True)
+def classifier_figure(record: RunRecord, metric: str, y_label: str) -> Figure:
+    """Draws a metric of the main classifier and of the heads.
 
-
-def _classifier_figure(
-    record: RunRecord, names: Mapping[str, str], y_label: str, *, percent: bool
-) -> Figure:
-    scale = 100 if percent else 1
-    x = x_axis([record])
+    Args:
+      record: Record of the run.
+      metric: `loss` or `accuracy`.
+      y_label: Name and unit of the metric; with a % in it, values are shown in percent.
+    """
+    (unit,), x_label = time_axis([record])
+    scale = 100 if "%" in y_label else 1
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 2))
 
     def plot_training(ax: Axes, name: str, label: str, color: str) -> None:
         steps, values = record.series("train", name)
         if len(values):
-            where, values = steps / x.unit_steps, values * scale
+            where, values = steps / unit, values * scale
             ax.plot(where, values, color=color, alpha=0.3, linewidth=0.8)
             ax.plot(where, smoothed(values), color=color, label=label)
 
     def plot_evaluation(ax: Axes, name: str, label: str, color: str, style: str) -> None:
         steps, values = record.series("eval", name)
         if len(values):
-            ax.plot(steps / x.unit_steps, values * scale, style, color=color, label=label)
+            ax.plot(steps / unit, values * scale, style, color=color, label=label)
 
-    main = names["main"]
-    averaged = f"averaged_{main}"
+    main = "accuracy" if metric == "accuracy" else f"main_{metric}"
     plot_training(top, main, "training batches", BLUE)
     plot_evaluation(top, main, "evaluation", VERMILLION, "o-")
-    plot_evaluation(top, averaged, "evaluation, averaged weights", BLACK, "s--")
+    averaged = "evaluation, averaged weights"
+    plot_evaluation(top, f"averaged_{main}", averaged, BLACK, "s--")
     for head, marker in HEAD_MARKERS.items():
-        name, color = names[head], CLASSIFIER_COLORS[head]
+        name, color = f"{head}_{metric}", CLASSIFIER_COLORS[head]
         plot_training(bottom, name, f"{head}, training", color)
         plot_evaluation(bottom, name, f"{head}, evaluation", color, f"{marker}--")
-    for ax, title in ((top, "main classifier"), (bottom, "auxiliary heads")):
-        _finish(ax, title, y_label, percent=percent)
-    bottom.set_xlabel(x.label)
+    _finish(top, "main classifier", y_label)
+    _finish(bottom, "auxiliary heads", y_label)
+    bottom.set_xlabel(x_label)
     return figure
 
 
-def _finish(ax: Axes, title: str, y_label: str, *, percent: bool) -> None:
+def _finish(ax: Axes, title: str, y_label: str) -> None:
     """Sets title, scale and legend of a panel of curves."""
     ax.set_title(title)
     ax.set_ylabel(y_label)
@@ -112,7 +100,7 @@ def _finish(ax: Axes, title: str, y_label: str, *, percent: bool) -> None:
     if not lines:
         ax.text(0.5, 0.5, "no data yet", transform=ax.transAxes, ha="center")
         return
-    if not percent:
+    if "%" not in y_label:
         values = [np.asarray(line.get_ydata(), np.float64) for line in lines]
         use_log_scale_where_wide(ax, np.concatenate(values))
     ax.legend()
@@ -121,33 +109,36 @@ def _finish(ax: Axes, title: str, y_label: str, *, percent: bool) -> None:
 @styled
 def learning_rate_figure(record: RunRecord) -> Figure:
     """Draws the learning rate of each logged step."""
-    x = x_axis([record])
-    figure = new_figure(2.5)
-    ax = figure.subplots()
-    steps, rates = record.series("train", "learning_rate")
-    ax.plot(steps / x.unit_steps, rates, drawstyle="steps-pre", color=BLUE)
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel(x.label)
-    ax.set_ylabel("learning rate")
+    figure, _ = _rate_figure(
+        record, "learning_rate", "learning rate", drawstyle="steps-pre"
+    )
     return figure
 
 
 @styled
 def throughput_figure(record: RunRecord) -> Figure:
     """Draws images per second between logged steps, and their median."""
-    x = x_axis([record])
+    name, label = "images_per_second", "training (images/s)"
+    figure, ax = _rate_figure(record, name, label, linewidth=0.8)
+    median = np.median(record.series("train", name)[1])
+    ax.axhline(median, color=VERMILLION, linestyle="--", label=f"median {median:,.1f}")
+    ax.legend()
+    return figure
+
+
+def _rate_figure(
+    record: RunRecord, name: str, y_label: str, **line: Any
+) -> tuple[Figure, Axes]:
+    """Draws a metric of each logged step from 0 up; `line` holds options of the line."""
+    (unit,), x_label = time_axis([record])
     figure = new_figure(2.5)
     ax = figure.subplots()
-    steps, rates = record.series("train", "images_per_second")
-    ax.plot(steps / x.unit_steps, rates, color=BLUE, linewidth=0.8)
-    if len(rates):
-        median = float(np.median(rates))
-        ax.axhline(median, color=VERMILLION, linestyle="--", label=f"median {median:,.1f}")
-        ax.legend()
+    steps, rates = record.series("train", name)
+    ax.plot(steps / unit, rates, color=BLUE, **line)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(x.label)
-    ax.set_ylabel("training (images/s)")
-    return figure
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    return figure, ax
 
 
 @styled
@@ -162,19 +153,19 @@ def comparison_figure(
       metric: Metric of the main classifier, with averaged weights if a run has them.
       y_label: Name and unit of the metric; with a % in it, values are shown in percent.
     """
-    x, percent = x_axis(records), "%" in y_label
+    units, x_label = time_axis(records)
+    scale = 100 if "%" in y_label else 1
     figure = new_figure(3.4)
     ax = figure.subplots()
     looks = itertools.cycle(itertools.product(LINE_STYLES, CYCLE))
-    for record, name, (line, color) in zip(records, names, looks, strict=False):
+    runs = zip(records, names, units, looks, strict=False)
+    for record, name, unit, (line, color) in runs:
         steps, values = record.series("eval", f"averaged_{metric}")
         if not len(values):
             steps, values = record.series("eval", metric)
-        unit = x.unit_steps or record.epoch_steps
-        values = values * 100 if percent else values
-        ax.plot(steps / unit, values, f"o{line}", color=color, label=name)
-    _finish(ax, "", y_label, percent=percent)
+        ax.plot(steps / unit, values * scale, f"o{line}", color=color, label=name)
+    _finish(ax, "", y_label)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(x.label)
+    ax.set_xlabel(x_label)
     return figure

@@ -1,8 +1,7 @@
 """Views into a trained network: its first filters, its maps of a picture, and Grad-CAM."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,8 @@ from matplotlib.figure import Figure
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
-from googlenet_flax.reports.answers import in_order
-from googlenet_flax.reports.style import (
-    VERMILLION,
-    name_label,
-    pictures_grid,
-    styled,
-)
+from googlenet_flax.reports.answers import CLASSIFIERS
+from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure, styled
 from googlenet_flax.training.losses import outputs_by_name
 
 FILTER_COLUMNS = 8
@@ -29,8 +23,7 @@ EARLIER_BLOCK = "inception_4e"  # Its maps have twice the resolution of the last
 MAX_OPACITY = 0.8  # Opacity of the color over the strongest evidence.
 
 
-@dataclasses.dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Grad-CAM map of a classifier for its predicted class."""
 
     classifier: str
@@ -39,22 +32,26 @@ class Evidence:
     heat: np.ndarray  # float64 [h, w], 0 to 1.
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
+class Picture(NamedTuple):
+    """A picture in the form in which data sets store it."""
+
+    name: str  # Description of the picture, in words.
+    pixels: np.ndarray  # uint8 [h, w, 1 or 3], RGB.
+    extent: Sequence[int] | None = None  # Height and width in `pixels`; None for all of it.
+
+
+class View(NamedTuple):
     """Outputs and intermediate results of a network for one picture."""
 
+    name: str  # Description of the picture, in words.
     picture: np.ndarray  # Cut and resized as for the network, uint8 [H, W, 3], RGB.
-    probabilities: Mapping[str, np.ndarray]  # float64 [K] for each classifier.
+    log_probabilities: Mapping[str, np.ndarray]  # float32 [K], for each classifier.
     maps: Mapping[str, np.ndarray]  # float32 [h, w, C] for each inception block.
     evidence: Sequence[Evidence]
 
 
 def look_inside(
-    model: GoogLeNet,
-    preprocess: Preprocess,
-    variables: Mapping[str, Any],
-    image: np.ndarray,
-    extent: tuple[int, int] | None = None,
+    model: GoogLeNet, preprocess: Preprocess, variables: Mapping[str, Any], picture: Picture
 ) -> View:
     """Runs a network on one picture and collects its maps and Grad-CAM.
 
@@ -62,43 +59,47 @@ def look_inside(
       model: A network of any variant.
       preprocess: Preprocessing of its training.
       variables: Its parameters and, with batch norm, statistics.
-      image: uint8 `[h, w, 1 or 3]`, RGB.
-      extent: Height and width of the picture in the image; by default it fills the image.
+      picture: The picture.
     """
-    extents = None if extent is None else jnp.asarray([extent])
-    pixels = preprocess.cut(jnp.asarray(image)[np.newaxis], extents)
+    images = picture.pixels[np.newaxis]
+    extents = None if picture.extent is None else jnp.asarray([picture.extent])
     targets = _targets(model)
 
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
         images = preprocess.normalize(pixels)
         output: Any = model.apply(variables, images, train=False)
-        maps = activations(model, variables, images, list(model.inceptions))
-        gradients = {}
+        gradients = []
         for classifier, block in targets:
 
             def score(output: GoogLeNetOutput, classifier: str = classifier) -> jax.Array:
                 # The largest logit is that of the predicted class.
                 return outputs_by_name(output)[classifier].max(axis=-1)
 
-            _, gradient = activation_and_gradient(model, variables, images, block, score)
-            gradients[classifier, block] = gradient[0]
-        logits = {name: value[0] for name, value in outputs_by_name(output).items()}
-        return logits, {name: value[0] for name, value in maps.items()}, gradients
+            gradients.append(
+                activation_and_gradient(model, variables, images, block, score)[1]
+            )
+        maps = activations(model, variables, images, list(model.inceptions))
+        scores = jax.tree.map(jax.nn.log_softmax, outputs_by_name(output))
+        return jax.tree.map(
+            lambda values: values[0].astype(jnp.float32), (scores, maps, gradients)
+        )
 
-    logits, maps, gradients = jax.device_get(run(variables, pixels))
+    results = run(variables, preprocess.cut(jnp.asarray(images), extents))
+    scores, maps, gradients = jax.device_get(results)
     return View(
-        picture=shown_pixels(preprocess, image[np.newaxis], extents)[0],
-        probabilities={name: _softmax(logits[name]) for name in in_order(logits)},
-        maps={name: np.asarray(maps[name], np.float32) for name in model.inceptions},
+        name=picture.name,
+        picture=shown_pixels(preprocess, images, extents)[0],
+        log_probabilities={name: scores[name] for name in CLASSIFIERS if name in scores},
+        maps={name: maps[name] for name in model.inceptions},
         evidence=[
             Evidence(
                 classifier,
                 block,
-                int(np.argmax(logits[classifier])),
-                grad_cam(maps[block], gradients[classifier, block]),
+                int(np.argmax(scores[classifier])),
+                grad_cam(maps[block], gradient),
             )
-            for classifier, block in targets
+            for (classifier, block), gradient in zip(targets, gradients, strict=True)
         ],
     )
 
@@ -126,11 +127,6 @@ def _targets(model: GoogLeNet) -> list[tuple[str, str]]:
     return [*heads, *earlier, ("main", blocks[-1])]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(np.float64(logits) - np.max(logits))
-    return powers / powers.sum()
-
-
 def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """Computes Grad-CAM: the positive part of the maps weighted by their mean gradients.
 
@@ -149,7 +145,7 @@ def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return heat / heat.max() if heat.max() > 0 else heat
 
 
-def strongest_channels(maps: np.ndarray, top: int = STRONGEST_CHANNELS) -> np.ndarray:
+def strongest_channels(maps: np.ndarray, top: int) -> np.ndarray:
     """Returns the channels of maps `[h, w, C]` with the largest means, int `[<= top]`."""
     return np.argsort(-maps.mean(axis=(0, 1)), kind="stable")[:top]
 
@@ -194,39 +190,29 @@ def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
 @styled
 def filters_figure(kernel: np.ndarray, channel_order: str) -> Figure:
     """Draws the filters of conv1; the arguments are those of `filter_pictures`."""
-    filters = filter_pictures(kernel, channel_order)
-    rows = -(-len(filters) // FILTER_COLUMNS)
-    figure, axes = pictures_grid(rows, FILTER_COLUMNS, title_height_inches=0)
-    for ax, pixels in zip(axes.flat, filters, strict=False):
-        ax.imshow(pixels, interpolation="nearest")
-    return figure
+    filters = [(pixels, "") for pixels in filter_pictures(kernel, channel_order)]
+    return pictures_figure(filters, FILTER_COLUMNS, title_height_inches=0)
 
 
 @styled
 def maps_figure(view: View) -> Figure:
     """Draws the mean over channels and the strongest channels of each block."""
-    columns = 1 + STRONGEST_CHANNELS
-    figure, axes = pictures_grid(len(view.maps), columns, title_height_inches=0.24)
-    for row, (name, maps) in zip(axes, view.maps.items(), strict=True):
-        row[0].imshow(maps.mean(axis=2), interpolation="nearest")
-        row[0].set_title(name.removeprefix("inception_") + ": mean", fontsize=9)
-        for ax, channel in zip(row[1:], strongest_channels(maps), strict=False):
-            ax.imshow(maps[..., channel], interpolation="nearest")
-            ax.set_title(f"channel {channel}", fontsize=9)
-    return figure
+    channels = min(STRONGEST_CHANNELS, *(maps.shape[-1] for maps in view.maps.values()))
+    pictures = []
+    for name, maps in view.maps.items():
+        pictures.append((maps.mean(axis=2), name.removeprefix("inception_") + ": mean"))
+        for channel in strongest_channels(maps, channels):
+            pictures.append((maps[..., channel], f"channel {channel}"))
+    return pictures_figure(pictures, 1 + channels, title_height_inches=0.24)
 
 
 @styled
 def evidence_figure(view: View, class_names: Sequence[str]) -> Figure:
     """Draws the picture, and the Grad-CAM map of each classifier over it."""
-    columns = 3
-    rows = -(-(1 + len(view.evidence)) // columns)
-    figure, axes = pictures_grid(rows, columns, title_height_inches=0.45)
-    axes.flat[0].imshow(view.picture)
-    axes.flat[0].set_title("the picture\nat the size of the input", fontsize=9)
-    for ax, one in zip(axes.flat[1:], view.evidence, strict=False):
-        ax.imshow(overlay(view.picture, one.heat))
-        probability = view.probabilities[one.classifier][one.predicted]
-        predicted = f"{name_label(class_names[one.predicted])}, {probability:.1%}"
-        ax.set_title(f"{one.classifier} at {one.block}\n{predicted}", fontsize=9)
-    return figure
+    pictures = [(view.picture, "the picture\nat the size of the input")]
+    for classifier, block, predicted, heat in view.evidence:
+        probability = np.exp(view.log_probabilities[classifier][predicted])
+        label = f"{name_label(class_names[predicted])}, {probability:.1%}"
+        title = f"{classifier} at {block}\n{label}"
+        pictures.append((overlay(view.picture, heat), title))
+    return pictures_figure(pictures, 3, title_height_inches=0.45, interpolation="auto")

@@ -20,7 +20,7 @@ from googlenet_flax.reports.style import (
 from googlenet_flax.runtime.errors import writing
 from googlenet_flax.runtime.files import replace_file
 
-WAY_OUT = "mend that, or name another file with --out=FILE"
+WAY_OUT = "fix that, or name another file with --out=FILE"
 
 
 class Number(str):
@@ -40,8 +40,7 @@ def number(value: float | None, form: str = ",") -> Number | None:
 
 def percent(fraction: float | None) -> Number | None:
     """Formats a fraction in percent; returns None for None and NaN."""
-    is_known = fraction is not None and not math.isnan(fraction)
-    return Number(f"{100 * fraction:.2f} %") if is_known else None
+    return number(fraction, ".2%")
 
 
 class Page:
@@ -51,10 +50,13 @@ class Page:
         self._title = title
         self._parts: list[str] = []
         self._sections: list[str] = []
+        self._first_section = 0  # Number of parts before it.
         self.pictures: dict[str, bytes] = {}  # PNGs by the names of their files.
 
     def section(self, title: str) -> None:
         """Begins a section."""
+        if not self._sections:
+            self._first_section = len(self._parts)
         self._sections.append(title)
         self._parts.append(f'<h2 id="section-{len(self._sections)}">{_text(title)}</h2>')
 
@@ -107,52 +109,45 @@ class Page:
           caption: Text above the table.
           folded: Show only the caption until it is clicked.
         """
-        columns = list(zip(*rows, strict=True)) or [()] * len(header)
+        columns = zip(header, *rows, strict=True)
         numeric = [any(isinstance(cell, Number) for cell in column) for column in columns]
-        head = "".join(
-            f'<th scope="col"{_align(is_number)}>{_text(name)}</th>'
-            for name, is_number in zip(header, numeric, strict=True)
-        )
-        body = "\n".join(f"<tr>{_row(row, numeric)}</tr>" for row in rows)
+        head = _row(header, ['th scope="col"'] * len(header), numeric)
+        tags = ['th scope="row"', *["td"] * (len(header) - 1)]
+        body = "\n".join(_row(row, tags, numeric) for row in rows)
         label = _text(caption)
         table = (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">\n'
             f"<table>{'' if folded else f'<caption>{label}</caption>'}\n"
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+            f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
         folded_table = f"<details><summary>{label}</summary>\n{table}\n</details>"
         self._parts.append(folded_table if folded else table)
 
     def to_html(self) -> str:
         """Returns the page as HTML."""
-        links = "".join(
-            f'<li><a href="#section-{number}">{_text(title)}</a></li>'
-            for number, title in enumerate(self._sections, start=1)
-        )
-        first_section = next(
-            (i for i, part in enumerate(self._parts) if part.startswith("<h2")),
-            len(self._parts),
-        )
-        parts = [
-            f"<h1>{_text(self._title)}</h1>",
-            *self._parts[:first_section],
-            f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
-            *self._parts[first_section:],
-        ]
+        parts = self._parts.copy()
+        if self._sections:
+            links = "".join(
+                f'<li><a href="#section-{number}">{_text(title)}</a></li>'
+                for number, title in enumerate(self._sections, start=1)
+            )
+            navigation = f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
+            parts.insert(self._first_section, navigation)
+        title = _text(self._title)
         template = importlib.resources.files("googlenet_flax.reports") / "template.html"
         page = string.Template(template.read_text(encoding="utf-8"))
-        return page.substitute(title=_text(self._title), body="\n".join(parts))
+        return page.substitute(title=title, body="\n".join([f"<h1>{title}</h1>", *parts]))
 
     def write(self, file: pathlib.Path) -> None:
         """Writes the figures and then the page, each file completely or not at all.
 
         Raises:
-          UserError: A file or its folder cannot be written.
+          UserError: A file cannot be written.
         """
-        prepare_file(file)
-        for name, png in self.pictures.items():
-            _replace(file.with_name(name), png)
-        _replace(file, self.to_html().encode())
+        for name, data in {**self.pictures, file.name: self.to_html().encode()}.items():
+            path = file.with_name(name)
+            with writing(path, WAY_OUT):
+                replace_file(path, data)
 
 
 def prepare_file(file: pathlib.Path) -> None:
@@ -169,26 +164,13 @@ def prepare_file(file: pathlib.Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
-def _replace(file: pathlib.Path, data: bytes) -> None:
-    with writing(file, WAY_OUT):
-        replace_file(file, data)
-
-
-def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    first, *rest = (
-        f"{_align(is_number)}>{_cell(cell)}"
-        for cell, is_number in zip(row, numeric, strict=True)
-    )
-    cells = "".join(f"<td{cell}</td>" for cell in rest)
-    return f'<th scope="row"{first}</th>{cells}'
-
-
-def _align(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
-
-
-def _cell(cell: Cell) -> str:
-    return "-" if cell is None else _text(cell)
+def _row(row: Sequence[Cell], tags: Sequence[str], numeric: Sequence[bool]) -> str:
+    """Returns a row of a table, each cell in its tag."""
+    html_row = ""
+    for cell, tag, is_number in zip(row, tags, numeric, strict=True):
+        align = ' class="number"' if is_number else ""
+        html_row += f"<{tag}{align}>{_text('-' if cell is None else cell)}</{tag[:2]}>"
+    return f"<tr>{html_row}</tr>"
 
 
 def _text(text: str) -> str:

@@ -29,7 +29,6 @@ class RunRecord:
     imported_from: Mapping[str, str]  # Origin of imported weights; empty for a run.
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # Facts written by `Workdir.write_start`.
-    written_at: float | None  # Time of the last row, in seconds since 1970.
 
     @classmethod
     def read(cls, workdir: Workdir) -> Self:
@@ -38,30 +37,18 @@ class RunRecord:
         Raises:
           UserError: There is no run, or its config or its metrics cannot be read.
         """
-        origin = workdir.read_config().get(IMPORTED_FROM, {})
-        rows = read_rows(workdir.metrics_file)
-        try:
-            written_at = workdir.metrics_file.stat().st_mtime
-        except OSError:
-            written_at = None
         return cls(
             path=workdir.path,
             config=workdir.load_config(),
-            imported_from=origin,
-            rows=rows,
+            imported_from=workdir.read_config().get(IMPORTED_FROM, {}),
+            rows=read_rows(workdir.metrics_file),
             starts=workdir.read_starts(),
-            written_at=written_at,
         )
 
     @property
     def name(self) -> str:
         """Name of the run on a page."""
         return self.path.name or str(self.path)
-
-    @property
-    def is_imported(self) -> bool:
-        """True for imported weights, which were not trained here."""
-        return self.config is None
 
     @property
     def steps(self) -> int:
@@ -76,7 +63,8 @@ class RunRecord:
     @property
     def best(self) -> Row | None:
         """Evaluation of the best checkpoint; the latest one if several are equal."""
-        return max(self.evaluations, key=_score, default=None)
+        rows = self.evaluations
+        return max(rows, key=lambda row: (best_metric(row), row["step"]), default=None)
 
     @property
     def epoch_steps(self) -> int | None:
@@ -117,7 +105,3 @@ class RunRecord:
 def best_name(row: Row) -> str:
     """Returns the name of the metric by which the best checkpoint is chosen."""
     return next(name for name in BEST_METRICS if name in row)
-
-
-def _score(row: Row) -> tuple[float, int]:
-    return best_metric(row), row["step"]

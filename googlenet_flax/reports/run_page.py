@@ -2,11 +2,11 @@
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from googlenet_flax.config import Config
 from googlenet_flax.reports import answer_figures, curves, look_inside
@@ -14,29 +14,30 @@ from googlenet_flax.reports.answers import (
     Answers,
     SplitAnswers,
     calibrate,
-    count_confusions,
     most_confused,
     score_classes,
 )
-from googlenet_flax.reports.page import Cell, Number, Page, number, percent
+from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
+from googlenet_flax.runs.metrics import UNIX_SECONDS
+from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.environment import describe_environment
-from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import TOP_K
 
 MOST_CONFUSED = 15  # Number of confused pairs to list.
 NAMED_CLASSES = 3  # Classes listed for a picture and each classifier.
 MAX_OPEN_ROWS = 30  # A longer table is folded.
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """Contents of a checkpoint that the page shows."""
-
-    checkpoint_step: int
-    description: ModelDescription
-    weights: str  # Kind of the weights, in words.
-    conv1: np.ndarray  # Kernel [h, w, 3, N].
+# Metrics of an evaluation: title of the column and format.
+EVALUATION_COLUMNS = {
+    "loss": ("total loss", ".4f"),
+    "accuracy": ("accuracy", ".2%"),
+    "top5": ("top-5", ".2%"),
+    "aux_4a_accuracy": ("aux_4a", ".2%"),
+    "aux_4d_accuracy": ("aux_4d", ".2%"),
+    "averaged_loss": ("averaged: loss", ".4f"),
+    "averaged_accuracy": ("averaged: accuracy", ".2%"),
+    "eval_seconds": ("seconds", ".1f"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,37 +52,40 @@ class Tested:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inside:
-    """View of one picture."""
-
-    view: look_inside.View
-    name: str  # Description of the picture, in words.
-
-
-@dataclasses.dataclass(frozen=True)
 class Material:
     """Contents of the page of a run; a part that is None has a reason in `missing`."""
 
     record: RunRecord
-    network: Network | None = None
-    tested: Tested | None = None
-    inside: Inside | None = None
     missing: Sequence[str] = ()
+    predictor: Predictor | None = None
+    tested: Tested | None = None
+    view: look_inside.View | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        """The step of the checkpoint and the kind of its weights, in words."""
+        config = self.record.config
+        weights = "weights as imported"
+        if config is not None:
+            averaged = f"averaged weights, {config.averaging}"
+            weights = "weights as trained" if config.averaging == "none" else averaged
+        return f"{self.predictor.checkpoint_step:,} ({weights})" if self.predictor else ""
 
 
 def create_run_page(material: Material) -> Page:
     """Creates the page of a run from the parts that are there."""
-    record = material.record
+    record, predictor = material.record, material.predictor
     page = Page(f"Run {record.name}")
     page.text(_headline(record))
     for reason in material.missing:
         page.missing(reason)
     if record.rows and record.config:
         _add_training(page, record, record.config)
-    if material.network and material.tested:
-        _add_answers(page, material.network, material.tested)
-    if material.network:
-        _add_inside(page, material.network, material.inside)
+    if predictor and material.tested:
+        names = predictor.description.class_names
+        _add_answers(page, material.checkpoint, material.tested, names)
+    if predictor:
+        _add_inside(page, predictor, material.view)
     _add_settings(page, material)
     return page
 
@@ -98,7 +102,7 @@ def _headline(record: RunRecord) -> str:
     best = ""
     if record.best:
         name = best_name(record.best)
-        words = name.replace("_", " of ", 1).replace("averaged of", "averaged weights'")
+        words = name.replace("averaged_", "averaged weights' ")
         best = (
             f" Best {words}: {record.best[name]:.2%}, after step {record.best['step']:,}."
         )
@@ -112,27 +116,27 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
     page.section("Training")
     steps, _ = record.series("train", "main_loss")
     window = curves.smoothing_window(len(steps))
-    smooth = (
-        f"Light lines show each logged step, dark ones the running mean over {window}."
-        if window > 1
-        else "Lines show each logged step."
-    )
-    page.figure(
-        "loss",
-        curves.loss_figure(record),
-        caption=f"Cross-entropy of the main classifier (above) and of the two auxiliary "
-        f"heads (below). {smooth} Points are evaluations of the whole "
-        f"{config.eval_split} split.",
-        alt="Curves of training and evaluation loss over training time for the main "
-        f"classifier and both heads; {_last_words(record, 'main_loss', '.4f')}",
-    )
-    page.figure(
-        "accuracy",
-        curves.accuracy_figure(record),
-        caption="Accuracy, drawn in the same way.",
-        alt="Curves of training and evaluation accuracy over training time for the main "
-        f"classifier and both heads; {_last_words(record, 'accuracy', '.2%')}",
-    )
+    smooth = "Lines show each logged step."
+    if window > 1:
+        smooth = (
+            f"Light lines show each logged step, dark ones the running mean over {window}."
+        )
+    last = record.evaluations[-1] if record.evaluations else {}
+    for name, metric, label, form, caption in (
+        ("loss", "main_loss", "cross-entropy (nats)", ".4f", "Cross-entropy"),
+        ("accuracy", "accuracy", "accuracy (%)", ".2%", "Accuracy"),
+    ):
+        value = number(last.get(metric), form)
+        words = f"the last evaluation gave {value}" if value else "no evaluation yet"
+        page.figure(
+            name,
+            curves.classifier_figure(record, name, label),
+            caption=f"{caption} of the main classifier (above) and of the two auxiliary "
+            f"heads (below). {smooth} Points are evaluations of the whole "
+            f"{config.eval_split} split.",
+            alt=f"Curves of training and evaluation {name} over training time for the main "
+            f"classifier and both heads; {words}.",
+        )
     _add_evaluations(page, record)
     page.figure(
         "learning_rate",
@@ -151,34 +155,17 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
         )
 
 
-def _last_words(record: RunRecord, name: str, form: str) -> str:
-    """Describes the last evaluation, for readers who do not see the curve."""
-    evaluations = record.evaluations
-    if not evaluations or name not in evaluations[-1]:
-        return "there is no evaluation yet."
-    return f"the last evaluation gave {format(evaluations[-1][name], form)}."
-
-
 def _add_evaluations(page: Page, record: RunRecord) -> None:
     """Adds a table of all evaluations, without columns that no row has."""
-    columns = {
-        "loss": ("total loss", lambda value: number(value, ".4f")),
-        "accuracy": ("accuracy", percent),
-        "top5": ("top-5", percent),
-        "aux_4a_accuracy": ("aux_4a", percent),
-        "aux_4d_accuracy": ("aux_4d", percent),
-        "averaged_loss": ("averaged: loss", lambda value: number(value, ".4f")),
-        "averaged_accuracy": ("averaged: accuracy", percent),
-        "eval_seconds": ("seconds", lambda value: number(value, ".1f")),
-    }
     rows = record.evaluations
-    shown = {name: columns[name] for name in columns if any(name in row for row in rows)}
+    names = [name for name in EVALUATION_COLUMNS if any(name in row for row in rows)]
+    columns = [EVALUATION_COLUMNS[name] for name in names]
     if rows:
         page.table(
-            ["step", "epoch", *(title for title, _ in shown.values())],
+            ["step", "epoch", *(title for title, _ in columns)],
             [
                 [number(row["step"]), number(row["epoch"])]
-                + [form(row.get(name)) for name, (_, form) in shown.items()]
+                + [number(row.get(n), EVALUATION_COLUMNS[n][1]) for n in names]
                 for row in rows
             ],
             caption="Evaluations",
@@ -186,50 +173,39 @@ def _add_evaluations(page: Page, record: RunRecord) -> None:
         )
 
 
-def _add_answers(page: Page, network: Network, tested: Tested) -> None:
-    answers, names = tested.answers, network.description.class_names
-    main, labels = answers.classifiers["main"], answers.labels
+def _add_answers(page: Page, checkpoint: str, tested: Tested, names: Sequence[str]) -> None:
+    answers, size = tested.answers, tested.split_size
+    main, count = answers.classifiers["main"], len(answers.labels)
     page.section("Predictions")
-    count, size = len(labels), tested.split_size
     some = f"all {size:,}" if count == size else f"{count:,} of the {size:,}"
-    page.text(
-        f"Checkpoint {network.checkpoint_step:,} ({network.weights}) on {some} examples of "
-        f"{tested.split}."
-    )
-    _add_scores(page, answers)
-    confusions = count_confusions(labels, main.predicted, len(names))
-    _add_confusions(page, confusions, names)
-    _add_classes(page, labels, main, names)
-    _add_calibration(page, labels, main)
-    _add_mistakes(page, tested, names)
-
-
-def _add_scores(page: Page, answers: SplitAnswers) -> None:
-    """Adds a table with a row of scores for each classifier."""
-    rows = []
-    for name, one in answers.classifiers.items():
-        correct = one.are_correct(answers.labels)
-        rows.append(
-            [
-                name,
-                percent(float(correct.mean())),
-                percent(float(np.mean(one.label_rank < TOP_K))),
-                number(-one.label_log_probability.mean(), ".4f"),
-                percent(float(one.confidence.mean())),
-                percent(calibrate(one.confidence, correct).error),
-            ]
-        )
+    page.text(f"Checkpoint {checkpoint} on {some} examples of {tested.split}.")
     header = ["classifier", "accuracy", "top-5", "cross-entropy", "mean confidence"]
     page.table(
         [*header, "calibration error"],
-        rows,
-        caption=f"Scores on {len(answers.labels):,} examples",
+        [
+            [
+                name,
+                percent(each.correct.mean()),
+                percent((each.label_rank < TOP_K).mean()),
+                number(-each.label_log_probability.mean(), ".4f"),
+                percent(each.confidence.mean()),
+                percent(calibrate(each).error),
+            ]
+            for name, each in answers.classifiers.items()
+        ],
+        caption=f"Scores on {count:,} examples",
     )
+    _add_confusions(page, answers.labels, main, names)
+    _add_classes(page, answers.labels, main, names)
+    _add_calibration(page, main)
+    _add_mistakes(page, tested, names)
 
 
-def _add_confusions(page: Page, confusions: np.ndarray, names: Sequence[str]) -> None:
+def _add_confusions(
+    page: Page, labels: np.ndarray, main: Answers, names: Sequence[str]
+) -> None:
     page.heading("Confusions")
-    pairs = most_confused(confusions, MOST_CONFUSED)
+    confusions = confusion_matrix(labels, main.predicted, labels=range(len(names)))
     if len(names) <= answer_figures.MAX_MATRIX_CLASSES:
         has_counts = answer_figures.count_size(confusions) > 0
         numbers = " Numbers are counts of examples." if has_counts else ""
@@ -241,6 +217,7 @@ def _add_confusions(page: Page, confusions: np.ndarray, names: Sequence[str]) ->
             alt=f"Confusion matrix of {len(names)} classes; on the diagonal are "
             f"{np.trace(confusions):,} of {confusions.sum():,} examples.",
         )
+    pairs = most_confused(confusions, MOST_CONFUSED)
     if pairs:
         page.table(
             ["true class", "predicted class", "examples", "share of the true class"],
@@ -256,24 +233,20 @@ def _add_classes(
     page: Page, labels: np.ndarray, main: Answers, names: Sequence[str]
 ) -> None:
     scores = score_classes(labels, main.predicted, len(names))
-    listed = answer_figures.worst_classes(scores)
+    listed = len(answer_figures.worst_classes(scores))
+    some = f" of the {listed} classes with the lowest F1" if listed < len(names) else ""
     page.heading("Classes")
     page.figure(
         "classes",
         answer_figures.per_class_figure(scores, names),
         caption="Precision (share of correct predictions of a class) and recall (share of "
-        "the examples of a class that are predicted correctly)"
-        + (
-            "."
-            if len(listed) == len(names)
-            else f" of the {len(listed)} classes with the lowest F1."
-        ),
+        f"the examples of a class that are predicted correctly){some}.",
         alt="Precision and recall of each class; the table below has the numbers.",
     )
     page.table(
         ["class", "number", "precision", "recall", "F1", "examples"],
         [
-            [name, number(i), percent(p), percent(r), percent(f1), number(int(support))]
+            [name, number(i), percent(p), percent(r), percent(f1), number(support)]
             for i, (name, p, r, f1, support) in enumerate(zip(names, *scores, strict=True))
         ],
         caption=f"Precision, recall and F1 of the {len(names):,} classes",
@@ -281,15 +254,15 @@ def _add_classes(
     )
 
 
-def _add_calibration(page: Page, labels: np.ndarray, main: Answers) -> None:
-    calibration = calibrate(main.confidence, main.are_correct(labels))
+def _add_calibration(page: Page, main: Answers) -> None:
+    calibration = calibrate(main)
     page.heading("Calibration")
     page.figure(
         "calibration",
         answer_figures.calibration_figure(calibration),
         caption="Accuracy of the main classifier by its confidence. Where a bar ends below "
         "the dashed line, the classifier is overconfident. The expected calibration error "
-        f"is {calibration.error:.2%} ({len(calibration.count)} bins). The lower panel "
+        f"is {calibration.error:.2%} ({len(calibration.sizes)} bins). The lower panel "
         "shows the share of examples in each bin.",
         alt="Reliability diagram: accuracy over confidence, and the share of examples in "
         f"each bin; expected calibration error {calibration.error:.2%}.",
@@ -305,7 +278,7 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         return
     predicted = [names[i] for i in main.predicted[rows]]
     true = [names[i] for i in answers.labels[rows]]
-    wrong = int(np.sum(~main.are_correct(answers.labels)))
+    wrong = np.sum(~main.correct)
     some = f"{len(rows)} of {wrong:,}" if len(rows) < wrong else f"All {wrong}"
     page.figure(
         "mistakes",
@@ -319,38 +292,36 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
     )
 
 
-def _add_inside(page: Page, network: Network, inside: Inside | None) -> None:
+def _add_inside(page: Page, predictor: Predictor, view: look_inside.View | None) -> None:
     page.section("Inside the network")
-    order = network.description.preprocess.channel_order
+    names = predictor.description.class_names
+    kernel = np.asarray(predictor.variables["params"]["conv1"]["conv"]["kernel"])
+    height, width, _, filters = kernel.shape
     page.figure(
         "filters",
-        look_inside.filters_figure(network.conv1, order),
-        caption=f"The {network.conv1.shape[-1]} filters of conv1, "
-        f"{network.conv1.shape[0]}x{network.conv1.shape[1]} pixels each, as colors. A "
-        "weight of 0 is gray, and all filters share one scale.",
+        look_inside.filters_figure(kernel, predictor.description.preprocess.channel_order),
+        caption=f"The {filters} filters of conv1, {height}x{width} pixels each, as colors. "
+        "A weight of 0 is gray, and all filters share one scale.",
         alt="The filters of the first convolution as small color pictures.",
     )
-    if inside is None:
+    if view is None:
         return
-    view, names = inside.view, network.description.class_names
-    page.heading(f"One picture: {inside.name}")
+    page.heading(f"One picture: {view.name}")
     rows = []
-    for name, probabilities in view.probabilities.items():
-        best = np.argsort(-probabilities, kind="stable")[:NAMED_CLASSES]
-        rows += [
-            [name if i == best[0] else "", names[i], percent(probabilities[i])]
-            for i in best
-        ]
-    page.table(
-        ["classifier", "class", "probability"], rows, caption="Predictions for the picture"
-    )
+    for name, scores in view.log_probabilities.items():
+        best = np.argsort(-scores, kind="stable")[:NAMED_CLASSES]
+        for i in best:
+            title = name if i == best[0] else ""
+            rows.append([title, names[i], percent(np.exp(scores[i]))])
+    header = ["classifier", "class", "probability"]
+    page.table(header, rows, caption="Predictions for the picture")
     page.figure(
         "grad_cam",
         look_inside.evidence_figure(view, names),
         caption="Grad-CAM: color marks where the maps of a block raise the score of the "
         "class that the classifier predicts. Each picture has its own scale.",
         alt="The picture, and overlays of the evidence of: "
-        + ", ".join(f"{one.classifier} at {one.block}" for one in view.evidence),
+        + ", ".join(f"{each.classifier} at {each.block}" for each in view.evidence),
     )
     page.figure(
         "activations",
@@ -363,25 +334,22 @@ def _add_inside(page: Page, network: Network, inside: Inside | None) -> None:
 
 
 def _add_settings(page: Page, material: Material) -> None:
-    record = material.record
+    record, seconds = material.record, material.record.session_seconds
     page.section("The run")
-    facts: dict[str, str] = {"workdir": str(record.path)}
-    if record.written_at is not None:
-        moment = datetime.datetime.fromtimestamp(record.written_at, datetime.UTC)
-        facts["last row of metrics"] = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    if record.session_seconds:
-        starts = len(record.session_seconds)
+    facts = {"workdir": str(record.path)}
+    if record.rows and UNIX_SECONDS in record.rows[-1]:
+        facts["last row of metrics"] = _utc(record.rows[-1][UNIX_SECONDS])
+    if seconds:
         facts["time"] = (
-            f"{duration(sum(record.session_seconds))} in {starts} "
-            f"start{'s' if starts > 1 else ''}, each until its last row. This includes "
-            "compilation, evaluation and saving, but not reading the data before the start"
+            f"{duration(sum(seconds))} in {len(seconds)} "
+            f"start{'s' if len(seconds) > 1 else ''}, each until its last row. This "
+            "includes compilation, evaluation and saving, but not reading the data before "
+            "the start"
         )
     elif record.rows:
         facts["time"] = "not recorded: starts.jsonl or the rows' unix_seconds are missing"
-    if material.network:
-        facts["checkpoint"] = (
-            f"{material.network.checkpoint_step:,} ({material.network.weights})"
-        )
+    if material.predictor:
+        facts["checkpoint"] = material.checkpoint
     page.table(["what", "value"], list(facts.items()), caption="Facts")
     if record.config:
         fields = sorted(record.config.to_dict().items())
@@ -391,24 +359,24 @@ def _add_settings(page: Page, material: Material) -> None:
         origin = list(record.imported_from.items())
         page.table(["what", "value"], origin, caption="Imported from")
     if record.starts:
-        page.table(
-            ["time", "after step", "made with"],
-            [_start_cells(start) for start in record.starts],
-            caption="Starts of the run",
-        )
-    devices = jax.local_devices() if material.network else None
-    page.table(
-        ["what", "value"],
-        list(describe_environment(devices).items()),
-        caption="Report made with",
-    )
+        starts = [
+            (
+                _utc(start["time"]),
+                number(start["step"]),
+                ", ".join(f"{what} {it}" for what, it in start["environment"].items()),
+            )
+            for start in record.starts
+        ]
+        header = ["time", "after step", "made with"]
+        page.table(header, starts, caption="Starts of the run")
+    environment = describe_environment(jax.local_devices() if material.predictor else None)
+    rows = list(environment.items())
+    page.table(["what", "value"], rows, caption="Report made with")
 
 
-def _start_cells(start: Mapping[str, Any]) -> list[Cell]:
-    moment = datetime.datetime.fromtimestamp(start["time"], datetime.UTC)
-    programs = (f"{name} {version}" for name, version in start["environment"].items())
-    time = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    return [time, Number(f"{start['step']:,}"), ", ".join(programs)]
+def _utc(unix_seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(unix_seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def duration(seconds: float) -> str:

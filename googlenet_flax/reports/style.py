@@ -3,7 +3,7 @@
 import functools
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -35,7 +35,6 @@ STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     "legend.fontsize": 9,
@@ -79,24 +78,30 @@ def new_figure(height_inches: float) -> Figure:
     return Figure(figsize=(WIDTH_INCHES, height_inches))
 
 
-def pictures_grid(
-    rows: int, columns: int, *, title_height_inches: float
-) -> tuple[Figure, Any]:
-    """Creates a figure of square panels without axes.
+def pictures_figure(
+    pictures: Sequence[tuple[Any, str]],
+    columns: int,
+    *,
+    title_height_inches: float,
+    interpolation: str = "nearest",
+) -> Figure:
+    """Draws pictures without axes in a grid.
 
     Args:
-      rows: Number of rows.
+      pictures: Pixels and title of each picture, in rows.
       columns: Number of columns, which share the width.
       title_height_inches: Space above each row for titles.
-
-    Returns:
-      The figure, and its panels, `[rows, columns]`.
+      interpolation: How matplotlib enlarges the pixels.
     """
+    rows = -(-len(pictures) // columns)
     figure = new_figure(rows * (WIDTH_INCHES / columns + title_height_inches))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
         ax.axis("off")
-    return figure, axes
+    for ax, (pixels, title) in zip(axes, pictures, strict=False):
+        ax.imshow(pixels, interpolation=interpolation)
+        ax.set_title(title, fontsize=9)
+    return figure
 
 
 def plain_text(text: str) -> str:
@@ -107,8 +112,7 @@ def plain_text(text: str) -> str:
 def name_label(name: str) -> str:
     """Shortens a name to a label of one line."""
     line = " ".join(plain_text(name).split())
-    short = len(line) <= MAX_LABEL_LENGTH
-    return line if short else f"{line[: MAX_LABEL_LENGTH - 1]}…"
+    return line if len(line) <= MAX_LABEL_LENGTH else f"{line[: MAX_LABEL_LENGTH - 1]}…"
 
 
 def use_log_scale_where_wide(ax: Axes, values: np.ndarray) -> None:
