@@ -1,6 +1,4 @@
 import dataclasses
-import functools
-import os
 import re
 import types
 from unittest import mock
@@ -26,7 +24,6 @@ from googlenet_flax.analysis.gradient_ascent import (
     Settings,
     create_ascent,
     dream,
-    gray_noise,
     octave_sizes,
 )
 from googlenet_flax.runs.predictor import Predictor
@@ -68,13 +65,6 @@ def normalised(pixels):
     return (pixels[..., ::-1] / 127.5 - jnp.array([1, 0.8, 1.2])) / jnp.array([0.9, 1, 1.3])
 
 
-@functools.partial(jax.jit, static_argnames="layer")
-def answers(variables, pixels, layer):
-    """Mean of each channel, or the logits."""
-    found = activations(MODEL, variables, normalised(pixels)[None], [layer])[layer]
-    return found.reshape(-1, found.shape[-1]).mean(axis=0)
-
-
 # The ascent.
 
 
@@ -92,12 +82,18 @@ def test_sizes_of_octaves(size, octaves, sizes):
     assert octave_sizes(*size, 1) == [size]
 
 
-def test_each_step_follows_the_gradient(variables):
+@pytest.mark.parametrize(
+    ("layer", "channel"), [("classifier", 4), ("inception_4a", 3), ("inception_4a", None)]
+)
+def test_each_step_follows_the_gradient(variables, layer, channel):
     """Written out, with the network called as by anyone else."""
 
     def score(pixels):
-        output = MODEL.apply(variables, normalised(pixels)[None], train=False)
-        return output.logits[0, 4]
+        if layer == "classifier":
+            images = normalised(pixels)[None]
+            return MODEL.apply(variables, images, train=False).logits[0, channel]
+        maps = activations(MODEL, variables, normalised(pixels)[None], [layer])[layer]
+        return (maps**2).mean() if channel is None else maps[..., channel].mean()
 
     expected, scores = picture(), []
     value_and_gradient = jax.jit(jax.value_and_grad(score))
@@ -107,8 +103,8 @@ def test_each_step_follows_the_gradient(variables):
         step = gradient / jnp.abs(gradient).mean()
         expected = jnp.clip(expected + 2.0 * step, 0, 255)
     scores.append(value_and_gradient(expected)[0])
-    objective = Objective("classifier", 4)
-    pixels, (octave,) = climb(variables, objective, steps=3, jitter=0)
+    assert scores[-1] > scores[0]
+    pixels, (octave,) = climb(variables, Objective(layer, channel), steps=3, jitter=0)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=0.05)
     assert octave[:2] == (80, 80)
     np.testing.assert_allclose(octave[2:], [scores[0], scores[-1]], rtol=1e-4)
@@ -158,39 +154,6 @@ def test_what_an_octave_drew_is_carried_to_the_next(variables):
     assert all(max(map(abs, shift)) <= 3 for shift in steps)
     bright, _ = climb(variables, None, image, octaves=2, rate=50.0, **settings)
     assert bright.max() == 255 and bright.min() == 255
-
-
-@pytest.mark.parametrize("channel", [3, 12])
-def test_the_chosen_channel_rises_most(variables, channel):
-    before = answers(variables, picture(), "inception_4a")
-    pixels, _ = climb(variables, Objective("inception_4a", channel), steps=20, rate=4.0)
-    after = answers(variables, pixels, "inception_4a")
-    assert np.argmax(after - before) == channel
-
-
-@pytest.mark.parametrize("number", [0, 2])
-def test_the_chosen_class_becomes_likelier(variables, number):
-    """Where classes look at different features; random ones look at all."""
-    kernel = variables["params"]["classifier"]["kernel"]
-    noise = gray_noise(jax.random.key(0), 80, 80)
-    features = np.argsort(answers(variables, noise, "inception_5a"))[::-1]
-    apart = {"kernel": np.zeros_like(kernel), "bias": np.zeros(10, np.float32)}
-    apart["kernel"][features[:10], range(10)] = 1
-    variables = {"params": {**variables["params"], "classifier": apart}}
-
-    def probability(pixels):
-        return float(jax.nn.softmax(answers(variables, pixels, "classifier"))[number])
-
-    objective = Objective("classifier", number)
-    pixels, _ = climb(variables, objective, noise, steps=20, rate=4.0)
-    assert probability(pixels) > 1.5 * probability(noise)
-
-
-def test_the_rng_alone_decides(variables):
-    objective = Objective("inception_4a")
-    one, again, other = (climb(variables, objective, seed=s)[0] for s in (1, 1, 2))
-    np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1
 
 
 def test_what_cannot_rise_leaves_the_picture_alone(variables):
@@ -397,17 +360,3 @@ def test_a_silent_channel_is_said_and_nothing_written(tmp_path, quick_command):
     code, _, stderr, _ = quick_command("--layer=conv1", "--channel=5", f"--out={out}")
     assert code == 2 and not out.exists()
     assert "conv1 channel 5 does not respond at all" in stderr
-
-
-def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path, monkeypatch):
-    out = tmp_path / "a.png"
-    drawing.save_picture(picture(), out)
-    before = out.read_bytes()
-
-    def fill_up(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fill_up)
-    with pytest.raises(UserError, match="No space left"):
-        drawing.save_picture(picture() / 2, out)
-    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]

@@ -38,7 +38,7 @@ from googlenet_flax.reports.look_inside import (
 )
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
-from googlenet_flax.reports.run_page import Material, create_run_page, duration
+from googlenet_flax.reports.run_page import Material, create_run_page
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -351,21 +351,17 @@ def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
     assert len(reader.images) == 4 and "Inside the network" not in reader.text
 
 
-def test_a_run_that_has_just_begun(tmp_path, run_command):
-    path = bare_run(tmp_path / "run")
-    (path / "metrics.jsonl").unlink()
+@pytest.mark.parametrize("keep", [0, 1, 6])
+def test_a_run_of_few_rows(tmp_path, run_command, keep):
+    path = bare_run(tmp_path / "run", ROWS[:keep])
     code, _, err = run_command(command, f"--workdir={path}")
-    assert code == 0 and err.count("\n") == 2
-    text = read((path / "report" / "index.html").read_text()).text
-    assert "There are no curves: the run has no metrics yet." in text
-    assert "0 of 15 steps done (0%)." in text
-
-
-@pytest.mark.parametrize("keep", [1, 6])
-def test_a_run_of_few_rows(tmp_path, keep):
-    reader = page_of(bare_run(tmp_path / "run", ROWS[:keep]))
-    assert len(reader.images) == 4
+    assert code == 0 and err.count("\n") == (1 if keep else 2)
+    reader = read((path / "report" / "index.html").read_text())
+    assert len(reader.images) == (4 if keep else 0)
     assert ("Evaluations" in reader.tables) == (keep == 6)
+    said = "There are no curves: the run has no metrics yet." in reader.text
+    assert said == (keep == 0)
+    assert f"{min(keep, 5)} of 15 steps done" in reader.text
 
 
 def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkeypatch):
@@ -535,7 +531,7 @@ def test_the_best_is_the_latest_of_equals_and_by_averages(tmp_path):
 @pytest.mark.parametrize(
     ("start_times", "row_times", "words"),
     [
-        ([1000.0], [1010.0, 1030.0, 1090.4], "1 min 30 s in 1 start,"),
+        ([1000.0], [1010.0, 1030.0, 8384.4], "2 h 03 min in 1 start,"),
         ([1000.0, 2000.0, 3000.0], [1010.0, 1030.0, 3060.0], "1 min 30 s in 3 starts,"),
         ([1000.0], [], "0 s in 1 start,"),
         ([], [1010.0], "starts.jsonl or the rows' unix_seconds are missing"),
@@ -551,14 +547,6 @@ def test_time_is_that_from_each_start_to_its_last_row(
     assert words in page_of(bare_run(tmp_path / "run", rows, starts)).text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7384, "2 h 03 min")],
-)
-def test_duration(seconds, words):
-    assert duration(seconds) == words
-
-
 # Figures.
 
 
@@ -571,9 +559,10 @@ def test_smoothing_is_a_running_mean():
 
 def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
     record = record_of(bare_run(tmp_path / "run"))
-    before = curves.learning_rate_figure(record)
+    flags = record, "images_per_second", "images/s"
+    before = curves.rate_figure(*flags)
     with mpl.rc_context({"font.size": 40, "figure.facecolor": "red"}):
-        assert curves.learning_rate_figure(record) == before
+        assert curves.rate_figure(*flags) == before
         assert mpl.rcParams["font.size"] == 40
 
 
@@ -588,13 +577,6 @@ def test_names_of_any_kind_and_number(classes, recwarn):
         with PIL.Image.open(io.BytesIO(data)) as image:
             assert image.width == 900 and image.height < 1300
     assert not recwarn.list
-
-
-@pytest.mark.parametrize(
-    ("classes", "count", "size"), [(10, 999, 9), (25, 99, 8), (30, 9999, 0), (100, 9, 0)]
-)
-def test_counts_are_printed_where_they_can_be_read(classes, count, size):
-    assert answer_figures.count_size(np.full((classes, classes), count)) == size
 
 
 def test_text_of_a_page_is_escaped():

@@ -1,32 +1,29 @@
 """The notebook, cell by cell, as a reader runs it."""
 
 import json
-import os
 
 import pytest
 from helpers.paths import REPOSITORY
 from helpers.processes import finish, start_python
 
-TOUR = REPOSITORY / "docs" / "tour.ipynb"
+
+@pytest.fixture(scope="module")
+def program():
+    cells = json.loads((REPOSITORY / "docs" / "tour.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return "\n\n".join(code)
 
 
-def code_cells() -> list[str]:
-    cells = json.loads(TOUR.read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def test_every_cell_compiles():
-    for source in code_cells():
-        compile(source, TOUR.name, "exec")
+def test_every_cell_compiles(program):
+    compile(program, "tour.ipynb", "exec")
 
 
 @pytest.mark.slow
-def test_every_cell_runs(tmp_path):
-    program = tmp_path / "tour.py"
-    program.write_text("\n\n".join(code_cells()))
-    env = {"MPLBACKEND": "agg", "TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+def test_every_cell_runs(program, tmp_path):
+    (tmp_path / "tour.py").write_text(program)
+    env = {"MPLBACKEND": "agg", "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     env["XLA_FLAGS"] = ""  # It trains a real network: well compiled is faster.
-    code, out, err = finish(start_python(program, env=env))
+    code, out, err = finish(start_python(tmp_path / "tour.py", env=env))
     assert code == 0, err
     assert "10,334,030 parameters" in out
     assert "6,998,552" in out  # Of Table 1.

@@ -1,5 +1,1 @@
-"""Analysis of networks and of planned runs without training.
-
-The modules give activations by name, Table 1 with its counts, arithmetic cost, the plan of
-a run, and gradient ascent on pixels. `performance` measures time.
-"""
+"""Activations, Table 1, arithmetic cost, plans of runs, and gradient ascent on pixels."""

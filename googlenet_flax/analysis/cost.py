@@ -27,11 +27,7 @@ POOL_INDEX_BYTES = 2  # One byte per output for the argmax, written once and rea
 
 
 def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]]:
-    """Computes the shapes of the parameters, and of the output of each part for one image.
-
-    Args:
-      model: A network of any variant, width and number of classes.
-      image_size: Side of the input in pixels.
+    """Computes the shapes of the parameters and of the outputs for one image.
 
     Returns:
       The tree of the parameters, and shapes `[H, W, C]` or `[num_classes]` by the names of
@@ -92,7 +88,7 @@ def image_cost(model: GoogLeNet, image_size: int, *, head_only: bool = False) ->
     training, which moves at least 62 MB in bfloat16 without a norm.
 
     Args:
-      model: A network of any variant, width and number of classes.
+      model: The network.
       image_size: Side of the input in pixels.
       head_only: Count the training of the last layer of each classifier alone.
     """

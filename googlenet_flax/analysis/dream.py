@@ -73,26 +73,21 @@ def draw(
             raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
     check_output(out)
     predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
-    description = predictor.description
+    description, variables = predictor.description, predictor.variables
+    model, preprocess = description.create_model(), description.preprocess
     objective = choose_objective(layer, channel, description)
-    noise_rng, jitter_rng = jax.random.split(jax.random.key(seed))
+    noise_rng, rng = jax.random.split(jax.random.key(seed))
     if image:
         start, defaults = load_picture(image, size), FROM_PICTURE
     else:
-        side = size or description.preprocess.image_size
+        side = size or preprocess.image_size
         start, defaults = gray_noise(noise_rng, side, side), FROM_NOISE
     chosen = dataclasses.replace(defaults, **given)
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
     with out_of_memory_hint("lower --size"):
         pixels, octaves = dream(
-            description.create_model(),
-            predictor.variables,
-            description.preprocess,
-            start,
-            objective,
-            settings=chosen,
-            rng=jitter_rng,
+            model, variables, preprocess, start, objective, settings=chosen, rng=rng
         )
     before, after = octaves[-1].before, octaves[-1].after
     part = f"{layer} channel {channel}" if channel else layer
@@ -110,11 +105,8 @@ def draw(
 def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
     """Creates the objective that `--layer` and `--channel` name.
 
-    Args:
-      layer: One of `ENDPOINTS`.
-      channel: Number of a channel, or "" for the whole layer. A classifier needs the name
-        or the number of a class.
-      description: Description of the network.
+    The channel "" stands for the whole layer. A classifier needs the name or the number of
+    a class.
 
     Raises:
       UserError: The layer, the channel or the class does not exist.
@@ -209,11 +201,7 @@ def check_output(out: pathlib.Path) -> None:
 
 
 def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
-    """Writes a PNG file without metadata, completely or not at all.
-
-    Args:
-      pixels: The picture, `[H, W, 3]`, 0 to 255.
-      out: The file.
+    """Writes pixels `[H, W, 3]`, 0 to 255, as a PNG file, completely or not at all.
 
     Raises:
       UserError: The file cannot be written, for example because the disk is full.

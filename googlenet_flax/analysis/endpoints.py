@@ -67,13 +67,9 @@ def activation_and_gradient(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the maps of one part and the gradient of a score, as Grad-CAM needs them.
 
-    Args:
-      model: A network of any variant.
-      variables: Its parameters and, with batch norm, statistics.
-      images: float `[B, H, W, 3]`, preprocessed as the variant expects.
-      name: The part, one of `MAPS`.
-      score: Function of the network's output that returns a value for each example. The
-        sum over the examples is differentiated.
+    The part is one of `MAPS`. The score is a function of the network's output that returns
+    a value for each example; their sum is differentiated. The other arguments are those of
+    `activations`.
 
     Returns:
       Activation and gradient, each `[B, H, W, C]`.

@@ -68,10 +68,8 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
 def _plan(experiment: Experiment) -> dict[str, str]:
     """Describes each aspect of a run in words."""
     config, devices = experiment.config, experiment.devices
-    total_steps, epochs = (
-        experiment.total_steps,
-        experiment.total_steps / experiment.epoch_steps,
-    )
+    total_steps = experiment.total_steps
+    epochs = total_steps / experiment.epoch_steps
     plan = {
         "data": f"{config.dataset}, {len(experiment.train_set):,} images to train on "
         f"({config.train_split}), {len(experiment.eval_set):,} to evaluate on "
@@ -90,10 +88,8 @@ def _plan(experiment: Experiment) -> dict[str, str]:
         for share in RATE_SHARES
     )
     evaluations = math.ceil(epochs / config.eval_every_epochs)
-    model, head_only = (
-        experiment.description.create_model(devices),
-        config.trainable == "head",
-    )
+    model = experiment.description.create_model()
+    head_only = config.trainable == "head"
     flops = image_cost(model, config.image_size, head_only=head_only).training_flops
     return {
         **plan,

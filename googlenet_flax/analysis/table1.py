@@ -114,11 +114,9 @@ class _Network(NamedTuple):
 
 
 def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
-    """Computes the rows of Table 1 for a network, then those of its auxiliary classifiers.
+    """Computes the rows of Table 1 for any network, then those of its heads.
 
-    Args:
-      model: A network of any variant, width and number of classes.
-      image_size: Side of the input in pixels.
+    The counts are those of one image with sides of `image_size` pixels.
     """
     params, outputs = layer_shapes(model, image_size)
     network = _Network(params, outputs, multiply_adds(params, outputs))

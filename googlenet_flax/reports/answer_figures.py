@@ -1,4 +1,4 @@
-"""Figures of predictions for a split: confusions, classes, calibration and mistakes."""
+"""Figures of predictions for a split: confusions, classes and calibration."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,6 @@ from googlenet_flax.reports.style import (
     VERMILLION,
     name_label,
     new_figure,
-    pictures_figure,
     styled,
 )
 
@@ -20,7 +19,6 @@ MAX_NAMED_CLASSES = 30  # With more classes the names along a matrix cannot be r
 SMALLEST_COUNT_POINTS = 5.0  # Smallest font size of a count in a matrix.
 MAX_MATRIX_CLASSES = 200  # With more classes a cell is smaller than three pixels.
 MAX_LISTED_CLASSES = 30
-MISTAKE_COLUMNS = 4
 
 
 def count_size(confusions: np.ndarray) -> float:
@@ -32,12 +30,7 @@ def count_size(confusions: np.ndarray) -> float:
 
 @styled
 def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draws the confusion matrix, colored by the share of each true class.
-
-    Args:
-      confusions: Counts `[K, K]`, true classes in rows.
-      class_names: Names of the K classes.
-    """
+    """Draws counts `[K, K]`, true classes in rows, colored by the share of the row."""
     classes = len(class_names)
     shares = confusions / np.maximum(confusions.sum(axis=1, keepdims=True), 1)
     figure = new_figure(6.6)
@@ -56,8 +49,7 @@ def confusion_figure(confusions: np.ndarray, class_names: Sequence[str]) -> Figu
     for row, column in np.argwhere(confusions) if size else ():
         color = "white" if shares[row, column] > 0.5 else BLACK
         ax.text(column, row, f"{confusions[row, column]}", color=color, **text)
-    ax.set_xlabel(f"predicted class{by_number}")
-    ax.set_ylabel(f"true class{by_number}")
+    ax.set(xlabel=f"predicted class{by_number}", ylabel=f"true class{by_number}")
     share = "share of the true class (%)"
     figure.colorbar(image, ax=ax, label=share, location="top", aspect=50)
     return figure
@@ -76,8 +68,7 @@ def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
     ax.plot(precision, rows, "o", color=BLUE, label="precision")
     ax.plot(recall, rows, "D", label="recall", **hollow)
     ax.set_yticks(rows, [name_label(class_names[i]) for i in order])
-    ax.set_ylim(len(order) - 0.4, -0.6)
-    ax.set_xlabel("precision, recall (%)")
+    ax.set(xlabel="precision, recall (%)", ylim=(len(order) - 0.4, -0.6))
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
@@ -101,36 +92,9 @@ def calibration_figure(calibration: Calibration) -> Figure:
     top.plot([0, 100], [0, 100], "--", color=BLACK, label="perfectly calibrated")
     means = 100 * calibration.confidence, 100 * calibration.accuracy
     top.plot(*means, "o", color=VERMILLION, label="mean of the bin")
-    top.set_ylabel("accuracy (%)")
-    top.set_ylim(0, 105)
+    top.set(ylabel="accuracy (%)", ylim=(0, 105))
     top.legend(loc="upper left")
     bottom.bar(edges, 100 * sizes / sizes.sum(), **options)
-    bottom.set_ylabel("examples (%)")
-    bottom.set_xlabel("confidence in the predicted class (%)")
-    bottom.set_xlim(0, 100)
+    x_label = "confidence in the predicted class (%)"
+    bottom.set(ylabel="examples (%)", xlabel=x_label, xlim=(0, 100))
     return figure
-
-
-@styled
-def mistakes_figure(
-    pictures: np.ndarray,
-    labels: Sequence[str],
-    predictions: Sequence[str],
-    confidences: np.ndarray,
-) -> Figure:
-    """Draws pictures that a classifier got wrong, with both classes.
-
-    Args:
-      pictures: uint8 `[N, H, W, 3]`, RGB.
-      labels: Names of the true classes, `[N]`.
-      predictions: Names of the predicted classes, `[N]`.
-      confidences: Probabilities of the predicted classes, `[N]`.
-    """
-    titles = [
-        f"predicted {name_label(predicted)}, {confidence:.1%}\ntrue {name_label(label)}"
-        for label, predicted, confidence in zip(
-            labels, predictions, confidences, strict=True
-        )
-    ]
-    shown = list(zip(pictures, titles, strict=True))
-    return pictures_figure(shown, MISTAKE_COLUMNS, title_height_inches=0.45)

@@ -37,13 +37,7 @@ class SplitAnswers(NamedTuple):
 def collect_answers(
     predictor: Predictor, split: Split, *, batch_size: int, max_examples: int
 ) -> SplitAnswers:
-    """Runs the network over a split.
-
-    Args:
-      predictor: The network.
-      split: The split to run it over.
-      batch_size: Examples per batch, a multiple of the number of devices.
-      max_examples: Largest number of examples, spread evenly over the split; 0 takes all.
+    """Runs the network over a split, or `max_examples` spread evenly over it if not 0.
 
     Raises:
       UserError: No example can be read.

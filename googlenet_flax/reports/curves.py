@@ -45,20 +45,15 @@ def smoothing_window(count: int) -> int:
 
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Computes a centered running mean of `[N]` values; windows are cut at the ends."""
-    window = np.ones(smoothing_window(len(values)))
-    return np.convolve(values, window, "same") / np.convolve(
-        np.ones_like(values), window, "same"
-    )
+    window, ones = np.ones(smoothing_window(len(values))), np.ones(len(values))
+    return np.convolve(values, window, "same") / np.convolve(ones, window, "same")
 
 
 @styled
 def classifier_figure(record: RunRecord, metric: str, y_label: str) -> Figure:
-    """Draws a metric of the main classifier and of the heads.
+    """Draws `loss` or `accuracy` of the main classifier and of the heads.
 
-    Args:
-      record: Record of the run.
-      metric: `loss` or `accuracy`.
-      y_label: Name and unit of the metric; with a % in it, values are shown in percent.
+    With a % in `y_label`, values are shown in percent.
     """
     (unit,), x_label = time_axis([record])
     scale = 100 if "%" in y_label else 1
@@ -94,8 +89,7 @@ def classifier_figure(record: RunRecord, metric: str, y_label: str) -> Figure:
 
 def _finish(ax: Axes, title: str, y_label: str) -> None:
     """Sets title, scale and legend of a panel of curves."""
-    ax.set_title(title)
-    ax.set_ylabel(y_label)
+    ax.set(title=title, ylabel=y_label)
     lines = ax.get_lines()
     if not lines:
         ax.text(0.5, 0.5, "no data yet", transform=ax.transAxes, ha="center")
@@ -107,51 +101,32 @@ def _finish(ax: Axes, title: str, y_label: str) -> None:
 
 
 @styled
-def learning_rate_figure(record: RunRecord) -> Figure:
-    """Draws the learning rate of each logged step."""
-    figure, _ = _rate_figure(
-        record, "learning_rate", "learning rate", drawstyle="steps-pre"
-    )
-    return figure
-
-
-@styled
-def throughput_figure(record: RunRecord) -> Figure:
-    """Draws images per second between logged steps, and their median."""
-    name, label = "images_per_second", "training (images/s)"
-    figure, ax = _rate_figure(record, name, label, linewidth=0.8)
-    median = np.median(record.series("train", name)[1])
-    ax.axhline(median, color=VERMILLION, linestyle="--", label=f"median {median:,.1f}")
-    ax.legend()
-    return figure
-
-
-def _rate_figure(
-    record: RunRecord, name: str, y_label: str, **line: Any
-) -> tuple[Figure, Axes]:
+def rate_figure(
+    record: RunRecord, name: str, y_label: str, *, has_median: bool = False, **line: Any
+) -> Figure:
     """Draws a metric of each logged step from 0 up; `line` holds options of the line."""
     (unit,), x_label = time_axis([record])
     figure = new_figure(2.5)
     ax = figure.subplots()
     steps, rates = record.series("train", name)
     ax.plot(steps / unit, rates, color=BLUE, **line)
+    if has_median:
+        label = f"median {np.median(rates):,.1f}"
+        ax.axhline(np.median(rates), color=VERMILLION, linestyle="--", label=label)
+        ax.legend()
+    ax.set(xlabel=x_label, ylabel=y_label)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(y_label)
-    return figure, ax
+    return figure
 
 
 @styled
 def comparison_figure(
     records: Sequence[RunRecord], names: Sequence[str], metric: str, y_label: str
 ) -> Figure:
-    """Draws one metric of the evaluations of several runs.
+    """Draws one metric of the evaluations of several runs, whose names are a legend.
 
-    Args:
-      records: Records of the runs.
-      names: Names of the runs for the legend.
-      metric: Metric of the main classifier, with averaged weights if a run has them.
-      y_label: Name and unit of the metric; with a % in it, values are shown in percent.
+    The metric is that of averaged weights where a run has them. With a % in `y_label`,
+    values are shown in percent.
     """
     units, x_label = time_axis(records)
     scale = 100 if "%" in y_label else 1

@@ -54,7 +54,14 @@ def gather(
         missing.append(f"Predictions and weights are not shown: {error}.")
         return Material(record, missing)
     description, tested = predictor.description, None
-    picture = _read_picture(image, description.preprocess.storage_size) if image else None
+    picture = None
+    if image:
+        name = printable(image)
+        try:
+            decoded = decode_image(image, description.preprocess.storage_size)
+        except BadImageError as error:
+            raise UserError(f"--image={name} cannot be read: {error}") from error
+        picture = Picture(name, *decoded)
     try:
         data = EvaluationData(dataset, data_dir, split).complete(record.config)
         examples = data.load(description, may_prepare=False)
@@ -95,14 +102,6 @@ def _test(
         pictures = shown_pixels(preprocess, batch["image"], batch.get("extent"))
     name = f"{data.dataset!r}, split {data.split!r}"
     return Tested(answers, name, len(split), rows, pictures)
-
-
-def _read_picture(image: str, storage_size: int) -> Picture:
-    name = printable(image)
-    try:
-        return Picture(name, *decode_image(image, storage_size))
-    except BadImageError as error:
-        raise UserError(f"--image={name} cannot be read: {error}") from error
 
 
 def _first_picture(split: Split, tested: Tested) -> Picture:

@@ -1,6 +1,6 @@
 """Views into a trained network: its first filters, its maps of a picture, and Grad-CAM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,16 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import CLASSIFIERS
-from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure, styled
+from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure
 from googlenet_flax.training.losses import outputs_by_name
 
-FILTER_COLUMNS = 8
 STRONGEST_CHANNELS = 5
 EARLIER_BLOCK = "inception_4e"  # Its maps have twice the resolution of the last block's.
 MAX_OPACITY = 0.8  # Opacity of the color over the strongest evidence.
@@ -53,32 +51,19 @@ class View(NamedTuple):
 def look_inside(
     model: GoogLeNet, preprocess: Preprocess, variables: Mapping[str, Any], picture: Picture
 ) -> View:
-    """Runs a network on one picture and collects its maps and Grad-CAM.
-
-    Args:
-      model: A network of any variant.
-      preprocess: Preprocessing of its training.
-      variables: Its parameters and, with batch norm, statistics.
-      picture: The picture.
-    """
+    """Runs a network on one picture and collects its maps and Grad-CAM."""
     images = picture.pixels[np.newaxis]
     extents = None if picture.extent is None else jnp.asarray([picture.extent])
-    targets = _targets(model)
+    classifiers, blocks = zip(*_targets(model), strict=True)
 
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
         images = preprocess.normalize(pixels)
         output: Any = model.apply(variables, images, train=False)
-        gradients = []
-        for classifier, block in targets:
-
-            def score(output: GoogLeNetOutput, classifier: str = classifier) -> jax.Array:
-                # The largest logit is that of the predicted class.
-                return outputs_by_name(output)[classifier].max(axis=-1)
-
-            gradients.append(
-                activation_and_gradient(model, variables, images, block, score)[1]
-            )
+        gradients = [
+            activation_and_gradient(model, variables, images, block, score)[1]
+            for block, score in zip(blocks, map(_top_score, classifiers), strict=True)
+        ]
         maps = activations(model, variables, images, list(model.inceptions))
         scores = jax.tree.map(jax.nn.log_softmax, outputs_by_name(output))
         return jax.tree.map(
@@ -93,27 +78,21 @@ def look_inside(
         log_probabilities={name: scores[name] for name in CLASSIFIERS if name in scores},
         maps={name: maps[name] for name in model.inceptions},
         evidence=[
-            Evidence(
-                classifier,
-                block,
-                int(np.argmax(scores[classifier])),
-                grad_cam(maps[block], gradient),
-            )
-            for (classifier, block), gradient in zip(targets, gradients, strict=True)
+            Evidence(name, block, int(scores[name].argmax()), grad_cam(maps[block], each))
+            for name, block, each in zip(classifiers, blocks, gradients, strict=True)
         ],
     )
 
 
+def _top_score(classifier: str) -> Callable[[GoogLeNetOutput], jax.Array]:
+    """Returns the score of Grad-CAM: the largest logit, that of the predicted class."""
+    return lambda output: outputs_by_name(output)[classifier].max(axis=-1)
+
+
 def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np.ndarray:
-    """Cuts and resizes pictures as for the network, without scaling their values.
+    """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`.
 
-    Args:
-      preprocess: Preprocessing of the network.
-      images: uint8 `[B, h, w, 1 or 3]`.
-      extents: Height and width of each picture, int `[B, 2]`; None if they fill the images.
-
-    Returns:
-      The pictures, uint8 `[B, H, W, 3]`.
+    The arguments are those of `Preprocess.cut`.
     """
     pixels = preprocess.cut(jnp.asarray(images), extents)
     return np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
@@ -151,14 +130,9 @@ def strongest_channels(maps: np.ndarray, top: int) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Colors a gray copy of a picture by a heat map.
+    """Colors a gray copy of a picture, uint8 `[H, W, 3]`, by a heat map.
 
-    Args:
-      picture: uint8 `[H, W, 3]`, RGB.
-      heat: float `[h, w]`, 0 to 1; it is resized bilinearly to the size of the picture.
-
-    Returns:
-      The colored picture, uint8 `[H, W, 3]`.
+    The map, float `[h, w]` from 0 to 1, is resized bilinearly to the size of the picture.
     """
     height, width, _ = picture.shape
     small = PIL.Image.fromarray(heat.astype(np.float32))
@@ -171,10 +145,10 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
-    """Scales the filters of conv1 to pictures.
+    """Scales the filters of a kernel `[h, w, 3, N]` to pictures.
 
     Args:
-      kernel: Kernel of conv1, `[h, w, 3, N]`.
+      kernel: Kernel of conv1.
       channel_order: Order of the channels of the network's input, "RGB" or "BGR".
 
     Returns:
@@ -187,15 +161,7 @@ def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
     return 0.5 + filters / (2 * largest) if largest > 0 else np.full(filters.shape, 0.5)
 
 
-@styled
-def filters_figure(kernel: np.ndarray, channel_order: str) -> Figure:
-    """Draws the filters of conv1; the arguments are those of `filter_pictures`."""
-    filters = [(pixels, "") for pixels in filter_pictures(kernel, channel_order)]
-    return pictures_figure(filters, FILTER_COLUMNS, title_height_inches=0)
-
-
-@styled
-def maps_figure(view: View) -> Figure:
+def maps_figure(view: View) -> bytes:
     """Draws the mean over channels and the strongest channels of each block."""
     channels = min(STRONGEST_CHANNELS, *(maps.shape[-1] for maps in view.maps.values()))
     pictures = []
@@ -206,8 +172,7 @@ def maps_figure(view: View) -> Figure:
     return pictures_figure(pictures, 1 + channels, title_height_inches=0.24)
 
 
-@styled
-def evidence_figure(view: View, class_names: Sequence[str]) -> Figure:
+def evidence_figure(view: View, class_names: Sequence[str]) -> bytes:
     """Draws the picture, and the Grad-CAM map of each classifier over it."""
     pictures = [(view.picture, "the picture\nat the size of the input")]
     for classifier, block, predicted, heat in view.evidence:

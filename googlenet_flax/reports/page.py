@@ -73,13 +73,9 @@ class Page:
         self._parts.append(f'<p class="missing">{_text(text)}</p>')
 
     def figure(self, name: str, png: bytes, *, caption: str, alt: str) -> None:
-        """Adds a figure.
+        """Adds a figure, which is also written as NAME.png beside the page.
 
-        Args:
-          name: Name of its PNG file beside the page, without the suffix.
-          png: The figure.
-          caption: Text below the figure.
-          alt: Text for readers who do not see the figure.
+        The caption is below the figure; `alt` is for readers who do not see it.
         """
         self.pictures[f"{name}.png"] = png
         width, height = (
@@ -103,11 +99,8 @@ class Page:
     ) -> None:
         """Adds a table, which scrolls by itself if it is wider than the screen.
 
-        Args:
-          header: Names of the columns.
-          rows: Cells of each row; the first one is the name of the row.
-          caption: Text above the table.
-          folded: Show only the caption until it is clicked.
+        The first cell of a row is its name. A folded table shows only its caption until
+        that is clicked.
         """
         columns = zip(header, *rows, strict=True)
         numeric = [any(isinstance(cell, Number) for cell in column) for column in columns]

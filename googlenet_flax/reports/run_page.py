@@ -19,6 +19,7 @@ from googlenet_flax.reports.answers import (
 )
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
+from googlenet_flax.reports.style import name_label, pictures_figure
 from googlenet_flax.runs.metrics import UNIX_SECONDS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.environment import describe_environment
@@ -26,9 +27,12 @@ from googlenet_flax.training.losses import TOP_K
 
 MOST_CONFUSED = 15  # Number of confused pairs to list.
 NAMED_CLASSES = 3  # Classes listed for a picture and each classifier.
+MISTAKE_COLUMNS, FILTER_COLUMNS = 4, 8
 MAX_OPEN_ROWS = 30  # A longer table is folded.
 # Metrics of an evaluation: title of the column and format.
 EVALUATION_COLUMNS = {
+    "step": ("step", ","),
+    "epoch": ("epoch", ","),
     "loss": ("total loss", ".4f"),
     "accuracy": ("accuracy", ".2%"),
     "top5": ("top-5", ".2%"),
@@ -140,15 +144,16 @@ def _add_training(page: Page, record: RunRecord, config: Config) -> None:
     _add_evaluations(page, record)
     page.figure(
         "learning_rate",
-        curves.learning_rate_figure(record),
+        curves.rate_figure(record, "learning_rate", "learning rate", drawstyle="steps-pre"),
         caption="Learning rate of each logged step.",
         alt="The learning rate over training time.",
     )
-    _, rates = record.series("train", "images_per_second")
+    name, label = "images_per_second", "training (images/s)"
+    _, rates = record.series("train", name)
     if len(rates):
         page.figure(
             "throughput",
-            curves.throughput_figure(record),
+            curves.rate_figure(record, name, label, has_median=True, linewidth=0.8),
             caption="Training images per second between logged steps; compilation, "
             "evaluation and saving are left out.",
             alt=f"Images per second over training time; median {np.median(rates):,.1f}.",
@@ -159,15 +164,10 @@ def _add_evaluations(page: Page, record: RunRecord) -> None:
     """Adds a table of all evaluations, without columns that no row has."""
     rows = record.evaluations
     names = [name for name in EVALUATION_COLUMNS if any(name in row for row in rows)]
-    columns = [EVALUATION_COLUMNS[name] for name in names]
     if rows:
         page.table(
-            ["step", "epoch", *(title for title, _ in columns)],
-            [
-                [number(row["step"]), number(row["epoch"])]
-                + [number(row.get(n), EVALUATION_COLUMNS[n][1]) for n in names]
-                for row in rows
-            ],
+            [EVALUATION_COLUMNS[name][0] for name in names],
+            [[number(row.get(n), EVALUATION_COLUMNS[n][1]) for n in names] for row in rows],
             caption="Evaluations",
             folded=len(rows) > MAX_OPEN_ROWS,
         )
@@ -278,13 +278,17 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         return
     predicted = [names[i] for i in main.predicted[rows]]
     true = [names[i] for i in answers.labels[rows]]
+    mistakes = [
+        (pixels, f"predicted {name_label(guess)}, {sure:.1%}\ntrue {name_label(label)}")
+        for pixels, guess, label, sure in zip(
+            tested.pictures, predicted, true, main.confidence[rows], strict=True
+        )
+    ]
     wrong = np.sum(~main.correct)
     some = f"{len(rows)} of {wrong:,}" if len(rows) < wrong else f"All {wrong}"
     page.figure(
         "mistakes",
-        answer_figures.mistakes_figure(
-            tested.pictures, true, predicted, main.confidence[rows]
-        ),
+        pictures_figure(mistakes, MISTAKE_COLUMNS, title_height_inches=0.45),
         caption=f"{some} mistakes of the main classifier, the most confident ones first, "
         "at the size of the network's input. In the split they are the examples "
         f"{', '.join(map(str, answers.examples[rows]))}.",
@@ -296,11 +300,13 @@ def _add_inside(page: Page, predictor: Predictor, view: look_inside.View | None)
     page.section("Inside the network")
     names = predictor.description.class_names
     kernel = np.asarray(predictor.variables["params"]["conv1"]["conv"]["kernel"])
-    height, width, _, filters = kernel.shape
+    height, width, _, count = kernel.shape
+    order = predictor.description.preprocess.channel_order
+    filters = [(pixels, "") for pixels in look_inside.filter_pictures(kernel, order)]
     page.figure(
         "filters",
-        look_inside.filters_figure(kernel, predictor.description.preprocess.channel_order),
-        caption=f"The {filters} filters of conv1, {height}x{width} pixels each, as colors. "
+        pictures_figure(filters, FILTER_COLUMNS, title_height_inches=0),
+        caption=f"The {count} filters of conv1, {height}x{width} pixels each, as colors. "
         "A weight of 0 is gray, and all filters share one scale.",
         alt="The filters of the first convolution as small color pictures.",
     )

@@ -31,8 +31,6 @@ STYLE: dict[str, Any] = {
     "figure.dpi": STORED_PIXELS_PER_INCH,
     "savefig.dpi": STORED_PIXELS_PER_INCH,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "xtick.labelsize": 9,
@@ -78,21 +76,15 @@ def new_figure(height_inches: float) -> Figure:
     return Figure(figsize=(WIDTH_INCHES, height_inches))
 
 
+@styled
 def pictures_figure(
-    pictures: Sequence[tuple[Any, str]],
+    pictures: Sequence[tuple[np.ndarray, str]],
     columns: int,
     *,
     title_height_inches: float,
     interpolation: str = "nearest",
 ) -> Figure:
-    """Draws pictures without axes in a grid.
-
-    Args:
-      pictures: Pixels and title of each picture, in rows.
-      columns: Number of columns, which share the width.
-      title_height_inches: Space above each row for titles.
-      interpolation: How matplotlib enlarges the pixels.
-    """
+    """Draws pictures, each with a title above it, in the rows of a grid without axes."""
     rows = -(-len(pictures) // columns)
     figure = new_figure(rows * (WIDTH_INCHES / columns + title_height_inches))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
