@@ -1,6 +1,5 @@
 """Predictions of a network for every example of a split, and their quality."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,18 +25,14 @@ class Answers(NamedTuple):
     label_rank: np.ndarray  # Other classes at least as likely as the label, int64.
 
 
-class SplitAnswers(NamedTuple):
-    """Predictions of every classifier for the examples that could be read."""
-
-    examples: np.ndarray  # Numbers of the examples in the split, int64 [N].
-    labels: np.ndarray  # int64 [N]
-    classifiers: Mapping[str, Answers]  # In the order of `CLASSIFIERS`.
-
-
 def collect_answers(
     predictor: Predictor, split: Split, *, batch_size: int, max_examples: int
-) -> SplitAnswers:
+) -> tuple[np.ndarray, np.ndarray, dict[str, Answers]]:
     """Runs the network over a split, or `max_examples` spread evenly over it if not 0.
+
+    Returns:
+      Numbers in the split and labels of the examples that could be read, each int64 `[N]`,
+      and the answers of every classifier.
 
     Raises:
       UserError: No example can be read.
@@ -58,7 +53,7 @@ def collect_answers(
         for name in CLASSIFIERS
         if name in parts[0]
     }
-    return SplitAnswers(np.concatenate(examples), np.concatenate(labels), classifiers)
+    return np.concatenate(examples), np.concatenate(labels), classifiers
 
 
 def _reduce(log_probabilities: np.ndarray, labels: np.ndarray) -> Answers:

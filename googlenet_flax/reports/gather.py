@@ -91,22 +91,22 @@ def _test(
     predictor: Predictor, split: Split, data: EvaluationData, max_examples: int
 ) -> Tested:
     """Runs the network over a split, and finds its most confident mistakes."""
-    answers = collect_answers(
+    examples, labels, answers = collect_answers(
         predictor, split, batch_size=data.batch_size, max_examples=max_examples
     )
-    rows = confident_mistakes(answers.classifiers["main"], MISTAKES)
+    rows = confident_mistakes(answers["main"], MISTAKES)
     pictures = np.zeros((0, 1, 1, 3), np.uint8)
     if len(rows):
-        batch = next(iter(split.batches([answers.examples[rows]])))
+        batch = next(iter(split.batches([examples[rows]])))
         preprocess = predictor.description.preprocess
         pictures = shown_pixels(preprocess, batch["image"], batch.get("extent"))
     name = f"{data.dataset!r}, split {data.split!r}"
-    return Tested(answers, name, len(split), rows, pictures)
+    return Tested(name, len(split), examples, labels, answers, rows, pictures)
 
 
 def _first_picture(split: Split, tested: Tested) -> Picture:
     """Reads the first example that was tested."""
-    example = tested.answers.examples[:1]
+    example = tested.examples[:1]
     batch = next(iter(split.batches([example])))
     extent = batch["extent"][0] if "extent" in batch else None
     return Picture(f"example {example[0]} of {tested.split}", batch["image"][0], extent)

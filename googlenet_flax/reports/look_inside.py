@@ -54,7 +54,10 @@ def look_inside(
     """Runs a network on one picture and collects its maps and Grad-CAM."""
     images = picture.pixels[np.newaxis]
     extents = None if picture.extent is None else jnp.asarray([picture.extent])
-    classifiers, blocks = zip(*_targets(model), strict=True)
+    inceptions = list(model.inceptions)
+    targets = [(AUX_TAPS[b], b) for b in inceptions if b in AUX_TAPS and model.aux_heads]
+    targets += [("main", b) for b in inceptions if b == EARLIER_BLOCK]
+    classifiers, blocks = zip(*targets, ("main", inceptions[-1]), strict=True)
 
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
@@ -64,7 +67,7 @@ def look_inside(
             activation_and_gradient(model, variables, images, block, score)[1]
             for block, score in zip(blocks, map(_top_score, classifiers), strict=True)
         ]
-        maps = activations(model, variables, images, list(model.inceptions))
+        maps = activations(model, variables, images, inceptions)
         scores = jax.tree.map(jax.nn.log_softmax, outputs_by_name(output))
         return jax.tree.map(
             lambda values: values[0].astype(jnp.float32), (scores, maps, gradients)
@@ -76,7 +79,7 @@ def look_inside(
         name=picture.name,
         picture=shown_pixels(preprocess, images, extents)[0],
         log_probabilities={name: scores[name] for name in CLASSIFIERS if name in scores},
-        maps={name: maps[name] for name in model.inceptions},
+        maps={name: maps[name] for name in inceptions},
         evidence=[
             Evidence(name, block, int(scores[name].argmax()), grad_cam(maps[block], each))
             for name, block, each in zip(classifiers, blocks, gradients, strict=True)
@@ -96,14 +99,6 @@ def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np
     """
     pixels = preprocess.cut(jnp.asarray(images), extents)
     return np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
-
-
-def _targets(model: GoogLeNet) -> list[tuple[str, str]]:
-    """Lists pairs of a classifier and a block for Grad-CAM."""
-    blocks = list(model.inceptions)
-    heads = [(AUX_TAPS[b], b) for b in blocks if b in AUX_TAPS and model.aux_heads]
-    earlier = [("main", EARLIER_BLOCK)] if EARLIER_BLOCK in blocks[:-1] else []
-    return [*heads, *earlier, ("main", blocks[-1])]
 
 
 def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:

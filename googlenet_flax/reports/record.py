@@ -29,6 +29,8 @@ class RunRecord:
     imported_from: Mapping[str, str]  # Origin of imported weights; empty for a run.
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # Facts written by `Workdir.write_start`.
+    epoch_steps: int | None  # As the last start counted them; None if unknown.
+    total_steps: int | None  # Of the whole run, counted in the same way.
 
     @classmethod
     def read(cls, workdir: Workdir) -> Self:
@@ -37,12 +39,16 @@ class RunRecord:
         Raises:
           UserError: There is no run, or its config or its metrics cannot be read.
         """
+        starts = workdir.read_starts()
+        last = starts[-1] if starts else {}
         return cls(
             path=workdir.path,
             config=workdir.load_config(),
             imported_from=workdir.read_config().get(IMPORTED_FROM, {}),
             rows=read_rows(workdir.metrics_file),
-            starts=workdir.read_starts(),
+            starts=starts,
+            epoch_steps=last.get("epoch_steps"),
+            total_steps=last.get("total_steps"),
         )
 
     @property
@@ -65,16 +71,6 @@ class RunRecord:
         """Evaluation of the best checkpoint; the latest one if several are equal."""
         rows = self.evaluations
         return max(rows, key=lambda row: (best_metric(row), row["step"]), default=None)
-
-    @property
-    def epoch_steps(self) -> int | None:
-        """Steps in an epoch, as the last start counted them; None if unknown."""
-        return self.starts[-1]["epoch_steps"] if self.starts else None
-
-    @property
-    def total_steps(self) -> int | None:
-        """Steps of the whole run, as the last start counted them; None if unknown."""
-        return self.starts[-1]["total_steps"] if self.starts else None
 
     @property
     def session_seconds(self) -> list[float]:

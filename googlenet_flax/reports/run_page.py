@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -10,13 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from googlenet_flax.config import Config
 from googlenet_flax.reports import answer_figures, curves, look_inside
-from googlenet_flax.reports.answers import (
-    Answers,
-    SplitAnswers,
-    calibrate,
-    most_confused,
-    score_classes,
-)
+from googlenet_flax.reports.answers import Answers, calibrate, most_confused, score_classes
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord, best_name
 from googlenet_flax.reports.style import name_label, pictures_figure
@@ -48,10 +42,12 @@ EVALUATION_COLUMNS = {
 class Tested:
     """Predictions for a split, and the pictures of the most confident mistakes."""
 
-    answers: SplitAnswers
     split: str  # Data set and split, in words.
     split_size: int  # Number of examples in the split.
-    mistakes: np.ndarray  # Rows of `answers`, int [n].
+    examples: np.ndarray  # Numbers of the readable examples in the split, int64 [N].
+    labels: np.ndarray  # int64 [N]
+    answers: Mapping[str, Answers]  # By the names of the classifiers.
+    mistakes: np.ndarray  # Rows of the most confident mistakes, int [n].
     pictures: np.ndarray  # Pictures of the mistakes, uint8 [n, H, W, 3].
 
 
@@ -174,8 +170,8 @@ def _add_evaluations(page: Page, record: RunRecord) -> None:
 
 
 def _add_answers(page: Page, checkpoint: str, tested: Tested, names: Sequence[str]) -> None:
-    answers, size = tested.answers, tested.split_size
-    main, count = answers.classifiers["main"], len(answers.labels)
+    main, labels = tested.answers["main"], tested.labels
+    count, size = len(labels), tested.split_size
     page.section("Predictions")
     some = f"all {size:,}" if count == size else f"{count:,} of the {size:,}"
     page.text(f"Checkpoint {checkpoint} on {some} examples of {tested.split}.")
@@ -191,12 +187,12 @@ def _add_answers(page: Page, checkpoint: str, tested: Tested, names: Sequence[st
                 percent(each.confidence.mean()),
                 percent(calibrate(each).error),
             ]
-            for name, each in answers.classifiers.items()
+            for name, each in tested.answers.items()
         ],
         caption=f"Scores on {count:,} examples",
     )
-    _add_confusions(page, answers.labels, main, names)
-    _add_classes(page, answers.labels, main, names)
+    _add_confusions(page, labels, main, names)
+    _add_classes(page, labels, main, names)
     _add_calibration(page, main)
     _add_mistakes(page, tested, names)
 
@@ -270,14 +266,13 @@ def _add_calibration(page: Page, main: Answers) -> None:
 
 
 def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
-    answers, rows = tested.answers, tested.mistakes
-    main = answers.classifiers["main"]
+    main, rows = tested.answers["main"], tested.mistakes
     page.heading("Most confident mistakes")
     if not len(rows):
         page.text("There is no mistake.")
         return
     predicted = [names[i] for i in main.predicted[rows]]
-    true = [names[i] for i in answers.labels[rows]]
+    true = [names[i] for i in tested.labels[rows]]
     mistakes = [
         (pixels, f"predicted {name_label(guess)}, {sure:.1%}\ntrue {name_label(label)}")
         for pixels, guess, label, sure in zip(
@@ -291,7 +286,7 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         pictures_figure(mistakes, MISTAKE_COLUMNS, title_height_inches=0.45),
         caption=f"{some} mistakes of the main classifier, the most confident ones first, "
         "at the size of the network's input. In the split they are the examples "
-        f"{', '.join(map(str, answers.examples[rows]))}.",
+        f"{', '.join(map(str, tested.examples[rows]))}.",
         alt="; ".join(f"{a} taken for {b}" for a, b in zip(true, predicted, strict=True)),
     )
 
