@@ -12,11 +12,12 @@ from helpers.networks import augment, preprocess
 from googlenet_flax.preprocessing.augment import alternating_flips
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 
-# Of 0 to 255, as in test_crops.
+# On the scale of 0 to 255, as in test_crops.
 ATOL = 1e-3
+METHODS = tuple(INTERPOLATIONS)
 
 
-# Most of the time would go into optimising what runs once.
+# Optimization would take most of the time, and each program runs once.
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
@@ -35,7 +36,7 @@ def jitted(augmentation, network_input):
 
 
 def run(images, seeds, *, extents=None, network_input=None, **fields):
-    """What `augment(**fields)` makes of images, by default at their own size."""
+    """Returns the output of `augment(**fields)`, by default at the images' own size."""
     network_input = network_input or preprocess(image_size=images.shape[1])
     return np.asarray(jitted(augment(**fields), network_input)(images, seeds, extents))
 
@@ -66,18 +67,9 @@ def test_augmentation_that_is_off_changes_nothing(channels, extents):
     )
 
 
-EVERYTHING = {
-    "crop_padding_pixels": 1,
-    "crop_min_area": 0.08,
-    "flip": "random",
-    "color_jitter": 0.5,
-    "interpolations": ("bilinear", "cubic", "area", "nearest"),
-    "cutout_fraction": 0.3,
-}
-
-
 def test_the_networks_input_is_scaled_as_in_evaluation():
-    images, fields = random_images(8, 6, 6, 3), {"extents": EXTENTS, **EVERYTHING}
+    images = random_images(8, 6, 6, 3)
+    fields = {"extents": EXTENTS, "crop_min_area": 0.08, "cutout_fraction": 0.3}
     plain = run(images, np.arange(8), network_input=preprocess(image_size=7), **fields)
     out = run(images, np.arange(8), network_input=NETWORK_INPUT, **fields)
     mean, std = NETWORK_INPUT.input_mean, NETWORK_INPUT.input_std
@@ -87,28 +79,20 @@ def test_the_networks_input_is_scaled_as_in_evaluation():
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
 
-def windows_of(image, padding):
-    """The `(2 * padding + 1) ** 2` crops of the zero-padded image."""
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    height, width, _ = image.shape
-    places = itertools.product(range(2 * padding + 1), repeat=2)
-    return np.array([padded[y : y + height, x : x + width] for y, x in places])
-
-
-def equals(image, windows):
-    return np.all(image == windows, axis=(1, 2, 3))
+def equals(images, others):
+    return np.all(images == others, axis=(1, 2, 3))
 
 
 def test_crops_are_windows_of_the_padded_image():
-    images = random_images(600, 5, 5, 3)
-    seeds = np.arange(len(images))
-    out = run(images, seeds, crop_padding_pixels=1)
+    images, places = random_images(600, 5, 5, 3), itertools.product(range(3), repeat=2)
+    out = run(images, np.arange(600), crop_padding_pixels=1)
     assert (out.dtype, out.shape) == (np.float32, images.shape)
-    pairs = zip(images, out, strict=True)
-    found = np.array([equals(cropped, windows_of(image, 1)) for image, cropped in pairs])
-    np.testing.assert_array_equal(found.sum(axis=1), 1)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = [padded[:, y : y + 5, x : x + 5] for y, x in places]
+    found = np.array([equals(out, window) for window in windows])
+    np.testing.assert_array_equal(found.sum(axis=0), 1)
     # 600 / 9 = 67 of each, standard deviation 7.7; four of them.
-    assert 36 < found.sum(axis=0).min() <= found.sum(axis=0).max() < 98
+    assert 36 < found.sum(axis=1).min() <= found.sum(axis=1).max() < 98
 
 
 def test_windows_of_a_picture_in_the_corner_of_its_image():
@@ -135,10 +119,14 @@ def test_about_half_of_the_images_are_mirrored():
 
 def test_each_image_depends_on_its_own_rng_only():
     images, seeds = random_images(8, 6, 6, 3), np.arange(8)
+    everything = {
+        **{"crop_padding_pixels": 1, "crop_min_area": 0.08, "flip": "random"},
+        **{"interpolations": METHODS, "color_jitter": 0.5, "cutout_fraction": 0.3},
+        "network_input": NETWORK_INPUT,
+    }
 
     def at(rows, seeds=seeds):
-        fields = {"network_input": NETWORK_INPUT, **EVERYTHING}
-        return run(images[rows], seeds[rows], extents=EXTENTS[rows], **fields)
+        return run(images[rows], seeds[rows], extents=EXTENTS[rows], **everything)
 
     out = at(np.arange(8))
     order = np.random.default_rng(1).permutation(8)
@@ -152,11 +140,11 @@ SIDE = 48  # Of the network's input: no box below is larger, so every one is enl
 
 
 def seen_boxes(picture, number, **fields):
-    """Boxes `[number, 4]` that area crops look at: top, left, height and width in pixels.
+    """Returns the boxes `[number, 4]` of area crops: top, left, height, width in pixels.
 
-    Every pixel tells its place, row in red and column in green, and between the centres of
-    two pixels interpolation is linear; so from the places of two new pixels in the middle
-    follow start and length.
+    Every pixel holds its place, row in red and column in green, and interpolation is linear
+    between the centers of two pixels. Two new pixels in the middle therefore determine
+    start and length.
     """
     places = np.indices((*picture, 1))[:2, ..., 0]
     image = np.stack([*places, np.zeros(picture)], axis=-1).astype(np.uint8)
@@ -176,7 +164,7 @@ def seen_boxes(picture, number, **fields):
 
 
 def assert_inside(boxes, picture):
-    """To a thousandth of a pixel."""
+    """Expects boxes inside the picture, to a thousandth of a pixel."""
     assert boxes[:, :2].min() > -1e-3
     assert np.all(boxes[:, :2] + boxes[:, 2:] < np.array(picture) + 1e-3)
 
@@ -210,19 +198,12 @@ def test_area_crops_of_section_6():
     assert_evenly_spread(areas[free], 0.08, 3 / 4)
     log_aspects = np.log(aspects) / math.log(4 / 3)
     assert_evenly_spread(log_aspects[free], -1, 1)
-    # Of the larger ones, the rest, some are drawn again: an area `a` fits where
-    # |log(aspect)| <= -log(a).
-    grid = np.linspace(0.08, 1, 100_001)
-    fitting = np.minimum(1, -np.log(grid) / math.log(4 / 3))
-    share = fitting[grid < 3 / 4].sum() / fitting.sum()
-    deviation = math.sqrt(NUMBER * share * (1 - share))
-    assert abs(free.sum() - NUMBER * share) < 4 * deviation
+    # An area `a` fits where |log(aspect)| <= -log(a).
     assert np.all(np.abs(np.log(aspects)) <= -np.log(areas) + 1e-3)
 
 
-@pytest.mark.parametrize("max_aspect", [1.0, 4 / 3])
-def test_area_crops_lie_anywhere(max_aspect):
-    boxes = square_boxes(max_aspect)
+def test_area_crops_lie_anywhere():
+    boxes = square_boxes(4 / 3)
     room = 40 - boxes[:, 2:]
     movable = np.all(room > 1, axis=1)
     assert movable.sum() > NUMBER / 2
@@ -237,40 +218,36 @@ def test_area_crops_lie_anywhere(max_aspect):
     assert np.abs(correlations - np.eye(3)).max() < limit
 
 
-@pytest.mark.parametrize("portrait", [False, True])
-def test_area_crops_of_a_panorama(portrait):
+def test_area_crops_of_a_panorama():
     # 1:3: a crop of aspect `a` (at most 4/3) covers no more than a / 3 of it.
-    picture = (60, 20) if portrait else (20, 60)
+    picture = 20, 60
     boxes = seen_boxes(picture, 800, crop_min_area=0.08, crop_max_aspect=4 / 3)
     assert_inside(boxes, picture)
     areas, aspects = boxes[:, 2] * boxes[:, 3] / 1200, boxes[:, 3] / boxes[:, 2]
     assert areas.min() > 0.08 - 1e-4 and areas.max() < 4 / 9 + 1e-4
     assert aspects.min() > 3 / 4 - 1e-4 and aspects.max() < 4 / 3 + 1e-4
-    # Where all ten are refused, the largest there is: 20 x 26.7 pixels, or 26.7 x 20.
-    largest = (80 / 3, 20) if portrait else (20, 80 / 3)
-    fallback = np.all(np.abs(boxes[:, 2:] - largest) < 1e-3, axis=1)
-    # Lying: the height, sqrt(area * 1200 / aspect), must not exceed 20, whose square is a
-    # third of 1200. Standing it is the same with the inverse aspect.
+    # Where all ten are refused, the largest there is: 20 x 26.7 pixels.
+    fallback = np.all(np.abs(boxes[:, 2:] - (20, 80 / 3)) < 1e-3, axis=1)
+    # The height, sqrt(area * 1200 / aspect), must not exceed 20, whose square is a third
+    # of 1200.
     area = np.linspace(0.08, 1, 1001)[:, None]
     aspect = np.exp(np.linspace(-1, 1, 1001) * math.log(4 / 3))
-    fits = np.mean(area / aspect <= 1 / 3)
-    share = (1 - fits) ** 10
+    share = (1 - np.mean(area / aspect <= 1 / 3)) ** 10
     deviation = math.sqrt(800 * share * (1 - share))
     assert abs(fallback.sum() - 800 * share) < 4 * deviation
 
 
 def test_when_nothing_fits_the_largest_crop_is_taken():
-    # At least 0.9 of a panorama has no aspect of 4/3.
-    boxes = seen_boxes((20, 60), 200, crop_min_area=0.9, crop_max_aspect=4 / 3)
-    assert_inside(boxes, (20, 60))
-    np.testing.assert_allclose(boxes[:, 2:], [[20, 80 / 3]] * 200, atol=1e-3)
+    # At least 0.9 of a portrait has no aspect of 3/4.
+    boxes = seen_boxes((60, 20), 200, crop_min_area=0.9, crop_max_aspect=4 / 3)
+    assert_inside(boxes, (60, 20))
+    np.testing.assert_allclose(boxes[:, 2:], [[80 / 3, 20]] * 200, atol=1e-3)
 
 
-@pytest.mark.parametrize(("channels", "extent"), [(1, (12, 5)), (3, (9, 12))])
-def test_area_crops_of_a_picture_in_the_corner_of_its_image(channels, extent):
-    height, width = extent
-    images, seeds = random_images(6, 12, 12, channels), np.arange(6)
-    extents = np.broadcast_to(extent, (6, 2))
+def test_area_crops_of_a_picture_in_the_corner_of_its_image():
+    height, width = 12, 5
+    images, seeds = random_images(6, 12, 12, 1), np.arange(6)
+    extents = np.broadcast_to((height, width), (6, 2))
     fields = {"crop_min_area": 0.08, "flip": "random"}
     fields["network_input"] = preprocess(image_size=9)
     out = run(images, seeds, extents=extents, **fields)
@@ -283,48 +260,31 @@ def test_area_crops_of_a_picture_in_the_corner_of_its_image(channels, extent):
 
 
 def grey(image):
-    """ITU-R BT.601."""
+    """Computes gray values by ITU-R BT.601."""
     return (image @ [0.299, 0.587, 0.114])[..., None]
 
 
-CHANGES = {
-    "brightness": lambda image, factor: factor * image,
-    "contrast": lambda image, factor: (
-        grey(image).mean() + factor * (image - grey(image).mean())
-    ),
-    "color": lambda image, factor: grey(image) + factor * (image - grey(image)),
-}
-
-
-def changed(image, factors, order=tuple(CHANGES)):
-    """One after the other, not rounded and not clipped; factors as in `factors_of`."""
-    image, factors = image.astype(np.float64), dict(zip(CHANGES, factors, strict=True))
-    for name in order:
-        image = CHANGES[name](image, factors[name])
-    return image
+def changed(image, factors):
+    """Changes brightness, contrast and color in turn, neither rounded nor clipped."""
+    brightness, contrast, color = factors
+    image = brightness * image.astype(np.float64)
+    image = grey(image).mean() + contrast * (image - grey(image).mean())
+    return grey(image) + color * (image - grey(image))
 
 
 def mild_images(number, side=6):
-    """Colours so far from 0 and 255 that no factor up to 1.5 leads there."""
+    """Draws colors that no factor up to 1.5 moves to 0 or 255."""
     return np.random.default_rng(0).integers(80, 121, (number, side, side, 3), np.uint8)
 
 
 def factors_of(images, distorted):
-    """Brightness, contrast and colour factor `[N, 3]` from means and deviations."""
+    """Computes brightness, contrast and color factors `[N, 3]`."""
     before, after = grey(images.astype(np.float64)), grey(distorted.astype(np.float64))
     axes = (1, 2, 3)
     brightness = after.mean(axes) / before.mean(axes)
     contrast = after.std(axes) / before.std(axes) / brightness
     colours = np.std(distorted - after, axes) / np.std(images - before, axes)
     return np.stack([brightness, contrast, colours / brightness / contrast], axis=1)
-
-
-def test_strength_0_changes_nothing():
-    images, seeds = random_images(4, 6, 6, 3), np.arange(4)
-    np.testing.assert_array_equal(run(images, seeds, color_jitter=0.0), images)
-    # Nor, within rounding, does hardly any strength.
-    out = run(images, seeds, color_jitter=1e-7)
-    np.testing.assert_allclose(out, images, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
@@ -338,15 +298,6 @@ def test_photometric_factors_are_even_and_independent(strength):
     assert np.abs(correlations - np.eye(3)).max() < 4 / math.sqrt(800)
 
 
-def test_photometric_changes_in_any_order():
-    images = mild_images(8)
-    out = run(images, np.arange(8), color_jitter=0.5)
-    factors = factors_of(images, out)
-    for order in itertools.permutations(CHANGES):
-        expected = [changed(*pair, order) for pair in zip(images, factors, strict=True)]
-        np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
-
-
 def test_the_result_is_clipped_to_what_pixels_can_be():
     images, seeds = random_images(8, 6, 6, 3), np.arange(8)
     # The factors are the key's own, whatever the image.
@@ -356,13 +307,6 @@ def test_the_result_is_clipped_to_what_pixels_can_be():
     expected = [changed(*pair) for pair in zip(images, factors, strict=True)]
     np.testing.assert_allclose(out, np.clip(expected, 0, 255), rtol=0, atol=5 * ATOL)
     assert out.min() == 0 and out.max() == 255
-
-
-def test_grey_images_stay_grey():
-    images = random_images(8, 6, 6, 1)
-    out = run(images, np.arange(8), color_jitter=1.0)
-    assert np.ptp(out, axis=-1).max() < 1e-4
-    assert not np.allclose(out, images, atol=1)
 
 
 def test_only_what_the_network_sees_counts_as_the_image():
@@ -376,11 +320,8 @@ def test_only_what_the_network_sees_counts_as_the_image():
     np.testing.assert_array_equal(run(middle, np.arange(8), **fields), out)
 
 
-METHODS = tuple(INTERPOLATIONS)
-
-
 def resized_by_each(images, size):
-    """By method, the whole images resized, without what a cubic overshoots."""
+    """Returns the resized images by method, clipped to 0 and 255."""
     boxes = np.array([[0, 0, *images.shape[1:3]]] * len(images))
     return {
         method: np.clip(cut(images, boxes, size, method=method), 0, 255)
@@ -388,18 +329,8 @@ def resized_by_each(images, size):
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_single_method(method):
-    images = random_images(4, 9, 9, 1)
-    fields = {"network_input": preprocess(image_size=16), "interpolations": (method,)}
-    out = run(images, np.arange(4), **fields)
-    expected = np.broadcast_to(resized_by_each(images, 16)[method], (4, 16, 16, 3))
-    np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
-    assert out.min() >= 0 and out.max() <= 255
-
-
-@pytest.mark.parametrize("methods", [METHODS, ("nearest", "cubic", "area")], ids=str)
-def test_each_method_is_drawn_equally_often(methods):
+def test_each_method_is_drawn_equally_often():
+    methods = "nearest", "cubic", "area"
     images = np.repeat(random_images(1, 9, 9, 3), 1200, axis=0)
     fields = {"network_input": preprocess(image_size=5), "interpolations": methods}
     out = run(images, np.arange(1200), **fields)
@@ -429,7 +360,7 @@ def test_random_crops_are_where_they_were_whatever_the_method():
     np.testing.assert_allclose(boxes, square_boxes(4 / 3)[:100], rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (16, 8), (9, 1), (8, 8)])
+@pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (8, 8)])
 def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
     number = 1500
     images = np.repeat(random_images(1, size, size, 3), number, axis=0)
@@ -475,18 +406,13 @@ def test_alternating_flips_are_half_and_then_the_other_half():
     first = flips_of(0, indices, 0)
     # Standard deviation 22.4; four of them.
     assert 910 < first.sum() < 1090
-    for epoch in range(1, 7):
+    for epoch in range(1, 4):
         expected = ~first if epoch % 2 else first
         np.testing.assert_array_equal(flips_of(0, indices, epoch), expected)
-
-
-def test_alternating_flips_are_a_function_of_seed_index_and_epoch():
-    indices = np.arange(500)
-    order = np.random.default_rng(1).permutation(500)
-    out = flips_of(3, indices, 5)
-    np.testing.assert_array_equal(flips_of(3, indices[order], 5), out[order])
-    # Of another seed they have nothing in common: standard deviation 11.2; four of them.
-    assert 205 < np.sum(flips_of(4, indices, 5) == out) < 295
+    order = np.random.default_rng(1).permutation(2000)
+    np.testing.assert_array_equal(flips_of(0, indices[order], 0), first[order])
+    # With those of another seed they have nothing in common.
+    assert 910 < np.sum(flips_of(1, indices, 0) == first) < 1090
 
 
 def test_an_image_is_mirrored_where_it_is_said():

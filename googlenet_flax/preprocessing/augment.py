@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +49,11 @@ class Augment:
         Returns:
           The network's input, float32 `[B, H, W, 3]`.
         """
-        shift_rngs, crop_rngs, flip_rngs, color_rngs = jax.vmap(
-            lambda rng: jax.random.split(rng, 4), out_axes=1
-        )(rngs)
+        split = jax.vmap(partial(jax.random.split, num=4), out_axes=1)
+        shift_rngs, crop_rngs, flip_rngs, color_rngs = split(rngs)
         # Splitting into six keys instead would change the four keys above.
-        method_rngs, cutout_rngs = jax.vmap(
-            lambda rng: (jax.random.fold_in(rng, 4), jax.random.fold_in(rng, 5))
-        )(rngs)
+        fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        method_rngs, cutout_rngs = fold_in(rngs, 4), fold_in(rngs, 5)
         if self.crop_padding_pixels:
             images = jax.vmap(self._shift)(images, shift_rngs)
         pixels = self._crop(images, extents, preprocess, crop_rngs, method_rngs)
@@ -87,9 +86,12 @@ class Augment:
     ) -> jax.Array:
         """Cuts the crops of a batch at the network's size, RGB float32 from 0 to 255."""
         methods = None
-        if self.interpolations != ("bilinear",):
-            methods = jax.vmap(self._draw_method)(method_rngs)
-        if self.crop_min_area == 1 and methods is None:
+        if self.interpolations != ("bilinear",):  # Section 6: random methods.
+            names = list(INTERPOLATIONS)
+            allowed = jnp.asarray([names.index(name) for name in self.interpolations])
+            draw_method = partial(jax.random.choice, a=allowed)
+            methods = jax.vmap(draw_method)(method_rngs)
+        elif self.crop_min_area == 1:
             return preprocess.cut(images, extents)
         extents = whole_extents(images) if extents is None else extents
         if self.crop_min_area < 1:
@@ -107,13 +109,10 @@ class Augment:
         (width by height) log-uniform.
         """
         area_rng, aspect_rng, place_rng = jax.random.split(rng, 3)
-        attempts = (CROP_ATTEMPTS,)
-        areas = jax.random.uniform(area_rng, attempts, minval=self.crop_min_area, maxval=1)
-        log_aspect = math.log(self.crop_max_aspect)
-        aspects = jnp.exp(
-            jax.random.uniform(aspect_rng, attempts, minval=-log_aspect, maxval=log_aspect)
-        )
-        areas *= jnp.prod(extent)
+        draw = partial(jax.random.uniform, shape=(CROP_ATTEMPTS,))
+        areas = draw(area_rng, minval=self.crop_min_area, maxval=1) * jnp.prod(extent)
+        limit = math.log(self.crop_max_aspect)
+        aspects = jnp.exp(draw(aspect_rng, minval=-limit, maxval=limit))
         sizes = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
         fits = jnp.all(sizes <= extent, axis=1)
         largest = jnp.minimum(extent, extent[::-1] * self.crop_max_aspect)
@@ -133,12 +132,6 @@ class Augment:
         mean = jnp.mean(gray)
         colored = gray + color * (pixels - gray)
         return jnp.clip(brightness * (mean + contrast * (colored - mean)), 0, 255)
-
-    def _draw_method(self, rng: jax.Array) -> jax.Array:
-        """Draws an index into `INTERPOLATIONS` (section 6: random methods)."""
-        names = list(INTERPOLATIONS)
-        allowed = jnp.asarray([names.index(name) for name in self.interpolations])
-        return jax.random.choice(rng, allowed)
 
     def _cut_out(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
         """Sets a square around a random pixel of `[H, W, 3]` to 0 (arXiv 1708.04552).

@@ -10,8 +10,8 @@ CROP_NUMBERS = (1, 2, 6, 10, 144)  # Table 3 of the paper has 1, 10 and 144.
 TRAINING_PIXELS = 224  # Side of the crops in the literature, cut from a resized picture.
 TEN_CROP_SCALE = 256  # Shorter side of the resized picture in pixels.
 PAPER_SCALES = (256, 288, 320, 352)  # Sizes for the 144 crops of section 7.
-CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
-CENTER = (0.5, 0.5)
+# Positions of the four corners and the center.
+PLACES = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 SHIFT = 1 / 32  # One pixel of a CIFAR picture.
 
 
@@ -27,21 +27,18 @@ class Crop(NamedTuple):
     row: float  # Vertical position of the crop in the largest square.
     column: float  # Horizontal position of the crop in the largest square.
     mirror: bool = False  # True exchanges left and right.
-    # Shifts as fractions of the crop's side. Beyond the picture its border is repeated.
-    down: float = 0.0
-    right: float = 0.0
+    # Shift down and right, as a fraction of the crop's side. Beyond the picture its border
+    # is repeated.
+    shift: float = 0.0
 
 
 def central_crop(side: float) -> Crop:
     """Returns the central crop; `side` is a fraction of the picture's shorter side."""
-    return Crop(0.5, side, *CENTER)
+    return Crop(0.5, side, 0.5, 0.5)
 
 
 def _with_mirrors(crops: list[Crop]) -> tuple[Crop, ...]:
-    return tuple(
-        crop._replace(mirror=mirror)
-        for mirror, crop in itertools.product((False, True), crops)
-    )
+    return (*crops, *(crop._replace(mirror=True) for crop in crops))
 
 
 def ten_crops() -> tuple[Crop, ...]:
@@ -50,7 +47,7 @@ def ten_crops() -> tuple[Crop, ...]:
     Krizhevsky et al. 2012, section 4.1, cut 224 pixels from 256.
     """
     side = TRAINING_PIXELS / TEN_CROP_SCALE
-    return _with_mirrors([Crop(0.5, side, *place) for place in (*CORNERS, CENTER)])
+    return _with_mirrors([Crop(0.5, side, *place) for place in PLACES])
 
 
 def paper_crops() -> tuple[Crop, ...]:
@@ -62,25 +59,26 @@ def paper_crops() -> tuple[Crop, ...]:
     crops = []
     for scale, square in itertools.product(PAPER_SCALES, (0.0, 0.5, 1.0)):
         side = TRAINING_PIXELS / scale
-        crops += [Crop(square, side, *place) for place in (*CORNERS, CENTER)]
-        crops.append(Crop(square, 1.0, *CENTER))
+        crops += [Crop(square, side, *place) for place in PLACES]
+        crops.append(Crop(square, 1.0, 0.5, 0.5))
     return _with_mirrors(crops)
 
 
 def shifted_crops(side: float) -> tuple[Crop, ...]:
     """Returns three crops (central, shifted up left, shifted down right), and mirrors."""
     center = central_crop(side)
-    shifts = [center._replace(down=shift, right=shift) for shift in (0.0, -SHIFT, SHIFT)]
-    return _with_mirrors(shifts)
+    return _with_mirrors([center._replace(shift=shift) for shift in (0.0, -SHIFT, SHIFT)])
 
 
 def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
-    """Returns the crops whose predictions are averaged; None is the network's own crop.
+    """Returns the crops whose predictions are averaged.
 
     Args:
-      number: 1 for the network's own crop, 2 for this crop and its mirror image, 6 for
-        `shifted_crops`, 10 for `ten_crops`, 144 for `paper_crops`.
+      number: One of `CROP_NUMBERS`.
       side: Side of the network's own crop, as a fraction of the picture's shorter side.
+
+    Returns:
+      The crops; None is the network's own crop.
     """
     return {
         1: (None,),
@@ -105,8 +103,7 @@ def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
     short = jnp.min(sizes, axis=1, keepdims=True)
     side = short * crop.side
     place = jnp.stack([jnp.asarray(crop.row), jnp.asarray(crop.column)])
-    shift = jnp.stack([jnp.asarray(crop.down), jnp.asarray(crop.right)])
-    corner = (sizes - short) * crop.square + (short - side) * place + side * shift
+    corner = (sizes - short) * crop.square + (short - side) * place + side * crop.shift
     return jnp.concatenate([corner, side, side], axis=1)
 
 
@@ -133,48 +130,26 @@ def resample(
     Returns:
       `[B, size, size, C]` in the dtype of `images`.
     """
-    rows, columns = (
-        _interpolation_weights(
-            boxes[:, axis],
-            boxes[:, 2 + axis],
-            size,
-            extents[:, axis],
-            stored=images.shape[1 + axis],
-            methods=methods,
-        )
-        for axis in (0, 1)
-    )
+    weights = []  # [B, size, h] and [B, size, w], of stored pixels in new ones.
+    for axis in (0, 1):
+        start, step = boxes[:, axis], boxes[:, 2 + axis] / size
+        start, step, limits = (x[:, None, None] for x in (start, step, extents[:, axis]))
+        centers = start + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
+        centers = jnp.clip(centers, -0.5, limits - 0.5)  # A shifted box repeats the border.
+        stored = jnp.arange(images.shape[1 + axis])
+        distance = jnp.abs(stored - centers)
+        if methods is None:
+            weight = _bilinear(distance, step)
+        else:
+            each = [weigh(distance, step) for weigh in INTERPOLATIONS.values()]
+            weight = jnp.choose(methods[:, None, None], each, mode="clip")
+        weight = jnp.where(stored < limits, weight, 0)
+        weight /= jnp.sum(weight, axis=-1, keepdims=True)
+        weights.append(weight.astype(images.dtype))
+    highest = jax.lax.Precision.HIGHEST
     return jnp.einsum(
-        "byh,bhwc,bxw->byxc",
-        rows.astype(images.dtype),
-        images,
-        columns.astype(images.dtype),
-        precision=jax.lax.Precision.HIGHEST,
+        "byh,bhwc,bxw->byxc", weights[0], images, weights[1], precision=highest
     )
-
-
-def _interpolation_weights(
-    start: jax.Array,
-    length: jax.Array,
-    size: int,
-    extent: jax.Array,
-    *,
-    stored: int,
-    methods: jax.Array | None,
-) -> jax.Array:
-    """Computes the weights `[B, size, stored]` of stored pixels in new ones on an axis."""
-    step = (length / size)[:, None, None]  # Stored pixels per new pixel.
-    centers = start[:, None, None] + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
-    limits = extent[:, None, None]
-    centers = jnp.clip(centers, -0.5, limits - 0.5)  # A shifted box repeats the border.
-    distance = jnp.abs(jnp.arange(stored) - centers)
-    if methods is None:
-        weights = _bilinear(distance, step)
-    else:
-        each = [weigh(distance, step) for weigh in INTERPOLATIONS.values()]
-        weights = jnp.choose(methods[:, None, None], each, mode="clip")
-    weights = jnp.where(jnp.arange(stored) < limits, weights, 0)
-    return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def _bilinear(distance: jax.Array, step: jax.Array) -> jax.Array:
