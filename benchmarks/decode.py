@@ -29,6 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.folder import FilePictures
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 
 SIZES = ((375, 500), (750, 1000), (1500, 2000))  # Height and width; the typical one first.
@@ -131,9 +132,7 @@ def measure_pipeline(
     split = PictureSet(
         FilePictures(str(paths[0].parent), names, np.zeros(len(names), np.int32)),
         class_names=("noise",),
-        storage_size=STORAGE_SIZES[0],
-        on_bad_image="stop",
-        decode_workers=workers,
+        options=PictureOptions(STORAGE_SIZES[0], decode_workers=workers),
     )
     order = np.arange(BATCH_SIZE) % len(names)
     with contextlib.closing(split.batches([order] * 10**5)) as batches:

@@ -8,7 +8,6 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0"  # Tests compile much and compute little.
 )
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -17,7 +16,7 @@ import sys
 
 import pytest
 from absl.testing import flagsaver
-from helpers.archives import cifar_archive_bytes
+from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
 from helpers.tiny_run import train_tiny
 
 from googlenet_flax.data.builders import cifar
@@ -78,23 +77,17 @@ def run_command(monkeypatch, capfd):
 @pytest.fixture
 def small_cifar10(monkeypatch, tmp_path):
     """A data_dir that holds a hand-placed archive of 100 + 20 images."""
-    data = cifar_archive_bytes(cifar.CIFAR10, examples_per_file=20)
-    _use_archive(monkeypatch, cifar.Cifar10, cifar.CIFAR10, data)
-    (tmp_path / cifar.CIFAR10.file_name).write_bytes(data)
-    return tmp_path
+    return _place_archive(monkeypatch, tmp_path, "cifar10", cifar.Cifar10, 20)
 
 
 @pytest.fixture
 def small_cifar100(monkeypatch, tmp_path):
     """The same for CIFAR-100, 50 + 50 images."""
-    data = cifar_archive_bytes(cifar.CIFAR100, examples_per_file=50)
-    _use_archive(monkeypatch, cifar.Cifar100, cifar.CIFAR100, data)
-    (tmp_path / cifar.CIFAR100.file_name).write_bytes(data)
-    return tmp_path
+    return _place_archive(monkeypatch, tmp_path, "cifar100", cifar.Cifar100, 50)
 
 
-def _use_archive(monkeypatch, builder_class, archive, data: bytes) -> None:
-    small = dataclasses.replace(
-        archive, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-    )
-    monkeypatch.setattr(builder_class, "ARCHIVE", small)
+def _place_archive(monkeypatch, folder, name, builder_class, examples_per_file):
+    data = cifar_archive_bytes(name, examples_per_file)
+    monkeypatch.setattr(builder_class, "SHA256", hashlib.sha256(data).hexdigest())
+    (folder / ARCHIVE_NAMES[name]).write_bytes(data)
+    return folder

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.images import random_images
 from helpers.paths import REPOSITORY
 from helpers.pictures import png_header
 from hypothesis import example, given, settings
@@ -22,7 +23,7 @@ WHITE = (255, 255, 255)
 
 
 def quarters() -> PIL.Image.Image:
-    """24 wide and 16 high: red and green above, blue and yellow below."""
+    """Draws 24x16 pixels: red and green above, blue and yellow below."""
     pixels = np.zeros((16, 24, 3), np.uint8)
     pixels[:8, :12], pixels[:8, 12:] = RED, GREEN
     pixels[8:, :12], pixels[8:, 12:] = BLUE, YELLOW
@@ -63,14 +64,13 @@ def test_formats(tmp_path, suffix, options, atol):
         np.testing.assert_array_equal(picture[:16, :24], np.asarray(quarters()))
 
 
-@pytest.mark.parametrize("size", [8, 32])
-def test_bytes_are_read_as_their_file_is(tmp_path, size):
-    expected = decode_saved(tmp_path, quarters(), ".jpg", size)
+def test_bytes_are_read_as_their_file_is(tmp_path):
+    expected = decode_saved(tmp_path, quarters(), ".jpg", 8)
     content = (tmp_path / "picture.jpg").read_bytes()
-    np.testing.assert_equal(decode_image(content, size), expected)
+    np.testing.assert_equal(decode_image(content, 8), expected)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_orientations(tmp_path, suffix):
     seen = np.asarray(quarters())
     turned = seen.transpose(1, 0, 2)
@@ -84,12 +84,11 @@ def test_orientations(tmp_path, suffix):
         7: turned[::-1, ::-1],
         8: turned[:, ::-1],
     }
-    options = {"lossless": True} if suffix == ".webp" else {"quality": 100}
     for orientation, pixels in stored.items():
         exif = PIL.Image.Exif()
         exif[0x0112] = orientation
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-        picture = decode_saved(tmp_path, image, suffix, exif=exif, **options)
+        picture = decode_saved(tmp_path, image, suffix, exif=exif, quality=100)
         assert_quarters(*picture, atol=6)
 
 
@@ -125,14 +124,10 @@ def solid(mode, color):
     ("image", "suffix", "options", "color"),
     [
         (solid("L", 77), ".png", {}, (77, 77, 77)),
-        (solid("L", 77), ".pgm", {}, (77, 77, 77)),
         (solid("1", 1), ".png", {}, WHITE),
-        (solid("1", 1), ".tif", {"compression": "group4"}, WHITE),
         (palette(), ".png", {}, GREEN),
-        (palette(), ".gif", {}, GREEN),
         # 32896 is 128 * 257: 16 bits are scaled and not cut off.
         (grey(32896, np.uint16), ".png", {}, (128, 128, 128)),
-        (grey(32896, np.uint16), ".tif", {}, (128, 128, 128)),
         (grey(32896, np.int32), ".pgm", {}, (128, 128, 128)),
         (grey(32896, np.int32), ".tif", {}, (128, 128, 128)),
         (grey(65535, np.uint16), ".png", {"transparency": 3}, WHITE),
@@ -142,16 +137,11 @@ def solid(mode, color):
         # Pillow writes JPEG inverted, as Adobe does, and TIFF plainly.
         (solid("CMYK", (0, 255, 255, 0)), ".jpg", {"quality": 95}, (255, 0, 0)),
         (solid("CMYK", (0, 255, 255, 0)), ".tif", {}, (255, 0, 0)),
-        (solid("CMYK", (0, 0, 255, 127)), ".tif", {}, (128, 128, 0)),
         # What is transparent is white: a fifth of the color and four fifths of white.
         (solid("RGBA", (100, 0, 0, 51)), ".png", {}, (224, 204, 204)),
-        (solid("RGBA", (100, 0, 0, 51)), ".webp", {"lossless": True}, (224, 204, 204)),
-        (solid("RGBA", (100, 0, 0, 51)), ".tif", {}, (224, 204, 204)),
         (solid("LA", (100, 51)), ".png", {}, (224, 224, 224)),
         (solid("RGB", RED), ".png", {"transparency": RED}, WHITE),
         (solid("L", 9), ".png", {"transparency": 9}, WHITE),
-        (solid("1", 0), ".png", {"transparency": 0}, WHITE),
-        (palette(), ".png", {"transparency": 1}, WHITE),
         (palette(), ".png", {"transparency": bytes([255, 0])}, WHITE),
         (palette(), ".png", {"transparency": bytes([0, 255])}, GREEN),
         (palette(), ".gif", {"transparency": 1}, WHITE),
@@ -172,31 +162,11 @@ def test_hidden_colours_do_not_bleed(tmp_path):
     assert picture.min() == 255
 
 
-def test_ycck_jpeg(tmp_path):
-    # What Photoshop writes: Y, Cb and Cr of the inks and K, inverted; transform 2.
-    inks = (0, 255, 255)
-    ycc = PIL.Image.new("RGB", (1, 1), inks).convert("YCbCr").getpixel((0, 0))
-    image = PIL.Image.new("CMYK", (16, 8), (*(255 - value for value in ycc), 0))
-    path = tmp_path / "picture.jpg"
-    image.save(path, quality=100, subsampling=0)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"Adobe") + 11] = 2
-    path.write_bytes(data)
-    picture, extent = decode_image(path, 16)
-    assert extent == (8, 16)
-    np.testing.assert_allclose(picture[4, 8].astype(int), (255, 0, 0), atol=4)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "options"),
-    [(".gif", {}), (".webp", {"lossless": True}), (".png", {}), (".mpo", {}), (".tif", {})],
-)
-def test_the_first_frame_is_read(tmp_path, suffix, options):
-    others = [PIL.Image.new("RGB", (24, 16), RED), PIL.Image.new("RGB", (24, 16), BLUE)]
-    options = {"save_all": True, "append_images": others, **options}
-    if suffix == ".mpo":
-        options["quality"] = 95
-        options["subsampling"] = 0
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".mpo", ".tif"])
+def test_the_first_frame_is_read(tmp_path, suffix):
+    others = [PIL.Image.new("RGB", (24, 16), color) for color in (RED, BLUE)]
+    options = {"save_all": True, "append_images": others}
+    options |= {".mpo": {"quality": 95}, ".webp": {"lossless": True}}.get(suffix, {})
     assert_quarters(*decode_saved(tmp_path, quarters(), suffix, **options), atol=6)
 
 
@@ -221,7 +191,7 @@ def test_the_shape_is_kept(tmp_path_factory, width, height, storage_size, suffix
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("side", [40, 120, 256])
+@pytest.mark.parametrize("side", [40, 256])
 def test_reduced_pictures_are_antialiased(tmp_path, suffix, side):
     # 1024x768 smooth waves under fine stripes that would alias when pixels were picked.
     y, x = np.mgrid[:768, :1024]
@@ -235,11 +205,15 @@ def test_reduced_pictures_are_antialiased(tmp_path, suffix, side):
 
 
 def first_half(suffix, tmp_path) -> bytes:
-    rng = np.random.default_rng(0)
-    noise = PIL.Image.fromarray(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
-    noise.save(tmp_path / f"whole{suffix}")
-    data = (tmp_path / f"whole{suffix}").read_bytes()
-    return data[: len(data) // 2]
+    path, noise = tmp_path / f"whole{suffix}", random_images(90, 90, 3)
+    PIL.Image.fromarray(noise).save(path)
+    return path.read_bytes()[: path.stat().st_size // 2]
+
+
+def assert_refused(picture, reason):
+    with pytest.raises(BadImageError) as error:
+        decode_image(picture, 32)
+    assert str(error.value).startswith(reason)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -248,7 +222,6 @@ def first_half(suffix, tmp_path) -> bytes:
     [
         ("empty.jpg", b"", "empty file"),
         ("text.png", b"Not a picture at all.\n" * 9, "not a picture"),
-        ("page.jpg", b"<html><body>404</body></html>", "not a picture"),
         ("vectors.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a pict"),
         ("bomb.png", png_header(20000, 20000), "too large: more than 178956970 pixels"),
         ("large.png", png_header(10000, 9000), "too large: 10000x9000 pixels"),
@@ -258,36 +231,26 @@ def first_half(suffix, tmp_path) -> bytes:
 )
 def test_bad_images(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
-    for picture in (tmp_path / name, data):
-        with pytest.raises(BadImageError) as error:
-            decode_image(picture, 32)
-        assert str(error.value).startswith(reason)
+    assert_refused(tmp_path / name, reason)
+    assert_refused(data, reason)
 
 
-@pytest.mark.parametrize(
-    "suffix", [".jpg", ".png", ".gif", ".bmp", ".ppm", ".webp", ".tif"]
-)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif"])
 def test_truncated_images(tmp_path, suffix):
-    path = tmp_path / f"half{suffix}"
-    path.write_bytes(first_half(suffix, tmp_path))
     # Pillow says otherwise of two formats.
-    reason = None if suffix in {".webp", ".tif"} else r"^truncated$"
-    with pytest.raises(BadImageError, match=reason):
-        decode_image(path, 32)
+    reason = "" if suffix in {".webp", ".tif"} else "truncated"
+    assert_refused(first_half(suffix, tmp_path), reason)
 
 
 def test_paths_that_cannot_be_read(tmp_path, monkeypatch):
-    def assert_refused(name, reason):
-        with pytest.raises(BadImageError, match=reason):
-            decode_image(tmp_path / name, 32)
-
     (tmp_path / "folder.jpg").mkdir()
-    assert_refused("folder.jpg", "is a directory")
-    assert_refused("missing.jpg", "no such file")
+    assert_refused(tmp_path / "folder.jpg", "is a directory")
+    assert_refused(tmp_path / "missing.jpg", "no such file")
+    (tmp_path / "locked.png").touch()
     # Root may read everything.
     refuse = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr(decode.PIL.Image, "open", refuse)
-    assert_refused("locked.png", r"^permission denied$")
+    assert_refused(tmp_path / "locked.png", "permission denied")
 
 
 def test_paths_that_could_block(tmp_path, monkeypatch):
@@ -297,8 +260,7 @@ def test_paths_that_could_block(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket.png"))  # A long path is refused.
         for name in ("pipe.png", "device.png", "socket.png"):
-            with pytest.raises(BadImageError, match=r"^not a regular file$"):
-                decode_image(tmp_path / name, 32)
+            assert_refused(tmp_path / name, "not a regular file")
 
 
 PROGRAM = """
@@ -322,12 +284,11 @@ print(*sorted({one for one in serial if isinstance(one, str)}), sep="; ")
 
 
 def test_threads_agree_and_the_terminal_stays_clean(tmp_path):
-    for suffix in (".jpg", ".png", ".webp", ".gif", ".tif", ".bmp", ".ppm"):
+    for suffix in (".jpg", ".png", ".webp", ".gif", ".tif"):
         quarters().save(tmp_path / f"fine{suffix}")
     quarters().save(tmp_path / "exif.jpg", exif=SHORT_EXIF)
     palette().save(tmp_path / "palette.png", transparency=bytes([9, 99]))
     (tmp_path / "bomb.png").write_bytes(png_header(20000, 20000))
-    (tmp_path / "large.png").write_bytes(png_header(10000, 9000))
     (tmp_path / "half.jpg").write_bytes(first_half(".jpg", tmp_path))
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
@@ -337,9 +298,7 @@ def test_threads_agree_and_the_terminal_stays_clean(tmp_path):
         check=False,
     )
     assert result.stderr == ""
-    assert result.stdout == (
-        "too large: 10000x9000 pixels; too large: more than 178956970 pixels; truncated\n"
-    )
+    assert result.stdout == "too large: more than 178956970 pixels; truncated\n"
 
 
 def touch(folder, *names):

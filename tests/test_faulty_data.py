@@ -1,24 +1,21 @@
-"""Configs and data that cannot be trained on: one line of the command says so."""
+"""Configs and data that cannot be trained on, and the line that says so."""
 
-import io
+import hashlib
 import json
 import os
 import pathlib
 import pickle
 import shutil
 import socket
-import tarfile
 import time
 
-import numpy as np
-import PIL.Image
 import pytest
+from helpers.archives import tar_of
 from helpers.paths import DIGITS
-from helpers.pictures import png_header
+from helpers.pictures import png_header, write_pictures
 from helpers.processes import last_line
 from helpers.tiny_run import (
     FINAL_STEP,
-    assert_same_run,
     copy_run,
     read_json,
     rows_without_timings,
@@ -31,14 +28,13 @@ from helpers.tiny_sets import TinyColour, TinyGrey, prepare
 from googlenet_flax import import_weights, main
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.importers.formats import FORMATS
-from googlenet_flax.runtime.errors import UserError
 
 NOT_FOUND_SECONDS = 5
 
 
 @pytest.fixture
 def refusal(tmp_path, run_command):
-    """Starts a run that never begins, and returns the one line with which it ends."""
+    """Starts a run that is refused, and returns the line that says why."""
     workdir = tmp_path / "run"
 
     def refusal(*flags: str) -> str:
@@ -55,25 +51,16 @@ def refusal(tmp_path, run_command):
 @pytest.mark.parametrize(
     ("flag", "parts"),
     [
-        ("--config.input_std=(1.0,1.0)", ["input_std is (1.0, 1.0)", "3 numbers"]),
         ("--config.input_std=(1.0,0.0,1.0)", ["(1.0, 0.0, 1.0)", "above 0"]),
         ("--config.input_mean=('a','b','c')", ["input_mean", "3 numbers"]),
-        ("--config.learning_rate=nan", ["learning_rate is nan", "from 0"]),
-        ("--config.learning_rate=inf", ["learning_rate is inf", "from 0"]),
         ("--config.num_epochs=1.5", ["num_epochs", "1.5"]),
-        ("--config.flip=2", ["flip", "2"]),
         ("--config.max_steps=99999999999", ["max_steps is 99999999999"]),
         ("--config.restart=maybe", ["restart", "maybe"]),
-        ("--config.eval_every_epochs=0", ["eval_every_epochs is 0", "from 1"]),
-        ("--config.variant=sead", ["variant is 'sead' but must be one of seed"]),
         ("--config.dataset=foo", ["unknown dataset 'foo'"]),
         ("--config.train_split=tran", ["unknown split 'tran'"]),
         ("--config.train_split=train[:0]", ["no examples"]),
-        ("--config.eval_split=test[360:]", ["no examples"]),
         ("--config.train_split=train[:20]", ["batch_size", "20"]),
         ("--config.image_size=79", ["image_size is 79 but must be 80"]),
-        ("--config.batch_size=-1", ["batch_size is -1"]),
-        ("--config.batch_size=big", ["batch_size"]),
         ("--config.batch_sise=8", ["batch_sise"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),
@@ -90,11 +77,8 @@ def test_flags_that_are_refused(refusal, flag, parts):
     ("change", "parts"),
     [
         ("config.batch_size = None", ["config.batch_size is None", "int"]),
-        ("config.variant = None", ["config.variant is None", "one of seed"]),
-        ("config.input_mean = [0.5]", ["config.input_mean is", "3 numbers"]),
         ("config.learning_rate = '0.1'", ["learning_rate", "float"]),
         ("config.momentums = 0.9", ['"momentums"', 'Did you mean "momentum"']),
-        ("raise ValueError('mine')", ["mine"]),
         ("config = None", ["config"]),
         ("oops(", ["mine.py"]),
     ],
@@ -111,19 +95,11 @@ def test_config_files_that_are_refused(tmp_path, refusal, change, parts):
     ("changes", "parts"),
     [
         (
-            {"variant": "paper", "batch_size": 4, "momentum": 0.5},
-            [
-                "variant was 'bn' and is now 'paper'",
-                "batch_size was 8 and is now 4",
-                "momentum was 0.9 and is now 0.5",
-            ],
+            {"variant": "paper", "batch_size": 4},
+            ["variant was 'bn' and is now 'paper'", "batch_size was 8 and is now 4"],
         ),
-        ({"dataset": "cifar10"}, ["dataset was 'digits' and is now 'cifar10'"]),
         ({"train_split": "train[:48]"}, ["'train[:40]'", "'train[:48]'"]),
-        ({"learning_rate": 1}, ["learning_rate was 0.05 and is now 1"]),
         ({"seed": 2}, ["seed was 1 and is now 2"]),
-        ({"image_size": 96}, ["image_size was 80 and is now 96"]),
-        ({"dtype": "bfloat16"}, ["dtype was 'float32' and is now 'bfloat16'"]),
     ],
 )
 def test_a_resumed_run_must_be_the_same(finished_run, run_command, changes, parts):
@@ -148,31 +124,15 @@ def test_a_resumed_run_may_go_on_longer(finished_run, compilation_cache, tmp_pat
         assert change in out + err
     rows = rows_without_timings(workdir)
     assert rows[:12] == rows_without_timings(finished_run[0])
-    assert [(row["step"], row["split"]) for row in rows[12:]] == [
-        (12, "train"),
-        (12, "eval"),
-    ]
+    assert [row["split"] for row in rows[12:]] == ["train", "eval"]
+    assert {row["step"] for row in rows[12:]} == {12}
     assert 12 in saved_steps(workdir)
     assert read_json(workdir / "config.json")["max_steps"] == 12
 
 
-@pytest.mark.faults
-def test_a_resumed_run_that_changes_nothing_says_nothing_of_it(
-    finished_run, compilation_cache, tmp_path
-):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
-    flag = "--config.max_steps=10"
-    code, _, err = train_tiny(workdir, flag, env=compilation_cache)
-    assert code == 0, err
-    assert_same_run(workdir, finished_run[0])
-    code, out, err = train_tiny(workdir, flag, env=compilation_cache)
-    assert code == 0 and "finished before" in out
-    assert "is now" not in out + err
-
-
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal, seconds):
-    """Names of hosts are unknown, or the question is answered after a minute only."""
+    """Host names are unknown, or their lookup takes a minute."""
 
     def refuse(*args, **kwargs):
         time.sleep(seconds)
@@ -184,52 +144,37 @@ def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal,
     started = time.monotonic()
     line = refusal("--config.dataset=cifar10", f"--config.data_dir={tmp_path}")
     assert time.monotonic() - started < NOT_FOUND_SECONDS
-    for part in (str(tmp_path), cifar.CIFAR10.url, "configs/digits.py"):
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    for part in (str(tmp_path), url, "configs/digits.py"):
         assert part in line
     assert not list(tmp_path.rglob("*.incomplete*"))
 
 
-@pytest.mark.parametrize(
-    ("size_bytes", "message"),
-    [
-        (1000, "1000 bytes, expected 170052171 bytes"),
-        (cifar.CIFAR10.size_bytes, f"expected SHA-256 {cifar.CIFAR10.sha256}"),
-    ],
-)
-def test_an_archive_that_is_not_the_official_one(
-    tmp_path, run_command, size_bytes, message
-):
-    path = tmp_path / cifar.CIFAR10.file_name
-    path.touch()
-    os.truncate(path, size_bytes)
+def test_an_archive_that_is_not_the_official_one(tmp_path, run_command):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(bytes(1000))
     where = f"--config={DIGITS}", f"--workdir={tmp_path / 'run'}"
     flags = "--config.dataset=cifar10", f"--config.data_dir={tmp_path}"
     code, _, err = run_command(main, *where, *flags)  # TFDS says what it begins.
     assert code == 2
     line = last_line(err)
-    assert str(path) in line and message in line
+    assert str(path) in line and f"expected {cifar.Cifar10.SHA256}" in line
     assert path.exists()
     assert not (tmp_path / "cifar10" / "3.0.2").exists()
 
 
 @pytest.fixture
 def tiny_grey(tmp_path):
-    """A data_dir with `tiny_grey`, and the folder in it that holds its files."""
+    """Returns a data_dir with `tiny_grey`, and the folder in it that holds its files."""
     builder = prepare(TinyGrey, tmp_path / "data")
     return tmp_path / "data", pathlib.Path(builder.data_dir)
 
 
 @pytest.fixture
 def refusal_of_set(tmp_path, refusal):
-    """The line with which a run on the set in `tmp_path / "data"` ends."""
-    flags = {
-        "dataset": "tiny_grey",
-        "data_dir": tmp_path / "data",
-        "batch_size": 4,
-        "width_multiplier": 0.1,
-        "num_epochs": 1,
-    }
-    return lambda: refusal(*(f"--config.{name}={value}" for name, value in flags.items()))
+    """Returns the line that refuses a run on the set in `tmp_path / "data"`."""
+    data = f"--config.data_dir={tmp_path / 'data'}"
+    return lambda: refusal("--config.dataset=tiny_grey", "--config.batch_size=4", data)
 
 
 def edit_json(path: pathlib.Path, change) -> None:
@@ -249,10 +194,8 @@ def records(folder: pathlib.Path) -> pathlib.Path:
 HALF_PREPARED = {
     "no records": lambda folder: records(folder).unlink(),
     "cut records": lambda folder: cut(records(folder), 0.5),
-    "empty records": lambda folder: cut(records(folder), 0),
     "no features": lambda folder: (folder / "features.json").unlink(),
     "cut features": lambda folder: cut(folder / "features.json", 0.5),
-    "no info": lambda folder: (folder / "dataset_info.json").unlink(),
     "cut info": lambda folder: cut(folder / "dataset_info.json", 0.5),
     # As a preparation that was killed leaves it.
     "killed": lambda folder: folder.rename(
@@ -270,7 +213,7 @@ def test_a_half_prepared_directory(tiny_grey, refusal_of_set, damage):
 
 
 def test_labels_out_of_range(tiny_grey, refusal_of_set):
-    """The files hold a class that the set says it has not."""
+    """The files hold a class that the description does not."""
     _, folder = tiny_grey
     (folder / "label.labels.txt").write_text("zero\none\n")
     edit_json(
@@ -283,7 +226,7 @@ def test_labels_out_of_range(tiny_grey, refusal_of_set):
 
 
 def test_images_of_another_shape(tmp_path, tiny_grey, refusal_of_set):
-    """The files hold color images where the set says gray."""
+    """The files hold color images where the description says gray."""
     color = prepare(TinyColour, tmp_path / "data")
     for theirs in pathlib.Path(color.data_dir).glob("*array_record*"):
         shutil.copy(theirs, tiny_grey[1] / theirs.name.replace("colour", "grey"))
@@ -297,35 +240,25 @@ def test_a_set_as_tfrecord(tiny_grey, refusal_of_set):
     assert "prepared as tfrecord" in line and "tfds convert_format" in line
 
 
-def write_picture(path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(str(path))).integers(0, 256, (16, 16, 3), np.uint8)
-    PIL.Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture
 def pictures(tmp_path):
-    """Ten of each of two classes to train on and two to evaluate on."""
-    folder = tmp_path / "pictures"
-    for split, count in (("train", 10), ("test", 2)):
-        for name in ("ant", "bee"):
-            for number in range(count):
-                write_picture(folder / split / name / f"{number}.png")
-    return folder
+    """Writes ten pictures of each of two classes to train on and two to evaluate on."""
+    counts = {"train/ant": 10, "train/bee": 10, "test/ant": 2, "test/bee": 2}
+    write_pictures(tmp_path / "pictures", counts)
+    return tmp_path / "pictures"
 
 
 FOLDER = ["--config.dataset=folder", "--config.storage_size=16"]
 
 
 def test_a_class_that_is_in_the_test_split_only(refusal, pictures):
-    write_picture(pictures / "test" / "cat" / "0.png")
+    write_pictures(pictures, {"test/cat": 1})
     line = refusal(*FOLDER, f"--config.data_dir={pictures}")
     assert "class 'cat'" in line and "add it to the train split" in line
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("policy", ["stop", "skip"])
-@pytest.mark.parametrize("side", [10_000, 60_000])
+@pytest.mark.parametrize(("policy", "side"), [("stop", 10_000), ("skip", 60_000)])
 def test_an_image_bomb(tmp_path, pictures, compilation_cache, policy, side):
     bomb = pictures / "train" / "ant" / "bomb.png"
     bomb.write_bytes(png_header(side, side))
@@ -348,34 +281,18 @@ def test_an_image_bomb(tmp_path, pictures, compilation_cache, policy, side):
         assert FINAL_STEP in saved_steps(tmp_path / "run")
 
 
-def tar_of(path: pathlib.Path, members: dict[str, bytes | None]) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            if data is None:
-                member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
-                tar.addfile(member)
-            else:
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
 def test_an_archive_writes_nothing_anywhere(tmp_path):
-    """Its files are read in memory, by name; the rest of it is not looked at."""
-    archive = cifar.CIFAR10
-    names = [name for names in archive.files.values() for name in names]
-    members = {f"{archive.folder}/{name}": b"x" for name in names}
-    members |= {f"{archive.folder}/batches.meta.txt": b"x"}
+    """Files are read into memory by name, and links are not followed."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    path = folder / archive.file_name
-    evil = {"../evil": b"x", str(tmp_path / "absolute"): b"x", "link": None}
-    tar_of(path, evil | members)
-    assert set(cifar.read_archive(archive, path)) == {*names, "batches.meta.txt"}
+    path = folder / "archive.tar.gz"
+    evil = {"../evil": b"1", str(tmp_path / "absolute"): b"2", "cifar-bin/fine": b"3"}
+    data = tar_of({**evil, "link": None}, "w:gz")
+    path.write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    expected = {"evil": b"1", "absolute": b"2", "fine": b"3"}
+    assert cifar.read_archive(path, sha256, "URL") == expected
     assert sorted(tmp_path.rglob("*")) == [folder, path]
-    tar_of(path, members | {f"{archive.folder}/test_batch.bin": None})
-    with pytest.raises(UserError, match="cannot be read"):
-        cifar.read_archive(archive, path)
 
 
 class CreatesFile:

@@ -23,16 +23,16 @@ def load_split(
     Args:
       dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"`,
         `"cifar100"` and `"imagenet2012"` (prepared when missing), or any
-        image-classification data set that TFDS has prepared as array_record.
+        image-classification data set that TFDS has prepared as array_record, such as
+        `"mnist"` or `"cifar10:3.0.2"`.
       split: Split in TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
       data_dir: Folder of the TFDS data sets ("" is the default of TFDS), or the folder of
         your own pictures.
       pictures: Options for images of different sizes, including those of `"folder"`.
-      may_prepare: True to prepare missing CIFAR and ImageNet data sets; False to raise an
-        error instead.
+      may_prepare: False to raise an error instead of preparing a missing data set.
 
     Raises:
-      UserError: The data set or split does not exist or cannot be read.
+      UserError: The data set or split does not exist, or cannot be read.
     """
     if dataset == "digits":
         from googlenet_flax.data.digits import load_digits  # noqa: PLC0415 - slow

@@ -29,12 +29,11 @@ TRANSPOSE = {  # EXIF orientation to the operation that turns the picture uprigh
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
+    5: Transpose.TRANSPOSE,  # From here on, height and width are swapped.
     6: Transpose.ROTATE_270,
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width.
 
 
 class BadImageError(Exception):
@@ -55,39 +54,36 @@ def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       UserError: A folder cannot be listed.
     """
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
     found, visited = [], set()
-    for parent, folders, files in os.walk(folder, onerror=_report, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
             folders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [pathlib.Path(parent, name) for name in files if _is_image(name)]
+        paths = [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
     return sorted(found, key=pathlib.Path.as_posix)
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def _report(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from error
-
-
 def decode_image(picture: Picture, storage_size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes a picture into the top-left corner of a square.
+    """Decodes a picture into the top-left corner of a square of side `S = storage_size`.
 
     The picture keeps its aspect ratio. It is reduced (bilinear, antialiased) until its
-    longer side has at most `storage_size` pixels, and never enlarged. It is turned
-    according to its EXIF orientation. Transparent pixels are blended with white. 16-bit
-    gray values are divided by 257. Floating-point gray values are read as 0 to 1 if none
-    exceeds 1, and as 0 to 255 otherwise. Only the first frame of an animation is read.
+    longer side has at most `S` pixels, and never enlarged. It is turned according to its
+    EXIF orientation. Transparent pixels are blended with white. 16-bit gray values are
+    divided by 257. Floating-point gray values are read as 0 to 1 if none exceeds 1, and as
+    0 to 255 otherwise. Only the first frame of an animation is read.
 
     Args:
       picture: A BMP, GIF, JPEG (also MPO), PNG, PPM, TIFF or WebP file with any suffix,
         or the bytes of one.
-      storage_size: Side `S` of the square in pixels.
+      storage_size: Side of the square in pixels.
 
     Returns:
       uint8 `[S, S, 3]`, RGB, 0-255, zero outside the picture; and `(height, width)` of
@@ -106,12 +102,9 @@ def decode_image(picture: Picture, storage_size: int) -> tuple[np.ndarray, tuple
 def decode_pixels(picture: Picture, longer_side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Decodes a picture as `decode_image` does, without a square around it.
 
-    Args:
-      picture: A file or its bytes, as for `decode_image`.
-      longer_side: Pixels to which the longer side of a larger picture is reduced.
-
     Returns:
-      uint8 `[H, W, 3]`, RGB, 0-255; and `(height, width)` before the reduction.
+      uint8 `[H, W, 3]`, RGB, 0-255, with a longer side of at most `longer_side` pixels;
+      and `(height, width)` before the reduction.
 
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
@@ -129,8 +122,9 @@ def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[in
     if isinstance(picture, bytes):
         file = io.BytesIO(picture)
     else:
-        _check_regular(picture)
-        file = picture
+        file, kind = picture, stat.S_IFMT(os.stat(picture).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # Opening it could block forever.
+            raise BadImageError("not a regular file")
     with PIL.Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -140,61 +134,38 @@ def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[in
         gap_size = size[0] * REDUCING_GAP, size[1] * REDUCING_GAP
         drafted = image.draft(None, gap_size)  # Decodes a JPEG at reduced size.
         image.load()
-        reduced = _convert_to_rgb(image).resize(
-            size,
-            Resampling.BILINEAR,
-            box=drafted[1] if drafted else None,
-            reducing_gap=REDUCING_GAP,
-        )
-        # NOTE: Read after loading, because pillow already turns TIFF files on loading.
-        orientation = _orientation(image)
-    upright = reduced.transpose(TRANSPOSE[orientation]) if orientation else reduced
-    return upright, (width, height) if orientation in SIDEWAYS else (height, width)
-
-
-def _check_regular(path: str | os.PathLike[str]) -> None:
-    """Rejects pipes, sockets and devices, because opening one may block forever."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return  # Opening the file will raise the same error.
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise BadImageError("not a regular file")
+        box = drafted[1] if drafted else None
+        rgb = _convert_to_rgb(image)
+        reduced = rgb.resize(size, Resampling.BILINEAR, box, reducing_gap=REDUCING_GAP)
+        try:  # After loading, because pillow already turns TIFF files on loading.
+            orientation = image.getexif().get(Base.Orientation)
+        except Exception:  # Pictures with broken EXIF data are read unturned.
+            orientation = None
+    if orientation not in TRANSPOSE:
+        return reduced, (height, width)
+    full_size = (height, width) if orientation < 5 else (width, height)
+    return reduced.transpose(TRANSPOSE[orientation]), full_size
 
 
 def _convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return PIL.Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        canvas = PIL.Image.new("RGB", image.size, "white")
-        canvas.paste(opaque, mask=opaque)
-        return canvas
-    return image.convert("RGB")
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Converts gray `[H, W]`, 16-bit integers or floating point, to uint8."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values)
-        levels = values * 255 if values.max() <= 1 else values
-    else:
-        levels = values / 257
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-
-
-def _orientation(image: PIL.Image.Image) -> int | None:
-    """Returns the EXIF orientation if the picture has to be turned."""
-    try:
-        orientation = image.getexif().get(Base.Orientation)
-        return orientation if orientation in TRANSPOSE else None
-    except Exception:  # Pictures with broken EXIF data are read unturned.
-        return None
+    if image.mode == "F" or image.mode.startswith("I"):  # Gray, floating point or 16 bits.
+        values = np.nan_to_num(np.asarray(image))
+        if image.mode != "F":
+            values = values / 257
+        elif values.max() <= 1:
+            values = values * 255
+        levels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return PIL.Image.fromarray(levels).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    opaque = image.convert("RGBA")
+    canvas = PIL.Image.new("RGB", image.size, "white")
+    canvas.paste(opaque, mask=opaque)
+    return canvas
 
 
 def _reason(picture: Picture, error: Exception) -> str:
     """Returns a short reason why the picture cannot be read."""
-    message = str(error).partition("\n")[0] or type(error).__name__
     if isinstance(error, PIL.Image.DecompressionBombError):
         return f"too large: more than {2 * MAX_PIXELS} pixels"
     if isinstance(error, PIL.UnidentifiedImageError):
@@ -203,6 +174,7 @@ def _reason(picture: Picture, error: Exception) -> str:
         return "not a picture" if size_bytes else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    message = str(error).partition("\n")[0] or type(error).__name__
     return "truncated" if "truncated" in message.lower() else message
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 
-from googlenet_flax.data import splits
 from googlenet_flax.data.image_set import ImageSet
+from googlenet_flax.data.splits import split_positions
 
 TEST_EXAMPLES = 360
 SPLIT_SEED = 0
@@ -27,9 +27,11 @@ def load_digits(split: str) -> ImageSet:
         random_state=SPLIT_SEED,
         stratify=digits.target,
     )
-    rows = splits.take({"train": train, "test": test}, split)
+    indices = {"train": train, "test": test}
+    positions = split_positions(split, {name: len(indices[name]) for name in indices})
+    chosen = np.concatenate([indices[name][rows] for name, rows in positions])
     return ImageSet(
-        images=images[rows, :, :, np.newaxis],
-        labels=digits.target[rows].astype(np.int32),
+        images=images[chosen, :, :, np.newaxis],
+        labels=digits.target[chosen].astype(np.int32),
         class_names=tuple(map(str, digits.target_names)),
     )

@@ -2,22 +2,22 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from googlenet_flax.data import splits
 from googlenet_flax.data.decode import SUFFIXES, find_images, printable
 from googlenet_flax.data.image_set import Split
 from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.splits import split_positions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 MAX_READ_BYTES = 2**28  # Reading and hashing take about half a second.
 SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 
-_Listing = dict[str, list[str]]  # Class name to paths relative to the root folder.
+_Example = tuple[str, int]  # Path relative to the root folder, and label.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +27,17 @@ class FilePictures:
     root: str
     paths: tuple[str, ...]  # All begin with `root`.
     labels: np.ndarray  # int32 [N]
-    remedy = "delete or mend it and start in another --workdir"
+    remedy = "delete or fix it and start in another --workdir"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the relative paths, the labels and the files.
+        """A digest of the relative paths, the labels and the size of each file.
 
-        The digest covers the size of each file. If all files together have at most
-        `MAX_READ_BYTES` it also covers their content; reading more would delay every
-        start.
+        If all files together have at most `MAX_READ_BYTES` it also covers their content;
+        reading more would delay every start.
         """
         names = [path.removeprefix(self.root) for path in self.paths]
         sizes = [_size_bytes(path) for path in self.paths]
@@ -80,22 +79,18 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
     from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
 
     root = _find_root(data_dir)
-    class_names, listings = _list_splits(root, split, options)
-    examples = {name: _ordered_by_digest(listing) for name, listing in listings.items()}
-    sizes = {name: len(listing) for name, listing in examples.items()}
-    positions = splits.split_positions(split, sizes)
-    chosen = [example for name, rows in positions for example in examples[name][rows]]
-    label_of = {name: label for label, name in enumerate(class_names)}
+    class_names, parts = _list_splits(root, split, options)
+    examples = {name: sorted(part, key=_digest) for name, part in parts.items()}
+    positions = split_positions(split, {name: len(examples[name]) for name in examples})
+    chosen = [examples[name][row] for name, rows in positions for row in rows]
     return PictureSet(
         FilePictures(
             root=root,
             paths=tuple(os.path.join(root, path) for path, _ in chosen),
-            labels=np.array([label_of[name] for _, name in chosen], np.int32),
+            labels=np.array([label for _, label in chosen], np.int32),
         ),
-        class_names=class_names,
-        storage_size=options.storage_size,
-        on_bad_image=options.on_bad_image,
-        decode_workers=options.decode_workers,
+        class_names,
+        options,
     )
 
 
@@ -120,42 +115,26 @@ def _find_root(data_dir: str) -> str:
 
 def _list_splits(
     root: str, split: str, options: PictureOptions
-) -> tuple[tuple[str, ...], dict[str, _Listing]]:
-    """Returns the class names, and the listings of the splits that `split` names."""
-    names = {part.partition("[")[0].strip() for part in split.split("+")}
+) -> tuple[tuple[str, ...], dict[str, list[_Example]]]:
+    """Returns the class names, and the examples of the splits that `split` names."""
     if not 0 <= options.eval_fraction < 1:
         raise UserError(
             f"eval_fraction is {options.eval_fraction}: it must be 0 (the folder has "
             "splits) or between 0 and 1"
         )
-    if options.eval_fraction > 0:
-        _check_not_split(root, names)
-        class_names = options.class_names or _training_classes(root)
-        listing = _list_classes(root, root, class_names)
-        return class_names, _hold_out(listing, options.eval_fraction)
-    needed = names if options.class_names else names | {"train"}
-    _check_split_folders(root, split, needed)
-    class_names = options.class_names or _training_classes(os.path.join(root, "train"))
-    return class_names, {
-        name: _list_classes(root, os.path.join(root, name), class_names)
-        for name in sorted(names)
-    }
-
-
-def _check_not_split(root: str, names: set[str]) -> None:
-    """Rejects a root folder that is already split into folders."""
-    found = sorted((names | SPLIT_FOLDERS) & set(_subfolders(root)))
-    if "train" in found and len(found) > 1:
-        raise UserError(
-            f"{root} is already split into {' and '.join(found)}: set "
-            "--config.eval_fraction=0"
-        )
-
-
-def _check_split_folders(root: str, split: str, needed: set[str]) -> None:
-    """Rejects a root folder without the needed folders for splits."""
     found = _subfolders(root)
-    missing = needed - set(found)
+    names = {part.partition("[")[0].strip() for part in split.split("+")}
+    if options.eval_fraction > 0:
+        parts = sorted((names | SPLIT_FOLDERS) & set(found))
+        if "train" in parts and len(parts) > 1:
+            raise UserError(
+                f"{root} is already split into {' and '.join(parts)}: set "
+                "--config.eval_fraction=0"
+            )
+        class_names = options.class_names or _training_classes(root)
+        examples = _list_classes(root, root, class_names)
+        return class_names, _hold_out(examples, options.eval_fraction)
+    missing = (names if options.class_names else names | {"train"}) - set(found)
     if "train" in missing:
         raise UserError(
             f"{root} has no folder train: put the pictures into {root}/train/CLASS and "
@@ -167,6 +146,11 @@ def _check_split_folders(root: str, split: str, needed: set[str]) -> None:
             f"unknown split {split!r}: {root} has the folders {', '.join(found)}; slices "
             "are written as in TFDS, for example train[:80%]+val"
         )
+    class_names = options.class_names or _training_classes(os.path.join(root, "train"))
+    return class_names, {
+        name: _list_classes(root, os.path.join(root, name), class_names)
+        for name in sorted(names)
+    }
 
 
 def _training_classes(folder: str) -> tuple[str, ...]:
@@ -185,9 +169,9 @@ def _training_classes(folder: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_classes(root: str, folder: str, class_names: Sequence[str]) -> _Listing:
-    """Lists the pictures of each class folder in `folder`."""
-    listing = {}
+def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[_Example]:
+    """Lists the pictures of each class folder in `folder`, class by class."""
+    prefix, examples = os.path.join(root, ""), []
     for name in _subfolders(folder):
         class_folder = os.path.join(folder, name)
         if name not in class_names:
@@ -195,44 +179,35 @@ def _list_classes(root: str, folder: str, class_names: Sequence[str]) -> _Listin
                 f"class {name!r} of {folder} is not among the {len(class_names)} that are "
                 f"trained: add it to the train split, or remove {class_folder}"
             )
-        paths = [str(path) for path in find_images(class_folder)]
+        label, paths = class_names.index(name), find_images(class_folder)
+        examples += [(str(path).removeprefix(prefix), label) for path in paths]
         if not paths:
             raise UserError(
                 f"{class_folder} holds no pictures ({' '.join(sorted(SUFFIXES))}): add "
                 "some or delete the folder"
             )
-        listing[name] = [path.removeprefix(os.path.join(root, "")) for path in paths]
-    return listing
+    return examples
 
 
 def _subfolders(folder: str) -> list[str]:
     """Returns the sorted names of the folders in `folder`, without hidden ones."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
+        names = [path.name for path in pathlib.Path(folder).iterdir() if path.is_dir()]
     except OSError as error:
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from error
+    return sorted(name for name in names if not name.startswith("."))
 
 
-def _hold_out(listing: _Listing, fraction: float) -> dict[str, _Listing]:
+def _hold_out(examples: list[_Example], fraction: float) -> dict[str, list[_Example]]:
     """Splits every class into `train` and `test`; a single picture goes into `train`."""
-    listings: dict[str, _Listing] = {"train": {}, "test": {}}
-    for name, paths in listing.items():
-        count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
-        ordered = sorted(paths, key=_digest)
-        listings["test"][name], listings["train"][name] = ordered[:count], ordered[count:]
-    return listings
+    parts = {"train": [], "test": []}
+    for _, group in itertools.groupby(examples, key=lambda example: example[1]):
+        ordered = sorted(group, key=_digest)
+        count = min(max(1, round(fraction * len(ordered))), len(ordered) - 1)
+        parts["test"] += ordered[:count]
+        parts["train"] += ordered[count:]
+    return parts
 
 
-def _ordered_by_digest(listing: _Listing) -> list[tuple[str, str]]:
-    """Returns path and class of every picture, in the order of the examples."""
-    pairs = [(path, name) for name, paths in listing.items() for path in paths]
-    return sorted(pairs, key=lambda pair: _digest(pair[0]))
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.sha256(os.fsencode(path)).digest()
+def _digest(example: _Example) -> bytes:
+    return hashlib.sha256(os.fsencode(example[0])).digest()

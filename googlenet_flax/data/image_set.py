@@ -7,8 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from googlenet_flax.runtime.errors import UserError
-
 Batch = dict[str, np.ndarray]
 
 
@@ -54,7 +52,7 @@ class ImageSet:
     """All images of a split, in memory, with labels and class names.
 
     Raises:
-      UserError: A shape, type or label is invalid, or there are no images.
+      ValueError: A shape, type or label is invalid, or there are no images.
     """
 
     images: np.ndarray  # uint8 [N, h, w, 1 or 3], RGB
@@ -62,17 +60,15 @@ class ImageSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        shape, channels = self.images.shape, (1, 3)
-        if self.images.ndim != 4 or shape[-1] not in channels:
-            raise UserError(f"images must be [N, h, w, 1 or 3], got {list(shape)}")
-        if self.images.dtype != np.uint8:
-            raise UserError(f"images must be uint8 (0-255), got {self.images.dtype}")
-        if not len(self):
-            raise UserError("the split is empty; choose another slice")
-        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
-            raise UserError(
-                f"labels run from {self.labels.min()} to {self.labels.max()} but there are "
-                f"{len(self.class_names)} classes; prepare the data set again"
+        shape, dtype, known = self.images.shape, self.images.dtype, len(self.class_names)
+        if len(shape) != 4 or shape[-1] not in (1, 3) or dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 [N, h, w, 1 or 3], got {dtype} {list(shape)}"
+            )
+        low, high = self.labels.min(), self.labels.max()
+        if low < 0 or high >= known:
+            raise ValueError(
+                f"labels run from {low} to {high} but there are {known} classes"
             )
 
     def __len__(self) -> int:

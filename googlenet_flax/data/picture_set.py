@@ -12,6 +12,7 @@ import numpy as np
 
 from googlenet_flax.data.decode import BadImageError, Picture, decode_image
 from googlenet_flax.data.image_set import Batch
+from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.runtime.errors import UserError
 
@@ -35,11 +36,7 @@ class PictureSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Picture, int]:
-        """Returns a picture for `decode_image`, and its label.
-
-        Raises:
-          BadImageError: The picture cannot be read.
-        """
+        """Returns a picture for `decode_image`, and its label; raises `BadImageError`."""
         ...
 
     def name(self, index: int) -> str:
@@ -53,14 +50,17 @@ class PictureSet:
 
     pictures: PictureSource
     class_names: tuple[str, ...]
-    storage_size: int
-    on_bad_image: str
-    decode_workers: int
+    options: PictureOptions
     # Names of the pictures skipped so far, each with the reason.
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def storage_size(self) -> int:
+        """Longer side in pixels to which pictures are reduced."""
+        return self.options.storage_size
 
     @property
     def fingerprint(self) -> str:
@@ -71,9 +71,8 @@ class PictureSet:
         """Yields batches as `Split.batches` describes them, decoded ahead of time.
 
         `image` is uint8 `[B, S, S, 3]` and zero outside the picture. Where `readable` is
-        False the picture could not be read: image, label and index are those of the next
-        readable picture, and `unreadable` holds the reason. Closing the iterator ends its
-        threads or processes.
+        False, image, label and index are those of the next readable picture, and
+        `unreadable` holds the reason. Closing the iterator ends its threads or processes.
 
         Args:
           index_batches: Arrays of example numbers. Several threads index the sequence;
@@ -87,10 +86,9 @@ class PictureSet:
             return
         per_batch = math.ceil(len(index_batches[0]) / CHUNK_EXAMPLES)
         chunks = _Chunks(index_batches, per_batch)
-        decoder = _Decoder(self.pictures, self.storage_size, self.on_bad_image == "skip")
-        decoded = grain.MapDataset.source(chunks).map(decoder)
-        ahead = PREFETCH_BATCHES * per_batch
-        with closing(read_ahead(decoded, ahead, workers=self.decode_workers)) as iterator:
+        decoded = grain.MapDataset.source(chunks).map(_Decoder(self.pictures, self.options))
+        ahead, workers = PREFETCH_BATCHES * per_batch, self.options.decode_workers
+        with closing(read_ahead(decoded, ahead, workers=workers)) as iterator:
             for _ in range(len(index_batches)):
                 yield self._join(list(itertools.islice(iterator, per_batch)))
 
@@ -104,7 +102,7 @@ class PictureSet:
         batch["readable"] = reasons == ""
         for row in np.flatnonzero(~batch["readable"]):
             name, reason = self.pictures.name(int(requested[row])), str(reasons[row])
-            if self.on_bad_image != "skip":
+            if self.options.on_bad_image != "skip":
                 raise UserError(
                     f"{name} cannot be read ({reason}): {self.pictures.remedy}, or set "
                     "--config.on_bad_image=skip"
@@ -137,23 +135,24 @@ class _Decoder:
     """Decodes the pictures of a chunk; returns errors as data, not as exceptions."""
 
     pictures: PictureSource
-    storage_size: int
-    skips_unreadable: bool
+    options: PictureOptions
 
     def __call__(self, requested: np.ndarray) -> Batch:
         """Returns a chunk of a batch.
 
         `requested` holds the example numbers that were asked for, and `reason` why each
-        of them could not be read, or "".
+        of them could not be read, or "". Where no picture could be read, `index` is -1.
         """
-        size = self.storage_size
-        images = np.zeros((len(requested), size, size, 3), np.uint8)
-        extents = np.zeros((len(requested), 2), np.int32)
-        labels = np.zeros(len(requested), np.int32)
-        indices = np.full(len(requested), -1, np.int32)
-        reasons = [""] * len(requested)
+        count, size, total = len(requested), self.options.storage_size, len(self.pictures)
+        tries = total if self.options.on_bad_image == "skip" else 1
+        images = np.zeros((count, size, size, 3), np.uint8)
+        extents = np.zeros((count, 2), np.int32)
+        labels = np.zeros(count, np.int32)
+        indices = np.full(count, -1, np.int32)
+        reasons = [""] * count
         for row, example in enumerate(requested.tolist()):
-            for index in self._candidates(example):
+            for offset in range(tries):
+                index = (example + offset) % total
                 try:
                     picture, label = self.pictures.read(index)
                     images[row], extents[row] = decode_image(picture, size)
@@ -170,9 +169,3 @@ class _Decoder:
             "requested": requested,
             "reason": np.array(reasons, np.str_),
         }
-
-    def _candidates(self, example: int) -> Iterator[int]:
-        """Yields the examples to try in turn until one is readable."""
-        total = len(self.pictures)
-        count = total if self.skips_unreadable else 1
-        return ((example + offset) % total for offset in range(count))

@@ -1,27 +1,28 @@
 """Reader for TFDS data sets that are prepared as array_record, without TensorFlow."""
 
-import contextlib
 import hashlib
 import math
 import os
 import pathlib
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from googlenet_flax.data import splits
-from googlenet_flax.data.builders import cifar, imagenet
+from googlenet_flax.data.builders.cifar import Cifar10, Cifar100
+from googlenet_flax.data.builders.imagenet import Imagenet2012
 from googlenet_flax.data.class_names import in_words
 from googlenet_flax.data.image_set import ImageSet, Split
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
+from googlenet_flax.data.splits import split_positions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 from googlenet_flax.runtime.memory import machine_memory_bytes
 
-OWN_BUILDERS = (cifar, imagenet)  # Modules that prepare data sets.
+# Builders that prepare a missing data set.
+OWN_BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "imagenet2012": Imagenet2012}
 READ_CHUNK_EXAMPLES = 1000
 MAX_MEMORY_FRACTION = 0.5  # Largest part of the machine's memory for one split.
 
@@ -34,107 +35,23 @@ def load_prepared(
     *,
     may_prepare: bool = True,
 ) -> Split:
-    """Opens a split; prepares CIFAR and `imagenet2012` where they are missing.
-
-    Images of one fixed shape are read into memory. Others are decoded while the network
-    trains.
-
-    Args:
-      dataset: Name in TFDS, such as `mnist` or `cifar10:3.0.2`.
-      split: Split in TFDS notation.
-      data_dir: Folder of the TFDS data sets; "" is the default of TFDS.
-      options: How images without a fixed shape are read; needed only for these.
-      may_prepare: False to raise an error instead of preparing a missing data set.
+    """Opens a split of a TFDS data set, as `data.load_split` describes it.
 
     Raises:
       UserError: The data set is missing, has another format, or is too large for memory.
     """
-    with _readable(dataset, data_dir):
+    try:
         builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
         _check_features(builder)
         sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-        has_one_shape = None not in builder.info.features["image"].shape
-    positions = splits.split_positions(split, sizes)
-    assert has_one_shape or options is not None
-    with _readable(dataset, data_dir):
-        if options is None or has_one_shape:
-            return _read_images(builder, split, positions)
+        positions = split_positions(split, sizes)
+        if None not in builder.info.features["image"].shape:
+            return _read_images(builder, split, sum(len(rows) for _, rows in positions))
+        assert options is not None
         return _open_pictures(builder, split, positions, options)
-
-
-def _read_images(
-    builder: tfds.core.DatasetBuilder, split: str, positions: Sequence[tuple[str, slice]]
-) -> ImageSet:
-    """Reads all images of the split into memory."""
-    num_examples = sum(len(range(rows.start, rows.stop)) for _, rows in positions)
-    _check_memory(builder, split, num_examples)
-    image, label = builder.info.features["image"], builder.info.features["label"]
-    images = np.empty((num_examples, *image.shape), np.uint8)
-    labels = np.empty(num_examples, np.int32)
-    source = builder.as_data_source(split=split)
-    for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
-        rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
-        for row, example in zip(rows, source.__getitems__(rows), strict=True):
-            images[row] = example["image"]
-            labels[row] = example["label"]
-    return ImageSet(images, labels, in_words(label.names))
-
-
-def _open_pictures(
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    positions: Sequence[tuple[str, slice]],
-    options: PictureOptions,
-) -> PictureSet:
-    """Opens the records of the split without reading them."""
-    shards = [part.filename for part in builder.info.splits[split].file_instructions]
-    for path in shards:
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"{path} is missing")
-    _allow_open_files(len(shards))
-    class_names = in_words(builder.info.features["label"].names)
-    parts = tuple((name, range(rows.start, rows.stop)) for name, rows in positions)
-    return PictureSet(
-        RecordPictures(
-            source=builder.as_data_source(split=split).data_source,
-            dataset=builder.name,
-            parts=parts,
-            num_classes=len(class_names),
-            fingerprint=_fingerprint(builder.info.full_name, parts, shards),
-        ),
-        class_names=class_names,
-        storage_size=options.storage_size,
-        on_bad_image=options.on_bad_image,
-        decode_workers=options.decode_workers,
-    )
-
-
-def _fingerprint(
-    full_name: str, parts: Sequence[tuple[str, range]], shards: Sequence[str]
-) -> str:
-    """Computes a digest of name, version, selected records and sizes of the shards."""
-    sizes = [(os.path.basename(path), os.path.getsize(path)) for path in shards]
-    facts = repr((full_name, list(parts), sizes))
-    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
-
-
-def _allow_open_files(more: int) -> None:
-    """Raises the limit of open files: each shard stays open, and ImageNet has over 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited:
-        wanted = soft + more if hard == unlimited else min(soft + more, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@contextlib.contextmanager
-def _readable(dataset: str, data_dir: str) -> Iterator[None]:
-    """Turns any error of TFDS into a `UserError` that names the data set."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) and dataset.split(":", maxsplit=1)[0] in str(error):
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # Damaged files make TFDS raise nearly anything.
         where = data_dir or tfds.core.constants.DATA_DIR
         reason = str(error).strip() or type(error).__name__
         raise UserError(
@@ -148,18 +65,17 @@ def _find_builder(
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a prepared data set; prepares it if needed and allowed."""
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
-    name = dataset.split(":", maxsplit=1)[0]
-    for own in OWN_BUILDERS:
-        if name in own.BUILDERS:
-            builder = own.BUILDERS[name](data_dir=root)
-            if not _is_prepared(builder):
-                if not may_prepare:
-                    raise MissingDataError(
-                        f"data set {builder.name!r} is not prepared in "
-                        f"{builder.data_dir_root}: training prepares it"
-                    )
-                own.prepare(builder)
-            return builder
+    name = dataset.partition(":")[0]
+    if name in OWN_BUILDERS:
+        builder = OWN_BUILDERS[name](data_dir=root)
+        if not _is_prepared(builder):
+            if not may_prepare:
+                raise MissingDataError(
+                    f"data set {name!r} is not prepared in {builder.data_dir_root}: "
+                    "training prepares it"
+                )
+            builder.prepare()
+        return builder
     try:
         builder = tfds.builder(dataset, data_dir=root)
     except (ValueError, AssertionError) as error:
@@ -198,21 +114,22 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 def _check_features(builder: tfds.core.DatasetBuilder) -> None:
     """Rejects a data set that is not for image classification."""
     features = dict(builder.info.features.items())
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(label, tfds.features.ClassLabel):
+    image, missing = features.get("image"), None
+    if not isinstance(features.get("label"), tfds.features.ClassLabel):
+        missing = "class `label`"
+    elif not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        missing = f"uint8 `image` but {image}"
+    if missing:
         raise UserError(
-            f"data set {builder.name!r} has no class `label`; choose an image "
-            "classification set"
-        )
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise UserError(
-            f"data set {builder.name!r} has no uint8 `image` but {image}; choose an image "
-            "classification set"
+            f"data set {builder.name!r} has no {missing}; choose an image classification "
+            "set"
         )
 
 
-def _check_memory(builder: tfds.core.DatasetBuilder, split: str, num_examples: int) -> None:
-    """Rejects a split that is too large for the machine's memory."""
+def _read_images(
+    builder: tfds.core.DatasetBuilder, split: str, num_examples: int
+) -> ImageSet:
+    """Reads all images of the split into memory, if they fit."""
     shape = builder.info.features["image"].shape
     needed_bytes, memory_bytes = num_examples * math.prod(shape), machine_memory_bytes()
     if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
@@ -221,3 +138,45 @@ def _check_memory(builder: tfds.core.DatasetBuilder, split: str, num_examples: i
             f"{memory_bytes / 2**30:.1f} GiB of memory: choose a slice such as "
             f"{split}[:10%]"
         )
+    images = np.empty((num_examples, *shape), np.uint8)
+    labels = np.empty(num_examples, np.int32)
+    source = builder.as_data_source(split=split)
+    for start in range(0, num_examples, READ_CHUNK_EXAMPLES):
+        rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
+        for row, example in zip(rows, source.__getitems__(rows), strict=True):
+            images[row], labels[row] = example["image"], example["label"]
+    return ImageSet(images, labels, in_words(builder.info.features["label"].names))
+
+
+def _open_pictures(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    positions: Sequence[tuple[str, range]],
+    options: PictureOptions,
+) -> PictureSet:
+    """Opens the records of the split without reading them."""
+    shards = [part.filename for part in builder.info.splits[split].file_instructions]
+    sizes = [(os.path.basename(path), os.path.getsize(path)) for path in shards]
+    _allow_open_files(len(shards))
+    facts = repr((builder.info.full_name, list(positions), sizes))
+    class_names = in_words(builder.info.features["label"].names)
+    return PictureSet(
+        RecordPictures(
+            source=builder.as_data_source(split=split).data_source,
+            dataset=builder.name,
+            parts=tuple(positions),
+            num_classes=len(class_names),
+            fingerprint=hashlib.blake2b(facts.encode(), digest_size=16).hexdigest(),
+        ),
+        class_names,
+        options,
+    )
+
+
+def _allow_open_files(more: int) -> None:
+    """Raises the limit of open files: each shard stays open, and ImageNet has over 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited:
+        wanted = soft + more if hard == unlimited else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -2,13 +2,12 @@
 
 import contextlib
 import multiprocessing
-import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from typing import TypeVar
 
 import grain
@@ -39,42 +38,35 @@ def read_ahead(
     Raises:
       UserError: A worker process died.
     """
-    start = _start_processes if workers else _start_threads
     others = set(multiprocessing.active_children())
+    start = _start_processes if workers else _start_threads
     with contextlib.closing(start(dataset, buffer_size, workers)) as iterator:
         try:
             for _ in range(len(dataset)):
                 # NOTE: No variable holds the element, so that shared memory is freed early.
-                yield _next(iterator)
+                yield next(iterator)
+        except RuntimeError as error:
+            end, _, _ = str(error).partition(".")
+            raise UserError(
+                f"pictures cannot be decoded ({end}): memory, or shared memory (/dev/shm), "
+                "may have run out; set --config.decode_workers=0"
+            ) from error
         finally:
             # Looked up at the end, because grain starts processes in the background.
-            if started := set(multiprocessing.active_children()) - others:
-                threading.Thread(target=_kill_late, args=[started], daemon=True).start()
+            started = set(multiprocessing.active_children()) - others
 
+            def kill_late() -> None:
+                time.sleep(CLOSE_SECONDS)  # grain itself would wait 25 s for each.
+                for process in started:
+                    process.kill()
 
-def _kill_late(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """Kills processes after `CLOSE_SECONDS`; grain itself would wait 25 s for each."""
-    time.sleep(CLOSE_SECONDS)
-    for process in processes:
-        process.kill()
-
-
-def _next(iterator: grain.DatasetIterator[Element]) -> Element:
-    """Returns the next element, or reports that a worker process died."""
-    try:
-        return next(iterator)
-    except RuntimeError as error:
-        end, _, _ = str(error).partition(".")
-        raise UserError(
-            f"pictures cannot be decoded ({end}): memory, or shared memory (/dev/shm), may "
-            "have run out; set --config.decode_workers=0"
-        ) from error
+            if started:
+                threading.Thread(target=kill_late, daemon=True).start()
 
 
 def _start_threads(
-    dataset: grain.MapDataset[Element], buffer_size: int, workers: int
+    dataset: grain.MapDataset[Element], buffer_size: int, _: int
 ) -> grain.DatasetIterator[Element]:
-    del workers
     has_affinity = hasattr(os, "sched_getaffinity")  # macOS lacks it.
     processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     threads = min(processors, MAX_THREADS)
@@ -90,32 +82,21 @@ def _start_processes(
     workers = min(workers, len(dataset))
     # Halved, because grain buffers as many elements again in this process.
     per_worker = max(1, buffer_size // (2 * workers))
-    iterator = iter(
-        dataset.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(
-            grain.MultiprocessingOptions(workers, per_worker),
-            worker_init_fn=_watch_parent,
-        )
-    )
-    with _blocked_signals():
-        iterator.get_state()  # Creates the iterator that start_prefetch needs.
-        iterator.start_prefetch()
-    return iterator
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Blocks `STOP_SIGNALS` in the threads and processes that are started in the context.
-
-    Ctrl-C sends SIGINT to every process of the terminal. Only the training loop handles
-    it, and the loop still needs the batches that are being decoded.
-    """
+    options = grain.MultiprocessingOptions(workers, per_worker)
+    one_by_one = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+    iterator = iter(one_by_one.mp_prefetch(options, worker_init_fn=_watch_parent))
+    # Ctrl-C sends SIGINT to every process of the terminal. Only the training loop handles
+    # it, and the loop still needs the batches that are being decoded: the threads and
+    # processes started here inherit that the signals are blocked.
     # NOTE: Must come first: Python unblocks the signals when it starts the tracker.
     multiprocessing.resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        yield
+        iterator.get_state()  # Creates the iterator that start_prefetch needs.
+        iterator.start_prefetch()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return iterator
 
 
 def _watch_parent(worker: int, num_workers: int) -> None:

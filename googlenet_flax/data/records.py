@@ -25,7 +25,7 @@ class RecordPictures:
         return len(self.source)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Returns the bytes of the picture's file, and the label."""
+        """Returns the bytes of the picture, and the label."""
         try:
             record = self.source[index]
             example = tf_example_pb2.Example.FromString(record)  # pyrefly: ignore

@@ -7,22 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def batch_indices(
-    *, seed: int, step: int, num_examples: int, batch_size: int
-) -> np.ndarray:
-    """Returns the indices, int64 `[batch_size]`, of the examples in the batch of `step`.
+@dataclasses.dataclass(frozen=True)
+class TrainingOrder(Sequence):
+    """Indices of the batches of `start_step` to `stop_step - 1`, computed on access.
 
     Every epoch has its own permutation; an incomplete last batch is dropped. No state is
     kept, so a resumed run continues as if it had never stopped.
     """
-    epoch, position = divmod(step, num_examples // batch_size)
-    order = _permutation(seed, epoch, num_examples)
-    return order[position * batch_size : (position + 1) * batch_size]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingOrder(Sequence):
-    """Indices of the batches of `start_step` to `stop_step - 1`, computed on access."""
 
     seed: int
     start_step: int
@@ -37,12 +28,18 @@ class TrainingOrder(Sequence):
         """Returns the indices, int64 `[batch_size]`, of one batch."""
         if not 0 <= position < len(self):
             raise IndexError(position)
-        return batch_indices(
-            seed=self.seed,
-            step=self.start_step + position,
-            num_examples=self.num_examples,
-            batch_size=self.batch_size,
-        )
+        epoch_steps = self.num_examples // self.batch_size
+        epoch, batch = divmod(self.start_step + position, epoch_steps)
+        order = _permutation(self.seed, epoch, self.num_examples)
+        return order[batch * self.batch_size :][: self.batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    # NOTE: RandomState, not Generator: NumPy guarantees that its stream never changes, so
+    # a run also resumes exactly under a newer NumPy.
+    bits = np.random.MT19937(np.random.SeedSequence([seed, epoch]))
+    return np.random.RandomState(bits).permutation(num_examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +58,3 @@ class ProcessShard(Sequence):
         """Returns the indices, int64, of these rows."""
         first = self.rows.start - self.with_previous
         return self.order[position].take(range(first, self.rows.stop), mode="wrap")
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    # NOTE: RandomState, not Generator: NumPy guarantees that its stream never changes, so
-    # a run also resumes exactly under a newer NumPy.
-    bits = np.random.MT19937(np.random.SeedSequence([seed, epoch]))
-    return np.random.RandomState(bits).permutation(num_examples)

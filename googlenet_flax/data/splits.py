@@ -1,20 +1,18 @@
-"""TFDS split notation (`train[:3000]`, `train+test`, `test[50%:]`) for arrays in memory."""
+"""TFDS split notation, such as `train[:3000]`, `train+test` and `test[50%:]`."""
 
 from collections.abc import Mapping
-
-import numpy as np
 
 from googlenet_flax.runtime.errors import UserError
 
 
-def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slice]]:
-    """Resolves `spec` to slices of the named splits, in order.
+def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+    """Resolves `spec` to the rows of the named splits, in order.
 
     Raises:
       UserError: The split does not exist, is empty, or is not in this notation.
     """
     if sizes.get(spec):
-        return [(spec, slice(0, sizes[spec]))]  # Avoids the slow import of TFDS.
+        return [(spec, range(sizes[spec]))]  # Avoids the slow import of TFDS.
     import tensorflow_datasets as tfds  # noqa: PLC0415 - slow
 
     infos = {
@@ -30,20 +28,8 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, slic
             f"unknown split {spec!r}: the data set has {names}; slices are written as in "
             "TFDS, for example train[:3000] or test[50%:]"
         ) from error
-    positions = [
-        (
-            part.splitname,
-            slice(*slice(part.from_, part.to).indices(sizes[part.splitname])),
-        )
-        for part in parts
-    ]
-    if not any(rows.start < rows.stop for _, rows in positions):
+    names = [part.splitname for part in parts]
+    rows = [range(sizes[part.splitname])[part.from_ : part.to] for part in parts]
+    if not any(rows):
         raise UserError(f"split {spec!r} holds no examples: choose a larger slice")
-    return positions
-
-
-def take(arrays: Mapping[str, np.ndarray], spec: str) -> np.ndarray:
-    """Concatenates the rows that `spec` selects from `arrays` (one array per split)."""
-    sizes = {name: len(array) for name, array in arrays.items()}
-    parts = split_positions(spec, sizes)
-    return np.concatenate([arrays[name][rows] for name, rows in parts])
+    return list(zip(names, rows, strict=True))

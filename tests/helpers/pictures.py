@@ -3,6 +3,20 @@
 import struct
 import zlib
 
+import numpy as np
+import PIL.Image
+
+
+def write_pictures(root, counts) -> None:
+    """Writes so many pictures into each folder, no two alike."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            height, width = rng.integers(8, 16, 2)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+
 
 def png_header(width, height) -> bytes:
     """Returns a PNG that promises far more pixels than it holds."""

@@ -32,7 +32,7 @@ from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder impo
     PNG_IMAGES,
 )
 
-from googlenet_flax.data.builders.archives import find_archive, hand_placed_paths
+from googlenet_flax.data.builders import find_archive, hand_placed_paths
 from googlenet_flax.data.class_names import wordnet_numbers
 from googlenet_flax.runtime.errors import UserError
 
@@ -63,10 +63,6 @@ class Archive:
     list_members: Callable[[tarfile.TarFile], Iterator[Member]]
 
 
-class _NotOfficialError(Exception):
-    """An archive differs from the official one; the message names the difference."""
-
-
 def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
     """Lists the pictures in the archive of each class, such as `n01440764.tar`."""
     known = frozenset(wordnet_numbers())
@@ -74,7 +70,7 @@ def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
         label, suffix = os.path.splitext(inner.name)
         file = archive.extractfile(inner)
         if file is None or suffix != ".tar" or label not in known:
-            raise _NotOfficialError(f"it holds {inner.name}")
+            raise ValueError(f"it holds {inner.name}")
         with tarfile.open(fileobj=file, mode="r:") as pictures:
             for info in pictures:
                 offset = inner.offset_data + info.offset_data
@@ -88,7 +84,7 @@ def _list_validation(archive: tarfile.TarFile) -> Iterator[Member]:
     for info in archive:
         match = VALIDATION_NAME.fullmatch(info.name)
         if match is None or not 1 <= int(match[1]) <= len(labels):
-            raise _NotOfficialError(f"it holds {info.name}")
+            raise ValueError(f"it holds {info.name}")
         label = labels[int(match[1]) - 1]
         yield Member(info.name, label, info.offset_data, info.size)
 
@@ -133,7 +129,11 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
             path = find_archive(archive.file_name, root)
             assert path is not None
             paths[split], members[split] = path, list_members(archive, path)
-        _check_space(root, sum(m.size_bytes for part in members.values() for m in part))
+        pictures_bytes = sum(m.size_bytes for part in members.values() for m in part)
+        needed, free = SPACE_FACTOR * pictures_bytes, shutil.disk_usage(root).free
+        if free < needed:
+            gib = 2**30
+            raise OSError(f"{needed / gib:.1f} GiB are needed and {free / gib:.1f} free")
         return {
             split: [
                 partial(_read_shard, paths[split], shard, f"{split}, shard {number}")
@@ -142,44 +142,32 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
             for split in self.ARCHIVES
         }
 
+    def prepare(self) -> None:
+        """Writes the data set as array_record from the two archives.
 
-BUILDERS = MappingProxyType({"imagenet2012": Imagenet2012})
-
-
-def prepare(builder: Imagenet2012) -> None:
-    """Writes the data set as array_record from the two archives.
-
-    Raises:
-      UserError: An archive is missing or not the official one, or the disk is full.
-    """
-    root = pathlib.Path(builder.data_dir_root)
-    names = [archive.file_name for archive in builder.ARCHIVES.values()]
-    if not all(find_archive(name, root) for name in names):
-        raise UserError(_not_found_message(builder, root, names))
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except UserError:
-        raise
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
-        left = sorted(map(str, builder.data_path.parent.glob("*.incomplete*")))
-        hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
-        raise UserError(
-            f"data set 'imagenet2012' cannot be written into {root} ({error}){hint}"
-        ) from error
-
-
-def _not_found_message(
-    builder: Imagenet2012, root: pathlib.Path, names: Sequence[str]
-) -> str:
-    missing = [name for name in names if find_archive(name, root) is None]
-    places = [builder.data_path, *hand_placed_paths("", root)]
-    return (
-        f"data set 'imagenet2012' was not found, nor {' and '.join(missing)} to prepare it "
-        f"from (looked at {', '.join(map(str, places))}). Download "
-        f"{' and '.join(names)} from {HOMEPAGE} (an account is needed) and put them into "
-        f"{root}; --config.data_dir names another folder. A tree of pictures in folders is "
-        "read with --config.dataset=folder"
-    )
+        Raises:
+          UserError: An archive is missing or not the official one, or the disk is full.
+        """
+        root = pathlib.Path(self.data_dir_root)
+        names = [archive.file_name for archive in self.ARCHIVES.values()]
+        missing = [name for name in names if find_archive(name, root) is None]
+        if missing:
+            places = [self.data_path, *hand_placed_paths("", root)]
+            raise UserError(
+                f"data set 'imagenet2012' was not found, nor {' and '.join(missing)} to "
+                f"prepare it from (looked at {', '.join(map(str, places))}). Download "
+                f"{' and '.join(names)} from {HOMEPAGE} (an account is needed) and put "
+                f"them into {root}; --config.data_dir names another folder. A tree of "
+                "pictures in folders is read with --config.dataset=folder"
+            )
+        try:
+            self.download_and_prepare(file_format="array_record")
+        except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
+            left = sorted(map(str, self.data_path.parent.glob("*.incomplete*")))
+            hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
+            raise UserError(
+                f"data set 'imagenet2012' cannot be written into {root} ({error}){hint}"
+            ) from error
 
 
 def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
@@ -192,16 +180,14 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
         # NOTE: A digest is not checked; it would need to read 155 GB once more.
         size_bytes = path.stat().st_size
         if size_bytes != archive.size_bytes:
-            raise _NotOfficialError(f"{size_bytes} bytes, expected {archive.size_bytes}")
+            raise ValueError(f"{size_bytes} bytes, expected {archive.size_bytes}")
         with tarfile.open(path, mode="r:") as tar:
             found = archive.list_members(tar)
             title, total = f"listing {path.name}", archive.num_pictures
             members = list(tqdm.tqdm(found, title, total, leave=False, disable=None))
         if len(members) != archive.num_pictures:
-            raise _NotOfficialError(
-                f"{len(members)} pictures, expected {archive.num_pictures}"
-            )
-    except (_NotOfficialError, tarfile.TarError, OSError) as error:
+            raise ValueError(f"{len(members)} pictures, expected {archive.num_pictures}")
+    except (ValueError, tarfile.TarError, OSError) as error:
         raise UserError(
             f"{path} is not the official archive of imagenet2012 ({error}): download it "
             f"again from {HOMEPAGE}"
@@ -219,16 +205,6 @@ def _shards(members: Sequence[Member], split: str) -> list[list[Member]]:
     return [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
-def _check_space(folder: pathlib.Path, size_bytes: int) -> None:
-    """Raises an error if the disk has too little space for pictures of this size."""
-    needed_bytes = SPACE_FACTOR * size_bytes
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise OSError(
-            f"{needed_bytes / 2**30:.1f} GiB are needed and {free_bytes / 2**30:.1f} free"
-        )
-
-
 def _read_shard(
     path: pathlib.Path, members: Sequence[Member], title: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -238,25 +214,17 @@ def _read_shard(
         pairs = zip(members, contents, strict=True)
         bar = tqdm.tqdm(pairs, title, len(members), leave=False, disable=None)
         for member, content in bar:
-            yield (
-                member.name,
-                {
-                    "image": io.BytesIO(content),
-                    "label": member.label,
-                    "file_name": member.name,
-                },
-            )
+            example = {"label": member.label, "file_name": member.name}
+            yield member.name, {"image": io.BytesIO(content), **example}
 
 
 def _read_member(descriptor: int, member: Member) -> bytes:
+    """Reads a picture; a PNG or CMYK JPEG becomes an RGB JPEG, as TFDS stores it."""
     content = os.pread(descriptor, member.size_bytes, member.offset)
     if len(content) != member.size_bytes:
         raise OSError(f"{member.name} cannot be read to its end")
-    return _as_rgb_jpeg(content) if member.name in REPAIRED else content
-
-
-def _as_rgb_jpeg(content: bytes) -> bytes:
-    """Converts a PNG or CMYK JPEG to an RGB JPEG, as the builder of TFDS does."""
+    if member.name not in REPAIRED:
+        return content
     jpeg = io.BytesIO()
     with PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
         image.convert("RGB").save(jpeg, format="JPEG", quality=REPAIRED_QUALITY)
