@@ -14,24 +14,12 @@ import decode
 
 from googlenet_flax.data.decode import decode_image
 
-SHORT = {"seconds": 0.0, "rounds": 2}
 
-
-@pytest.fixture(scope="module")
-def typical():
-    return [decode.draw_picture(np.random.default_rng(0), 375, 500) for _ in range(2)]
-
-
-def test_pictures_have_the_typical_size(typical):
-    # As of ImageNet's training pictures: 138 GB / 1.28 million, mostly 500x375.
-    for content in typical:
-        assert PIL.Image.open(io.BytesIO(content)).size == (500, 375)
-        assert 100e3 < len(content) < 120e3
-
-
-def test_full_size_is_what_it_says():
-    content = decode.draw_picture(np.random.default_rng(0), 96, 128)
+def test_typical_pictures_are_decoded_and_full_size_is_what_it_says(tmp_path):
+    content = decode.draw_picture(np.random.default_rng(0), 375, 500)
     image = PIL.Image.open(io.BytesIO(content))
+    # As of ImageNet's training pictures: 138 GB / 1.28 million, mostly 500x375.
+    assert image.size == (500, 375) and 100e3 < len(content) < 120e3
     reduced, _ = decode_image(content, 20)
     with decode.decoded_at_full_size():
         full, extent = decode_image(content, 20)
@@ -39,7 +27,11 @@ def test_full_size_is_what_it_says():
     assert not np.array_equal(reduced, full)
     expected = image.resize((20, 15), PIL.Image.Resampling.BILINEAR, reducing_gap=2)
     np.testing.assert_array_equal(full[:15], expected)
-    np.testing.assert_array_equal(decode_image(content, 20)[0], reduced)
+
+    short, path = {"seconds": 0.0, "rounds": 2}, tmp_path / "picture.jpg"
+    assert all(rate > 0 for rate in decode.measure_core([content], 256, **short))
+    path.write_bytes(content)
+    assert all(rate > 0 for rate in decode.measure_pipeline([path], 0, **short))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
@@ -69,10 +61,3 @@ def test_the_tables(monkeypatch, capsys):
     lines = [line.count("|") for line in (*core.splitlines(), *pipeline.splitlines())]
     assert lines == [6] * 5 + [4] * 4
     assert "| threads | 1 / 2 / 3 |" in pipeline
-
-
-def test_what_is_measured_is_decoded(typical, tmp_path):
-    assert all(rate > 0 for rate in decode.measure_core(typical, 256, **SHORT))
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(typical[0])
-    assert all(rate > 0 for rate in decode.measure_pipeline([path], 0, **SHORT))
