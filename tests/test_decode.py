@@ -265,25 +265,16 @@ def test_paths_that_could_block(tmp_path, monkeypatch):
 
 PROGRAM = """
 import pathlib, sys
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
 from googlenet_flax.data.decode import BadImageError, decode_image
-paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
-def read(path):
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
-        return decode_image(path, 16)[0]
+        decode_image(path, 16)
     except BadImageError as error:
-        return str(error)
-with ThreadPoolExecutor(8) as pool:
-    parallel = list(pool.map(read, paths * 20))
-serial = [read(path) for path in paths] * 20
-for one, other in zip(parallel, serial, strict=True):
-    np.testing.assert_array_equal(one, other)
-print(*sorted({one for one in serial if isinstance(one, str)}), sep="; ")
+        print(error)
 """
 
 
-def test_threads_agree_and_the_terminal_stays_clean(tmp_path):
+def test_the_terminal_stays_clean(tmp_path):
     for suffix in (".jpg", ".png", ".webp", ".gif", ".tif"):
         quarters().save(tmp_path / f"fine{suffix}")
     quarters().save(tmp_path / "exif.jpg", exif=SHORT_EXIF)
@@ -298,7 +289,7 @@ def test_threads_agree_and_the_terminal_stays_clean(tmp_path):
         check=False,
     )
     assert result.stderr == ""
-    assert result.stdout == "too large: more than 178956970 pixels; truncated\n"
+    assert result.stdout == "too large: more than 178956970 pixels\ntruncated\n"
 
 
 def touch(folder, *names):

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
+from googlenet_flax.data.fabricated import stand_in
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
@@ -65,21 +65,11 @@ def configs(draw) -> tuple[dict, int]:
     return Config.of(config), epoch_steps
 
 
-def split_of(epoch_steps: int) -> types.SimpleNamespace:
-    """Returns a stand-in for a split, of which only length and shape are used."""
-
-    class Split(types.SimpleNamespace):
-        def __len__(self):
-            return epoch_steps * BATCH_SIZE
-
-    return Split(class_names=("a", "b"), storage_size=8)
-
-
 @settings(max_examples=25, deadline=None)
 @given(configs())
 def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     config, epoch_steps = drawn
-    split = split_of(epoch_steps)
+    split = stand_in("digits", num_examples=epoch_steps * BATCH_SIZE, storage_size=8)
     run_steps = config.max_steps or config.num_epochs * epoch_steps
     warmup_steps = config.warmup_epochs * epoch_steps
     try:

@@ -331,8 +331,6 @@ def test_missing_archives_are_named_at_once(official, tmp_path, there):
 
 
 UNKNOWN = "ILSVRC2012_val_00050001.JPEG"
-
-
 PICTURE = {"n01440764_1.JPEG": b"JPEG"}
 
 
