@@ -8,14 +8,12 @@ it is deleted.
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, Self
 
 import jax
@@ -38,7 +36,6 @@ KEEP_LATEST = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first one present decides.
 ASIDE = ".damaged"  # Suffix of damaged checkpoints that were renamed.
 DROPPED = ".dropped"  # Suffix of superseded checkpoints, about to be deleted.
-UNREADABLE = "it cannot be read"
 
 # The items of a checkpoint. Evaluation and prediction read only the weights.
 VARIABLES = "variables"  # {"params", "batch_stats"} in the form that Flax takes.
@@ -54,7 +51,7 @@ class DamagedCheckpointError(UserError):
             f"checkpoint {path.name} in {path.parent} is damaged: {reason}; name another "
             "one, by its step"
         )
-        self.reason = " ".join(reason.split())
+        self.reason = reason
 
 
 class Checkpoints:
@@ -70,39 +67,35 @@ class Checkpoints:
         self.directory = directory.absolute()  # Orbax refuses a relative path.
         self._checkpointer: Any = None  # Created by the first save.
         self._pending_save: tuple[int, Label, Any] | None = None
+        self._scan()
+
+    def _scan(self) -> None:
+        """Reads all labels."""
+        labels: dict[int, Label] = {}
+        self.damaged: dict[int, str] = {}  # Reasons by step.
+        self.strays: list[str] = []  # Names of other files, as of a killed save.
+        for path in sorted(self.directory.glob("*")):
+            name = path.name
+            if name.isdecimal() and name == str(int(name)):
+                try:
+                    labels[int(name)] = _read_label(path)
+                except ValueError as error:
+                    if path.exists():  # Otherwise a running training has just deleted it.
+                        self.damaged[int(name)] = str(error)
+            elif not name.endswith(DROPPED):
+                self.strays.append(name)
+        self._labels = dict(sorted(labels.items()))  # From the oldest to the newest.
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.wait()
         finally:
             if self._checkpointer is not None:
                 with contextlib.suppress(Exception):  # Closing repeats the error of `wait`.
                     self._checkpointer.close()
-
-    @property
-    def _labels(self) -> dict[int, Label]:
-        """The labels that can be read, by step, from the oldest to the newest."""
-        return dict(sorted(self._scan.labels.items()))
-
-    @cached_property
-    def _scan(self) -> "_Scan":
-        return _scan(self.directory)
-
-    def _forget_scan(self) -> None:
-        self.__dict__.pop("_scan", None)
-
-    @property
-    def damaged(self) -> Mapping[int, str]:
-        """Steps that are known to be damaged, with the reason for each."""
-        return self._scan.damaged
-
-    @property
-    def strays(self) -> Sequence[str]:
-        """Names of other files and folders here, such as leftovers of a killed save."""
-        return self._scan.strays
 
     @property
     def latest_step(self) -> int | None:
@@ -123,35 +116,33 @@ class Checkpoints:
         """Returns the step that `best`, `latest` or a number refers to.
 
         Raises:
-          UserError: There is no such checkpoint.
+          UserError: There is no such checkpoint, or it is damaged.
         """
-        steps = list(self._labels)
-        if name.isdecimal() and int(name) in self.damaged:
-            step = int(name)
+        step = int(name) if name.isdecimal() else None
+        if step in self.damaged:
             raise DamagedCheckpointError(self._path(step), self.damaged[step])
-        if not steps and self.damaged:
+        if not self._labels and self.damaged:
             raise UserError(
                 f"no checkpoint in {self.directory} can be read: {self.name_damaged()}"
             )
-        if not steps:
+        if not self._labels:
             raise UserError(f"no checkpoint in {self.directory}: train first")
-        if name == "latest":
-            return steps[-1]
-        if name == "best":
-            if len(steps) == 1:
-                return steps[0]  # Imported weights were never evaluated.
-            if self.best_step is None:
+        # Imported weights, which are one checkpoint, were never evaluated.
+        if name == "latest" or (name == "best" and len(self._labels) == 1):
+            step = self.latest_step
+        elif name == "best":
+            step = self.best_step
+            if step is None:
                 raise UserError(
                     f"no checkpoint in {self.directory} has been evaluated: "
                     "use --checkpoint=latest"
                 )
-            return self.best_step
-        if not name.isdecimal() or int(name) not in steps:
+        if step not in self._labels:
             raise UserError(
                 f"no checkpoint {name!r} in {self.directory}: use best, latest or one of "
-                f"{', '.join(map(str, steps))}"
+                f"{', '.join(map(str, self._labels))}"
             )
-        return int(name)
+        return step
 
     def describe(self, step: int) -> ModelDescription:
         """Returns the description of the network saved at `step`."""
@@ -165,6 +156,20 @@ class Checkpoints:
         """Returns the metrics of the evaluation saved at `step`, or None."""
         return self._labels[step].metrics if step in self._labels else None
 
+    def has_averages(self, step: int) -> bool:
+        """Returns true if averaged weights were saved at `step`."""
+        return self._has_item(step, AVERAGES)
+
+    @property
+    def hold_training(self) -> bool:
+        """True if a run may have saved these; an import saves step 0 without optimizer."""
+        return bool(self.damaged) or any(
+            step > 0 or self._has_item(step, PROGRESS) for step in self._labels
+        )
+
+    def _has_item(self, step: int, item: str) -> bool:
+        return any(path.startswith(f"{item}/") for path in self._labels[step].leaves)
+
     def name_damaged(self) -> str:
         """Lists the damaged steps and the reason for each in one line."""
         return "; ".join(f"{step}: {reason}" for step, reason in self.damaged.items())
@@ -177,14 +182,13 @@ class Checkpoints:
         """
         moved = []
         for path in map(self._path, self.damaged if distributed.is_first() else ()):
-            target = path.with_name(path.name + ASIDE)
-            number = 1
+            target, number = path.with_name(path.name + ASIDE), 1
             while target.exists():
                 number += 1
                 target = path.with_name(f"{path.name}{ASIDE}-{number}")
             moved.append(path.rename(target))
         distributed.wait_for_all()
-        self._forget_scan()
+        self._scan()
         return moved
 
     def save(
@@ -213,7 +217,12 @@ class Checkpoints:
         self.wait()
         step, items = int(state.step), _to_items(state)
         label = Label(description, metrics, label_leaves(items), data)
-        _check_finite(items, step)
+        for path, leaf in named_leaves(jax.device_get(items)):
+            if not np.isfinite(leaf).all():
+                raise NotFiniteError(
+                    f"{path} is not finite after step {step}: lower "
+                    "--config.learning_rate; the last checkpoint was saved before this step"
+                )
         self._start_save(step, items, label)
 
     def save_variables(
@@ -230,11 +239,12 @@ class Checkpoints:
                 if distributed.is_first():
                     _prepare(self.directory)
             self._checkpointer = _create_checkpointer(self.directory)
-        if distributed.first_says(self._path(step).exists()):
+        path = self._path(step)
+        if distributed.first_says(path.exists()):
             if distributed.is_first():
-                _drop(self._path(step))
+                _drop(path)
             distributed.wait_for_all()
-            self._forget_scan()
+            self._scan()
             self._checkpointer.reload()
         try:
             pending = self._checkpointer.save_checkpointables_async(
@@ -244,7 +254,7 @@ class Checkpoints:
                 custom_metadata=label.to_json(),
             )
         except Exception as error:
-            raise _cannot_save(self._path(step), error) from error
+            raise _cannot_save(path, error) from error
         if pending is None:
             raise UserError(
                 f"checkpoint {step} was not saved in {self.directory}: a newer one "
@@ -264,14 +274,13 @@ class Checkpoints:
         try:
             pending.result()
         except Exception as error:
-            self._forget_scan()
             raise _cannot_save(self._path(step), error) from error
-        self._scan.labels[step] = label
+        self._labels[step] = label  # Orbax refuses a step that is not the newest.
         kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}
         for superseded in self._labels.keys() - kept:
             if distributed.is_first():
                 _drop(self._path(superseded))
-            del self._scan.labels[superseded]
+            del self._labels[superseded]
 
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
@@ -286,7 +295,7 @@ class Checkpoints:
             try:
                 return self.restore(step, state_like, devices)
             except DamagedCheckpointError as error:
-                self._scan.damaged[step] = error.reason
+                self.damaged[step] = error.reason
         return None
 
     def restore(
@@ -326,20 +335,6 @@ class Checkpoints:
         item = AVERAGES if self.has_averages(step) and not raw else VARIABLES
         return self._load(step, {item: variables_like}, devices)[item]
 
-    def has_averages(self, step: int) -> bool:
-        """Returns true if averaged weights were saved at `step`."""
-        return self._has_item(step, AVERAGES)
-
-    @property
-    def hold_training(self) -> bool:
-        """True if a run may have saved these; an import saves step 0 without optimizer."""
-        return bool(self.damaged) or any(
-            step > 0 or self._has_item(step, PROGRESS) for step in self._labels
-        )
-
-    def _has_item(self, step: int, item: str) -> bool:
-        return any(path.startswith(f"{item}/") for path in self._labels[step].leaves)
-
     def _load(
         self, step: int, items_like: dict[str, Any], devices: Sequence[jax.Device]
     ) -> dict[str, Any]:
@@ -352,15 +347,13 @@ class Checkpoints:
         }
         check_shapes(step, saved, items_like)
         path, everywhere = self._path(step), distributed.all_devices(devices)
+        like = replicated_like(items_like, everywhere)
         try:
-            items = distributed.to_local(
-                ocp.load_checkpointables(
-                    str(path), replicated_like(items_like, everywhere)
-                ),
-                replicated_sharding(everywhere),
-            )
+            items = ocp.load_checkpointables(str(path), like)
+            items = distributed.to_local(items, replicated_sharding(everywhere))
         except Exception as error:  # Orbax raises many types for a broken file.
-            raise DamagedCheckpointError(path, f"{UNREADABLE} ({_cause(error)})") from error
+            reason = f"it cannot be read ({_cause(error)})"
+            raise DamagedCheckpointError(path, reason) from error
         loaded = label_leaves(items)
         changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
         if changed:
@@ -370,31 +363,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / str(step)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scan:
-    """The checkpoints and other files in a directory."""
-
-    labels: dict[int, Label]
-    damaged: dict[int, str]
-    strays: list[str]
-
-
-def _scan(directory: pathlib.Path) -> _Scan:
-    scan = _Scan({}, {}, [])
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        if path.name.endswith(DROPPED):
-            continue
-        if not path.name.isdecimal() or path.name != str(int(path.name)):
-            scan.strays.append(path.name)
-            continue
-        try:
-            scan.labels[int(path.name)] = _read_label(path)
-        except ValueError as error:
-            if path.exists():  # Otherwise a running training has just deleted it.
-                scan.damaged[int(path.name)] = str(error)
-    return scan
 
 
 def _read_label(path: pathlib.Path) -> Label:
@@ -410,7 +378,7 @@ def _read_label(path: pathlib.Path) -> Label:
     try:
         fields: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
     except Exception as error:  # Orbax raises many types for a broken file.
-        raise ValueError(f"{UNREADABLE} ({_cause(error)})") from error
+        raise ValueError(f"it cannot be read ({_cause(error)})") from error
     return Label.from_json(fields or {})
 
 
@@ -427,11 +395,10 @@ def _prepare(directory: pathlib.Path) -> None:
 def _create_checkpointer(directory: pathlib.Path) -> Any:
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
-    save_policies: Any = ocp.training.save_decision_policies  # Its types are those of v0.
+    # The training loop decides when to save, so every call saves.
+    policies: Any = ocp.training.save_decision_policies  # Its types are those of v0.
     return ocp.training.Checkpointer(
-        str(directory),
-        # The training loop decides when to save, so every call saves.
-        save_decision_policy=save_policies.FixedIntervalPolicy(1),
+        str(directory), save_decision_policy=policies.FixedIntervalPolicy(1)
     )
 
 
@@ -446,7 +413,7 @@ def _drop(path: pathlib.Path) -> None:
 def _cannot_save(path: pathlib.Path, error: Exception) -> UserError:
     return UserError(
         f"checkpoint {path} cannot be written ({_cause(error)}): the checkpoints before it "
-        "are whole; mend that and run the same command, which goes on from the newest"
+        "are intact; fix that and run the same command, which continues from the newest"
     )
 
 
@@ -471,12 +438,3 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 def best_metric(metrics: Mapping[str, float]) -> float:
     """Returns the accuracy that ranks checkpoints, of averaged weights if present."""
     return next(metrics[name] for name in BEST_METRICS if name in metrics)
-
-
-def _check_finite(items: Any, step: int) -> None:
-    for path, leaf in named_leaves(jax.device_get(items)):
-        if not np.isfinite(leaf).all():
-            raise NotFiniteError(
-                f"{path} is not finite after step {step}: lower --config.learning_rate; "
-                "the last checkpoint was saved before this step"
-            )

@@ -57,7 +57,7 @@ class Label:
 def label_leaves(items: Any) -> dict[str, str]:
     """Returns "dtype[shape] DIGEST" of every leaf, by its path."""
     return {
-        path: f"{_shape(leaf)} {_digest(np.ascontiguousarray(leaf).reshape(-1))}"
+        path: f"{_shape(leaf)} {_digest(np.asarray(leaf).tobytes())}"
         for path, leaf in named_leaves(jax.device_get(items))
     }
 
@@ -98,20 +98,19 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def name_first(names: Sequence[str]) -> str:
+    """Joins the first few names, and counts the rest, in one line."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
+
+
 def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _seal(fields: Mapping[str, Any]) -> str:
-    text = json.dumps(fields, sort_keys=True)
-    return _digest(np.frombuffer(text.encode(), np.uint8))
+    return _digest(json.dumps(fields, sort_keys=True).encode())
 
 
-def _digest(values: np.ndarray) -> str:
-    return hashlib.blake2b(values.view(np.uint8).data, digest_size=16).hexdigest()
-
-
-def name_first(names: Sequence[str]) -> str:
-    """Joins the first few names, and counts the rest, in one line."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}"
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
