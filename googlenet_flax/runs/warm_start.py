@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -15,6 +14,7 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.optimizer import is_head
 from googlenet_flax.training.state import Params, TrainState
 
+NETWORK_FIELDS = ("variant", "width_multiplier")
 # The weights fit only an input that is scaled the same way.
 INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")
 
@@ -42,7 +42,13 @@ def warm_start(
     Raises:
       UserError: There is no such run, or its network does not fit.
     """
-    step, theirs, weights = _restore(source, description, devices)
+    source.read_config("--config.init_from")  # Refuses a directory without a run.
+    with Checkpoints(source.checkpoints) as checkpoints:
+        best = checkpoints.best_step
+        step = checkpoints.resolve("latest" if best is None else str(best))
+        theirs = checkpoints.describe(step)
+        _check_networks(source, theirs, description)
+        weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
     params, fresh = _fit(source, state.params, weights["params"], theirs, description)
     if fresh:
         news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
@@ -57,18 +63,24 @@ def warm_start(
     return state, f"weights from {source.path}, checkpoint {step}{news}"
 
 
-def _restore(
-    source: Workdir, description: ModelDescription, devices: Sequence[jax.Device]
-) -> tuple[int, ModelDescription, dict[str, Params]]:
-    """Restores step, description and variables of the checkpoint to start from."""
-    source.read_config("--config.init_from")  # Refuses a directory without a run.
-    with Checkpoints(source.checkpoints) as checkpoints:
-        best = checkpoints.best_step
-        step = checkpoints.resolve("latest" if best is None else str(best))
-        theirs = checkpoints.describe(step)
-        _check_networks(source, theirs, description)
-        weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
-    return step, theirs, weights
+def _check_networks(
+    source: Workdir, theirs: ModelDescription, ours: ModelDescription
+) -> None:
+    """Raises a UserError with the options that make `ours` fit the weights."""
+    options = [
+        f"--config.{name}={shlex.quote(str(getattr(their, name)))}"
+        for their, our, names in (
+            (theirs, ours, NETWORK_FIELDS),
+            (theirs.preprocess, ours.preprocess, INPUT_FIELDS),
+        )
+        for name in names
+        if getattr(their, name) != getattr(our, name)
+    ]
+    if options:
+        raise UserError(
+            f"--config.init_from={source.path} was trained with other settings: set "
+            f"{' '.join(options)}"
+        )
 
 
 def _fit(
@@ -82,7 +94,7 @@ def _fit(
 
     They are `their_params`, except for heads of other shapes, which are `own_params`.
     """
-    fresh: list[str] = []
+    fresh: dict[str, None] = {}  # In order, each once.
 
     def take(path, own, other):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -95,39 +107,8 @@ def _fit(
                 f"--config.image_size={theirs.preprocess.image_size}, which "
                 f"{ours.variant!r} is tied to"
             )
-        module = name.rpartition("/")[0]
-        if module not in fresh:
-            fresh.append(module)
+        fresh[name.rpartition("/")[0]] = None
         return own
 
-    return jax.tree_util.tree_map_with_path(take, own_params, their_params), fresh
-
-
-def _check_networks(
-    source: Workdir, theirs: ModelDescription, ours: ModelDescription
-) -> None:
-    wanted = {
-        **_different(theirs, ours, ("variant", "width_multiplier")),
-        **_different(theirs.preprocess, ours.preprocess, INPUT_FIELDS),
-    }
-    if wanted:
-        options = " ".join(
-            f"--config.{name}={shlex.quote(str(value))}" for name, value in wanted.items()
-        )
-        raise UserError(
-            f"--config.init_from={source.path} was trained with other settings: set "
-            f"{options}"
-        )
-
-
-def _different(
-    theirs: ModelDescription | Preprocess,
-    ours: ModelDescription | Preprocess,
-    fields: Sequence[str],
-) -> dict[str, object]:
-    """Returns the fields that differ, with the values in `theirs`."""
-    return {
-        name: getattr(theirs, name)
-        for name in fields
-        if getattr(theirs, name) != getattr(ours, name)
-    }
+    params = jax.tree_util.tree_map_with_path(take, own_params, their_params)
+    return params, list(fresh)
