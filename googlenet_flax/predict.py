@@ -4,23 +4,19 @@ python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 """
 
 import argparse
-import pathlib
+import json
+import sys
 
 import jax
 
 from googlenet_flax.data.decode import printable
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
-from googlenet_flax.runs.prediction import (
-    find_pictures,
-    join_paths,
-    predict,
-    print_json,
-    print_table,
-)
+from googlenet_flax.runs.prediction import Prediction, find_pictures, join_paths, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.streams import tell
 
 
 def main() -> None:
@@ -30,23 +26,24 @@ def main() -> None:
         for name in ("top", "batch_size"):
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
-        empty_folders: list[pathlib.Path] = []
-        pictures = find_pictures(args.paths, on_empty=empty_folders.append)
-        predictor = Predictor.load(
-            Workdir(args.workdir), args.checkpoint, jax.local_devices()
-        )
+        pictures, empty_folders = find_pictures(args.paths)
+        width = max(len(printable(path)) for path in pictures)
         predictions = predict(
-            predictor,
+            Predictor.load(Workdir(args.workdir), args.checkpoint, jax.local_devices()),
             pictures,
             top=args.top,
             batch_size=args.batch_size,
             num_crops=args.crops,
         )
-        if args.json:
-            failed = print_json(predictions)
-        else:
-            width = max(len(printable(path)) for path in pictures)
-            failed = print_table(predictions, width)
+        if not args.json:
+            print(f"{'picture':{width}}  probability  class")
+        failed = 0
+        for prediction in predictions:
+            _print_json(prediction) if args.json else _print_rows(prediction, width)
+            if prediction.error:
+                failed += 1
+                sys.stdout.flush()  # Keeps both streams in order on a terminal.
+                tell(f"{printable(prediction.path)} cannot be read: {prediction.error}")
         problems = []
         if failed:
             problems.append(f"{failed} of {len(pictures)} pictures could not be read")
@@ -54,6 +51,24 @@ def main() -> None:
             problems.append(f"there is no picture in {join_paths(empty_folders)}")
         if problems:
             raise UserError("; ".join(problems))
+
+
+def _print_rows(prediction: Prediction, width: int) -> None:
+    """Prints one row per class."""
+    label = printable(prediction.path)
+    for name, probability in prediction.classes:
+        print(f"{label:{width}}  {probability:11.2%}  {name}", flush=True)
+        label = ""
+
+
+def _print_json(prediction: Prediction) -> None:
+    """Prints one JSON object."""
+    row: dict[str, object] = {"picture": printable(prediction.path)}
+    if prediction.error:
+        row["error"] = prediction.error
+    else:
+        row["classes"] = [{"name": n, "probability": p} for n, p in prediction.classes]
+    print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
 def _parse_arguments() -> argparse.Namespace:

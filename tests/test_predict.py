@@ -271,7 +271,7 @@ def test_order_of_files_and_folders(tmp_path):
     for name in ("b/notes.txt", "c.txt"):
         (tmp_path / name).write_text("no picture")
     names = [tmp_path / name for name in ("c.txt", "b", "a.png", "missing.png", "a.png")]
-    found = find_pictures([str(name) for name in names])
+    found, _ = find_pictures([str(name) for name in names])
     relative = [path.relative_to(tmp_path).as_posix() for path in found]
     folder = ["b/10.jpeg", "b/2.png", "b/a/1.JPG"]
     assert relative == ["c.txt", *folder, "a.png", "missing.png", "a.png"]

@@ -1,11 +1,9 @@
-"""Classification of picture files with a trained network, and output of the results."""
+"""Classification of picture files with a trained network."""
 
 import concurrent.futures
-import json
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,29 +28,27 @@ class Prediction(NamedTuple):
     error: str = ""
 
 
-def find_pictures(
-    paths: Sequence[str], on_empty: Callable[[pathlib.Path], None] = lambda _: None
-) -> list[pathlib.Path]:
-    """Lists the files among `paths`, and the pictures in the folders among them.
+def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Lists the files among `paths` with the pictures in the folders among them.
 
-    Args:
-      paths: Files and folders.
-      on_empty: Function that is called with each folder that holds no picture.
+    Returns:
+      The pictures, and the folders that hold none.
 
     Raises:
       UserError: There is no picture in any of them.
     """
     pictures: list[pathlib.Path] = []
+    empty_folders = []
     for path in map(pathlib.Path, paths):
         found = find_images(path) if path.is_dir() else [path]
         if not found:
-            on_empty(path)
+            empty_folders.append(path)
         pictures += found
     if not pictures:
         raise UserError(
             f"there is no picture in {join_paths(paths)}: name files or another folder"
         )
-    return pictures
+    return pictures, empty_folders
 
 
 def join_paths(paths: Iterable[str | os.PathLike[str]]) -> str:
@@ -79,8 +75,7 @@ def predict(
         `evaluation_crops`).
     """
     num_devices = len(predictor.devices)
-    batch_size = min(batch_size, len(pictures))
-    batch_size = -(-batch_size // num_devices) * num_devices
+    batch_size = -(-min(batch_size, len(pictures)) // num_devices) * num_devices
     storage_size = predictor.description.preprocess.storage_size
     class_names = predictor.description.class_names
     for chunk, decoded in _decode(pictures, storage_size, batch_size):
@@ -92,13 +87,12 @@ def predict(
             if not isinstance(result, BadImageError):
                 batch["image"][row], batch["extent"][row] = result
         probabilities = np.exp(predictor.log_probabilities(batch, num_crops)["main"])
-        for row, (path, result) in enumerate(zip(chunk, decoded, strict=True)):
+        for path, result, row in zip(chunk, decoded, probabilities, strict=False):
             if isinstance(result, BadImageError):
                 yield Prediction(path, (), str(result))
                 continue
-            best = np.argsort(-probabilities[row], kind="stable")[:top]
-            classes = tuple((class_names[i], float(probabilities[row, i])) for i in best)
-            yield Prediction(path, classes)
+            best = np.argsort(-row, kind="stable")[:top]
+            yield Prediction(path, tuple((class_names[i], float(row[i])) for i in best))
 
 
 def _decode(
@@ -117,48 +111,10 @@ def _decode(
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
         ahead = pool.map(decode, chunks[0])
-        for number, chunk in enumerate(chunks, start=1):
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
             decoded = list(ahead)
-            if number < len(chunks):
-                ahead = pool.map(decode, chunks[number])
+            ahead = pool.map(decode, following)
             yield chunk, decoded
     finally:
         # After Ctrl-C a thread may wait for a file forever, so do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def print_table(predictions: Iterator[Prediction], width: int) -> int:
-    """Prints one row per class, and returns the number of unreadable pictures."""
-    failed = 0
-    print(f"{'picture':{width}}  probability  class")
-    for path, classes, error in predictions:
-        label = printable(path)
-        if error:
-            failed += 1
-            _report_unreadable(path, error)
-        for name, probability in classes:
-            print(f"{label:{width}}  {probability:11.2%}  {name}", flush=True)
-            label = ""
-    return failed
-
-
-def print_json(predictions: Iterator[Prediction]) -> int:
-    """Prints one JSON object per picture, and returns the number of unreadable ones."""
-    failed = 0
-    for path, classes, error in predictions:
-        row: dict[str, object] = {"picture": printable(path)}
-        if error:
-            failed += 1
-            row["error"] = error
-            _report_unreadable(path, error)
-        else:
-            row["classes"] = [
-                {"name": name, "probability": probability} for name, probability in classes
-            ]
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-    return failed
-
-
-def _report_unreadable(path: pathlib.Path, error: str) -> None:
-    sys.stdout.flush()  # Keeps both streams in order on a terminal.
-    print(f"googlenet_flax: {printable(path)} cannot be read: {error}", file=sys.stderr)

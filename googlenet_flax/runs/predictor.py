@@ -3,16 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.model.googlenet import GoogLeNet
-from googlenet_flax.preprocessing.crops import Crop, evaluation_crops
-from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
@@ -25,22 +22,6 @@ from googlenet_flax.training.state import Params
 LogProbabilities = dict[str, np.ndarray]
 
 
-def log_probability_step(
-    variables: Params,
-    batch: Mapping[str, Any],
-    crop: Crop | None,
-    *,
-    model: GoogLeNet,
-    preprocess: Preprocess,
-) -> dict[str, jax.Array]:
-    """Computes the log-softmax of every classifier, `[B, num_classes]`, for one crop."""
-    images = preprocess(batch["image"], batch.get("extent"), crop)
-    output: Any = model.apply(variables, images, train=False)
-    return {
-        name: jax.nn.log_softmax(logits) for name, logits in outputs_by_name(output).items()
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Predictor:
     """A network, its weights and the devices it runs on."""
@@ -49,7 +30,7 @@ class Predictor:
     description: ModelDescription
     variables: Params  # Replicated over the devices.
     devices: Sequence[jax.Device]
-    step: Callable[..., dict[str, jax.Array]]  # The sharded `log_probability_step`.
+    step: Callable[..., dict[str, jax.Array]]  # Of variables, shards and a `Crop`.
 
     @classmethod
     def load(
@@ -68,17 +49,19 @@ class Predictor:
           UserError: There is no such run or checkpoint.
         """
         workdir.read_config()  # Refuses a directory without a run.
-        with Checkpoints(workdir.checkpoints) as checkpoints:
-            checkpoint_step = checkpoints.resolve(checkpoint)
-            description = checkpoints.describe(checkpoint_step)
-            variables = checkpoints.restore_variables(
-                checkpoint_step, description.variables_like(), devices, raw=raw
-            )
-        step = partial(
-            log_probability_step,
-            model=description.create_model(devices),
-            preprocess=description.preprocess,
+        checkpoints = Checkpoints(workdir.checkpoints)
+        checkpoint_step = checkpoints.resolve(checkpoint)
+        description = checkpoints.describe(checkpoint_step)
+        variables = checkpoints.restore_variables(
+            checkpoint_step, description.variables_like(), devices, raw=raw
         )
+        model = description.create_model(devices)
+
+        def step(variables, batch, crop):
+            images = description.preprocess(batch["image"], batch.get("extent"), crop)
+            logits = outputs_by_name(model.apply(variables, images, train=False))
+            return {name: jax.nn.log_softmax(values) for name, values in logits.items()}
+
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(checkpoint_step, description, variables, devices, parallel_step)
 
@@ -92,24 +75,20 @@ class Predictor:
             devices must be able to share the examples equally.
           num_crops: Number of crops of each picture (see `evaluation_crops`).
         """
-        side = self.description.preprocess.crop_fraction
-        crops = evaluation_crops(num_crops, side)
         inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
         shards = split_over_devices(inputs, len(self.devices))
-        total = None
-        for crop in crops:
+        total: Any = None
+        for crop in evaluation_crops(num_crops, self.description.preprocess.crop_fraction):
             one = self.step(self.variables, shards, crop)
             total = one if total is None else jax.tree.map(jnp.logaddexp, total, one)
         return {
-            name: np.concatenate(values) - math.log(len(crops))
-            for name, values in jax.device_get(total or {}).items()
+            name: np.concatenate(values) - math.log(num_crops)
+            for name, values in jax.device_get(total).items()
         }
 
 
 def mean_log_probabilities(
-    predictors: Sequence[Predictor],
-    batch: Mapping[str, np.ndarray],
-    num_crops: int,
+    predictors: Sequence[Predictor], batch: Mapping[str, np.ndarray], num_crops: int
 ) -> LogProbabilities:
     """Computes the log of the softmax averaged over networks and crops (section 7)."""
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
