@@ -1,7 +1,6 @@
 """Evaluation of saved networks: one, or the mean of several, over one or many crops."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +14,7 @@ from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runs.predictor import Predictor, mean_log_probabilities
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import (
     Sums,
@@ -128,7 +128,12 @@ def evaluate_checkpoints(
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
     ]
     first, config = predictors[0], workdirs[0].load_config()
-    _check_same_classes(workdirs, predictors)
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        if predictor.description.class_names != first.description.class_names:
+            raise UserError(
+                f"{workdirs[0].path} and {workdir.path} have different classes: an "
+                "ensemble needs the same ones in the same order"
+            )
     data = data.complete(config)
     split = data.load(first.description)
     aux_weight = config.aux_weight if config else 0.0
@@ -141,28 +146,11 @@ def evaluate_checkpoints(
             num_devices=len(devices),
         )
     else:
-        metrics = evaluate_averaged(
-            predictors,
-            num_crops,
-            split,
-            aux_weight=aux_weight,
-            batch_size=data.batch_size,
-        )
+        options = {"aux_weight": aux_weight, "batch_size": data.batch_size}
+        metrics = evaluate_averaged(predictors, num_crops, split, **options)
     for path, reason in split.unreadable.items():
-        print(f"googlenet_flax: skipped {path}: {reason}", file=sys.stderr)
+        tell(f"skipped {path}: {reason}")
     return {"step": first.checkpoint_step, **metrics}
-
-
-def _check_same_classes(
-    workdirs: Sequence[Workdir], predictors: Sequence[Predictor]
-) -> None:
-    """Raises a UserError where two networks of an ensemble have different classes."""
-    for workdir, predictor in zip(workdirs, predictors, strict=True):
-        if predictor.description.class_names != predictors[0].description.class_names:
-            raise UserError(
-                f"{workdirs[0].path} and {workdir.path} have different classes: an "
-                "ensemble needs the same ones in the same order"
-            )
 
 
 def evaluate_averaged(

@@ -99,10 +99,8 @@ class MetricsWriter:
         Raises:
           UserError: The row cannot be written.
         """
-        row = {
-            **{"step": step, "epoch": epoch, "split": split, **metrics},
-            UNIX_SECONDS: round(time.time(), 3),
-        }
+        row = {"step": step, "epoch": epoch, "split": split, **metrics}
+        row[UNIX_SECONDS] = round(time.time(), 3)
         with writing(self._jsonl_file):
             self._append(_to_line(row).encode())
         with writing(self._tensorboard_dir):
@@ -135,26 +133,25 @@ def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: The file cannot be read, or another line is not a row.
     """
-    if not jsonl_file.exists():
-        return []
-    rows = []
     try:
-        lines = jsonl_file.read_bytes().splitlines(keepends=True)
+        *lines, _ = jsonl_file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise UserError(
             f"{jsonl_file} cannot be read ({error.strerror}): move it away"
         ) from error
+    rows = []
     for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n"):
-            try:
-                row = json.loads(line)
-                _ = row["step"], row["split"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"{jsonl_file} line {number} is no row of metrics: mend that line, or "
-                    "move the file away"
-                ) from error
-            rows.append(row)
+        try:
+            row = json.loads(line)
+            _ = row["step"], row["split"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{jsonl_file} line {number} is not a row of metrics: fix that line, or "
+                "move the file away"
+            ) from error
+        rows.append(row)
     return rows
 
 

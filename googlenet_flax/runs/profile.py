@@ -26,7 +26,9 @@ class StepProfile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is the first one; to be called before each update.
@@ -44,9 +46,4 @@ class StepProfile:
         """Writes the trace after the last step; to be called after each update."""
         if self._is_tracing and step >= self._last:
             jax.block_until_ready(state)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._is_tracing:
-            self._is_tracing = False
-            jax.profiler.stop_trace()
+            self.__exit__()

@@ -3,15 +3,12 @@
 import pathlib
 import secrets
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.metrics import tagged_metrics
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
-
-ID_BYTES = 8
 
 
 class WandbMirror:
@@ -40,7 +37,7 @@ class WandbMirror:
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
             if not id_file.exists():
-                replace_file(id_file, secrets.token_hex(ID_BYTES).encode())
+                replace_file(id_file, secrets.token_hex(8).encode())
             run_id = id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(
@@ -53,20 +50,15 @@ class WandbMirror:
             )
         except Exception as error:  # Many types: no login, no network, a bad name.
             raise UserError(
-                f"W&B cannot start ({' '.join(str(error).split())}): run `wandb login`, or "
-                "set WANDB_MODE=offline, or --config.wandb_project="
+                f"W&B cannot start ({error}): run `wandb login`, or set "
+                "WANDB_MODE=offline, or --config.wandb_project="
             ) from error
         self._run.define_metric("*", step_metric="step")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
 
     def write(self, row: Mapping[str, Any]) -> None:

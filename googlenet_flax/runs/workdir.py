@@ -97,7 +97,6 @@ class Workdir:
     def __exit__(self, *_: object) -> None:
         if self._lock_file is not None:
             self._lock_file.close()
-            self._lock_file = None
 
     def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
         """Reads the config of the run, with tuples instead of the lists of JSON.
@@ -109,16 +108,23 @@ class Workdir:
           UserError: There is no run here, or its config is missing or unreadable.
         """
         try:
-            config = json.loads(self.config_file.read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
+            config = json.loads(self.config_file.read_text(encoding="utf-8")).items()
+        except (OSError, ValueError, AttributeError) as error:
             is_missing = isinstance(error, FileNotFoundError)
             problem = "is missing" if is_missing else "cannot be read"
-            raise self._no_config(problem, flag) from error
+            if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
+                raise UserError(
+                    f"{self.config_file} {problem}, but the checkpoints of the run are "
+                    "there: restore it, or start the command that made them with another "
+                    f"--workdir, stop it and copy {self.config_file.name} from there"
+                ) from error
+            raise UserError(
+                f"no run in {str(self.path)!r} ({self.config_file.name} {problem}): name "
+                f"the workdir of a run or an import with {flag}=DIR"
+            ) from error
         return {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in config.items()
+            for name, value in config
         }
 
     def load_config(self) -> Config | None:
@@ -130,28 +136,15 @@ class Workdir:
         saved = self.read_config()
         return None if IMPORTED_FROM in saved else Config.of_run(saved)
 
-    def _no_config(self, problem: str, flag: str) -> UserError:
-        """Creates the error for an unreadable config, which depends on the checkpoints."""
-        if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
-            return UserError(
-                f"{self.config_file} {problem}, but the checkpoints of the run are there: "
-                "restore it, or start the command that made them with another --workdir, "
-                f"stop it and copy {self.config_file.name} from there"
-            )
-        return UserError(
-            f"no run in {str(self.path)!r} ({self.config_file.name} {problem}): name the "
-            f"workdir of a run or an import with {flag}=DIR"
-        )
-
     def write_config(self, fields: Mapping[str, Any]) -> None:
         """Writes the fields of the config completely or not at all.
 
         Raises:
           UserError: The file cannot be written.
         """
-        text = json.dumps(dict(fields), indent=2) + "\n"
+        content = (json.dumps(dict(fields), indent=2) + "\n").encode()
         with writing(self.config_file):
-            replace_file(self.config_file, text.encode())
+            replace_file(self.config_file, content)
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Appends a record of a start of the run, with the time and the given facts.
@@ -160,8 +153,8 @@ class Workdir:
           UserError: The file cannot be written.
         """
         line = json.dumps({"time": time.time(), **facts}) + "\n"
-        with writing(self.starts_file), self.starts_file.open("ab") as file:
-            file.write(line.encode())
+        with writing(self.starts_file), self.starts_file.open("a") as file:
+            file.write(line)
 
     def read_starts(self) -> list[dict[str, Any]]:
         """Reads the records of `write_start`, without those that cannot be read."""
@@ -191,9 +184,9 @@ class Workdir:
                 f"workdir {str(self.path)!r} holds imported weights: train in another "
                 f"--workdir with --config.init_from={self.path}"
             )
-        resumable = RESUMABLE_FIELDS | LENGTH_FIELDS
-        if config.schedule != "staircase" or config.final_aux_fraction != 1:
-            resumable = RESUMABLE_FIELDS
+        resumable = RESUMABLE_FIELDS
+        if config.schedule == "staircase" and config.final_aux_fraction == 1:
+            resumable |= LENGTH_FIELDS
         before, now = Config.of_run(saved).to_dict(), config.to_dict()
         changes = {
             name: f"{name} was {before[name]!r} and is now {now[name]!r}"
