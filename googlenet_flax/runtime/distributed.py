@@ -36,15 +36,8 @@ STATUS_CODE = re.compile(
 )
 # Words with which the runtime and the collectives of each platform report a lost process.
 LOST_PROCESS_WORDS = (
-    "gloo",
-    "nccl",
-    "connection",
-    "socket",
-    "coordination service",
-    "heartbeat",
-    "barrier",
-    "unavailable",
-    "deadline_exceeded",
+    *("gloo", "nccl", "connection", "socket", "coordination service", "heartbeat"),
+    *("barrier", "unavailable", "deadline_exceeded"),
 )
 
 
@@ -94,26 +87,22 @@ def joined(
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not _reports_lost_process(error):
+        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if not (is_of_jax or STATUS_CODE.match(str(error))):
+            raise
+        if not any(word in str(error).lower() for word in LOST_PROCESS_WORDS):
             raise
         _leave(
             RunError(
                 f"process {jax.process_index()} has lost another one "
                 f"({_first_sentence(error)}): look at what the others said, and start all "
-                "again with the same command, which goes on from the last checkpoint"
+                "again with the same command, which continues from the last checkpoint"
             )
         )
     except RunError as error:
         if error.is_shared:
             raise
         _leave(error)
-
-
-def _reports_lost_process(error: Exception) -> bool:
-    """Returns True if the runtime or a collective reports that another process is lost."""
-    text = str(error)
-    is_jax_error = isinstance(error, jax.errors.JaxRuntimeError) or STATUS_CODE.match(text)
-    return bool(is_jax_error) and any(word in text.lower() for word in LOST_PROCESS_WORDS)
 
 
 def _wait_for_first(host: str, port: int, process_id: int) -> None:
@@ -188,20 +177,17 @@ def together() -> Iterator[None]:
     Raises:
       RunError: The error of this process, or that of the first other process with one.
     """
-    if num_processes() == 1:
-        yield
-        return
     raised = None
     try:
         yield
     except RunError as error:
+        if num_processes() == 1:
+            raise
         raised = error
-    own_report = "" if raised is None else json.dumps([raised.exit_code, str(raised)])
-    for number, report in enumerate(_exchange(own_report)):
+    for number, report in enumerate(_exchange(raised and [raised.exit_code, str(raised)])):
         if report and raised is None:
-            exit_code, message = json.loads(report)
-            raised = RunError(f"process {number}: {message}")
-            raised.exit_code = exit_code
+            raised = RunError(f"process {number}: {report[1]}")
+            raised.exit_code = report[0]
     if raised is not None:
         raised.is_shared = True
         raise raised
@@ -213,9 +199,7 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
     Raises:
       UserError: Facts differ; the message names them, followed by `complaint`.
     """
-    if num_processes() == 1:
-        return
-    first, *others = map(json.loads, _exchange(json.dumps(dict(facts))))
+    first, *others = _exchange(dict(facts))
     for number, other in enumerate(others, 1):
         differing = [
             f"{name} is {first[name]!r} in process 0 and {other[name]!r} in {number}"
@@ -230,20 +214,17 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
 
 def first_says(flag: bool) -> bool:
     """Returns the `flag` of the first process in all processes."""
-    return _exchange("yes" if flag else "")[0] == "yes" if num_processes() > 1 else flag
+    return _exchange(flag)[0]
 
 
 def wait_for_all() -> None:
     """Waits until every process has made this call."""
-    if num_processes() > 1:
-        _exchange("")
+    _exchange(None)
 
 
 def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
     """Adds up the sums of all processes, by name, in float64."""
-    if num_processes() == 1:
-        return dict(sums)
-    parts = [json.loads(report) for report in _exchange(json.dumps(dict(sums)))]
+    parts = _exchange(dict(sums))
     return {name: sum(part[name] for part in parts) for name in sums}
 
 
@@ -256,9 +237,9 @@ def to_global(tree: Any, sharding: NamedSharding) -> Any:
     """
     if num_processes() == 1:
         return tree
-    mesh: Any = sharding.mesh  # Its declared type also allows a mesh without devices.
     from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
+    mesh: Any = sharding.mesh  # Its declared type also allows a mesh without devices.
     return multihost_utils.host_local_array_to_global_array(tree, mesh, sharding.spec)
 
 
@@ -266,9 +247,9 @@ def to_local(tree: Any, sharding: NamedSharding) -> Any:
     """Converts global arrays to those that `pmap` takes: the inverse of `to_global`."""
     if num_processes() == 1:
         return tree
-    mesh: Any = sharding.mesh
     from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
+    mesh: Any = sharding.mesh
     return multihost_utils.global_array_to_host_local_array(tree, mesh, sharding.spec)
 
 
@@ -278,16 +259,18 @@ def tell_once(text: str) -> None:
         tell(text)
 
 
-def _exchange(text: str) -> list[str]:
-    """Gathers a text from each process, in their order; every process must call it."""
+def _exchange(value: Any) -> list[Any]:
+    """Gathers a JSON value of each process, in their order; every process must call it."""
+    if num_processes() == 1:
+        return [value]
     from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
 
-    data = np.frombuffer(text.encode(), np.uint8)
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
     # The padded size is a power of 2, because every new size is compiled.
     padded_size = 1 << int(max(sizes)).bit_length()
     rows = multihost_utils.process_allgather(np.pad(data, (0, padded_size - data.size)))
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _first_sentence(error: Exception) -> str:

@@ -12,8 +12,7 @@ import jax
 
 from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
 
-RESUME = "mend that and run the same command, which goes on from the last checkpoint"
-
+RESUME = "fix that and run the same command, which continues from the last checkpoint"
 EXIT_SECONDS = 2  # Time that threads have to finish after a command was interrupted.
 
 

@@ -65,27 +65,23 @@ class Progress:
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
         """Shows loss and rate at a logged step and restarts the clock."""
-        if self._is_shown:
-            self._show(step, loss, images_per_second)
-        self.restart_clock(step)
-
-    def _show(self, step: int, loss: float, images_per_second: float | None) -> None:
-        rate = "" if images_per_second is None else f"{images_per_second:.1f} images/s"
-        if self._bar.disable:
-            parts = [f"step {step}/{self._total_steps}", f"loss {loss:.4f}", rate]
+        parts = [f"loss {loss:.4f}"]
+        if images_per_second:
+            parts.append(f"{images_per_second:.1f} images/s")
+        if not self._bar.disable:
+            self._bar.set_postfix_str(" ".join(parts))
+        elif self._is_shown:
             if images_per_second:
                 seconds = (self._total_steps - step) * self._batch_size / images_per_second
                 parts.append(f"ETA {datetime.timedelta(seconds=round(seconds))}")
-            say("  ".join(part for part in parts if part), sys.stderr)
-        else:
-            self._bar.set_postfix_str(f"loss {loss:.4f} {rate}".rstrip())
+            say("  ".join([f"step {step}/{self._total_steps}", *parts]), sys.stderr)
+        self.restart_clock(step)
 
     def say(self, line: str) -> None:
         """Prints a permanent line on stdout, above the bar."""
-        if not self._is_shown:
-            return
-        with self._bar.external_write_mode(file=sys.stdout):
-            say(line, sys.stdout)
+        if self._is_shown:
+            with self._bar.external_write_mode(file=sys.stdout):
+                say(line, sys.stdout)
 
 
 def _is_terminal(stream: TextIO) -> bool:

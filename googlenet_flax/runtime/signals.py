@@ -48,11 +48,6 @@ class StopRequest:
                 self.signal_number = signal.SIGTERM
         return self.signal_number is not None
 
-    def check(self) -> None:
-        """Raises `StopRequested` if the run has to stop at this step."""
-        if self.is_due():
-            raise StopRequested
-
     def interruptible(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches; after a signal, waits only briefly for the next one.
 
@@ -77,16 +72,16 @@ class StopRequest:
             yield batch
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches as `interruptible` does, and calls `check` before each."""
+        """Yields the batches as `interruptible` does, unless the run has to stop."""
         for batch in self.interruptible(batches):
-            self.check()
+            if self.is_due():
+                raise StopRequested
             yield batch
 
     def break_off_wait(self, *_: object) -> None:
         """Handles the SIGALRM that is set `MAX_WAIT_SECONDS` after the first signal."""
         self._is_overdue = True
         if self._is_waiting_for_batch:
-            self._is_waiting_for_batch = False
             raise StopRequested
 
 
@@ -110,8 +105,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.has_received_signal = True
         if not request.wait_for_loop:
             name = signal.Signals(number).name
-            line = f"googlenet_flax: stopped by {name} before the first step\n"
-            os.write(2, line.encode())
+            os.write(
+                2, f"googlenet_flax: stopped by {name} before the first step\n".encode()
+            )
             os._exit(128 + number)  # sys.exit would wait for the compiling thread.
         if signal.SIGTERM in handled_by_jax:
             os.kill(os.getpid(), signal.SIGTERM)
