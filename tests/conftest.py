@@ -17,9 +17,11 @@ import sys
 import pytest
 from absl.testing import flagsaver
 from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
-from helpers.tiny_run import train_tiny
+from helpers.networks import SMALL_INCEPTIONS
+from helpers.tiny_run import train_well
 
 from googlenet_flax.data.builders import cifar
+from googlenet_flax.model import googlenet
 
 
 def pytest_collection_modifyitems(items):
@@ -34,25 +36,31 @@ def shared_folder(tmp_path_factory) -> pathlib.Path:
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compilation_cache(shared_folder) -> dict[str, str]:
     """Environment in which processes compile each program once per test run."""
-    return {
+    variables = {
         "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    os.environ |= variables  # JAX has read its own: only other processes will see them.
+    return variables
+
+
+@pytest.fixture
+def small_inceptions(monkeypatch):
+    """Lets every network have three narrow blocks, which compile in seconds."""
+    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
 
 
 @pytest.fixture(scope="session")
-def finished_run(shared_folder, compilation_cache):
+def finished_run(shared_folder):
     """Workdir, stdout and stderr of a tiny run that nothing disturbed; do not change it."""
     workdir, result = shared_folder / "finished", shared_folder / "finished.json"
     with (shared_folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # The first worker makes it for all.
         if not result.exists():
-            code, out, err = train_tiny(workdir, env=compilation_cache)
-            assert code == 0, err
-            result.write_text(json.dumps([out, err]))
+            result.write_text(json.dumps(train_well(workdir)))
     return workdir, *json.loads(result.read_text())
 
 

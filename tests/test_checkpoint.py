@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import shutil
 
 import jax
@@ -90,6 +91,8 @@ def kept_steps(directory):
         ([None, 0.5, None, None, None, None], {2, 4, 5, 6}, 2),
         ([None, None, None, None], {2, 3, 4}, None),
         ([0.5, 0.5, 0.1], {1, 2, 3}, 2),
+        ([math.nan, 0.5, 0.1, math.nan, 0.2], {2, 3, 4, 5}, 2),
+        ([math.nan], {1}, None),
     ],
 )
 def test_keeps_the_three_latest_and_the_best(tmp_path, accuracies, kept, best):
@@ -106,9 +109,8 @@ def test_the_best_is_that_of_averaged_weights(tmp_path):
             metrics = dict(zip(("accuracy", "averaged_accuracy"), pair, strict=True))
             state = tiny_state(step)
             checkpoints.save(state, description=DESCRIPTION, metrics=metrics)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_step == 2
-        assert kept_steps(tmp_path) == {2, 3, 4, 5}
+    assert Checkpoints(tmp_path).best_step == 2
+    assert kept_steps(tmp_path) == {2, 3, 4, 5}
 
 
 def test_averages_are_saved_with_the_weights(tmp_path):
@@ -119,16 +121,14 @@ def test_averages_are_saved_with_the_weights(tmp_path):
         checkpoints.save(plain, description=DESCRIPTION)
         checkpoints.save(state, description=DESCRIPTION)
     devices = jax.devices()[:2]
-    with Checkpoints(tmp_path) as checkpoints:
-        assert [checkpoints.has_averages(step) for step in (1, 2)] == [False, True]
-        restored = checkpoints.restore(2, jax.eval_shape(lambda: state), devices)
-        jax.tree.map(np.testing.assert_array_equal, restored, state)
-        restored = checkpoints.restore(1, jax.eval_shape(lambda: plain), devices)
-        assert restored.averages == {}
-        like = jax.eval_shape(lambda: plain.variables)
-        for step, raw, value in ((1, False, 1), (1, True, 1), (2, False, 7), (2, True, 2)):
-            found = checkpoints.restore_variables(step, like, devices, raw=raw)
-            np.testing.assert_array_equal(found["params"]["kernel"], np.full((2, 3), value))
+    checkpoints = Checkpoints(tmp_path)
+    assert [checkpoints.has_averages(step) for step in (1, 2)] == [False, True]
+    restored = checkpoints.restore(2, jax.eval_shape(lambda: state), devices)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    like = jax.eval_shape(lambda: plain.variables)
+    for step, raw, value in ((1, False, 1), (1, True, 1), (2, False, 7), (2, True, 2)):
+        found = checkpoints.restore_variables(step, like, devices, raw=raw)
+        np.testing.assert_array_equal(found["params"]["kernel"], np.full((2, 3), value))
 
 
 def test_names_of_checkpoints(tmp_path):
@@ -140,13 +140,11 @@ def test_names_of_checkpoints(tmp_path):
         assert checkpoints.evaluation(2) and not checkpoints.evaluation(3)
 
 
-def test_the_best_of_what_was_never_evaluated(tmp_path):
-    with save_all(tmp_path / "one", [None]) as checkpoints:
-        assert checkpoints.best_step is None
-        assert checkpoints.resolve("best") == 1  # There is no choice.
-    with save_all(tmp_path / "two", [None, None]) as checkpoints:
-        with pytest.raises(UserError, match="--checkpoint=latest"):
-            checkpoints.resolve("best")
+def test_there_may_be_no_best_one(tmp_path):
+    with pytest.raises(UserError, match="train first"):
+        Checkpoints(tmp_path).resolve("latest")
+    with pytest.raises(UserError, match="--checkpoint=latest"):
+        save_all(tmp_path, [None, None]).resolve("best")
 
 
 def test_weights_that_were_not_trained_here(tmp_path):
@@ -162,13 +160,6 @@ def test_weights_that_were_not_trained_here(tmp_path):
         like = jax.eval_shape(lambda: variables)
         restored = checkpoints.restore_variables(0, like, jax.devices()[:2])
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
-
-
-def test_without_checkpoints(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step is None and checkpoints.best_step is None
-        with pytest.raises(UserError, match="train first"):
-            checkpoints.resolve("latest")
 
 
 def test_a_save_replaces_the_same_step(tmp_path):

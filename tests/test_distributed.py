@@ -2,42 +2,31 @@
 
 import re
 import signal
-import socket
 import time
 
 import jax
 import numpy as np
 import pytest
-from distributed_steps import train_and_save
-from helpers.paths import REPOSITORY
-from helpers.processes import (
-    finish,
-    heard,
-    last_line,
-    run,
-    start,
-    start_python,
-    wait_for_line,
-)
+from helpers.processes import finish, free_address, last_line, run, wait_for_line
 from helpers.tiny_run import (
     FINAL_STEP,
     copy_run,
     rows_without_timings,
     saved_leaves,
     saved_steps,
+    start_small,
+    start_tiny,
     tiny_flags,
-    train_tiny,
+    train_well,
 )
 
 from googlenet_flax import main
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import RunError, UserError
 
-TWO_DEVICES = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 # Without batch norm and with small steps, so that rounding stays what it is.
 GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max_steps=5")
 FULL_AT_STEP_3 = """
-import os
 from googlenet_flax.runs.metrics import MetricsWriter
 append = MetricsWriter._append
 
@@ -47,39 +36,30 @@ def append_a_little(self, line):
     append(self, line)
 
 MetricsWriter._append = append_a_little
-from googlenet_flax.main import main
-main()
 """
 LOST = re.compile(r"process \d has lost another one|another task died")
 
 
-def free_address():
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
+def on_devices(number):
+    """Environment of a process that sees so many."""
+    flags = f"--xla_force_host_platform_device_count={number}"
+    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
 
 
-def flags_of(workdir, address, number, count):
-    """The command line of one of the processes."""
-    return [
-        *tiny_flags(workdir),
-        "--config.distributed=True",
-        f"--coordinator_address={address}",
-        f"--num_processes={count}",
-        f"--process_id={number}",
-    ]
-
-
-def start_together(workdirs, *more, env, own=()):
-    """A tiny run in as many processes as there are workdirs; `own` flags for the last."""
-    address, count = free_address(), len(workdirs)
-    processes = []
-    for number, workdir in enumerate(workdirs):
-        flags = [*flags_of(workdir, address, number, count), *more]
-        with heard():
-            last = own if number == count - 1 else ()
-            processes.append(start("main", *flags, *last, env=env))
+def start_together(workdir, *more, count=2, own=(), before="", env=None):
+    """A tiny run in several processes; `own` flags for the last, `before` for the first."""
+    address, processes = free_address(), []
+    for number in range(count):
+        flags = [
+            *more,
+            "--config.distributed=True",
+            f"--coordinator_address={address}",
+            f"--num_processes={count}",
+            f"--process_id={number}",
+            *(own if number == count - 1 else ()),
+        ]
+        patch = before if number == 0 else ""
+        processes.append(start_tiny(workdir, *flags, before=patch, env=env))
     return processes
 
 
@@ -92,9 +72,9 @@ def finish_all(processes):
             process.kill()
 
 
-def train_together(workdir, count, *more, env):
+def train_together(workdir, *more, **options):
     """A tiny run to its end; what was printed by each process."""
-    codes, outs, errs = finish_all(start_together([workdir] * count, *more, env=env))
+    codes, outs, errs = finish_all(start_together(workdir, *more, **options))
     assert set(codes) == {0}, errs
     return outs, errs
 
@@ -112,49 +92,25 @@ def assert_close_runs(ours, theirs, step, rtol):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * np.abs(other).max())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.faults)])
-def test_small_steps_are_those_of_one_process(tmp_path, compilation_cache, count):
-    """With four devices in each; losses, evaluation and what is read back from disk."""
-    address = free_address()
-    processes = [
-        start_python(
-            REPOSITORY / "tests" / "distributed_steps.py",
-            *(address, count, number, tmp_path / "together"),
-            env=compilation_cache,
-        )
-        for number in range(count)
-    ]
-    expected = train_and_save(tmp_path / "alone")
-    codes, _, errs = finish_all(processes)
-    assert set(codes) == {0}, errs
-    for number in range(count):
-        with np.load(f"{tmp_path / 'together'}-{number}.npz") as results:
-            assert results.keys() == expected.keys()
-            for name, value in expected.items():
-                scale = np.abs(value).max()
-                np.testing.assert_allclose(results[name], value, atol=1e-5 * scale)
-
-
 @pytest.mark.faults
-@pytest.mark.parametrize("count", [2, 4])
-def test_they_train_what_one_process_trains(compilation_cache, tmp_path, count):
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (4, 1), (2, 2)])
+def test_they_train_what_one_process_trains(tmp_path, count, devices):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    code, _, err = train_tiny(alone, *GENTLE, env=compilation_cache)
-    assert code == 0, err
-    outs, errs = train_together(together, count, *GENTLE, env=compilation_cache)
+    train_well(alone, *GENTLE)
+    env = on_devices(devices)
+    outs, errs = train_together(together, *GENTLE, count=count, env=env)
     assert_close_runs(together, alone, step=5, rtol=1e-5)
-    assert f"on {count} x cpu in {count} processes" in outs[0]
+    assert f"on {count * devices} x cpu in {count} processes" in outs[0]
     assert "step 5/5" in errs[0]
     assert not any("GoogLeNet" in out or "step" in out for out in outs[1:])
     assert not any("step" in err for err in errs[1:])
 
 
 @pytest.fixture(scope="module")
-def run_of_two(compilation_cache, tmp_path_factory):
+def run_of_two(tmp_path_factory):
     """A run of two processes that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    train_together(workdir, 2, env=compilation_cache)
+    train_together(workdir)
     return workdir
 
 
@@ -164,48 +120,51 @@ def run_of_two(compilation_cache, tmp_path_factory):
     [([], FINAL_STEP), (["--config.mixup_alpha=0.4", "--config.max_steps=3"], 3)],
     ids=["plain", "mixup"],
 )
-def test_two_processes_are_as_good_as_two_devices(compilation_cache, tmp_path, flags, step):
+def test_two_processes_are_as_good_as_two_devices(tmp_path, flags, step):
     """Equality bit for bit, also where examples are mixed across the whole batch."""
-    train_together(tmp_path / "two", 2, *flags, env=compilation_cache)
-    env = {**compilation_cache, "XLA_FLAGS": TWO_DEVICES}
-    code, _, err = train_tiny(tmp_path / "one", *flags, env=env)
-    assert code == 0, err
+    train_together(tmp_path / "two", *flags)
+    train_well(tmp_path / "one", *flags, env=on_devices(2))
     assert_close_runs(tmp_path / "two", tmp_path / "one", step=step, rtol=0)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_other_processes_go_on(run_of_two, compilation_cache, tmp_path, count):
+def test_other_processes_go_on(run_of_two, tmp_path, count):
     """From step 6; what differs is the rounding of sums over other shares."""
     workdir = copy_run(run_of_two, tmp_path / "run", newest=6)
-    flags = ("--config.max_steps=7",)
+    flag = "--config.max_steps=7"
     if count == 1:
-        code, out, err = train_tiny(workdir, *flags, env=compilation_cache)
-        assert code == 0, err
+        out, _ = train_well(workdir, flag)
     else:
-        (out, *_), _ = train_together(workdir, count, *flags, env=compilation_cache)
+        (out, *_), _ = train_together(workdir, flag, count=count)
     assert "resuming after step 6" in out
-    step_7 = [
+    ours, theirs = (
         [row["loss"] for row in rows_without_timings(path) if row["step"] == 7]
         for path in (workdir, run_of_two)
-    ]
-    assert step_7[0][0] == pytest.approx(step_7[1][0], rel=1e-4)
+    )
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
 
 
 @pytest.mark.faults
-def test_one_process_evaluates_what_several_saved(run_of_two, compilation_cache):
-    code, out, err = run("evaluate", f"--workdir={run_of_two}", env=compilation_cache)
+def test_one_process_evaluates_what_several_saved(run_of_two):
+    code, out, err = finish(start_small("evaluate", f"--workdir={run_of_two}"))
     assert code == 0, err
     last = [row for row in rows_without_timings(run_of_two) if row["split"] == "eval"][-1]
     assert f"accuracy {last['accuracy']:.2%}" in out
 
 
+def assert_continues(workdir, run_of_two):
+    """Under the same command, to the same end."""
+    train_together(workdir)
+    assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("line", ["step 1/", "step 4/", "step 5/"])
-def test_all_end_when_one_is_killed(run_of_two, compilation_cache, tmp_path, victim, line):
+def test_all_end_when_one_is_killed(run_of_two, tmp_path, victim, line):
     workdir = tmp_path / "run"
-    processes = start_together([workdir] * 2, env=compilation_cache)
+    processes = start_together(workdir)
     wait_for_line(processes[0], line)
     processes[victim].kill()
     began = time.monotonic()
@@ -215,8 +174,7 @@ def test_all_end_when_one_is_killed(run_of_two, compilation_cache, tmp_path, vic
     assert codes[victim] == -signal.SIGKILL
     assert codes[other] in (1, -signal.SIGABRT), errs[other]  # Ours, or JAX's own.
     assert LOST.search(errs[other]), errs[other]
-    train_together(workdir, 2, env=compilation_cache)
-    assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
+    assert_continues(workdir, run_of_two)
 
 
 @pytest.mark.faults
@@ -228,11 +186,9 @@ def test_all_end_when_one_is_killed(run_of_two, compilation_cache, tmp_path, vic
         ("step 5/", signal.SIGTERM),  # The evaluation's first batch has to be compiled.
     ],
 )
-def test_a_signal_to_one_stops_all_at_the_same_step(
-    run_of_two, compilation_cache, tmp_path, line, number
-):
+def test_a_signal_to_one_stops_all_at_the_same_step(run_of_two, tmp_path, line, number):
     workdir = tmp_path / "run"
-    processes = start_together([workdir] * 2, env=compilation_cache)
+    processes = start_together(workdir)
     wait_for_line(processes[0], line)
     processes[1].send_signal(number)
     codes, _, errs = finish_all(processes)
@@ -244,15 +200,14 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
         assert step == 5
         rows = rows_without_timings(workdir)
         assert [row["split"] for row in rows] == ["train"] * 5
-    train_together(workdir, 2, env=compilation_cache)
-    assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
+    assert_continues(workdir, run_of_two)
 
 
 @pytest.mark.faults
-def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, compilation_cache, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, tmp_path):
     workdir = copy_run(run_of_two, tmp_path / "run")
     (workdir / "checkpoints" / str(FINAL_STEP) / "_CHECKPOINT_METADATA").unlink()
-    _, errs = train_together(workdir, 2, env=compilation_cache)
+    _, errs = train_together(workdir)
     assert f"{FINAL_STEP}.damaged" in errs[0] and not errs[1]
     assert (workdir / "checkpoints" / f"{FINAL_STEP}.damaged").is_dir()
     assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
@@ -260,28 +215,31 @@ def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, compilation_cache, t
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("own", "parts"),
+    ("own", "part"),
     [
-        (["--config.learning_rate=0.5"], ["learning_rate is 0.05 in process 0 and 0.5"]),
-        (["--config.data_dir=/nowhere", "--config.dataset=folder"], ["dataset is"]),
-        (["--workdir=elsewhere"], ["must be one directory that all processes see"]),
+        (["--config.learning_rate=0.5"], "learning_rate is 0.05 in process 0 and 0.5"),
+        (["--config.data_dir=/nowhere", "--config.dataset=folder"], "dataset is"),
+        (["--workdir=elsewhere"], "must be one directory that all processes see"),
+        ([], "checkpoints cannot be written"),
     ],
 )
-def test_what_one_has_otherwise_stops_all(compilation_cache, tmp_path, own, parts):
+def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
+    """And a fault that only the first, which writes, can find."""
+    workdir = tmp_path / "run"
+    if not own:
+        workdir.mkdir()
+        (workdir / "checkpoints").write_text("in the way")
     own = [flag.replace("elsewhere", str(tmp_path / "elsewhere")) for flag in own]
-    processes = start_together([tmp_path / "run"] * 2, env=compilation_cache, own=own)
-    codes, _, errs = finish_all(processes)
+    codes, _, errs = finish_all(start_together(workdir, own=own))
     assert codes == (2, 2), errs
-    for err in errs:
-        assert all(part in last_line(err) for part in parts)
+    assert all(part in last_line(err) for err in errs)
 
 
 @pytest.mark.faults
-def test_what_stops_the_first_is_told_by_all(compilation_cache, tmp_path):
-    processes = start_together([tmp_path / "run"] * 2, env=compilation_cache)
+def test_what_stops_the_first_is_told_by_all(tmp_path):
+    processes = start_together(tmp_path / "run")
     wait_for_line(processes[0], "step 1/")
-    others = start_together([tmp_path / "run"] * 2, env=compilation_cache)
-    codes, _, errs = finish_all(others)
+    codes, _, errs = finish_all(start_together(tmp_path / "run"))
     assert codes == (3, 3), errs
     for err in errs:
         assert f"is in use by process {processes[0].pid}" in last_line(err)
@@ -290,30 +248,9 @@ def test_what_stops_the_first_is_told_by_all(compilation_cache, tmp_path):
 
 
 @pytest.mark.faults
-def test_checkpoints_that_cannot_be_written_end_all(compilation_cache, tmp_path):
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    (workdir / "checkpoints").write_text("in the way")
-    processes = start_together([workdir] * 2, env=compilation_cache)
-    codes, _, errs = finish_all(processes)
-    assert codes == (2, 2), errs
-    for err in errs:
-        assert "checkpoints cannot be written" in last_line(err)
-
-
-@pytest.mark.faults
-def test_what_only_the_first_one_meets_ends_all(compilation_cache, tmp_path):
+def test_what_only_the_first_one_meets_ends_all(tmp_path):
     """Such as a disk that is full for its rows."""
-    address, workdir = free_address(), tmp_path / "run"
-    first, other = (flags_of(workdir, address, number, 2) for number in range(2))
-    processes = [
-        start_python("-c", FULL_AT_STEP_3, *first, env=compilation_cache),
-        start("main", *other, env=compilation_cache),
-    ]
-    wait_for_line(processes[0], "step 2/")
-    began = time.monotonic()
-    codes, _, errs = finish_all(processes)
-    assert time.monotonic() - began < 60
+    codes, _, errs = finish_all(start_together(tmp_path / "run", before=FULL_AT_STEP_3))
     assert codes[0] == 2 and "metrics.jsonl cannot be written" in last_line(errs[0])
     assert codes[1] in (1, -signal.SIGABRT), errs[1]
     assert LOST.search(errs[1]), errs[1]
@@ -362,25 +299,15 @@ def joined_alone(monkeypatch):
     return distributed.joined
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        # As jaxlib 0.10.2 raises them, from `process_allgather` and from `pmap`.
-        ValueError(
-            "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:"
-            "547] Connection closed by peer [127.0.0.1]:30930"
-        ),
-        jax.errors.JaxRuntimeError(
-            "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:"
-            "547] Connection closed by peer [127.0.0.1]:19658"
-        ),
-    ],
-    ids=["gather", "pmap"],
-)
+# As jaxlib 0.10.2 raises them, from `process_allgather` and from `pmap`.
+@pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
 def test_what_the_collectives_say_of_a_loss_is_told(joined_alone, error):
     words = "process 0 has lost another one .*Connection closed by peer.*the same command"
     with pytest.raises(RunError, match=words), joined_alone():
-        raise error
+        raise error(
+            "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:"
+            "547] Connection closed by peer [127.0.0.1]:30930"
+        )
 
 
 @pytest.mark.parametrize(

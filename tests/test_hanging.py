@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from helpers.networks import numpy_variables, preprocess
 from helpers.paths import REPOSITORY
-from helpers.processes import finish, heard, last_line, start, start_python
+from helpers.processes import finish, last_line, run, start_python
 from helpers.tiny_run import saved_steps
 from helpers.untrained_runs import write_run
 
@@ -61,31 +61,23 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def start_hanging(tmp_path, compilation_cache):
+def start_hanging(tmp_path):
     """Starts a command for which one picture can never be read."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def start_hanging(command, *args, path):
-        env = {**compilation_cache, "HANGING": str(path), "PYTHONPATH": str(REPOSITORY)}
-        with heard():
-            return start_python(tmp_path / "program.py", command, *args, env=env)
+        env = {"HANGING": str(path), "PYTHONPATH": str(REPOSITORY)}
+        return start_python(tmp_path / "program.py", command, *args, env=env)
 
     return start_hanging
 
 
-def train_flags(pictures, workdir, workers):
+def train_flags(pictures, workdir, workers=0):
     fields = {
-        "variant": "seed",  # Compiles faster than the one with batch norm.
-        "width_multiplier": 0.1,
-        "data_dir": pictures,
-        "storage_size": 16,
-        "image_size": 80,
-        "batch_size": BATCH_SIZE,
-        "num_epochs": 2,
-        "log_every_steps": 1,
-        "checkpoint_every_steps": 2,
-        "decode_workers": workers,
-        "seed": SEED,
+        **{"variant": "seed", "width_multiplier": 0.1, "image_size": 80},
+        **{"data_dir": pictures, "storage_size": 16, "batch_size": BATCH_SIZE},
+        **{"num_epochs": 2, "log_every_steps": 1, "checkpoint_every_steps": 2},
+        **{"decode_workers": workers, "seed": SEED},
     }
     return [
         *("--config=configs/folder.py", f"--workdir={workdir}"),
@@ -126,21 +118,17 @@ def test_training_stops_and_goes_on(tmp_path, pictures, start_hanging, position,
     workdir = tmp_path / "run"
     flags = train_flags(pictures, workdir, workers)
     path = picture_of_batch(pictures, position)
-    process = start_hanging("main", *flags, path=path)
-    err = interrupt(process, after=[f"step {position}/"])
-    assert last_line(err) == (
-        f"googlenet_flax: stopped by SIGINT after step {position}; the state is saved: "
-        "run the same command to go on"
-    )
+    err = interrupt(start_hanging("main", *flags, path=path), after=[f"step {position}/"])
+    assert f"stopped by SIGINT after step {position}; the state is saved" in last_line(err)
     assert saved_steps(workdir) == [position]
-    code, out, err = finish(start_hanging("main", *flags, path="none"))
+    code, out, err = run("main", *flags)
     assert code == 0, err
     assert f"resuming after step {position}" in out
 
 
 @pytest.mark.faults
 def test_training_stops_before_the_first_step(tmp_path, pictures, start_hanging):
-    flags = train_flags(pictures, tmp_path / "run", workers=0)
+    flags = train_flags(pictures, tmp_path / "run")
     process = start_hanging("main", *flags, path=picture_of_batch(pictures, 0))
     err = interrupt(process, after=[])
     assert last_line(err) == "googlenet_flax: stopped by SIGINT before the first step"
@@ -149,7 +137,7 @@ def test_training_stops_before_the_first_step(tmp_path, pictures, start_hanging)
 
 @pytest.mark.faults
 def test_training_stops_in_an_evaluation(tmp_path, pictures, start_hanging):
-    flags = train_flags(pictures, tmp_path / "run", workers=0)
+    flags = train_flags(pictures, tmp_path / "run")
     process = start_hanging("main", *flags, path=pictures / "test" / "bee" / "3.png")
     err = interrupt(process, after=[f"step {EPOCH_STEPS}/"])
     assert f"stopped by SIGINT after step {EPOCH_STEPS}; the state is saved" in err
@@ -187,19 +175,15 @@ def test_other_commands_end(pictures, workdir, start_hanging, command):
 
 
 @pytest.mark.faults
-def test_a_pipe_is_named(tmp_path, pictures, workdir, compilation_cache):
-    os.mkfifo(tmp_path / "pipe.png")
-    good = pictures / "test" / "ant" / "0.png"
-    flags = [f"--workdir={workdir}", "--json"]
-    process = start("predict", *flags, tmp_path / "pipe.png", good, env=compilation_cache)
-    code, out, err = finish(process)
+def test_a_pipe_is_named(tmp_path, pictures, workdir):
+    pipe, good = tmp_path / "pipe.png", pictures / "test" / "ant" / "0.png"
+    os.mkfifo(pipe)
+    code, out, err = run("predict", f"--workdir={workdir}", "--json", pipe, good)
     assert code == 2
-    assert [json.loads(line)["picture"] for line in out.splitlines()] == [
-        str(tmp_path / "pipe.png"),
-        str(good),
-    ]
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["picture"] for row in rows] == [str(pipe), str(good)]
     assert err.splitlines() == [
-        f"googlenet_flax: {tmp_path / 'pipe.png'} cannot be read: not a regular file",
+        f"googlenet_flax: {pipe} cannot be read: not a regular file",
         "googlenet_flax: 1 of 2 pictures could not be read",
     ]
 

@@ -1,14 +1,11 @@
 """The commands `main` and `evaluate`, and what a whole run says and leaves."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from helpers.paths import DIGITS, REPOSITORY
-from helpers.processes import run
-from helpers.tiny_run import FINAL_STEP, copy_run, tiny_flags
+from helpers.processes import finish, run
+from helpers.tiny_run import FINAL_STEP, copy_run, start_small, tiny_flags
 
 from googlenet_flax import evaluate, main
 from googlenet_flax.runs.metrics import read_rows
@@ -36,7 +33,7 @@ def test_a_run_says_what_it_does(finished_run):
         assert row["loss"] == pytest.approx(row["main_loss"] + 0.3 * heads, rel=1e-5)
 
 
-def test_a_finished_run_says_so(finished_run, run_command, tmp_path):
+def test_a_finished_run_says_so(finished_run, run_command, tmp_path, small_inceptions):
     workdir = copy_run(finished_run[0], tmp_path / "run")
     before = (workdir / "metrics.jsonl").read_text()
     code, out, err = run_command(main, *tiny_flags(workdir))
@@ -46,9 +43,9 @@ def test_a_finished_run_says_so(finished_run, run_command, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_repeats_the_last_evaluation(finished_run, compilation_cache):
+def test_evaluate_repeats_the_last_evaluation(finished_run):
     flags = f"--workdir={finished_run[0]}", "--checkpoint=latest", "--json"
-    code, out, err = run("evaluate", *flags, env=compilation_cache)
+    code, out, err = finish(start_small("evaluate", *flags))
     assert code == 0, err
     metrics = json.loads(out)
     assert metrics.pop("step") == FINAL_STEP
@@ -73,14 +70,7 @@ def test_a_workdir_alone_is_not_enough(tmp_path, run_command, command, message):
 
 def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path):
     flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.image_size=79"
-    process = subprocess.run(
-        [sys.executable, "-m", "googlenet_flax.main", *flags],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
+    code, _, err = run("main", *flags, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert code == 2
+    (line,) = err.splitlines()
     assert "config.image_size is 79 but must be 80" in line

@@ -34,12 +34,8 @@ def config(data_dir, **fields):
         **{"data_dir": str(data_dir), "width_multiplier": 0.1, "image_size": 80},
         **{"batch_size": 4, "storage_size": 16, "max_steps": 3, "warmup_epochs": 0.0},
         **{"schedule": "staircase", "log_every_steps": 1, "averaging": "none"},
-        **{
-            "variant": "seed",
-            "crop_min_area": 1.0,
-            "color_jitter": 0.0,
-            "interpolations": ("bilinear",),
-        },
+        **{"variant": "seed", "crop_min_area": 1.0, "color_jitter": 0.0},
+        **{"interpolations": ("bilinear",)},
         **fields,
     }
 
@@ -56,9 +52,8 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(finished, tmp_path, monkeypatch):
-    """A copy of both in another place, and the small network to go on with."""
-    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+def copy(finished, tmp_path, small_inceptions):
+    """A copy of both in another place, and the small network to continue with."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

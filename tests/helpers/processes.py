@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -29,30 +30,38 @@ def heard(ignored=()):
             signal.signal(number, handler)
 
 
-def start(command, *args, env=None, **options) -> subprocess.Popen:
-    """Starts the command as a process; `options` are those of `subprocess.Popen`."""
-    return start_python("-m", f"googlenet_flax.{command}", *args, env=env, **options)
+def start(command, *args, before="", **options) -> subprocess.Popen:
+    """Starts the command as a process, after the Python statements in `before`."""
+    program = ["-m", f"googlenet_flax.{command}"]
+    if before:
+        run = f"import googlenet_flax.{command} as command\ncommand.main()\n"
+        program = ["-c", f"{before}\n{run}"]
+    return start_python(*program, *args, **options)
 
 
-def start_python(*args, env=None, **options) -> subprocess.Popen:
-    """Starts `python ARGS` as a process, for a program that calls a command."""
+def start_python(*args, env=None, ignored=(), **options) -> subprocess.Popen:
+    """Starts `python ARGS`, which hears all signals but `ignored`.
+
+    Further `options` are those of `subprocess.Popen`.
+    """
     settings = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # Much compiled, little run.
         **(env or {}),
     }
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        [sys.executable, *map(str, args)],
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, **settings},
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {**pipes, "cwd": REPOSITORY, **options}
+    with heard(ignored):
+        return subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            text=True,
+            env={**os.environ, **settings},
+            **options,
+        )
 
 
-def run(command, *args, env=None, **options) -> tuple[int, str, str]:
+def run(command, *args, **options) -> tuple[int, str, str]:
     """Runs the command; returns its exit code, stdout and stderr."""
-    return finish(start(command, *args, env=env, **options))
+    return finish(start(command, *args, **options))
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -64,14 +73,21 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def wait_for_line(process: subprocess.Popen, text: str) -> None:
-    """Reads stderr up to a line that holds `text`."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
+def wait_for_line(process: subprocess.Popen, text: str, stream: str = "stderr") -> str:
+    """Reads a stream up to a line that holds `text`; returns all lines."""
+    lines = ""
+    for line in getattr(process, stream):
+        lines += line
         if text in line:
-            return
-    pytest.fail(f"the process ended without {text!r}: {''.join(lines)}")
+            return lines
+    pytest.fail(f"the process ended without {text!r}: {lines}")
+
+
+def free_address() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 def last_line(err: str) -> str:

@@ -1,17 +1,24 @@
-"""Real runs of a tiny network, and what they leave."""
+"""Real runs of a tiny network, and what they leave.
+
+The network has three narrow blocks instead of nine, so that it compiles in seconds; a test
+that continues such a run in its own process needs the fixture `small_inceptions`.
+"""
 
 import json
 import pathlib
 import shutil
 import subprocess
+from unittest import mock
 
 import jax
 import numpy as np
+from helpers.networks import SMALL_INCEPTIONS
 from helpers.paths import DIGITS
 from helpers.processes import finish, start
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
+from googlenet_flax.model import googlenet
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.workdir import Workdir
@@ -30,11 +37,23 @@ TINY_RUN = [
 ]
 EPOCH_STEPS = 5
 FINAL_STEP = 10
+SMALL = """
+import sys
+sys.path.append("tests")
+from helpers.networks import SMALL_INCEPTIONS
+from googlenet_flax.model import googlenet
+googlenet.INCEPTIONS = SMALL_INCEPTIONS
+"""
 
 
-def start_tiny(workdir, *more, env, **options) -> subprocess.Popen:
+def start_small(command, *args, before="", **options) -> subprocess.Popen:
+    """Starts a command in which every network has three blocks; see `start`."""
+    return start(command, *args, before=SMALL + before, **options)
+
+
+def start_tiny(workdir, *more, **options) -> subprocess.Popen:
     """Trains 10 steps, evaluates after 5 and 10, saves at 2, 4, 5, 6, 8 and 10."""
-    return start("main", *tiny_flags(workdir), *more, env=env, **options)
+    return start_small("main", *tiny_flags(workdir), *more, **options)
 
 
 def tiny_flags(workdir) -> list[str]:
@@ -42,9 +61,21 @@ def tiny_flags(workdir) -> list[str]:
     return [f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN]
 
 
-def train_tiny(workdir, *more, env, **options) -> tuple[int, str, str]:
+def train_tiny(workdir, *more, **options) -> tuple[int, str, str]:
     """Runs a tiny run to its end; returns exit code, stdout and stderr."""
-    return finish(start_tiny(workdir, *more, env=env, **options))
+    return finish(start_tiny(workdir, *more, **options))
+
+
+def train_well(workdir, *more, expected=None, **options) -> tuple[str, str]:
+    """Runs a tiny run to its end, without an error; returns stdout and stderr.
+
+    What it leaves must be the same as in `expected`, the workdir of another run.
+    """
+    code, out, err = train_tiny(workdir, *more, **options)
+    assert code == 0, err
+    if expected is not None:
+        assert_same_run(workdir, expected)
+    return out, err
 
 
 def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
@@ -98,7 +129,9 @@ def restore_state(workdir: pathlib.Path, step: int):
     """State and description of a checkpoint, on one device."""
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
         devices = jax.local_devices()[:1]
-        experiment = create_experiment(Config.of_run(directory.read_config()), devices)
+        config = Config.of_run(directory.read_config())
+        with mock.patch.object(googlenet, "INCEPTIONS", SMALL_INCEPTIONS):
+            experiment = create_experiment(config, devices)
         state_like = jax.eval_shape(experiment.create_state)
         return checkpoints.restore(step, state_like, devices), checkpoints.describe(step)
 
