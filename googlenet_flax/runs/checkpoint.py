@@ -8,6 +8,7 @@ it is deleted.
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import re
@@ -108,7 +109,7 @@ class Checkpoints:
         scored = [
             (best_metric(label.metrics), step)
             for step, label in self._labels.items()
-            if label.metrics is not None
+            if label.metrics is not None and not math.isnan(best_metric(label.metrics))
         ]
         return max(scored)[1] if scored else None
 
