@@ -62,8 +62,9 @@ def test_a_step_finds_the_memory_of_the_one_before():
 
 @needs_glibc
 @pytest.mark.slow
-def test_a_step_that_could_fill_the_machine_gives_its_memory_back():
-    first, *later = faults(keep=True, is_large=True)
+@pytest.mark.parametrize("options", [{"keep": True, "is_large": True}, {"keep": False}])
+def test_otherwise_every_step_faults_again(options):
+    first, *later = faults(**options)
     assert statistics.median(later) > first / 2
 
 
@@ -74,18 +75,9 @@ def test_how_large_a_step_must_be_for_that(monkeypatch, share):
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes.
     limit = memory.MAX_KEPT_FRACTION * 10_000
 
-    class Compiled:
-        def memory_analysis(self):
-            return types.SimpleNamespace(temp_size_in_bytes=share * limit)
-
-    assert bool(give_large_steps_back(Compiled())) == bool(options) == (share > 1)
-
-
-@needs_glibc
-@pytest.mark.slow
-def test_without_it_every_step_faults_again():
-    first, *later = faults(keep=False)  # Otherwise the module could be deleted.
-    assert statistics.median(later) > first / 2
+    plan = types.SimpleNamespace(temp_size_in_bytes=share * limit)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: plan)
+    assert bool(give_large_steps_back(compiled)) == bool(options) == (share > 1)
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

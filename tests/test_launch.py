@@ -23,11 +23,8 @@ from googlenet_flax.config import Config
 
 LAUNCH = REPOSITORY / "docs" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-FILES = [*SCRIPTS, LAUNCH / "jobset.yaml", LAUNCH / "README.md"]
 # Slurm's own choice of a port, from the number of the job, lies above this.
 FIRST_SLURM_PORT = 61440
-
-each_script = pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 
 # As srun: its own options up to the command, which is started once for each task; the
 # highest code of the tasks is its own.
@@ -99,19 +96,23 @@ def start(script, *args, **env) -> subprocess.Popen:
         )
 
 
-def finish(process: subprocess.Popen, timeout: float = 30) -> tuple[int, str, str]:
+def run(script, *args, **env) -> tuple[int, str, str]:
+    """Runs the script; returns its exit code, stdout and stderr."""
+    return finish(start(script, *args, **env))
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; nothing of the session is left behind."""
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, out, err
 
 
-@each_script
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_bash_and_shellcheck_accept_it(path):
-    subprocess.run(["bash", "-n", path], check=True)
     assert os.access(path, os.X_OK)
     assert "\nset -euo pipefail\n" in path.read_text()
     shellcheck = pathlib.Path(sysconfig.get_path("scripts"), "shellcheck")
@@ -119,74 +120,35 @@ def test_bash_and_shellcheck_accept_it(path):
     assert done.returncode == 0, done.stdout
 
 
-def flags_in(text: str) -> list[str]:
-    """What a training command has of flags, as pages and scripts print it."""
-    return re.findall(r"--(?:config|workdir)[^\s`|)]*", text)
+JOBSET = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+(WORKERS,) = JOBSET["spec"]["replicatedJobs"]
+JOB = WORKERS["template"]["spec"]
+(CONTAINER,) = JOB["template"]["spec"]["containers"]
 
 
-def usages() -> list[tuple[str, list[str]]]:
-    """Of each script that trains in its comment, and of the README, name and flags."""
-    pages = [*SCRIPTS, LAUNCH / "README.md"]
-    found = []
-    for page in pages:
+def documented_commands():
+    """The flags of each training command in a script's comment, the README, the JobSet."""
+    for page in (*SCRIPTS, LAUNCH / "README.md"):
         text = page.read_text().replace("\\\n#", " ")
-        commands = re.findall(r"docs/launch/\w+\.sh .*--config=.*", text)
-        found += [(page.name, flags_in(command)) for command in commands]
-    return found
+        (command,) = re.findall(r"docs/launch/\w+\.sh .*--config=.*", text)
+        flags = re.findall(r"--(?:config|workdir)[^\s`|)]*", command)
+        yield pytest.param(flags, id=page.name)
+    yield pytest.param(CONTAINER["args"], id="jobset.yaml")
 
 
-def pod() -> dict:
-    """What `jobset.yaml` says of the pods, and of the job around them."""
-    (workers,) = read_jobset()["spec"]["replicatedJobs"]
-    return workers["template"]["spec"]
-
-
-def read_jobset() -> dict:
-    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
-
-
-def jobset_flags() -> list[str]:
-    (container,) = pod()["template"]["spec"]["containers"]
-    assert container["command"] == ["python", "-m", "googlenet_flax.main"]
-    return container["args"]
-
-
-def test_each_script_says_how_it_is_used():
-    assert [name for name, _ in usages()] == [*(path.name for path in SCRIPTS), "README.md"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [*(arguments for _, arguments in usages()), jobset_flags()],
-    ids=[*(name for name, _ in usages()), "jobset.yaml"],
-)
-def test_documented_commands_have_valid_configs(arguments, monkeypatch):
+@pytest.mark.parametrize("flags", list(documented_commands()))
+def test_documented_commands_have_valid_configs(flags, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    config = [flag for flag in arguments if flag.startswith("--config")]
+    config = [flag for flag in flags if flag.startswith("--config")]
     assert config[0].startswith("--config=")
-    assert any(flag.startswith("--workdir=") for flag in arguments)
+    assert any(flag.startswith("--workdir=") for flag in flags)
     Config.of(load_config(config[0].partition("=")[2], *config[1:]))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_flags_that_are_named_exist(path):
-    # NOTE: not imported, as absl has room for the flags of one command only.
-    source = (REPOSITORY / "googlenet_flax" / "main.py").read_text()
-    known = {"config", *re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", source)}
-    fields = load_config(REPOSITORY / "configs" / "digits.py")
-    text = path.read_text()
-    for name in re.findall(r"--config\.(\w+)", text):
-        assert name in fields
-    commands = " ".join(re.findall(r"googlenet_flax\.main.*(?:\n.*)*", text))
-    named = set(re.findall(r"--(\w*(?:_\w+|config|workdir))\b", commands))
-    assert named <= known
-    assert path.suffix != ".sh" or "distributed=True" in commands
 
 
 def test_local_sh_starts_each_process_once(stand_in):
     python = stand_in("python", PYTHON)
     env = {"NUM_PROCESSES": "3", "PYTHON": str(python), "CODES": "0,0,0"}
-    code, out, err = finish(start("local.sh", "--workdir=a b", **env))
+    code, out, err = run("local.sh", "--workdir=a b", **env)
     assert code == 0, err
     commands = sorted(out.splitlines())
     (port,) = {re.search(r"localhost:(\d+)", command)[1] for command in commands}
@@ -199,7 +161,7 @@ def test_local_sh_starts_each_process_once(stand_in):
 
 def test_local_sh_ends_with_the_first_code_that_is_not_0(stand_in):
     env = {"NUM_PROCESSES": "4", "PYTHON": str(stand_in("python", PYTHON))}
-    assert finish(start("local.sh", **env, CODES="0,2,0,1"))[0] == 2
+    assert run("local.sh", **env, CODES="0,2,0,1")[0] == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -229,7 +191,7 @@ def test_slurm_sh_requeues_what_can_go_on(stand_in, tmp_path, code, restarts, is
     stand_in("srun", f"#!/usr/bin/env bash\nexit {code}\n")
     stand_in("scontrol", RECORD)
     env = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
-    ended, _, err = finish(start("slurm.sh", "--workdir=run", **env))
+    ended, _, err = run("slurm.sh", "--workdir=run", **env)
     assert ended == (0 if is_requeued else code), err
     assert (tmp_path / "record").exists() == is_requeued
     if is_requeued:
@@ -237,12 +199,11 @@ def test_slurm_sh_requeues_what_can_go_on(stand_in, tmp_path, code, restarts, is
         assert f"exit code {code}: requeued" in err
 
 
-def test_slurm_sh_gives_each_task_all_gpus_of_its_node():
+def test_slurm_sh_signals_all_tasks_and_gives_each_all_gpus_of_its_node():
     text = (LAUNCH / "slurm.sh").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
     assert options["gpus-per-node"] == options["ntasks-per-node"]
-    assert "gpus-per-task" not in options
-    assert "--gpu-bind=none" in text
+    assert "gpus-per-task" not in options and "--gpu-bind=none" in text
     assert options["signal"].startswith("TERM@")  # With B: the script would get it.
 
 
@@ -251,7 +212,7 @@ def test_tpu_pod_sh_runs_the_same_on_all_workers(stand_in, tmp_path):
     copy = f'[[ "$4" == scp ]] && cp "$5" {shlex.quote(str(archive))}\ntrue\n'
     stand_in("gcloud", RECORD + copy)
     env = {"TPU_NAME": "slice", "ZONE": "here", "NFS": "10.0.0.2:/share"}
-    code, _, err = finish(start("tpu_pod.sh", "--workdir=/mnt/it's here", **env))
+    code, _, err = run("tpu_pod.sh", "--workdir=/mnt/it's here", **env)
     assert code == 0, err
     record = (tmp_path / "record").read_text()
     copied, setup, train = record.split("gcloud compute tpus tpu-vm ")[1:]
@@ -278,48 +239,40 @@ def test_tpu_pod_sh_runs_the_same_on_all_workers(stand_in, tmp_path):
 def test_tpu_pod_sh_says_what_it_needs(missing):
     env = {"TPU_NAME": "slice", "ZONE": "here", "NFS": "10.0.0.2:/share"}
     del env[missing]
-    code, _, err = finish(start("tpu_pod.sh", **env))
+    code, _, err = run("tpu_pod.sh", **env)
     assert code != 0
     assert missing in err
 
 
 def test_jobset_names_its_first_pod_and_their_number():
-    jobset, job = read_jobset(), pod()
-    (workers,) = jobset["spec"]["replicatedJobs"]
-    arguments = dict(flag.removeprefix("--").split("=", 1) for flag in jobset_flags())
+    assert CONTAINER["command"] == ["python", "-m", "googlenet_flax.main"]
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in CONTAINER["args"])
     # JOBSET-REPLICATEDJOB-JOB-POD, in a domain that is named like the JobSet.
-    name = jobset["metadata"]["name"]
-    host, _, port = arguments["coordinator_address"].partition(":")
-    assert host == f"{name}-{workers['name']}-0-0.{name}"
+    name = JOBSET["metadata"]["name"]
+    host, _, port = flags["coordinator_address"].partition(":")
+    assert host == f"{name}-{WORKERS['name']}-0-0.{name}"
     assert port.isdecimal()
-    assert workers["replicas"] == 1
-    assert job["completions"] == job["parallelism"] == int(arguments["num_processes"])
-    assert job["completionMode"] == "Indexed"
-    assert arguments["process_id"] == "$(JOB_COMPLETION_INDEX)"
+    assert WORKERS["replicas"] == 1
+    assert JOB["completions"] == JOB["parallelism"] == int(flags["num_processes"])
+    assert JOB["completionMode"] == "Indexed"
+    assert flags["process_id"] == "$(JOB_COMPLETION_INDEX)"
+    mounts = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    assert mounts.keys() == {each["name"] for each in JOB["template"]["spec"]["volumes"]}
+    for flag in ("workdir", "config.data_dir"):
+        assert flags[flag].startswith(mounts["shared"] + "/")
 
 
 def test_jobset_restarts_what_can_go_on():
-    job = pod()
-    (rule,) = job["podFailurePolicy"]["rules"]
+    (rule,) = JOB["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     assert rule["onExitCodes"] == {"operator": "In", "values": [2, 3, 4]}
-    assert job["backoffLimit"] == 0
-    assert job["template"]["spec"]["restartPolicy"] == "Never"
-    policy = read_jobset()["spec"]["failurePolicy"]
+    assert JOB["backoffLimit"] == 0
+    assert JOB["template"]["spec"]["restartPolicy"] == "Never"
+    policy = JOBSET["spec"]["failurePolicy"]
     assert policy["maxRestarts"] > 0
     assert policy["rules"] == [
         {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
-
-
-def test_jobset_mounts_what_the_run_reads_and_writes():
-    spec = pod()["template"]["spec"]
-    (container,) = spec["containers"]
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
-    for flag in jobset_flags():
-        if flag.startswith(("--workdir=", "--config.data_dir=")):
-            assert flag.partition("=")[2].startswith(mounts["shared"] + "/")
 
 
 ONE_DEVICE = {
@@ -330,35 +283,30 @@ ONE_DEVICE = {
 
 
 @pytest.mark.slow
-def test_local_sh_trains_stops_and_goes_on(compilation_cache, tmp_path):
+def test_local_sh_trains_stops_and_goes_on(tmp_path):
     workdir = tmp_path / "run"
-    env = {**compilation_cache, **ONE_DEVICE}
-    process = start("local.sh", *tiny_flags(workdir), **env)
+    process = start("local.sh", *tiny_flags(workdir), **ONE_DEVICE)
     wait_for_line(process, "step 3/")
     process.terminate()
-    code, out, err = finish(process, TIMEOUT_SECONDS)
+    code, out, err = finish(process)
     assert code == 143, err
     assert "on 2 x cpu in 2 processes" in out
     step = max(saved_steps(workdir))
     assert err.count(f"stopped by SIGTERM after step {step}") == 2
-    process = start("local.sh", *tiny_flags(workdir), **env)
-    code, out, err = finish(process, TIMEOUT_SECONDS)
+    code, out, err = run("local.sh", *tiny_flags(workdir), **ONE_DEVICE)
     assert code == 0, err
     assert f"resuming after step {step}" in out
     assert max(saved_steps(workdir)) == FINAL_STEP
 
 
 @pytest.mark.slow
-def test_slurm_sh_trains_with_what_jax_reads_of_slurm(
-    stand_in, compilation_cache, tmp_path
-):
+def test_slurm_sh_trains_with_what_jax_reads_of_slurm(stand_in, tmp_path):
     stand_in("srun", SRUN)
     stand_in("scontrol", RECORD)
     workdir = tmp_path / "run"
     job = {"SLURM_JOB_ID": str(free_slurm_port() - FIRST_SLURM_PORT)}
     arguments = *tiny_flags(workdir), "--config.max_steps=3"
-    process = start("slurm.sh", *arguments, **compilation_cache, **ONE_DEVICE, **job)
-    code, out, err = finish(process, TIMEOUT_SECONDS)
+    code, out, err = run("slurm.sh", *arguments, **ONE_DEVICE, **job)
     assert code == 0, err
     assert "on 2 x cpu in 2 processes" in out
     assert out.count("from scratch") == 1

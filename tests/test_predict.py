@@ -1,28 +1,21 @@
-import dataclasses
 import io
 import json
 import os
-import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 from helpers.images import cut_out
 from helpers.networks import numpy_variables, preprocess
-from helpers.paths import REPOSITORY
-from helpers.processes import run
-from helpers.processes import start as start_process
+from helpers.processes import finish, start_python
 from helpers.small_networks import create_small, small_networks
-from helpers.untrained_runs import save_weights, write_run
+from helpers.tiny_run import start_small
+from helpers.untrained_runs import write_run
 from helpers.written_out import color_blocks, softmax
 
-from googlenet_flax import create_model
 from googlenet_flax import predict as command
-from googlenet_flax.data import load_split
-from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.prediction import find_pictures, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -102,14 +95,10 @@ apply = jax.jit(lambda variables, images: MODEL.apply(variables, images, train=F
 
 
 def network(variables, inputs):
-    """Probabilities of any number of inputs, with one compilation for each size."""
-    rows = []
-    for first in range(0, len(inputs), 10):
-        chunk = np.asarray(inputs[first : first + 10], np.float32)
-        padded = np.zeros((10, *chunk.shape[1:]), np.float32)
-        padded[: len(chunk)] = chunk
-        rows.append(apply(variables, padded).logits[: len(chunk)])
-    return softmax(np.concatenate(rows))
+    """Probabilities of up to ten inputs, with one compilation."""
+    padded = np.zeros((10, *inputs[0].shape), np.float32)
+    padded[: len(inputs)] = inputs
+    return softmax(apply(variables, padded).logits[: len(inputs)])
 
 
 def expected_probabilities(variables, pictures):
@@ -168,97 +157,20 @@ def test_each_lists_its_classes_likeliest_first(predictor, pictures):
         assert [row.classes for row in rows] == [row.classes[:top] for row in whole]
 
 
-def test_a_stored_image_gets_what_the_network_says_of_it(tmp_path, variables):
-    """The same digit from a file and from the data set."""
-    digits = load_split("digits", "test[:4]", data_dir="")
-    fields = dataclasses.replace(DESCRIPTION.preprocess, storage_size=8, crop_fraction=1.0)
-    description = dataclasses.replace(DESCRIPTION, preprocess=fields)
-    run = write_run(tmp_path / "run", description, variables)
-    predictor = Predictor.load(Workdir(run), "best", jax.devices())
-    files = [
-        save(tmp_path / f"{n}.png", image[..., 0]) for n, image in enumerate(digits.images)
-    ]
-    ours = all_probabilities(predictor, files)
-    expected = network(variables, fields(jnp.asarray(digits.images)))
-    np.testing.assert_allclose(ours, expected, **PROBABILITY)
-
-
-def test_preprocessing_is_the_checkpoints(tmp_path, predictor, variables):
-    """Another one saved with the same weights gives what it should."""
-    fields = preprocess(
-        storage_size=STORED,
-        image_size=97,
-        crop_fraction=0.5,
-        input_scale=1 / 255,
-        input_mean=(0.2, 0.4, 0.9),
-        input_std=(0.3, 0.2, 0.5),
-        channel_order="RGB",
-    )
-    description = dataclasses.replace(DESCRIPTION, preprocess=fields)
-    run = write_run(tmp_path / "run", description, variables)
-    other = Predictor.load(Workdir(run), "best", jax.devices())
-    assert other.description.preprocess == fields
-    pixels = coloured(1)
-    file = save(tmp_path / "picture.png", pixels)
-    (before,) = all_probabilities(predictor, [file])
-    (after,) = all_probabilities(other, [file])
-    assert np.abs(after - before).max() > 1e-2
-    rgb = cut_out(pixels, (10, 14, 20, 20), 97)
-    (expected,) = network(variables, [(rgb / 255 - [0.2, 0.4, 0.9]) / [0.3, 0.2, 0.5]])
-    np.testing.assert_allclose(after, expected, **PROBABILITY)
-
-
-def test_pictures_of_all_kinds(tmp_path, predictor, variables):
-    """Each as the RGB pixels that a person sees."""
-    rgb = coloured(3)
-    seen, files = [], []
-
-    def add(name, image, pixels, **options):
-        image.save(tmp_path / name, **options)
-        files.append(tmp_path / name)
-        seen.append(pixels)
-
-    plain = PIL.Image.fromarray(rgb)
-    turned = PIL.Image.fromarray(np.ascontiguousarray(np.rot90(rgb)))
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # The first row is the right side: turn it clockwise.
-    add("turned.png", turned, rgb, exif=exif)
-    grey = coloured(4)[..., 0]
-    add("grey.png", PIL.Image.fromarray(grey), np.repeat(grey[..., np.newaxis], 3, 2))
-    deep = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
-    add("deep.png", deep, np.repeat(grey[..., np.newaxis], 3, 2))
-    hidden = np.dstack([rgb, np.where(np.arange(STORED) < 9, 0, 255) + 0 * rgb[..., 0]])
-    clear = np.where(np.arange(STORED)[:, np.newaxis] < 9, 255, rgb)
-    add("clear.png", PIL.Image.fromarray(hidden.astype(np.uint8)), clear)
-    inks = PIL.Image.fromarray(np.dstack([255 - rgb, 0 * rgb[..., :1]]), mode="CMYK")
-    add("inks.tiff", inks, np.asarray(inks.convert("RGB")))
-    add("palette.gif", plain, np.asarray(plain.quantize().convert("RGB")))
-    ours = all_probabilities(predictor, files)
-    expected = expected_probabilities(variables, seen)
-    np.testing.assert_allclose(ours, expected, **PROBABILITY)
-
-
-def test_large_pictures_are_reduced(tmp_path, predictor, variables):
-    large = np.repeat(np.repeat(coloured(5), 20, 0), 20, 1)
-    file = save(tmp_path / "large.png", large)
-    (ours,) = all_probabilities(predictor, [file])
-    (expected,) = expected_probabilities(variables, [large])
-    np.testing.assert_allclose(ours, expected, atol=0.02)
-
-
 def test_crops_are_averaged(predictor, variables, pictures):
     """Corners and centre of 224/256 of the middle square, and mirrored."""
-    files, arrays = [pictures[0][0]], [pictures[1][0]]
-    inputs, (height, width) = [], arrays[0].shape[:2]
-    short, side = min(height, width), min(height, width) * 224 / 256
+    picture = pictures[1][0]
+    inputs, (height, width) = [], picture.shape[:2]
+    short = min(height, width)
+    side = short * 224 / 256
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)):
         top = (height - short) / 2 + (short - side) * row
         left = (width - short) / 2 + (short - side) * column
-        square = cut_out(arrays[0], (top, left, side, side), 81)[..., ::-1]
+        square = cut_out(picture, (top, left, side, side), 81)[..., ::-1]
         inputs += [square, square[:, ::-1]]
-    x = (np.array(inputs) / 127.5 - [1.0, 0.8, 1.2]) / [0.9, 1.0, 1.3]
-    expected = network(variables, x).mean(axis=0)
-    (ours,) = all_probabilities(predictor, files, num_crops=10)
+    inputs = [(x / 127.5 - [1.0, 0.8, 1.2]) / [0.9, 1.0, 1.3] for x in inputs]
+    expected = network(variables, inputs).mean(axis=0)
+    (ours,) = all_probabilities(predictor, pictures[0][:1], num_crops=10)
     np.testing.assert_allclose(ours, expected, **PROBABILITY)
 
 
@@ -332,53 +244,38 @@ def test_json(tmp_path, command_of, predictor):
     assert "Zoë" in out and "zoë" in out
 
 
-def broken_files(folder):
-    good = save(folder / "good.png", coloured(0)).read_bytes()
-    contents = {"cut.png": good[: len(good) // 2], "empty.png": b"", "text.png": b"hello"}
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return [folder / name for name in (*contents, "missing.png")]
-
-
 @pytest.mark.parametrize(("form", "batch_size"), [("table", 4), ("json", 1), ("json", 32)])
 def test_broken_files_are_named_and_the_rest_is_done(
     tmp_path, command_of, form, batch_size
 ):
-    broken = broken_files(tmp_path)
-    good = [save(tmp_path / f"{number}.png", coloured(number)) for number in range(3)]
-    files = [good[0], *broken[:2], good[1], *broken[2:], good[2]]
+    good = [save(tmp_path / f"{number}.png", coloured(number)) for number in range(2)]
+    picture = good[0].read_bytes()
+    contents = {"cut.png": picture[: len(picture) // 2], "empty.png": b"", "text.png": b"a"}
+    broken = [tmp_path / name for name in (*contents, "missing.png")]
+    for path, content in zip(broken, contents.values(), strict=False):
+        path.write_bytes(content)
+    (tmp_path / "nothing").mkdir()
+    files = [good[0], *broken, good[1]]
     flags = [f"--batch_size={batch_size}", "--top=1", *(["--json"] * (form == "json"))]
-    code, out, err = command_of(*flags, *files)
-    alone = command_of(*flags, *good)[1]
+    _, alone, _ = command_of(*flags, *good)
+    code, out, err = command_of(*flags, *files, tmp_path / "nothing")
     assert code == 2
     *lines, last = err.splitlines()
-    assert last == "googlenet_flax: 4 of 7 pictures could not be read"
+    assert last == (
+        "googlenet_flax: 4 of 6 pictures could not be read; there is no picture in "
+        f"{tmp_path / 'nothing'}"
+    )
     for line, path in zip(lines, broken, strict=True):
         assert line.startswith(f"googlenet_flax: {path} cannot be read: ")
-        assert not line.endswith(": ")
     if form == "table":
-        assert [line.split() for line in out.splitlines()] == [
-            line.split() for line in alone.splitlines()
-        ]
+        assert out.split() == alone.split()
         return
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["picture"] for row in rows] == [str(path) for path in files]
-    errors = [row for row in rows if row.get("error")]
-    assert [row["picture"] for row in errors] == [str(path) for path in broken]
-    assert not any("classes" in row for row in errors)
-    done = [(r["picture"], r["classes"][0]["name"]) for r in rows if "classes" in r]
-    right = [json.loads(line) for line in alone.splitlines()]
-    assert done == [(r["picture"], r["classes"][0]["name"]) for r in right]
-
-
-def test_nothing_but_broken_files(tmp_path, command_of):
-    (tmp_path / "empty").mkdir()
-    code, out, err = command_of("--json", *broken_files(tmp_path), tmp_path / "empty")
-    assert code == 2
-    assert all("error" in json.loads(line) for line in out.splitlines())
-    assert err.endswith(
-        f"4 of 4 pictures could not be read; there is no picture in {tmp_path / 'empty'}\n"
-    )
+    assert all(row.keys() == {"picture", "error"} for row in rows[1:-1])
+    names = [row["classes"][0]["name"] for row in (rows[0], rows[-1])]
+    right = [json.loads(line)["classes"][0]["name"] for line in alone.splitlines()]
+    assert names == right
 
 
 @pytest.mark.parametrize(
@@ -401,29 +298,6 @@ def test_bad_arguments(tmp_path, workdir, run_command, flag, message):
     code, out, err = run_command(command, f"--workdir={workdir}", flag, file)
     assert code == 2 and not out
     assert message in err and "Traceback" not in err
-    assert not (REPOSITORY / "nowhere").exists()
-
-
-def test_checkpoints_are_chosen(tmp_path, variables):
-    """Of two, `best` is not `latest`, and each has its own description."""
-    renamed = dataclasses.replace(DESCRIPTION, class_names=tuple("ABCDEFG"))
-    with Workdir(tmp_path) as run, Checkpoints(run.checkpoints) as checkpoints:
-        for step, description, accuracy in ((1, DESCRIPTION, 0.9), (2, renamed, 0.1)):
-            save_weights(checkpoints, step, variables, description, accuracy)
-        run.write_config({})
-    for name, step, first in (("best", 1, "ant"), ("latest", 2, "A"), ("1", 1, "ant")):
-        predictor = Predictor.load(Workdir(tmp_path), name, jax.devices()[:1])
-        assert predictor.checkpoint_step == step
-        assert predictor.description.class_names[0] == first
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """Workdir and variables of the network that a process creates."""
-    variables = numpy_variables(
-        create_model("bn", num_classes=len(CLASS_NAMES), width_multiplier=0.25)
-    )
-    return write_run(tmp_path_factory.mktemp("whole"), DESCRIPTION, variables)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
@@ -440,15 +314,15 @@ def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, for
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
-def test_as_a_process(tmp_path, whole_run, compilation_cache, form):
+def test_as_a_process(tmp_path, workdir, form):
     """To its end, and with a pipe that closes, as before `| head -1`."""
     for number in range(40):
         save(tmp_path / f"{number}.png", coloured(number))
-    args = (*form, f"--workdir={whole_run}", "--batch_size=4", "--top=7", tmp_path)
-    code, out, err = run("predict", *args, env=compilation_cache)
+    args = (*form, f"--workdir={workdir}", "--batch_size=4", "--top=7", tmp_path)
+    code, out, err = finish(start_small("predict", *args))
     assert code == 0 and not err, err
     assert len(out.splitlines()) == (40 if form else 1 + 40 * 7)
-    process = start_process("predict", *args, env=compilation_cache)
+    process = start_small("predict", *args)
     assert process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
@@ -464,15 +338,6 @@ def test_a_pipe_that_was_closed_before_the_last_line():
     )
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
-    )
+    process = start_python("-c", program, stdout=writer, env={"PYTHONUNBUFFERED": ""})
     os.close(writer)
-    assert process.returncode == 128 + 13
-    assert not process.stderr
+    assert finish(process) == (128 + 13, None, "")
