@@ -157,19 +157,19 @@ class Checkpoints:
         """Returns the metrics of the evaluation saved at `step`, or None."""
         return self._labels[step].metrics if step in self._labels else None
 
+    def _items(self, step: int) -> set[str]:
+        return {path.partition("/")[0] for path in self._labels[step].leaves}
+
     def has_averages(self, step: int) -> bool:
         """Returns true if averaged weights were saved at `step`."""
-        return self._has_item(step, AVERAGES)
+        return AVERAGES in self._items(step)
 
     @property
     def hold_training(self) -> bool:
         """True if a run may have saved these; an import saves step 0 without optimizer."""
         return bool(self.damaged) or any(
-            step > 0 or self._has_item(step, PROGRESS) for step in self._labels
+            step > 0 or PROGRESS in self._items(step) for step in self._labels
         )
-
-    def _has_item(self, step: int, item: str) -> bool:
-        return any(path.startswith(f"{item}/") for path in self._labels[step].leaves)
 
     def name_damaged(self) -> str:
         """Lists the damaged steps and the reason for each in one line."""
@@ -182,13 +182,13 @@ class Checkpoints:
           The new paths in the first process, and nothing in the others.
         """
         moved = []
-        for path in map(self._path, self.damaged if distributed.is_first() else ()):
-            target, number = path.with_name(path.name + ASIDE), 1
-            while target.exists():
-                number += 1
-                target = path.with_name(f"{path.name}{ASIDE}-{number}")
-            moved.append(path.rename(target))
-        distributed.wait_for_all()
+        with distributed.together():
+            for path in map(self._path, self.damaged if distributed.is_first() else ()):
+                target, number = path.with_name(path.name + ASIDE), 1
+                while target.exists():
+                    number += 1
+                    target = path.with_name(f"{path.name}{ASIDE}-{number}")
+                moved.append(path.rename(target))
         self._scan()
         return moved
 
@@ -236,16 +236,13 @@ class Checkpoints:
 
     def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
         if self._checkpointer is None:
-            with distributed.together():
-                if distributed.is_first():
-                    _prepare(self.directory)
             self._checkpointer = _create_checkpointer(self.directory)
         path = self._path(step)
-        if distributed.first_says(path.exists()):
-            if distributed.is_first():
-                _drop(path)
-            distributed.wait_for_all()
-            self._scan()
+        if step in self._labels:
+            with distributed.together():
+                if distributed.is_first():
+                    _drop(path)
+            del self._labels[step]
             self._checkpointer.reload()
         try:
             pending = self._checkpointer.save_checkpointables_async(
@@ -383,19 +380,21 @@ def _read_label(path: pathlib.Path) -> Label:
     return Label.from_json(fields or {})
 
 
-def _prepare(directory: pathlib.Path) -> None:
-    """Checks that a directory is writable, and finishes the deletions of a killed run."""
-    with writing(directory):  # Orbax would report an error only after ten minutes.
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    for path in directory.glob(f"*{DROPPED}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _create_checkpointer(directory: pathlib.Path) -> Any:
+    """Prepares a directory, finishes the deletions of a killed run, and starts Orbax.
+
+    Raises:
+      UserError: The directory cannot be written.
+    """
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
+    with distributed.together():
+        if distributed.is_first():
+            with writing(directory):  # Orbax would report an error after ten minutes.
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
+            for path in directory.glob(f"*{DROPPED}"):
+                shutil.rmtree(path, ignore_errors=True)
     # The training loop decides when to save, so every call saves.
     policies: Any = ocp.training.save_decision_policies  # Its types are those of v0.
     return ocp.training.Checkpointer(

@@ -8,7 +8,7 @@ import pathlib
 import socket
 import time
 from collections.abc import Mapping
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from googlenet_flax.config import RESUMABLE_FIELDS, Config
 from googlenet_flax.runtime.errors import UserError, WorkdirInUseError, writing
@@ -32,16 +32,15 @@ class Workdir:
             raise UserError("workdir is empty: name a directory with --workdir=DIR")
         try:
             self.path = pathlib.Path(path).expanduser().absolute()
+            os.fspath(self.path).encode()
         except RuntimeError as error:
             raise UserError(
                 f"workdir {os.fspath(path)!r} names no directory ({error}): choose another "
                 "with --workdir=DIR"
             ) from error
-        try:
-            os.fspath(self.path).encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"workdir {str(self.path)!r} has a name that this locale cannot encode: "
+                f"workdir {os.fspath(path)!r} has a name that this locale cannot encode: "
                 "set PYTHONUTF8=1 in the environment"
             ) from error
         self.config_file = self.path / "config.json"
@@ -52,7 +51,6 @@ class Workdir:
         self.profile = self.path / "profile"
         self.wandb = self.path / "wandb"
         self._lock_path = self.path / ".lock"
-        self._lock_file: IO[str] | None = None
 
     @property
     def owner(self) -> str:
@@ -95,8 +93,7 @@ class Workdir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock_file is not None:
-            self._lock_file.close()
+        self._lock_file.close()
 
     def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
         """Reads the config of the run, with tuples instead of the lists of JSON.

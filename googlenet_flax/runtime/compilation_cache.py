@@ -25,7 +25,10 @@ def use_compilation_cache() -> None:
     if is_chosen or not config.jax_enable_compilation_cache:
         return
     try:
-        folder = _user_cache() / "googlenet_flax" / "compilation"
+        chosen = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification ignores a relative path.
+        home = chosen if chosen.is_absolute() else pathlib.Path.home() / ".cache"
+        folder = home / "googlenet_flax" / "compilation"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # JAX executes the cached programs, so they must not come from another user.
         is_ours = folder.stat().st_uid == os.getuid()
@@ -35,12 +38,6 @@ def use_compilation_cache() -> None:
         _delete_least_recently_used(folder)
         config.update("jax_compilation_cache_dir", str(folder))
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _user_cache() -> pathlib.Path:
-    """Returns the user's cache folder of the XDG specification."""
-    chosen = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return chosen if chosen.is_absolute() else pathlib.Path.home() / ".cache"
 
 
 def _delete_least_recently_used(folder: pathlib.Path) -> None:

@@ -47,9 +47,9 @@ def joined(
 ) -> Iterator[None]:
     """Connects this process with the others; call it before JAX uses a device.
 
-    JAX finds the values of omitted arguments itself under Slurm, Open MPI, Kubernetes and
-    on Cloud TPU. An error that the other processes do not raise, such as the loss of one
-    of them, ends this process on leaving the context.
+    JAX finds omitted arguments itself under Slurm, Open MPI, Kubernetes and on Cloud TPU.
+    An error that the other processes do not raise, such as the loss of one of them, ends
+    this process on leaving the context.
 
     Args:
       coordinator_address: HOST:PORT at which all processes can reach the first one.
@@ -166,13 +166,15 @@ def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
 def process_rows(batch_size: int) -> slice:
     """Returns the rows of a global batch that this process reads and trains on."""
     count = batch_size // num_processes()
-    start = jax.process_index() * count if num_processes() > 1 else 0
+    start = 0 if is_first() else jax.process_index() * count
     return slice(start, start + count)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Raises an error of one process in all processes when the context ends.
+
+    No process leaves the context before all have reached its end.
 
     Raises:
       RunError: The error of this process, or that of the first other process with one.
@@ -210,16 +212,6 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
             error = UserError(f"{'; '.join(differing)}: {complaint}")
             error.is_shared = True
             raise error
-
-
-def first_says(flag: bool) -> bool:
-    """Returns the `flag` of the first process in all processes."""
-    return _exchange(flag)[0]
-
-
-def wait_for_all() -> None:
-    """Waits until every process has made this call."""
-    _exchange(None)
 
 
 def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:

@@ -98,11 +98,10 @@ def exit_on_run_error() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except StoppedBySignal as error:
-        tell(str(error))
-        _exit_in_time(error.exit_code)
     except RunError as error:
         tell(str(error))
+        if isinstance(error, StoppedBySignal):
+            _exit_in_time(error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # The reader has closed the pipe, as `head` does.
         mute(sys.stdout)

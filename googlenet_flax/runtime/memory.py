@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 from typing import Any
 
 import jax
@@ -61,10 +60,8 @@ def give_large_steps_back(compiled: Any) -> bool:
 
 def _set_option(number: int, value: int) -> bool:
     """Sets an option of glibc's malloc; returns False if the C library is another one."""
-    if not sys.platform.startswith("linux"):
-        return False
     try:
         ctypes.CDLL(None).mallopt(number, value)
-    except AttributeError:  # Another C library.
+    except AttributeError:
         return False
     return True

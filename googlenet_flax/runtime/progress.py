@@ -1,11 +1,9 @@
 """Display of a run's progress on the terminal."""
 
-import contextlib
 import datetime
-import os
 import sys
 import time
-from typing import Self, TextIO
+from typing import Self
 
 import tqdm
 
@@ -37,7 +35,7 @@ class Progress:
             total=total_steps,
             initial=start_step,
             unit="step",
-            disable=not is_shown or not _is_terminal(sys.stderr),
+            disable=None if is_shown else True,  # None shows it on a terminal only.
             dynamic_ncols=True,
             file=sys.stderr,
         )
@@ -82,12 +80,3 @@ class Progress:
         if self._is_shown:
             with self._bar.external_write_mode(file=sys.stdout):
                 say(line, sys.stdout)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    """Returns True if a bar can be drawn; some terminals report a width of 0 columns."""
-    if not stream.isatty():
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        return os.get_terminal_size(stream.fileno()).columns > 0
-    return True
