@@ -60,17 +60,18 @@ def test_the_user_may_keep_caches_elsewhere(tmp_path, monkeypatch, home, used):
     assert used_folder() == str(tmp_path / used / "googlenet_flax" / "compilation")
 
 
-@pytest.mark.parametrize("chosen", ["", "elsewhere"])
-def test_a_folder_chosen_for_jax_stays(tmp_path, chosen):
-    jax.config.update("jax_compilation_cache_dir", chosen)
-    assert used_folder() == chosen
+@pytest.mark.parametrize(
+    ("option", "value", "used"),
+    [
+        ("jax_compilation_cache_dir", "", ""),
+        ("jax_compilation_cache_dir", "elsewhere", "elsewhere"),
+        ("jax_enable_compilation_cache", False, None),
+    ],
+)
+def test_options_of_jax_are_respected(tmp_path, option, value, used):
+    jax.config.update(option, value)
+    assert used_folder() == used
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
-    assert not list(tmp_path.iterdir())
-
-
-def test_it_can_be_turned_off(tmp_path):
-    jax.config.update("jax_enable_compilation_cache", False)
-    assert used_folder() is None
     assert not list(tmp_path.iterdir())
 
 

@@ -212,9 +212,3 @@ def test_a_relative_link_with_a_strange_name(finished_run, tmp_path):
     assert "resuming after step 8" in out and str(link) in out
     assert saved_steps(real) == saved_steps(finished_run[0])
     assert link.is_symlink()
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("name", ["mein Lauf ä 雪", "~tilde", "-dash", "100%d", "a,b=c;d"])
-def test_a_fresh_run_with_a_strange_name(finished_run, tmp_path, name):
-    train_well(tmp_path / name, expected=finished_run[0])

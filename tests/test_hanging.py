@@ -1,6 +1,5 @@
 """Pictures whose reading never ends, as on a network file system that is gone."""
 
-import json
 import os
 import signal
 import threading
@@ -172,20 +171,6 @@ def test_other_commands_end(pictures, workdir, start_hanging, command):
     paths = [pictures / "test"] if command == "predict" else []
     process = start_hanging(command, f"--workdir={workdir}", *paths, path=path)
     assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"
-
-
-@pytest.mark.faults
-def test_a_pipe_is_named(tmp_path, pictures, workdir):
-    pipe, good = tmp_path / "pipe.png", pictures / "test" / "ant" / "0.png"
-    os.mkfifo(pipe)
-    code, out, err = run("predict", f"--workdir={workdir}", "--json", pipe, good)
-    assert code == 2
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["picture"] for row in rows] == [str(pipe), str(good)]
-    assert err.splitlines() == [
-        f"googlenet_flax: {pipe} cannot be read: not a regular file",
-        "googlenet_flax: 1 of 2 pictures could not be read",
-    ]
 
 
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):

@@ -5,12 +5,10 @@ import pathlib
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import tarfile
-import time
 
 import pytest
 import yaml
@@ -23,29 +21,6 @@ from googlenet_flax.config import Config
 
 LAUNCH = REPOSITORY / "docs" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-# Slurm's own choice of a port, from the number of the job, lies above this.
-FIRST_SLURM_PORT = 61440
-
-# As srun: its own options up to the command, which is started once for each task; the
-# highest code of the tasks is its own.
-SRUN = f"""#!{sys.executable}
-import os, subprocess, sys
-arguments = sys.argv[1:]
-while arguments[0].startswith("--"):
-    assert "=" in arguments.pop(0)
-tasks = [
-    subprocess.Popen(arguments, env={{
-        **os.environ,
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": "2",
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": str(number),
-    }})
-    for number in range(2)
-]
-sys.exit(max(task.wait() % 256 for task in tasks))
-"""
 # As python, for scripts that start it: `-c` is real, `-m` ends with the code that its
 # process is given, or where that is "wait", once SIGTERM has come.
 PYTHON = f"""#!{sys.executable}
@@ -188,10 +163,12 @@ def test_local_sh_passes_signals_on_as_sigterm(stand_in, number):
     ],
 )
 def test_slurm_sh_requeues_what_can_go_on(stand_in, tmp_path, code, restarts, is_requeued):
-    stand_in("srun", f"#!/usr/bin/env bash\nexit {code}\n")
+    stand_in("srun", f"#!/usr/bin/env bash\necho $*\nexit {code}\n")
     stand_in("scontrol", RECORD)
     env = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
-    ended, _, err = run("slurm.sh", "--workdir=run", **env)
+    ended, out, err = run("slurm.sh", "--workdir=run", **env)
+    command = "-m googlenet_flax.main --workdir=run --config.distributed=True"
+    assert out.strip().endswith(command)
     assert ended == (0 if is_requeued else code), err
     assert (tmp_path / "record").exists() == is_requeued
     if is_requeued:
@@ -297,27 +274,3 @@ def test_local_sh_trains_stops_and_goes_on(tmp_path):
     assert code == 0, err
     assert f"resuming after step {step}" in out
     assert max(saved_steps(workdir)) == FINAL_STEP
-
-
-@pytest.mark.slow
-def test_slurm_sh_trains_with_what_jax_reads_of_slurm(stand_in, tmp_path):
-    stand_in("srun", SRUN)
-    stand_in("scontrol", RECORD)
-    workdir = tmp_path / "run"
-    job = {"SLURM_JOB_ID": str(free_slurm_port() - FIRST_SLURM_PORT)}
-    arguments = *tiny_flags(workdir), "--config.max_steps=3"
-    code, out, err = run("slurm.sh", *arguments, **ONE_DEVICE, **job)
-    assert code == 0, err
-    assert "on 2 x cpu in 2 processes" in out
-    assert out.count("from scratch") == 1
-    assert max(saved_steps(workdir)) == 3
-    assert not (tmp_path / "record").exists()
-
-
-def free_slurm_port() -> int:
-    """One of those that JAX chooses from."""
-    for port in range(FIRST_SLURM_PORT + int(time.time()) % 2000, 65536):
-        with socket.socket() as candidate:
-            if candidate.connect_ex(("localhost", port)):
-                return port
-    pytest.fail("no port is free")

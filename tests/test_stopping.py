@@ -23,11 +23,6 @@ from helpers.tiny_run import (
 )
 
 MAX_STOP_SECONDS = 10
-each_signal = pytest.mark.parametrize(
-    "number",
-    [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:])],
-)
-
 # As on a cluster, where each of several processes is started so.
 DISTRIBUTED = """
 import jax
@@ -110,7 +105,10 @@ def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
     assert origin in out
 
 
-@each_signal
+@pytest.mark.parametrize(
+    "number",
+    [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:])],
+)
 def test_stopped_in_a_step(run_to_6, number):
     """The step after the signal, which comes when step 7 has been made, is the last."""
     process = start_tiny(run_to_6, before=SIGNALLED.format(number=int(number)))
@@ -118,13 +116,17 @@ def test_stopped_in_a_step(run_to_6, number):
     assert_stopped(run_to_6, stop(process, number, send=False), number, step=8)
 
 
+def wait_for_step(step):
+    return lambda process, _: wait_for_line(process, f"step {step}/")
+
+
 # When the signal is sent, from which step the run has started, and where it may end.
 WINDOWS = {
-    "step": (lambda process, _: wait_for_line(process, "step 7/"), 6, (8, 9)),
+    "step": (wait_for_step(7), 6, (8, 9)),
     "write": (lambda process, workdir: wait_for_write(process, workdir, 8), 6, (8, 9)),
     # Its first batch is compiled, too; the row before it has just been written.
-    "evaluation": (lambda process, _: wait_for_line(process, "step 10/"), 6, (10,)),
-    "evaluation of an epoch": (lambda p, _: wait_for_line(p, "step 5/"), 0, (5,)),
+    "evaluation": (wait_for_step(10), 6, (10,)),
+    "evaluation of an epoch": (wait_for_step(5), 0, (5,)),
     "between epochs": (
         lambda process, _: wait_for_line(process, "epoch 1, step 5: eval", "stdout"),
         0,
@@ -151,15 +153,11 @@ def test_stopped_while_it_trains(tmp_path, finished_run, window, number):
     assert f"resuming after step {step}" in out
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        (signal.SIGINT, signal.SIGINT),
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGHUP, signal.SIGTERM),
-    ],
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)],
 )
-@pytest.mark.faults
 def test_a_second_signal_ends_it_at_once(run_to_6, first, second):
     process = start_tiny(run_to_6)
     wait_for_line(process, "step 10/")
