@@ -116,7 +116,7 @@ def test_a_damaged_step_is_named_kept_and_trained_again(finished_run, run_copy, 
 
 
 def test_a_flipped_bit_among_other_litter(run_copy):
-    """The newest step is unsound, and what is no checkpoint does not count."""
+    """The newest intact step is restored, and everything else stays."""
     folder = run_copy / "checkpoints"
     flip_bit_in(folder / "10" / "variables")
     (folder / "999").mkdir()
@@ -145,7 +145,7 @@ def test_a_flipped_bit_among_other_litter(run_copy):
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(24))
 def test_a_flipped_bit_anywhere_changes_no_result(finished_run, tmp_path, seed):
-    """Either it is found, or it is one that nothing reads."""
+    """The flip is found, or nothing reads that bit."""
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
     chooser = random.Random(seed)
     newest = workdir / "checkpoints" / "8"

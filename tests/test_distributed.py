@@ -11,6 +11,7 @@ from helpers.processes import finish, free_address, last_line, run, wait_for_lin
 from helpers.tiny_run import (
     FINAL_STEP,
     copy_run,
+    on_devices,
     rows_without_timings,
     saved_leaves,
     saved_steps,
@@ -40,14 +41,11 @@ MetricsWriter._append = append_a_little
 LOST = re.compile(r"process \d has lost another one|another task died")
 
 
-def on_devices(number):
-    """Environment of a process that sees so many."""
-    flags = f"--xla_force_host_platform_device_count={number}"
-    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
-
-
 def start_together(workdir, *more, count=2, own=(), before="", env=None):
-    """A tiny run in several processes; `own` flags for the last, `before` for the first."""
+    """Starts a tiny run in several processes.
+
+    `own` are flags of the last process, `before` statements of the first one.
+    """
     address, processes = free_address(), []
     for number in range(count):
         flags = [
@@ -64,7 +62,7 @@ def start_together(workdir, *more, count=2, own=(), before="", env=None):
 
 
 def finish_all(processes):
-    """Exit codes, outputs and errors."""
+    """Returns exit codes, outputs and errors."""
     try:
         return list(zip(*map(finish, processes), strict=True))
     finally:
@@ -73,14 +71,14 @@ def finish_all(processes):
 
 
 def train_together(workdir, *more, **options):
-    """A tiny run to its end; what was printed by each process."""
+    """Trains to the end; returns what each process printed."""
     codes, outs, errs = finish_all(start_together(workdir, *more, **options))
     assert set(codes) == {0}, errs
     return outs, errs
 
 
 def assert_close_runs(ours, theirs, step, rtol):
-    """Metrics and all leaves of the state."""
+    """Compares the metrics and all leaves of the state."""
     rows = zip(rows_without_timings(ours), rows_without_timings(theirs), strict=True)
     for one, other in rows:
         assert one.keys() == other.keys()
@@ -130,7 +128,7 @@ def test_two_processes_are_as_good_as_two_devices(tmp_path, flags, step):
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_other_processes_go_on(run_of_two, tmp_path, count):
-    """From step 6; what differs is the rounding of sums over other shares."""
+    """Only the rounding of sums over other shares differs."""
     workdir = copy_run(run_of_two, tmp_path / "run", newest=6)
     flag = "--config.max_steps=7"
     if count == 1:
@@ -154,7 +152,7 @@ def test_one_process_evaluates_what_several_saved(run_of_two):
 
 
 def assert_continues(workdir, run_of_two):
-    """Under the same command, to the same end."""
+    """Checks that the same command brings the run to the same end."""
     train_together(workdir)
     assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
 
@@ -224,7 +222,7 @@ def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, tmp_path):
     ],
 )
 def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
-    """And a fault that only the first, which writes, can find."""
+    """A fault that only the first process can find, which writes, stops all as well."""
     workdir = tmp_path / "run"
     if not own:
         workdir.mkdir()
@@ -249,7 +247,7 @@ def test_what_stops_the_first_is_told_by_all(tmp_path):
 
 @pytest.mark.faults
 def test_what_only_the_first_one_meets_ends_all(tmp_path):
-    """Such as a disk that is full for its rows."""
+    """The disk is full when the first process writes a row."""
     codes, _, errs = finish_all(start_together(tmp_path / "run", before=FULL_AT_STEP_3))
     assert codes[0] == 2 and "metrics.jsonl cannot be written" in last_line(errs[0])
     assert codes[1] in (1, -signal.SIGABRT), errs[1]

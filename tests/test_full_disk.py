@@ -33,12 +33,12 @@ ONLY_EVALUATED = "--config.checkpoint_every_steps=0"  # A checkpoint is larger t
 
 
 def limit_files(size: int):
-    """For a child, in which no file can grow beyond `size` bytes, as on a full disk."""
+    """Returns a function that limits files to `size` bytes, as a full disk does."""
     return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def obey_permissions() -> None:
-    """For a child, also where the tests run as root."""
+    """Lets a child process obey permissions also if the tests run as root."""
     libc = ctypes.CDLL(None)
     for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)

@@ -52,7 +52,7 @@ def pictures(tmp_path):
 
 
 def train_on(pictures, workdir, **fields) -> tuple[int, str]:
-    """Exit code, and the line that says why the run ended."""
+    """Returns the exit code, and the line that says why the run ended."""
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     folder = f"--config.data_dir={pictures}"
     code, _, err = train_tiny(workdir, *POISON, folder, *flags)
@@ -60,7 +60,7 @@ def train_on(pictures, workdir, **fields) -> tuple[int, str]:
 
 
 def path_seen_first_at(step: int, root: pathlib.Path) -> str:
-    """Of a picture in the batch of that step and, in this epoch, in no other."""
+    """Returns the path of a picture that this batch is the first of the epoch to hold."""
     train = load_folder("train", str(root), PictureOptions(SIZE))
     order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
     return train.pictures.paths[order[step - 1][3]]

@@ -15,6 +15,7 @@ from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
     copy_run,
+    on_devices,
     rows_without_timings,
     saved_steps,
     start_small,
@@ -30,7 +31,7 @@ MAX_STEP_SECONDS = 0.5  # A kill after a step, with the write that continues mea
 
 
 def kill_at_random(process, rng, first_step, last_step):
-    """During the start, or soon after one of these steps."""
+    """Kills the process during the start, or soon after one of these steps."""
     if rng.random() < 0.2:
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=rng.uniform(0, MAX_START_SECONDS))
@@ -43,7 +44,7 @@ def kill_at_random(process, rng, first_step, last_step):
 
 
 def assert_every_row_once(workdir, num_steps):
-    """In `metrics.jsonl`, and in what TensorBoard shows."""
+    """Checks `metrics.jsonl`, and what TensorBoard shows."""
     rows = read_rows(workdir / "metrics.jsonl")
     steps = {
         split: [row["step"] for row in rows if row["split"] == split]
@@ -99,7 +100,7 @@ def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path, finished_run
     finally:
         first.kill()
         finish(first)
-    assert f"process {first.pid} " in lock.read_text()  # Of the dead.
+    assert f"process {first.pid} " in lock.read_text()
     out, _ = train_well(workdir, expected=finished_run[0])
     assert "resuming after step 6" in out
 
@@ -114,12 +115,6 @@ def test_of_several_that_start_at_once_one_trains(tmp_path, finished_run):
     for code, _, err in results:
         assert code == 0 or f"process {owner} on" in last_line(err)
     assert_same_run(workdir, finished_run[0])
-
-
-def on_devices(number):
-    """Environment of a process that sees so many."""
-    flags = f"--xla_force_host_platform_device_count={number}"
-    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
 
 
 # So slow that rounding, which differs, does not grow: a loss tells which pictures it is of.
@@ -137,7 +132,7 @@ def run_on_four_devices(tmp_path_factory):
 
 
 def training_losses(workdir):
-    """Of every step."""
+    """Returns the loss of every step."""
     rows = read_rows(workdir / "metrics.jsonl")
     return [row["loss"] for row in rows if row["split"] == "train"]
 
@@ -160,7 +155,7 @@ def test_a_run_goes_on_on_other_devices_and_back(tmp_path, run_on_four_devices, 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_one_checkpoint_evaluates_equally_on_any_devices(run_on_four_devices, number):
-    """Each gives the row that the run itself wrote."""
+    """The metrics are those that the run itself wrote."""
     row = read_rows(run_on_four_devices / "metrics.jsonl")[-1]
     flags = f"--workdir={run_on_four_devices}", "--checkpoint=latest", "--json"
     code, out, err = finish(start_small("evaluate", *flags, env=on_devices(number)))

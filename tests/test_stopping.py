@@ -51,7 +51,7 @@ def run_to_6(tmp_path, finished_run):
 
 
 def wait_for_write(process, workdir, step):
-    """Until the checkpoint of a step is being written."""
+    """Waits until the checkpoint of a step is being written."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not list((workdir / "checkpoints").glob(f"{step}.*")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -71,7 +71,7 @@ def stop(process, number, send=True):
 
 
 def assert_says_where(err, number, step):
-    """The one line that a stopped run ends with."""
+    """Checks the line that a stopped run ends with."""
     name = signal.Signals(number).name
     assert last_line(err).startswith(
         f"googlenet_flax: stopped by {name} after step {step}; the state is saved: "

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 
 @pytest.fixture
 def half_run(finished_run, tmp_path):
-    """Has two more steps to go."""
+    """Copies a run that has two more steps to go."""
     return copy_run(finished_run[0], tmp_path / "run", newest=8)
 
 
 @pytest.mark.faults
 def test_a_pipe_that_closes_after_the_first_line(half_run, finished_run):
-    """As before `| head -1`."""
+    """The reader is gone, as with `| head -1`."""
     process = start_tiny(half_run)
     assert process.stdout.readline().startswith("GoogLeNet")
     process.stdout.close()
@@ -90,7 +90,7 @@ def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path):
 
 @pytest.mark.faults
 def test_without_any_terminal(half_run, finished_run):
-    """As under cron: a session of its own, no input, a poor environment."""
+    """Cron starts a session of its own, without input, in a poor environment."""
     options = {"start_new_session": True, "stdin": subprocess.DEVNULL}
     env = {"TERM": "dumb", "COLUMNS": "0", "LINES": "0"}
     out, err = train_well(half_run, expected=finished_run[0], env=env, **options)
@@ -98,7 +98,7 @@ def test_without_any_terminal(half_run, finished_run):
 
 
 def train_on_a_terminal(workdir: pathlib.Path, env) -> tuple[int, str]:
-    """Exit code, and what was shown."""
+    """Returns the exit code, and what was shown."""
     terminal, side = pty.openpty()
     termios.tcsetwinsize(side, (24, 80))  # Otherwise it has no columns to show a bar in.
     shown = []
@@ -164,7 +164,7 @@ def test_a_name_that_the_locale_cannot_even_tell(tmp_path):
 
 
 def limit_memory() -> None:
-    """For a child, so that no system promises it more than there is."""
+    """Limits a child process, because some systems promise more memory than there is."""
     size = 64 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 

@@ -42,7 +42,7 @@ THREE = ("ant", "bee", "cat")
 
 
 def changed(description, **fields):
-    """With other fields, of its own or of its preprocessing."""
+    """Replaces fields of a description or of its preprocessing."""
     own = {field.name for field in dataclasses.fields(ModelDescription)}
     of_input = {name: value for name, value in fields.items() if name not in own}
     fields = {name: value for name, value in fields.items() if name in own}
@@ -51,7 +51,7 @@ def changed(description, **fields):
 
 
 def trained_variables(description, seed=1):
-    """In which no leaf is as at a start."""
+    """Draws variables that differ from fresh ones in every leaf."""
     rng = np.random.default_rng(seed)
     start = numpy_variables(create_small(description), description.preprocess.image_size)
     return jax.tree.map(
@@ -66,7 +66,7 @@ def quick_to_trace():
 
 
 def source_run(path, description=DESCRIPTION):
-    """A trained run, and its variables."""
+    """Writes a trained run; returns its workdir and its variables."""
     variables = trained_variables(description)
     return Workdir(write_run(path, description, variables)), variables
 
@@ -77,7 +77,7 @@ def source(tmp_path_factory):
 
 
 def fresh_state(description):
-    """On all devices, as a run starts with."""
+    """Creates the state that a run starts with, on all devices."""
     size = description.preprocess.image_size
     variables = numpy_variables(create_small(description), size)
     params, statistics = variables["params"], variables.get("batch_stats", {})
@@ -87,7 +87,7 @@ def fresh_state(description):
 
 
 def start(run, description):
-    """The warm state by path, the line that is said, and the fresh state by path."""
+    """Returns the warm state by path, the printed line, and the fresh state by path."""
     fresh = fresh_state(description)
     before = {name: np.asarray(leaf) for name, leaf in flat(fresh.variables).items()}
     state, said = warm_start(fresh, run, description, jax.devices())
@@ -171,7 +171,7 @@ def test_another_number_of_classes(source, class_names):
 
 @pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
 def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
-    """And the latest where none was evaluated."""
+    """The latest checkpoint is taken where none was evaluated."""
     weights = {step: trained_variables(DESCRIPTION, seed=step) for step in (3, 5)}
     with Workdir(tmp_path) as run, Checkpoints(run.checkpoints) as checkpoints:
         run.write_config({})
@@ -205,7 +205,7 @@ def test_what_may_differ(source, change):
 
 
 def test_the_size_that_seed_is_tied_to(tmp_path):
-    """Where the map that a head flattens is another."""
+    """A head of `seed` flattens a map whose size follows from the image size."""
     description = changed(DESCRIPTION, variant="seed")
     run, theirs = source_run(tmp_path, description)
     message = refusal(run, changed(description, image_size=224))
@@ -336,7 +336,7 @@ def test_only_the_classifiers_are_trained(tmp_path, source, pictures):
 
 @pytest.mark.slow
 def test_a_broken_picture_stops_the_run(tmp_path, source, pictures):
-    """In a workdir where a start was refused before: that is not in the way."""
+    """A start that was refused in the same workdir before is not in the way."""
     Workdir(tmp_path).write_config({"width_multiplier": 0.2})
     with pytest.raises(UserError) as caught:
         fine_tune(pictures, tmp_path, source[0].path, max_steps=6, on_bad_image="stop")

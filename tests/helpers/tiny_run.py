@@ -56,6 +56,12 @@ def start_tiny(workdir, *more, **options) -> subprocess.Popen:
     return start_small("main", *tiny_flags(workdir), *more, **options)
 
 
+def on_devices(number: int) -> dict[str, str]:
+    """Returns the environment of a process with this number of devices."""
+    flags = f"--xla_force_host_platform_device_count={number}"
+    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+
+
 def tiny_flags(workdir) -> list[str]:
     """Returns the command line of a tiny run."""
     return [f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN]
@@ -79,7 +85,7 @@ def train_well(workdir, *more, expected=None, **options) -> tuple[str, str]:
 
 
 def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
-    """`metrics.jsonl` without what differs between two runs of the same config."""
+    """Reads `metrics.jsonl` without what differs between two runs of a config."""
     return [
         {name: value for name, value in row.items() if "second" not in name}
         for row in read_rows(workdir / "metrics.jsonl")
@@ -87,7 +93,7 @@ def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
 
 
 def saved_leaves(workdir: pathlib.Path, step: int = FINAL_STEP) -> list[np.ndarray]:
-    """All leaves of a checkpoint, of however many devices: weights, momentum and so on."""
+    """Reads all leaves of a checkpoint, of any number of devices."""
     path = str(workdir / "checkpoints" / str(step))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
@@ -107,7 +113,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def assert_same_run(
     workdir: pathlib.Path, expected: pathlib.Path, step: int = FINAL_STEP
 ) -> None:
-    """Same final state bit for bit, and same `metrics.jsonl` but for timings."""
+    """Compares the final states bit for bit, and `metrics.jsonl` but for timings."""
     assert rows_without_timings(workdir) == rows_without_timings(expected)
     states = saved_leaves(workdir, step), saved_leaves(expected, step)
     for ours, theirs in zip(*states, strict=True):
@@ -117,7 +123,7 @@ def assert_same_run(
 def copy_run(
     run: pathlib.Path, target: pathlib.Path, *, newest: int = FINAL_STEP
 ) -> pathlib.Path:
-    """A copy of a run, as if nothing had been saved after step `newest`."""
+    """Copies a run, as if nothing had been saved after step `newest`."""
     shutil.copytree(run, target)
     for step in saved_steps(target):
         if step > newest:
@@ -126,7 +132,7 @@ def copy_run(
 
 
 def restore_state(workdir: pathlib.Path, step: int):
-    """State and description of a checkpoint, on one device."""
+    """Restores state and description of a checkpoint on one device."""
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
         devices = jax.local_devices()[:1]
         config = Config.of_run(directory.read_config())
@@ -143,5 +149,5 @@ def save_state(workdir: pathlib.Path, state, description, metrics=None) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """A JSON file."""
+    """Reads a JSON file."""
     return json.loads(path.read_text())
