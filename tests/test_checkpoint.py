@@ -6,28 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import preprocess
 from helpers.steps import tiny_state
-from helpers.untrained_runs import save_weights
+from helpers.untrained_runs import describe, save_weights
 
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import replicate
 
-DESCRIPTION = ModelDescription(
-    variant="bn",
-    width_multiplier=1.0,
-    dtype="float32",
-    class_names=("cat", "dog"),
-    preprocess=preprocess(
-        crop_fraction=0.875,
-        input_scale=1 / 255,
-        input_mean=(0.0, 0.5, 1.0),
-        input_std=(1.0, 1.0, 2.0),
-        channel_order="BGR",
-    ),
-)
+DESCRIPTION = describe(class_names=("cat", "dog"), channel_order="BGR")
 
 
 def save_all(directory, accuracies):

@@ -333,10 +333,3 @@ def test_a_first_process_that_never_comes(monkeypatch, capsys):
     assert f"process 1 cannot reach process 0 at {address}" in str(caught.value)
     waiting = f"googlenet_flax: process 1 waits for process 0 at {address}\n"
     assert capsys.readouterr().err == waiting
-
-
-def test_one_process_is_all_there_is():
-    assert distributed.is_first() and distributed.num_processes() == 1
-    assert distributed.process_rows(12) == slice(0, 12)
-    assert distributed.sum_over_all({"loss": 0.1}) == {"loss": 0.1}
-    distributed.check_same({"seed": 1}, "never told")

@@ -8,18 +8,17 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.networks import numpy_variables, preprocess
+from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.processes import finish, last_line, run, start_python
 from helpers.tiny_run import saved_steps
-from helpers.untrained_runs import write_run
+from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.picture_options import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime import signals
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
-from googlenet_flax.training.description import ModelDescription
 
 CLASS_NAMES = ("ant", "bee")
 PICTURES = {"train": 12, "test": 4}  # Pictures of each class.
@@ -133,14 +132,8 @@ def test_training_stops_and_goes_on(
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, pictures):
-    """A network that was trained on the pictures."""
-    description = ModelDescription(
-        variant="bn",
-        width_multiplier=0.1,
-        dtype="float32",
-        class_names=CLASS_NAMES,
-        preprocess=preprocess(storage_size=16, image_size=80, crop_fraction=0.875),
-    )
+    """Writes the run of a network that was trained on the pictures."""
+    description = describe(class_names=CLASS_NAMES, storage_size=16)
     return write_run(
         tmp_path_factory.mktemp("run"),
         description,

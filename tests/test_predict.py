@@ -8,36 +8,31 @@ import numpy as np
 import PIL.Image
 import pytest
 from helpers.images import cut_out
-from helpers.networks import numpy_variables, preprocess
+from helpers.networks import numpy_variables
 from helpers.processes import finish, start_python
 from helpers.small_networks import create_small, small_networks
 from helpers.tiny_run import start_small
-from helpers.untrained_runs import write_run
+from helpers.untrained_runs import describe, write_run
 from helpers.written_out import color_blocks, softmax
 
 from googlenet_flax import predict as command
 from googlenet_flax.runs.prediction import find_pictures, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.training.description import ModelDescription
 
 CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")
 STORED = 48  # Pixels; pictures that are not larger are read as they are.
 # Nothing is as it would be by default.
-DESCRIPTION = ModelDescription(
-    variant="bn",
+DESCRIPTION = describe(
     width_multiplier=0.25,
-    dtype="float32",
     class_names=CLASS_NAMES,
-    preprocess=preprocess(
-        storage_size=STORED,
-        image_size=81,
-        crop_fraction=0.875,
-        input_scale=1 / 127.5,
-        input_mean=(1.0, 0.8, 1.2),
-        input_std=(0.9, 1.0, 1.3),
-        channel_order="BGR",
-    ),
+    storage_size=STORED,
+    image_size=81,
+    crop_fraction=0.875,
+    input_scale=1 / 127.5,
+    input_mean=(1.0, 0.8, 1.2),
+    input_std=(0.9, 1.0, 1.3),
+    channel_order="BGR",
 )
 MODEL = create_small(DESCRIPTION)
 PROBABILITY = {"rtol": 1e-4, "atol": 1e-6}

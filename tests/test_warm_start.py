@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 from flax import traverse_util
 from helpers.configs import load_config, named_config
-from helpers.networks import numpy_variables, preprocess
+from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.small_networks import create_small, small_networks
-from helpers.untrained_runs import save_weights, write_run
+from helpers.untrained_runs import describe, save_weights, write_run
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
@@ -26,28 +26,18 @@ from googlenet_flax.runs.warm_start import warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
-from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import replicate
 from googlenet_flax.training.state import TrainState
 
 CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
-DESCRIPTION = ModelDescription(
-    variant="bn",
-    width_multiplier=0.1,
-    dtype="float32",
-    class_names=tuple("0123456789"),
-    preprocess=preprocess(storage_size=8, input_scale=1 / 255),
-)
+FIELDS = {"class_names": tuple("0123456789"), "storage_size": 8, "input_scale": 1 / 255}
+DESCRIPTION = describe(**FIELDS)
 THREE = ("ant", "bee", "cat")
 
 
-def changed(description, **fields):
-    """Replaces fields of a description or of its preprocessing."""
-    own = {field.name for field in dataclasses.fields(ModelDescription)}
-    of_input = {name: value for name, value in fields.items() if name not in own}
-    fields = {name: value for name, value in fields.items() if name in own}
-    inputs = dataclasses.replace(description.preprocess, **of_input)
-    return dataclasses.replace(description, preprocess=inputs, **fields)
+def changed(**fields):
+    """Describes the network with other fields."""
+    return describe(**{**FIELDS, **fields})
 
 
 def trained_variables(description, seed=1):
@@ -127,7 +117,7 @@ def assert_leaves(actual, expected):
 
 def test_averages_begin_with_the_sources_weights(source):
     run, _ = source
-    description = changed(DESCRIPTION, class_names=THREE)
+    description = changed(class_names=THREE)
     plain = fresh_state(description)
     assert warm_start(plain, run, description, jax.devices())[0].averages == {}
     fresh = dataclasses.replace(
@@ -159,7 +149,7 @@ def test_weights_are_the_sources_averages(tmp_path):
 def test_another_number_of_classes(source, class_names):
     """Exactly the last layers are new, and are named."""
     run, theirs = source
-    after, said, fresh = start(run, changed(DESCRIPTION, class_names=class_names))
+    after, said, fresh = start(run, changed(class_names=class_names))
     expected = {p: fresh[p] if is_classifier(p) else v for p, v in flat(theirs).items()}
     assert_leaves(after, traverse_util.unflatten_dict(expected, sep="/"))
     origin, _, news = said.partition("; ")
@@ -196,7 +186,7 @@ def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
 def test_what_may_differ(source, change):
     """`bn` is tied to no image size; parameters are float32 under bfloat16, too."""
     run, theirs = source
-    after, said, _ = start(run, changed(DESCRIPTION, **change))
+    after, said, _ = start(run, changed(**change))
     assert_leaves(after, theirs)
     origin, _, news = said.partition("; ")
     assert origin == f"weights from {run.path}, checkpoint 0"
@@ -206,25 +196,22 @@ def test_what_may_differ(source, change):
 
 def test_the_size_that_seed_is_tied_to(tmp_path):
     """A head of `seed` flattens a map whose size follows from the image size."""
-    description = changed(DESCRIPTION, variant="seed")
+    description = changed(variant="seed")
     run, theirs = source_run(tmp_path, description)
-    message = refusal(run, changed(description, image_size=224))
+    message = refusal(run, changed(variant="seed", image_size=224))
     assert "--config.image_size=80" in message
     assert "/fc/kernel" in message and "'seed'" in message
     after, _, _ = start(run, description)
     assert_leaves(after, theirs)
     # Among the sizes of one map, any will do.
-    start(run, changed(description, image_size=90))
+    start(run, changed(variant="seed", image_size=90))
 
 
 def described_by(config):
     """What a run of the config would save with its checkpoints."""
-    inputs = {
-        field.name: config[field.name]
-        for field in dataclasses.fields(DESCRIPTION.preprocess)
-    }
-    own = {name: config[name] for name in ("variant", "width_multiplier", "dtype")}
-    return changed(DESCRIPTION, class_names=THREE, **own, **inputs)
+    of_input = [field.name for field in dataclasses.fields(DESCRIPTION.preprocess)]
+    names = ("variant", "width_multiplier", "dtype", *of_input)
+    return describe(class_names=THREE, **{name: config[name] for name in names})
 
 
 @pytest.mark.parametrize(
@@ -243,7 +230,7 @@ def described_by(config):
 )
 def test_what_must_not_differ(tmp_path, source_fields):
     """The options that are named make it fit."""
-    run, theirs = source_run(tmp_path, changed(DESCRIPTION, **source_fields))
+    run, theirs = source_run(tmp_path, changed(**source_fields))
     digits = REPOSITORY / "configs" / "digits.py"
     flags = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
     message = refusal(run, described_by(load_config(digits, *flags)))
