@@ -4,6 +4,7 @@ python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 """
 
 import argparse
+import functools
 import json
 import sys
 
@@ -27,7 +28,6 @@ def main() -> None:
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
         pictures, empty_folders = find_pictures(args.paths)
-        width = max(len(printable(path)) for path in pictures)
         predictions = predict(
             Predictor.load(Workdir(args.workdir), args.checkpoint, jax.local_devices()),
             pictures,
@@ -35,11 +35,14 @@ def main() -> None:
             batch_size=args.batch_size,
             num_crops=args.crops,
         )
+        show = _print_json
         if not args.json:
+            width = max(len(printable(path)) for path in pictures)
             print(f"{'picture':{width}}  probability  class")
+            show = functools.partial(_print_rows, width=width)
         failed = 0
         for prediction in predictions:
-            _print_json(prediction) if args.json else _print_rows(prediction, width)
+            show(prediction)
             if prediction.error:
                 failed += 1
                 sys.stdout.flush()  # Keeps both streams in order on a terminal.
