@@ -119,7 +119,7 @@ class Checkpoints:
         Raises:
           UserError: There is no such checkpoint, or it is damaged.
         """
-        step = int(name) if name.isdecimal() else None
+        step = int(name) if name.isdecimal() else -1
         if step in self.damaged:
             raise DamagedCheckpointError(self._path(step), self.damaged[step])
         if not self._labels and self.damaged:
@@ -130,14 +130,14 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self.directory}: train first")
         # Imported weights, which are one checkpoint, were never evaluated.
         if name == "latest" or (name == "best" and len(self._labels) == 1):
-            step = self.latest_step
-        elif name == "best":
-            step = self.best_step
-            if step is None:
+            return max(self._labels)
+        if name == "best":
+            if self.best_step is None:
                 raise UserError(
                     f"no checkpoint in {self.directory} has been evaluated: "
                     "use --checkpoint=latest"
                 )
+            return self.best_step
         if step not in self._labels:
             raise UserError(
                 f"no checkpoint {name!r} in {self.directory}: use best, latest or one of "

@@ -146,8 +146,9 @@ def evaluate_checkpoints(
             num_devices=len(devices),
         )
     else:
-        options = {"aux_weight": aux_weight, "batch_size": data.batch_size}
-        metrics = evaluate_averaged(predictors, num_crops, split, **options)
+        metrics = evaluate_averaged(
+            predictors, num_crops, split, aux_weight=aux_weight, batch_size=data.batch_size
+        )
     for path, reason in split.unreadable.items():
         tell(f"skipped {path}: {reason}")
     return {"step": first.checkpoint_step, **metrics}

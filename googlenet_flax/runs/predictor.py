@@ -59,7 +59,8 @@ class Predictor:
 
         def step(variables, batch, crop):
             images = description.preprocess(batch["image"], batch.get("extent"), crop)
-            logits = outputs_by_name(model.apply(variables, images, train=False))
+            output: Any = model.apply(variables, images, train=False)
+            logits = outputs_by_name(output)
             return {name: jax.nn.log_softmax(values) for name, values in logits.items()}
 
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
