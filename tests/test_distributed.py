@@ -10,6 +10,7 @@ import pytest
 from helpers.processes import finish, free_address, last_line, run, wait_for_line
 from helpers.tiny_run import (
     FINAL_STEP,
+    SLOW_STEPS,
     copy_run,
     on_devices,
     rows_without_timings,
@@ -186,7 +187,7 @@ def test_all_end_when_one_is_killed(run_of_two, tmp_path, victim, line):
 )
 def test_a_signal_to_one_stops_all_at_the_same_step(run_of_two, tmp_path, line, number):
     workdir = tmp_path / "run"
-    processes = start_together(workdir)
+    processes = start_together(workdir, before=SLOW_STEPS)
     wait_for_line(processes[0], line)
     processes[1].send_signal(number)
     codes, _, errs = finish_all(processes)

@@ -45,6 +45,19 @@ from googlenet_flax.model import googlenet
 googlenet.INCEPTIONS = SMALL_INCEPTIONS
 """
 
+# JAX needs some seconds to pass on a notice of preemption, longer than tiny steps take.
+SLOW_STEPS = """
+import time
+from googlenet_flax.runtime.progress import Progress
+report = Progress.report
+
+def report_slowly(self, step, **about):
+    report(self, step, **about)
+    time.sleep(0.5)
+
+Progress.report = report_slowly
+"""
+
 
 def start_small(command, *args, before="", **options) -> subprocess.Popen:
     """Starts a command in which every network has three blocks; see `start`."""
