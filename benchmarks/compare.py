@@ -197,20 +197,16 @@ def run_rounds(
             try:
                 stdout = run(entry.command, timeout_seconds=timeout_seconds)
                 record |= read_answer(stdout, entry.work)
+                train, forward = (figure(record[speed]) for speed in SPEEDS)
+                summary = f"train {train} img/s, forward {forward} img/s"
             except ContenderError as error:
                 failed.add(entry)
                 record["error"] = str(error)
+                summary = f"failed: {error}"
             records.append(record)
-            print(f"round {number} of {rounds}: {_summary(record)}", file=sys.stderr)
+            title = f"round {number} of {rounds}: {entry.name} {entry.work.dtype}"
+            print(f"{title}: {summary}", file=sys.stderr)
     return records
-
-
-def _summary(record: Record) -> str:
-    name = f"{record['name']} {record['dtype']}"
-    if "error" in record:
-        return f"{name} failed: {record['error']}"
-    train, forward = (figure(record[key]) for key in SPEEDS)
-    return f"{name}: train {train} img/s, forward {forward} img/s"
 
 
 def figure(value: float) -> str:
@@ -226,33 +222,28 @@ def spread(values: Iterable[float]) -> str:
     return " / ".join(figure(f(values)) for f in (min, statistics.median, max))
 
 
-def ratios(ours: Sequence[Record], theirs: Sequence[Record], speed: str) -> list[float]:
-    """Divides our speed by theirs in every round that both finished."""
-    by_round = {record["round"]: record[speed] for record in theirs}
-    return [
-        record[speed] / by_round[record["round"]]
-        for record in ours
-        if record["round"] in by_round
-    ]
-
-
 def table(records: Sequence[Record]) -> str:
     """Formats a Markdown table with a line for every contender and dtype.
 
-    Each contender is compared with our network in the same dtype.
+    Each contender is compared with our network in the same dtype and the same round.
     """
+    by_round = {(r["round"], r["dtype"]): r for r in records if r["name"] == OURS}
     lines = [row(COLUMNS + SPEED_COLUMNS), row(["---"] * 3 + ["---:"] * 4)]
     for key in dict.fromkeys((record["name"], record["dtype"]) for record in records):
         own = [record for record in records if (record["name"], record["dtype"]) == key]
-        if "error" in own[-1]:
-            error = own[-1]["error"].replace("|", "\\|")
-            lines.append(row([*key, f"failed: {error}", "", "", "", ""]))
+        if error := own[-1].get("error"):
+            lines.append(row([*key, f"failed: {escape(error)}", "", "", "", ""]))
             continue
         cells = [*key, own[-1]["device"]]
         for speed in SPEEDS:
-            cells.append(spread(record[speed] for record in own))
-            ours = _finished(records, OURS, key[1]) if key[0] != OURS else []
-            cells.append(spread(ratios(ours, own, speed)))
+            ratios = [
+                ours[speed] / record[speed]
+                for record in own
+                if key[0] != OURS
+                and (ours := by_round.get((record["round"], record["dtype"])))
+                and speed in ours
+            ]
+            cells += [spread(record[speed] for record in own), spread(ratios)]
         lines.append(row(cells))
     return "\n".join(lines)
 
@@ -262,15 +253,12 @@ def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _finished(records: Sequence[Record], name: str, dtype: str) -> list[Record]:
-    return [
-        record
-        for record in records
-        if (record["name"], record["dtype"]) == (name, dtype) and "error" not in record
-    ]
+def escape(text: str) -> str:
+    """Escapes text for a cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
-def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_flags() -> argparse.Namespace:
     """Parses the command line; an error in it ends the program with exit code 2."""
     usual = ",".join(name for name in CONTENDERS if name not in ONLY_IF_ASKED_FOR)
     parser = argparse.ArgumentParser(
@@ -293,50 +281,31 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--timeout_seconds", type=float, default=1800, help="time limit of one run")
     add("--output", metavar="FILE.json", help="file for the figures of every round")
-    flags = parser.parse_args(arguments)
-    flags.only = flags.only.split(",")
-    flags.dtypes = flags.dtypes.split(",")
-    flags.python = dict(pair.partition("=")[::2] for pair in flags.python)
-    if mistake := _mistake(flags):
-        parser.error(mistake)
+    flags = parser.parse_args()
+    environments = {contender.environment for contender in CONTENDERS.values()}
+    dtypes = ("float32", "bfloat16")
+    split_lists(
+        parser, flags, {"only": CONTENDERS, "dtypes": dtypes, "python": environments}
+    )
+    if flags.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    needed = {CONTENDERS[name].environment for name in flags.only}
+    if not flags.environments and (missing := sorted(needed - set(flags.python))):
+        parser.error(f"give --environments=DIR or --python {missing[0]}=PATH")
     return flags
 
 
-def _mistake(flags: argparse.Namespace) -> str:
-    """Describes the first error in the flags, or returns ""."""
-    environments = {contender.environment for contender in CONTENDERS.values()}
-    for flag, values, known in (
-        ("only", flags.only, CONTENDERS),
-        ("dtypes", flags.dtypes, ("float32", "bfloat16")),
-        ("python", flags.python, environments),
-    ):
-        if unknown := sorted(set(values) - set(known)):
-            return f"--{flag} has {unknown[0]!r} but must be of {', '.join(known)}"
-    if flags.rounds < 1:
-        return "--rounds must be at least 1"
-    needed = {CONTENDERS[name].environment for name in flags.only}
-    if not flags.environments and (missing := sorted(needed - set(flags.python))):
-        return f"give --environments=DIR or --python {missing[0]}=PATH"
-    return ""
-
-
-def find_interpreters(flags: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """Finds or makes the environments that are needed.
-
-    Returns:
-      The path of the interpreter of each environment, and the error of each environment
-      that could not be made.
-    """
-    pythons = {name: str(absolute_path(path)) for name, path in flags.python.items()}
-    errors = {}
-    for name in {CONTENDERS[contender].environment for contender in flags.only}:
-        if name not in pythons:
-            folder = absolute_path(flags.environments) / name
-            try:
-                pythons[name] = make_environment(name, folder)
-            except ContenderError as error:
-                errors[name] = str(error)
-    return pythons, errors
+def split_lists(
+    parser: argparse.ArgumentParser,
+    flags: argparse.Namespace,
+    known: Mapping[str, Iterable[str]],
+) -> None:
+    """Splits `--only`, `--dtypes` and `--python`; an unknown value ends the program."""
+    flags.only, flags.dtypes = flags.only.split(","), flags.dtypes.split(",")
+    flags.python = dict(pair.partition("=")[::2] for pair in flags.python)
+    for flag, values in known.items():
+        if unknown := sorted(set(getattr(flags, flag)) - set(values)):
+            parser.error(f"--{flag} has {unknown[0]!r} but must be of {', '.join(values)}")
 
 
 def absolute_path(path: str) -> pathlib.Path:
@@ -348,8 +317,16 @@ def absolute_path(path: str) -> pathlib.Path:
 
 
 def compare(flags: argparse.Namespace) -> list[Record]:
-    """Runs the contenders that the flags name."""
-    pythons, errors = find_interpreters(flags)
+    """Runs the contenders that the flags name, in environments that exist or are made."""
+    pythons = {name: str(absolute_path(path)) for name, path in flags.python.items()}
+    errors: dict[str, str] = {}
+    for name in {CONTENDERS[contender].environment for contender in flags.only}:
+        if name not in pythons:
+            try:
+                folder = absolute_path(flags.environments) / name
+                pythons[name] = make_environment(name, folder)
+            except ContenderError as error:
+                errors[name] = str(error)
     records, entries = [], []
     for dtype in flags.dtypes:
         work = Work(dtype, flags.batch_size, flags.image_size, flags.seconds)

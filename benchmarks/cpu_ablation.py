@@ -8,29 +8,18 @@ Rounds go over all rows in turn. Every row except the last keeps freed memory
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
 import sys
-import time
-from functools import partial
 
 import jax
-import numpy as np
-import optax
+import ours
 import peer
 
-from googlenet_flax.model.convolution import STOCK
-from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.runtime.memory import keep_freed_memory
-from googlenet_flax.training.losses import Objective
-from googlenet_flax.training.optimizer import create_optimizer
-from googlenet_flax.training.state import create_state
-from googlenet_flax.training.step import train_step
 
-WARM_UP_STEPS = 2
-TIMED_STEPS = 4
+SECONDS = 6.0  # Duration of the measurement of each figure.
 ROWS = (
     ("XLA's own operations", (), True),
     ("+ max pool remembers its winners", ("gather_max_pool",), True),
@@ -46,52 +35,10 @@ def measure(names: list[str], keep: bool, batch_size: int, image_size: int) -> N
     """Prints `[train, forward]` in images per second; runs in a process of its own."""
     if keep:
         keep_freed_memory()
-    model = create_model(
-        "seed",
-        num_classes=peer.NUM_CLASSES,
-        arithmetic=dataclasses.replace(STOCK, **dict.fromkeys(names, True)),
-    )
-    tx = create_optimizer(
-        optax.constant_schedule(peer.LEARNING_RATE),
-        momentum=peer.MOMENTUM,
-        weight_decay=0.0,
-    )
-    init = jax.jit(partial(create_state, model, tx, image_size=image_size))
-    state = init(jax.random.key(0))
-    work = peer.Work("float32", batch_size, image_size, seconds=0.0)
-    images, labels = peer.draw_batch(work)
-    index = np.arange(batch_size, dtype=np.int32)
-    batch = jax.device_put({"image": images, "label": labels, "index": index})
-    step = jax.jit(
-        partial(
-            train_step,
-            model=model,
-            tx=tx,
-            inputs=lambda batch, rngs, step: batch["image"],
-            objective=Objective(aux_weight=peer.AUX_WEIGHT),
-            seed=0,
-        ),
-        donate_argnums=0,
-    )
-    forward = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
-
-    def train() -> None:
-        nonlocal state
-        state, _ = step(state, batch)
-        jax.block_until_ready(state)
-
-    def evaluate() -> None:
-        jax.block_until_ready(forward(state.variables, batch["image"]))
-
-    rates = []
-    for call in (train, evaluate):
-        seconds = []
-        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
-            started = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - started)
-        rates.append(batch_size / statistics.median(seconds[WARM_UP_STEPS:]))
-    print(json.dumps(rates))
+    work = peer.Work("float32", batch_size, image_size, SECONDS)
+    *steps, _ = ours.make_steps("seed", ours.choose_arithmetic(*names), work)
+    rates = [peer.images_per_second(step, jax.block_until_ready, work) for step in steps]
+    print(json.dumps([statistics.median(windows) for windows in rates]))
 
 
 def main() -> None:

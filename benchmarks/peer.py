@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from compare import Work
 
 # Columns of Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
@@ -35,16 +36,6 @@ MOMENTUM = 0.9
 WARM_UP_STEPS = 3
 MIN_STEPS = 3
 WINDOWS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Settings of the measurement."""
-
-    dtype: str
-    batch_size: int
-    image_size: int
-    seconds: float  # Duration of the measurement of each of the two figures.
 
 
 def parse_flags(
@@ -149,19 +140,12 @@ def measure_and_print(
     Raises:
       ValueError: The loss that `train_step` returns is not finite.
     """
-    train_speeds = images_per_second(train_step, wait, work)
-    eval_speeds = images_per_second(eval_step, wait, work)
-    answer = {
-        "train_images_per_second": statistics.median(train_speeds),
-        "eval_images_per_second": statistics.median(eval_speeds),
-        "train_windows": train_speeds,
-        "eval_windows": eval_speeds,
-        "device": device,
-        "dtype": work.dtype,
-        "batch_size": work.batch_size,
-        "image_size": work.image_size,
-    }
+    answer = {"device": device, **dataclasses.asdict(work)}
+    for name, step in (("train", train_step), ("eval", eval_step)):
+        windows = images_per_second(step, wait, work)
+        answer[f"{name}_images_per_second"] = statistics.median(windows)
+        answer[f"{name}_windows"] = windows
     loss = float(train_step())
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss}")
-    print(json.dumps({**answer, **facts()}))
+    print(json.dumps({**answer, **facts()}), flush=True)

@@ -3,8 +3,8 @@ import functools
 import importlib
 import itertools
 import json
+import statistics
 import sys
-import time
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from googlenet_flax.training.optimizer import create_optimizer
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import compare
 import gpu
-import gpu_ours
+import ours
 import peer
 import stock_flax
 
@@ -38,56 +38,27 @@ def record(number, name, train, forward, dtype="float32"):
     return {"round": number, "name": name, "dtype": dtype, "device": "cpu", **speeds}
 
 
-def failure(number, name, error):
-    return {"round": number, "name": name, "dtype": "float32", "error": error}
-
-
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def rows(records):
-    """The lines of the table by contender and dtype, without its head."""
-    lines = [cells(line) for line in compare.table(records).splitlines()[2:]]
-    return {tuple(line[:2]): line[2:] for line in lines}
-
-
-def test_ratios_are_those_of_the_same_round():
+def test_the_table_has_ratios_of_the_same_round_and_dtype():
     # The machine is twice as fast in round 2: every ratio is 2, those of medians are not.
-    records = [record(1, "ours", 10, 40), record(1, "a", 5, 20)]
-    records += [record(2, "ours", 20, 80), record(2, "a", 10, 40)]
-    records += [record(3, "ours", 12, 12)]
-    assert rows(records)[("a", "float32")] == [
-        "cpu",
-        "5.00 / 7.50 / 10.0",
-        "2.00 / 2.00 / 2.00",
-        "20.0 / 30.0 / 40.0",
-        "2.00 / 2.00 / 2.00",
+    failure = {"round": 2, "name": "b", "dtype": "float32", "error": "no b | c"}
+    records = [
+        *(record(1, "ours", 10, 40), record(1, "a", 5, 20)),
+        *(record(2, "ours", 20, 80), record(2, "a", 10, 40), failure),
+        *(record(3, "ours", 12, 12), record(3, "a", 1, 1, "bfloat16")),
     ]
-
-
-@pytest.mark.parametrize(
-    ("records", "key", "column", "text"),
-    [
-        # Only what was measured in the same dtype is compared.
-        (
-            [
-                *(record(1, "ours", 10, 40), record(1, "ours", 30, 90, "bfloat16")),
-                record(1, "a", 10, 10, "bfloat16"),
-            ],
-            ("a", "bfloat16"),
-            2,
-            "3.00 / 3.00 / 3.00",
-        ),
-        ([record(1, "ours", 10, 40)], ("ours", "float32"), 2, "-"),
-        ([failure(1, "ours", "x"), record(1, "a", 5, 20)], ("a", "float32"), 2, "-"),
-        ([failure(2, "a", "no a | b")], ("a", "float32"), 0, "failed: no a \\| b"),
-    ],
-)
-def test_a_cell_of_the_table(records, key, column, text):
-    assert rows(records)[key][column] == text
-    counts = {len(cells(line)) for line in compare.table(records).splitlines()}
-    assert counts == {len(compare.COLUMNS + compare.SPEED_COLUMNS)}
+    head, _, ours, a, b, alone = map(cells, compare.table(records).splitlines())
+    assert ours == ["ours", "float32", "cpu", "10.0 / 12.0 / 20.0", "-", ours[5], "-"]
+    assert a == [
+        *("a", "float32", "cpu", "5.00 / 7.50 / 10.0", "2.00 / 2.00 / 2.00"),
+        *("20.0 / 30.0 / 40.0", "2.00 / 2.00 / 2.00"),
+    ]
+    assert b[2] == "failed: no b \\| c"
+    assert alone[4] == "-"
+    assert {len(line) for line in (ours, a, b, alone)} == {len(head)}
 
 
 @pytest.mark.parametrize(
@@ -108,10 +79,14 @@ ANSWER = {
 }
 
 
+def write_program(path, *lines):
+    path.write_text("\n".join([f"#!{sys.executable}", *lines]))
+    path.chmod(0o755)
+
+
 def program(tmp_path, name, body):
-    path = tmp_path / f"{name}.py"
-    path.write_text(f"import json, sys, time\nanswer = {ANSWER}\n{body}\n")
-    return compare.Entry(name, WORK, (sys.executable, str(path)))
+    write_program(tmp_path / name, "import json, sys, time", f"answer = {ANSWER}", body)
+    return compare.Entry(name, WORK, (str(tmp_path / name),))
 
 
 def test_contenders_run_in_turn_and_failures_do_not_stop_the_rest(tmp_path, capfd):
@@ -156,16 +131,14 @@ def test_an_answer_to_another_question_is_a_failure(tmp_path, body, error):
     assert result["error"].startswith(error)
 
 
-def test_a_contender_that_hangs_is_stopped(tmp_path):
-    entry = program(tmp_path, "a", "time.sleep(60)")
-    (result,) = compare.run_rounds([entry], rounds=1, timeout_seconds=0.5)
-    assert result["error"] == "not finished after 0.5 s"
-
-
-def test_a_program_that_is_not_there_is_a_failure(tmp_path):
-    entry = compare.Entry("a", WORK, (str(tmp_path / "python"),))
-    (result,) = compare.run_rounds([entry], **LIMITS)
-    assert "No such file" in result["error"]
+def test_contenders_that_hang_or_do_not_exist_are_failures(tmp_path):
+    entries = [
+        program(tmp_path, "a", "time.sleep(60)"),
+        compare.Entry("b", WORK, (str(tmp_path / "python"),)),
+    ]
+    hung, absent = compare.run_rounds(entries, rounds=1, timeout_seconds=0.5)
+    assert hung["error"] == "not finished after 0.5 s"
+    assert "No such file" in absent["error"]
 
 
 def test_the_command_prints_the_table_keeps_the_figures_and_fails(
@@ -175,8 +148,7 @@ def test_the_command_prints_the_table_keeps_the_figures_and_fails(
         if name == "pytorch":
             raise compare.ContenderError("pip has no torch")
         python = tmp_path / name
-        python.write_text(f"#!{sys.executable}\nprint({json.dumps(ANSWER)!r})\n")
-        python.chmod(0o755)
+        write_program(python, f"print({json.dumps(ANSWER)!r})")
         return str(python)
 
     monkeypatch.setattr(compare, "make_environment", environment)
@@ -201,60 +173,58 @@ def test_the_command_prints_the_table_keeps_the_figures_and_fails(
         (["--only=caffe"], "--only has 'caffe'"),
         (["--dtypes=float64"], "--dtypes has 'float64'"),
         (["--python=torch=p"], "--python has 'torch'"),
-        (["--rounds=0"], "--rounds must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("script", [compare, gpu])
 def test_a_mistake_in_the_flags_exits_2_and_says_so(script, arguments, error, run_command):
-    more = ["--environments=e"] if script is compare else []
-    code, _, stderr = run_command(script, *arguments, *more)
+    more = {compare: "--environments=e", gpu: "--output=gpu.json"}[script]
+    code, _, stderr = run_command(script, *arguments, more)
     assert code == 2
     assert error in stderr
 
 
-def test_a_contender_without_an_environment_is_refused(run_command):
-    options = "--only=pytorch,ours", "--python=ours=p"
-    code, _, stderr = run_command(compare, *options)
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--environments=e", "--rounds=0"], "--rounds must be at least 1"),
+        (
+            ["--only=pytorch,ours", "--python=ours=p"],
+            "give --environments=DIR or --python pytorch=PATH",
+        ),
+    ],
+)
+def test_flags_of_the_comparison_are_checked(arguments, error, run_command):
+    code, _, stderr = run_command(compare, *arguments)
     assert code == 2
-    assert "give --environments=DIR or --python p" in stderr
+    assert error in stderr
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """The folders in which an environment was made; pip installs nothing."""
-    made = []
-
+def test_an_environment_is_made_until_pip_succeeds_and_for_new_requirements(
+    tmp_path, monkeypatch
+):
     def create(path, **options):
         made.append(path)
         path.mkdir(parents=True, exist_ok=True)
         (path / "pyvenv.cfg").touch()
 
-    monkeypatch.setattr(compare.venv, "create", create)
-    monkeypatch.setattr(compare, "run", lambda command, **limits: "")
-    return made
+    def pip(command, **limits):
+        if requirements.read_text() == "torch==0":
+            raise compare.ContenderError("no network")
 
-
-def test_an_environment_is_made_once_and_again_for_new_requirements(
-    tmp_path, monkeypatch, made
-):
+    made, requirements = [], tmp_path / "requirements-pytorch.txt"
     folder = tmp_path / "environments" / "pytorch"
     monkeypatch.setattr(compare, "BENCHMARKS", tmp_path)
-    requirements = tmp_path / "requirements-pytorch.txt"
-    for text, count in [("torch==1", 1), ("torch==1", 1), ("torch==2", 2)]:
+    monkeypatch.setattr(compare.venv, "create", create)
+    monkeypatch.setattr(compare, "run", pip)
+    requirements.write_text("torch==0")
+    for count in (1, 2):
+        with pytest.raises(compare.ContenderError, match="no network"):
+            compare.make_environment("pytorch", folder)
+        assert len(made) == count
+    for text, count in [("torch==1", 3), ("torch==1", 3), ("torch==2", 4)]:
         requirements.write_text(text)
         python = compare.make_environment("pytorch", folder)
         assert (python, len(made)) == (str(folder / "bin" / "python"), count)
-
-
-def test_an_environment_that_pip_did_not_finish_is_made_again(tmp_path, monkeypatch, made):
-    def no_network(command, **limits):
-        raise compare.ContenderError("no network")
-
-    monkeypatch.setattr(compare, "run", no_network)
-    for count in (1, 2):
-        with pytest.raises(compare.ContenderError, match="no network"):
-            compare.make_environment("pytorch", tmp_path / "e")
-        assert len(made) == count
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
@@ -443,137 +413,102 @@ def test_peers_train_as_we_do(make_peer, no_dropout):
     assert theirs == pytest.approx(ours, rel=1e-4)
 
 
-GPU_ENTRY = gpu.Entry("float32", "paper", gpu.BEST)
-GPU_WORK = gpu_ours.Work(batch_size=2, image_size=80, width_multiplier=0.25, seconds=0.0)
-
-
-def gpu_results(path, **work):
-    return gpu.Results(path / "gpu.json", {"batch_size": 256, **work})
-
-
-def gpu_record(name, dtype, train, rounds=1, **fields):
-    figures = {"train": train, "eval": train, "rounds": rounds, "run": "today"}
-    return {"name": name, "dtype": dtype, **figures, **fields}
-
-
-def run_gpu(run_command, *options):
-    tiny = ["--batch_size=2", "--image_size=80", "--width_multiplier=0.1"]
-    tiny += ["--seconds=0.01", "--rounds=2"]
-    return run_command(gpu, "--platform=cpu", *tiny, *options)
-
-
 @pytest.fixture
-def keep_environment(monkeypatch):
+def run_gpu(tmp_path, monkeypatch, run_command):
+    """Runs gpu.py with a program in the place of the peers; returns code and table."""
     monkeypatch.setattr(gpu.os, "environ", dict(gpu.os.environ))
+    python, log = tmp_path / "python", tmp_path / "log"
+
+    def run_gpu(body, *options):
+        answer = ANSWER | {"dtype": "bfloat16", "train_windows": [1, 2, 3]}
+        lines = ["import json, sys, time", f"open({str(log)!r}, 'a').write('x')"]
+        write_program(python, *lines, f"answer = {answer}", body)
+        pythons = [f"--python={name}={python}" for name in ("pytorch", "stock_flax")]
+        pythons += ["--only=pytorch_compile,pytorch,stock_flax"]
+        options = [*pythons, f"--output={tmp_path / 'gpu.json'}", *options]
+        code, stdout, stderr = run_command(gpu, "--dtypes=bfloat16", *options)
+        lines = [cells(line) for line in stdout.splitlines() if line.startswith("| ")]
+        calls = len(log.read_text()) if log.exists() else 0
+        return code, [line[2] for line in lines[2:]], calls, stderr
+
+    return run_gpu
 
 
-def test_the_arithmetics_to_measure_hold_stock_and_what_gpus_use():
-    assert gpu_ours.find_arithmetic("stock") == STOCK
-    assert FASTEST["gpu"] in map(gpu_ours.find_arithmetic, gpu.CHOICES)
+def test_without_a_gpu_the_command_says_so(tmp_path, run_gpu, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, rows, calls, stderr = run_gpu("print(json.dumps(answer))")
+    assert (code, rows, calls) == (2, [], 0)
+    assert len(stderr.splitlines()) == 1 and "there is no NVIDIA GPU" in stderr
 
 
-@pytest.mark.slow
-def test_our_networks_are_measured_though_one_fails(tmp_path, monkeypatch):
-    def build(entry, choice, work):
-        if choice == "merge_1x1":
-            raise MemoryError("no | memory")
-        arithmetic = gpu_ours.find_arithmetic(choice)
-        return small_googlenet(entry.variant, dtype=entry.dtype, arithmetic=arithmetic)
-
-    monkeypatch.setattr(gpu_ours, "build_model", build)
-    results = gpu_results(tmp_path)
-    entries = [gpu.Entry("float32", "seed", "merge_1x1"), GPU_ENTRY]
-    options = {"rounds": 2, "deadline": time.time() + 600, "run": "today"}
-    gpu_ours.measure(entries, results, GPU_WORK, **options)
-    failed, record = gpu_results(tmp_path)  # As they stand in the file.
-    assert failed["error"] == "MemoryError: no | memory"
-    assert (len(record["train"]), len(record["eval"]), record["rounds"]) == (2, 2, 2)
-    assert min(record["train"] + record["eval"]) > 0
-    assert record["memory_bytes"] > 1e6
-    assert record["title"] == f"paper {gpu.BOTH}"
-
-
-def test_our_networks_wait_for_another_run_when_time_is_up(tmp_path, monkeypatch):
-    results = gpu_results(tmp_path)
-    options = {"rounds": 2, "deadline": time.time() + 1, "run": "today"}
-    gpu_ours.measure([GPU_ENTRY], results, GPU_WORK, **options)
-    assert not list(results)
-
-
-def test_gpu_ratios_are_those_of_medians_to_the_compiled_torch(tmp_path):
-    results = gpu_results(tmp_path)
-    results.put(gpu_record(*gpu.REFERENCE, [9.0, 10.0, 12.0]))
-    results.put(
-        gpu_record("paper best", "bfloat16", [15.0, 30.0], 0, title="paper x", limit=45)
-    )
-    results.put(failure(1, "seed stock", "no a | b") | {"dtype": "bfloat16"})
-    keys = [(name, "bfloat16") for name in ("paper best", "seed stock", "pytorch")]
-    lines = [cells(line) for line in gpu.table(keys, results).splitlines()]
-    assert {len(line) for line in lines} == {len(gpu.TABLE_HEAD)}
-    assert lines[2][:2] == ["paper x (first window)", "bfloat16"]
-    assert lines[2][2:5] == ["15.0 / 22.5 / 30.0", "2.25", "50%"]
-    assert lines[3][2] == "failed: no a \\| b"
-    assert lines[4][2] == "not measured: out of time"
-
-
-def test_the_best_arithmetic_is_the_one_that_trains_fastest(tmp_path):
-    results = gpu_results(tmp_path)
-    assert results.best_choice("bfloat16") == gpu.BOTH
-    results.put(gpu_record("seed stock", "bfloat16", [5.0]))
-    results.put(gpu_record("seed merge_1x1", "bfloat16", [1.0, 6.0, 7.0]))
-    results.put(gpu_record("seed gather_max_pool", "float32", [9.0]))
-    assert results.best_choice("bfloat16") == "merge_1x1"
-
-
-def test_without_time_nothing_is_started(tmp_path, run_command, keep_environment):
-    code, stdout, _ = run_gpu(run_command, "--budget_seconds=5")
-    assert code == 0
-    assert stdout.count("not measured: out of time") == 8 + 6 + 7
-    for entry in gpu.our_entries(gpu.DTYPES):
-        assert f"| {entry.key[0]} | {entry.dtype} | not measured" in stdout
-
-
-def test_a_second_gpu_run_measures_only_what_is_missing(
-    tmp_path, monkeypatch, run_command, keep_environment
-):
-    log, python, output = (tmp_path / name for name in ("log", "python", "gpu.json"))
-    answer = ANSWER | {"batch_size": 2, "image_size": 80, "train_windows": [1.0, 3.0]}
-    body = f"import sys; open({str(log)!r}, 'a').write('x'); print({json.dumps(answer)!r})"
-    python.write_text(f"#!{sys.executable}\n{body}\n")
-    python.chmod(0o755)
-    days = iter(["Monday", "Tuesday", "Wednesday"])
-    monkeypatch.setattr(gpu.time, "strftime", lambda _: next(days))
-    options = [f"--output={output}", f"--python=pytorch={python}", "--dtypes=float32"]
-    code, stdout, _ = run_gpu(run_command, "--only=pytorch", *options)
-    assert (code, log.read_text()) == (0, "x")
-    assert "| pytorch | float32 | 1.00 / 2.00 / 3.00 |" in stdout
-    code, stdout, _ = run_gpu(run_command, "--only=pytorch,pytorch_compile", *options)
-    assert (code, log.read_text()) == (0, "xx")
-    assert "The figures are of 2 runs, which began Monday, Tuesday." in stdout
-    code, _, stderr = run_gpu(run_command, *options, "--batch_size=4")
-    assert code == 2
-    assert "name another --output" in stderr
-
-
-def test_gpu_contenders_that_fail_are_named(tmp_path, run_command, keep_environment):
-    python = tmp_path / "python"
-    python.write_text(f"#!{sys.executable}\nraise OSError('no | GPU')\n")
-    python.chmod(0o755)
-    pythons = [f"--python={name}={python}" for name in ("ours", "pytorch")]
-    options = [*pythons, "--only=stock,pytorch", "--dtypes=bfloat16"]
-    code, stdout, stderr = run_gpu(run_command, *options)
-    assert code == 1
-    assert "| seed stock | bfloat16 | failed: exit code 1: OSError: no \\| GPU |" in stdout
-    assert "| pytorch | bfloat16 | failed: OSError: no \\| GPU |" in stdout
+def test_a_second_gpu_run_measures_only_what_is_missing(tmp_path, run_gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
+    late = ["not measured: out of time"] * 3
+    code, rows, calls, _ = run_gpu("", "--budget_seconds=5")
+    assert (code, rows, calls) == (0, late, 0)
+    failing = "print(json.dumps(answer)) if 'pytorch' in sys.argv[1] else 1 / 0"
+    code, rows, calls, stderr = run_gpu(failing)
+    measured = "1.00 / 2.00 / 3.00"
+    failed = "failed: ZeroDivisionError: division by zero"
+    assert (code, rows, calls) == (1, [measured, measured, failed], 3)
     assert "Traceback" in stderr
+    code, rows, calls, _ = run_gpu("print(json.dumps(answer))")
+    assert (code, rows, calls) == (0, [measured] * 3, 4)
+    code, _, _, stderr = run_gpu("", "--batch_size=4")
+    assert code == 2 and "name another --output" in stderr
+    (tmp_path / "gpu.json").write_text("[]")
+    code, _, _, stderr = run_gpu("")
+    assert code == 2 and "holds no figures" in stderr
+
+
+def test_a_gpu_contender_that_hangs_is_stopped(run_gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
+    monkeypatch.setattr(gpu, "JOB_SHARE", 0.05)
+    monkeypatch.setattr(gpu, "MIN_JOB_SECONDS", 0.1)
+    code, rows, _, _ = run_gpu("time.sleep(60)", "--budget_seconds=5")
+    assert (code, rows) == (0, ["not measured: out of time"] * 3)
+
+
+def test_gpu_ratios_are_those_of_medians_to_the_compiled_torch():
+    def row(windows, **fields):
+        speeds = dict.fromkeys(compare.SPEEDS, statistics.median(windows))
+        return {"train_windows": windows, "eval_windows": windows, **speeds, **fields}
+
+    rows = {gpu.REFERENCE: row([9.0, 10.0, 12.0])}
+    rows[gpu.NETWORKS[0]] = row(
+        [15.0, 30.0], limit=45, peak_memory_bytes=2**31, compile_seconds=7.1
+    )
+    rows[gpu.NETWORKS[1]] = {"error": "no a | b"}
+    table = gpu.table([*gpu.NETWORKS[:2], gpu.REFERENCE, gpu.NETWORKS[3]], rows)
+    head, _, best, failed, reference, absent = map(cells, table.splitlines())
+    spread = "15.0 / 22.5 / 30.0"
+    assert best[2:] == [spread, "2.25", "50%", spread, "2.25", "2.00", "7"]
+    assert failed[2] == "failed: no a \\| b"
+    assert reference[3:5] == ["1.00", "-"]
+    assert absent[2] == "not measured: out of time"
+    assert {len(line) for line in (best, failed, reference, absent)} == {len(head)}
+
+
+def test_gpu_networks_have_the_arithmetic_that_runs_use():
+    fields = (choice.split("+") for choice in gpu.CHOICES if choice != "stock")
+    assert FASTEST["gpu"] in [ours.choose_arithmetic(*names) for names in fields]
+    assert ours.choose_arithmetic() == STOCK
 
 
 @pytest.mark.slow
-def test_the_gpu_command_measures_ours_in_a_process(
-    tmp_path, run_command, keep_environment
-):
-    options = ["--only=stock", "--dtypes=float32", f"--output={tmp_path / 'gpu.json'}"]
-    code, stdout, _ = run_gpu(run_command, *options, "--budget_seconds=600")
+def test_our_networks_are_measured_though_one_fails(monkeypatch, run_command):
+    def build(variant, *, arithmetic, **fields):
+        if arithmetic.winograd:
+            raise MemoryError("no | memory\nat all")
+        return small_googlenet(variant, arithmetic=arithmetic, **fields)
+
+    monkeypatch.setattr(ours, "create_model", build)
+    keys = [(f"seed {gpu.CHOICES[-1]}", "float32"), (f"paper {gpu.BOTH}", "float32")]
+    options = ["--batch_size=2", "--image_size=80", "--seconds=0.01", "--output=x"]
+    code, stdout, _ = run_command(gpu, *options, f"--networks={json.dumps(keys)}")
     assert code == 0
-    (line,) = [cells(x) for x in stdout.splitlines() if x.startswith("| seed stock")]
-    assert line[2].count("/") == 2
+    failed, row = map(json.loads, stdout.splitlines())
+    assert failed["error"] == "MemoryError: no | memory"
+    assert row["name"] == keys[1][0] and len(row["train_windows"]) >= 3
+    assert min(row[speed] for speed in (*compare.SPEEDS, "limit")) > 0
+    assert row["peak_memory_bytes"] > 1e6 and row["compile_seconds"] > 0

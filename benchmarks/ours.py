@@ -1,0 +1,82 @@
+"""Steps of our network on a batch that stays on the device, as the peers measure theirs."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import peer
+
+from googlenet_flax.model.convolution import STOCK, Arithmetic
+from googlenet_flax.model.googlenet import create_model
+from googlenet_flax.training.losses import Objective
+from googlenet_flax.training.optimizer import create_optimizer
+from googlenet_flax.training.state import TrainState, create_state
+from googlenet_flax.training.step import train_step
+
+
+def choose_arithmetic(*names: str) -> Arithmetic:
+    """Creates the arithmetic in which only the fields of these names are on."""
+    return dataclasses.replace(STOCK, **dict.fromkeys(names, True))
+
+
+@functools.cache
+def _optimizer() -> optax.GradientTransformation:
+    schedule = optax.constant_schedule(peer.LEARNING_RATE)
+    return create_optimizer(schedule, momentum=peer.MOMENTUM, weight_decay=0.0)
+
+
+@functools.cache
+def _initial_state(variant: str, image_size: int) -> TrainState:
+    """Creates the state on the host; it depends on neither the dtype nor the arithmetic."""
+    model = create_model(variant, num_classes=peer.NUM_CLASSES, arithmetic=STOCK)
+    init = partial(create_state, model, _optimizer(), image_size=image_size)
+    return jax.device_get(jax.jit(init)(jax.random.key(0)))
+
+
+def make_steps(
+    variant: str, arithmetic: Arithmetic, work: peer.Work
+) -> tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]:
+    """Compiles a network.
+
+    Returns:
+      A function that starts a training step and returns its loss, a function that starts a
+      forward pass and returns its logits, and the figures of the compilation: its seconds,
+      and the device memory that XLA plans for the training step.
+    """
+    model = create_model(
+        variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic
+    )
+    state = jax.device_put(_initial_state(variant, work.image_size))
+    images, labels = peer.draw_batch(work)
+    index = np.arange(work.batch_size, dtype=np.int32)
+    batch = jax.device_put({"image": images, "label": labels, "index": index})
+    step = partial(
+        train_step,
+        model=model,
+        tx=_optimizer(),
+        inputs=lambda batch, rngs, step: batch["image"],
+        objective=Objective(aux_weight=peer.AUX_WEIGHT),
+        seed=0,
+    )
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
+    started = time.monotonic()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    forward = logits.lower(state.variables, batch["image"]).compile()
+    figures = {"compile_seconds": time.monotonic() - started}
+    if plan := compiled.memory_analysis():
+        buffers = plan.argument_size_in_bytes + plan.output_size_in_bytes
+        buffers += plan.temp_size_in_bytes - plan.alias_size_in_bytes
+        figures["peak_memory_bytes"] = buffers
+
+    def train() -> jax.Array:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return metrics["loss"]
+
+    return train, lambda: forward(state.variables, batch["image"]), figures
