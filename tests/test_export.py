@@ -1,6 +1,7 @@
 """Each kind of file, read again by the program that it is meant for."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -13,11 +14,13 @@ import onnx
 import onnxruntime
 import pytest
 import safetensors
+import safetensors.numpy
 from flax import traverse_util
 from helpers.images import random_images
 from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
 from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
+from helpers.written_out import color_blocks
 
 from googlenet_flax import create_model
 from googlenet_flax import export as command
@@ -52,12 +55,10 @@ DESCRIPTION = ModelDescription(
 def vary(variables):
     """No two channels and statistics alike, so that a mix-up is seen."""
     rng = np.random.default_rng(1)
-    names = ("bias", "scale", "mean", "var")
 
     def draw(path, leaf):
-        if path[-1].key not in names:
-            return leaf
-        return leaf + rng.uniform(0, 0.5, leaf.shape).astype(np.float32)
+        noise = 0 if path[-1].key == "kernel" else rng.uniform(0, 0.5, leaf.shape)
+        return (leaf + noise).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, variables)
 
@@ -65,9 +66,7 @@ def vary(variables):
 def draw_images(size):
     """Three: noise, colours in blocks, and one half dark."""
     images = random_images(3, size, size, 3).astype(np.float32)
-    images[1] = np.kron(images[1, :8, :8], np.ones((-(-size // 8),) * 2 + (1,)))[
-        :size, :size
-    ]
+    images[1] = color_blocks(1, size, size)
     images[2, : size // 2] /= 16
     return images
 
@@ -100,72 +99,66 @@ def check(actual, expected, rows=slice(None)):
         assert difference < TOLERANCE * np.abs(logits).max(), name
 
 
-SMALL = [  # Sides that SAME and CEIL pad in one way and in the other.
-    ("seed", 80, "small"),
-    ("seed", 127, "small"),
-    ("paper", 97, "small"),
-    ("paper", 127, "small"),
-    ("bn", 113, "small"),
-    ("torchvision", 81, "small"),
-]
-WHOLE = [
-    pytest.param((variant, size, "whole"), marks=pytest.mark.slow)
-    for variant in googlenet.VARIANTS
-    for size in (80, 97, 127, 224)
-]
-
-
-def networks(*params):
-    return pytest.mark.parametrize(
-        "network", params, ids=lambda network: "-".join(map(str, network))
-    )
-
-
-@networks(*SMALL, *WHOLE)
-def test_onnxruntime_computes_what_the_network_does(network):
-    network = create_network(*network)
-    images, expected = draw_images(network.preprocess.image_size), expected_outputs(network)
-    session = onnxruntime.InferenceSession(onnx_file.write(network, {}))
+def load_onnx(data):
+    session = onnxruntime.InferenceSession(data)
     names = [output.name for output in session.get_outputs()]
-    for rows in (slice(3), slice(1)):  # Batches of 3 and of 1.
-        outputs = session.run(names, {"images": images[rows]})
-        check(dict(zip(names, outputs, strict=True)), expected, rows)
+
+    def run(images):
+        outputs = session.run(names, {"images": images})
+        return dict(zip(names, outputs, strict=True))
+
+    return run
 
 
-@networks(("paper", 97, "small"), ("torchvision", 81, "small"), *WHOLE)
-def test_stablehlo_computes_what_the_network_does(network):
-    network = create_network(*network)
-    images, expected = draw_images(network.preprocess.image_size), expected_outputs(network)
-    exported = jax.export.deserialize(bytearray(stablehlo.write(network)))
+def load_stablehlo(data):
+    exported = jax.export.deserialize(bytearray(data))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    for rows in (slice(3), slice(1)):
-        check(jax.device_get(exported.call(images[rows])), expected, rows)
+    return lambda images: jax.device_get(exported.call(images))
+
+
+WRITE = {"onnx": lambda network: onnx_file.write(network, {}), "stablehlo": stablehlo.write}
+LOAD = {"onnx": load_onnx, "stablehlo": load_stablehlo}
+# Sides that SAME and CEIL pad in one way and in the other.
+SMALL = [("seed", 80), ("seed", 127), ("paper", 97), ("paper", 127), ("bn", 113)]
+SMALL += [("torchvision", 81)]
+WHOLE = itertools.product(googlenet.VARIANTS, (80, 97, 127, 224), ["whole"], LOAD)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "inceptions", "format_name"),
+    [
+        *((*case, "small", "onnx") for case in SMALL),
+        *((*case, "small", "stablehlo") for case in (("paper", 97), ("torchvision", 81))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in WHOLE),
+    ],
+)
+def test_the_file_computes_what_the_network_does(variant, size, inceptions, format_name):
+    network = create_network(variant, size, inceptions)
+    images, expected = draw_images(size), expected_outputs(network)
+    run = LOAD[format_name](WRITE[format_name](network))
+    for rows in (slice(3), slice(1)):  # Batches of 3 and of 1.
+        check(run(images[rows]), expected, rows)
 
 
 def test_stablehlo_keeps_the_folders_of_this_machine_to_itself():
     limit = jax.config.jax_traceback_in_locations_limit
-    data = stablehlo.write(create_network(*SMALL[0]))
+    data = stablehlo.write(create_network("seed", 80, "small"))
     for text in (formats.__file__, "googlenet_flax", "site-packages", ".py"):
         assert text.encode() not in data
     assert jax.config.jax_traceback_in_locations_limit == limit
 
 
 @pytest.mark.parametrize("variant", ["paper", "bn"])
-def test_safetensors_hold_every_leaf(tmp_path, variant):
+def test_safetensors_hold_every_leaf(variant):
     network = create_network(variant, 80, "small")
-    path = tmp_path / "network.safetensors"
-    path.write_bytes(safetensors_file.write(network, {}))
     leaves = {}
-    with safetensors.safe_open(path, "numpy") as file:
-        for name in file.keys():
-            collection = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
-            leaves[collection, *name.split("/")] = file.get_tensor(name)
+    for name, leaf in safetensors.numpy.load(safetensors_file.write(network, {})).items():
+        assert leaf.dtype == np.float32
+        collection = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
+        leaves[collection, *name.split("/")] = leaf
     variables = traverse_util.unflatten_dict(leaves)
     assert jax.tree.structure(variables) == jax.tree.structure(network.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
-    read_back = safetensors_file.read(path.read_bytes())
-    assert jax.tree.structure(read_back) == jax.tree.structure(variables)
-    assert {leaf.dtype for leaf in leaves.values()} == {np.dtype(np.float32)}
 
 
 def test_names_in_the_onnx_graph_are_the_papers():
@@ -187,7 +180,7 @@ def test_names_in_the_onnx_graph_are_the_papers():
 
 
 def test_outputs_without_heads_and_their_weights():
-    network = create_network(*SMALL[0])
+    network = create_network("seed", 80, "small")
     network = Network(
         network.model.clone(aux_heads=False), network.variables, network.preprocess
     )
@@ -230,31 +223,18 @@ def export_to(workdir, run_command):
     return export_to
 
 
-def read_text(metadata):
-    """What a format that holds text alone knows of the network."""
+def read_metadata(path):
+    if path.suffix == ".stablehlo":
+        return json.loads((path.parent / f"{path.name}.json").read_text())
+    if path.suffix == ".onnx":
+        texts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    else:
+        with safetensors.safe_open(path, "numpy") as file:
+            texts = file.metadata()
     return {
         name: json.loads(text) if text[0] in "[{0123456789" else text
-        for name, text in metadata.items()
+        for name, text in texts.items()
     }
-
-
-def read_stablehlo(path):
-    run = jax.export.deserialize(bytearray(path.read_bytes())).call
-    fields = json.loads((path.parent / f"{path.name}.json").read_text())
-    return fields, lambda images: jax.device_get(run(images))
-
-
-def read_onnx(path):
-    properties = onnx.load(path).metadata_props
-    fields = read_text({entry.key: entry.value for entry in properties})
-    session = onnxruntime.InferenceSession(path.read_bytes())
-    names = [output.name for output in session.get_outputs()]
-    return fields, lambda images: dict(
-        zip(names, session.run(names, {"images": images}), strict=True)
-    )
-
-
-READERS = {"stablehlo": read_stablehlo, "onnx": read_onnx}
 
 
 @pytest.mark.parametrize(
@@ -272,13 +252,13 @@ def test_command_writes_a_function(tmp_path, network, export_to, format_name, he
     assert code == 0 and not err, err
     assert "5 classes: 'ant'" in printed and "RGB, 0 to 255" in printed
     assert "verified" in printed and "not verified" not in printed
-    fields, run = READERS[format_name](out)
+    fields = read_metadata(out)
     assert ModelDescription.from_json(fields) == DESCRIPTION
     assert fields["checkpoint_step"] == 0
     assert set(fields["done_inside"]) < set(fields["preprocess"])
     assert fields["input"] == "images: float32 [batch, 83, 83, 3], RGB, 0 to 255"
-    expected = expected_outputs(network)
-    check(run(draw_images(83)), {name: expected[name] for name in ("logits", *heads)})
+    expected = {name: expected_outputs(network)[name] for name in ("logits", *heads)}
+    check(LOAD[format_name](out.read_bytes())(draw_images(83)), expected)
     side = [out.with_name(out.name + ".json")] if format_name == "stablehlo" else []
     assert sorted(tmp_path.iterdir()) == [out, *side]  # And nothing temporary.
 
@@ -288,9 +268,8 @@ def test_command_writes_safetensors(tmp_path, network, export_to):
     code, printed, err = export_to(out, "safetensors")
     assert code == 0 and not err, err
     assert "read back bit for bit" in printed
-    with safetensors.safe_open(out, "numpy") as file:
-        fields = read_text(file.metadata())
-        assert set(file.keys()) == network.leaves().keys()
+    fields = read_metadata(out)
+    assert safetensors.numpy.load_file(out).keys() == network.leaves().keys()
     assert ModelDescription.from_json(fields) == DESCRIPTION
     assert fields["format"] == "flax" and not fields["done_inside"]
 
@@ -323,31 +302,24 @@ def test_without_onnxruntime_the_command_says_what_it_did_not_do(
 
 
 @pytest.mark.parametrize("error", [2e-4, np.nan])
-def test_another_network_is_not_written(tmp_path, export_to, monkeypatch, error):
-    run = onnx_file.run
+@pytest.mark.parametrize("module", [onnx_file, safetensors_file])
+def test_another_network_is_not_written(tmp_path, export_to, monkeypatch, module, error):
+    run, read = onnx_file.run, safetensors_file.read
 
     def run_wrongly(data, images):
         logits = run(data, images)["logits"]
         logits[1, 2] += error * np.abs(logits).max()
         return {"logits": logits}
 
-    monkeypatch.setattr(onnx_file, "run", run_wrongly)
-    code, _, err = export_to(tmp_path / "file", "onnx")
-    assert code == 2 and "other logits" in err and len(err.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_other_weights_are_not_written(tmp_path, export_to, monkeypatch):
-    read = safetensors_file.read
-
     def read_wrongly(data):
-        variables = read(data)
-        variables["params"]["classifier"]["bias"][3] = 0
-        return variables
+        return {**read(data), "classifier/bias": np.full(5, error, np.float32)}
 
+    monkeypatch.setattr(onnx_file, "run", run_wrongly)
     monkeypatch.setattr(safetensors_file, "read", read_wrongly)
-    code, _, err = export_to(tmp_path / "file", "safetensors")
-    assert code == 2 and "other weights" in err
+    format_name = module.__name__.rpartition(".")[2]
+    code, _, err = export_to(tmp_path / "file", format_name)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "other logits" in err or "other weights" in err
     assert not list(tmp_path.iterdir())
 
 

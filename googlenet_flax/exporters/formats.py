@@ -98,11 +98,9 @@ def _compare_outputs(
     Raises:
       UserError: They differ by more than `TOLERANCE`.
     """
-
-    @jax.jit
-    def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return dataclasses.replace(network, variables=variables)(images)
-
+    apply = jax.jit(
+        lambda variables, images: dataclasses.replace(network, variables=variables)(images)
+    )
     expected = jax.device_get(apply(network.variables, images))
     differences = [
         np.abs(outputs[name] - logits).max() / np.abs(logits).max().clip(SMALLEST)
@@ -122,8 +120,7 @@ def _compare_outputs(
 
 
 def _compare_leaves(data: bytes, network: Network) -> str:
-    actual = dataclasses.replace(network, variables=safetensors.read(data)).leaves()
-    expected = network.leaves()
+    actual, expected = safetensors.read(data), network.leaves()
     if actual.keys() != expected.keys() or not all(
         np.array_equal(actual[name], leaf) for name, leaf in expected.items()
     ):
@@ -139,15 +136,13 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> N
     Raises:
       UserError: A file cannot be written.
     """
+    files = {out: exported.data}
     if format_name == "stablehlo":
         text = json.dumps(exported.metadata, indent=2) + "\n"
-        _write(out.with_name(out.name + METADATA_SUFFIX), text.encode())
-    _write(out, exported.data)
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    with writing(path, "name another file with --out=FILE"):
-        replace_file(path, data)
+        files = {out.with_name(out.name + METADATA_SUFFIX): text.encode(), **files}
+    for path, data in files.items():
+        with writing(path, "name another file with --out=FILE"):
+            replace_file(path, data)
 
 
 def check_out(name: str) -> pathlib.Path:

@@ -4,7 +4,8 @@ Tensors inside the graph have the layout `[B, C, H, W]`. Nodes and weights have 
 the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,22 +13,13 @@ import numpy as np
 
 from googlenet_flax.exporters.network import IMAGES, Network, as_text
 from googlenet_flax.model.convolution import Padding2D
-from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, ops
+from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, Variant, ops
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime.errors import missing_package
 
 OPSET = 17  # This version and `IR_VERSION` are from 2022, so that old runtimes read them.
 IR_VERSION = 8
 BATCH = "batch"  # Name of the dimension of variable size.
-
-
-class Node(NamedTuple):
-    """An operation with one output."""
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: Mapping[str, Any]
 
 
 class Map(NamedTuple):
@@ -40,21 +32,25 @@ class Map(NamedTuple):
 class Graph:
     """Nodes and weights in the order of the computation."""
 
-    def __init__(self, leaves: Mapping[str, np.ndarray]):
+    def __init__(self, onnx: Any, leaves: Mapping[str, np.ndarray]):
+        self._onnx = onnx  # The package, which is optional.
         self.leaves = leaves  # Leaves of the network by path.
-        self.nodes: list[Node] = []
-        self.weights: dict[str, np.ndarray] = {}
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
 
     def add(
         self, op: str, name: str, *inputs: str, output: str = "", **attributes: Any
     ) -> str:
         """Adds a node and returns the name of its output, by default that of the node."""
-        self.nodes.append(Node(op, name, inputs, output or name, attributes))
-        return output or name
+        output = output or name
+        node = self._onnx.helper.make_node(op, inputs, [output], name=name, **attributes)
+        self.nodes.append(node)
+        return output
 
     def weight(self, name: str, values: np.ndarray) -> str:
         """Adds an array that nodes take as input, and returns its name."""
-        self.weights[name] = np.ascontiguousarray(values)
+        array = np.ascontiguousarray(values)
+        self.weights.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 
     def leaf(self, name: str) -> str:
@@ -67,35 +63,30 @@ class Graph:
         """Adds the nodes of `layers.ConvBlock`."""
         kernel = self.leaves[f"{path}/conv/kernel"]
         window = kernel.shape[0]
-        pads: Sequence[tuple[int, int]]
+        pads = padding
         if isinstance(padding, str):
-            sides, windows, strides = (x.side,) * 2, (window,) * 2, (stride,) * 2
-            pads = jax.lax.padtype_to_pads(sides, windows, strides, padding)
-        else:
-            pads = padding
-        has_norm = f"{path}/bn/scale" in self.leaves
+            pads = jax.lax.padtype_to_pads((x.side,), (window,), (stride,), padding)
         inputs = [self.weight(f"{path}/conv/kernel", kernel.transpose(3, 2, 0, 1))]  # OIHW
+        has_norm = f"{path}/bn/scale" in self.leaves
         if not has_norm:
             inputs.append(self.leaf(f"{path}/conv/bias"))
-        y, side = self._slide(
-            "Conv", f"{path}/conv", x, *inputs, window=window, stride=stride, pads=pads
+        x = self._slide(
+            "Conv", f"{path}/conv", x, *inputs, window=window, stride=stride, pads=pads[0]
         )
+        y = x.name
         if has_norm:
-            names = ("scale", "bias", "mean", "var")
-            norm = [self.leaf(f"{path}/bn/{name}") for name in names]
+            norm = [self.leaf(f"{path}/bn/{n}") for n in ("scale", "bias", "mean", "var")]
             y = self.add(
                 "BatchNormalization", f"{path}/bn", y, *norm, epsilon=BATCH_NORM_EPSILON
             )
-        return Map(self.add("Relu", path, y), side)
+        return Map(self.add("Relu", path, y), x.side)
 
     def max_pool(
         self, x: Map, name: str, *, window: int, stride: int, padding: ops.PoolPadding
     ) -> Map:
         """Adds the node of `ops.max_pool`; ONNX pads with values below all others."""
         pads = ops.pool_padding(x.side, window, stride, padding)
-        return self._slide(
-            "MaxPool", name, x, window=window, stride=stride, pads=(pads, pads)
-        )
+        return self._slide("MaxPool", name, x, window=window, stride=stride, pads=pads)
 
     def _slide(
         self,
@@ -105,19 +96,18 @@ class Graph:
         *inputs: str,
         window: int,
         stride: int,
-        pads: Sequence[tuple[int, int]],
+        pads: tuple[int, int],  # Before and after each axis.
     ) -> Map:
-        (top, bottom), (left, right) = pads
         y = self.add(
             op,
             name,
             x.name,
             *inputs,
-            kernel_shape=[window, window],
-            strides=[stride, stride],
-            pads=[top, left, bottom, right],
+            kernel_shape=[window] * 2,
+            strides=[stride] * 2,
+            pads=[pads[0]] * 2 + [pads[1]] * 2,
         )
-        return Map(y, (x.side + top + bottom - window) // stride + 1)
+        return Map(y, (x.side + sum(pads) - window) // stride + 1)
 
     def average_pool(self, x: Map, name: str, windows: ops.Windows) -> Map:
         """Adds `ops.average_windows` as matrix products.
@@ -136,10 +126,10 @@ class Graph:
         return self.add("Gemm", path, x, kernel, bias, output=output)
 
 
-def build_graph(network: Network) -> tuple[Graph, list[str]]:
-    """Builds the graph; returns it and the names of its outputs."""
-    graph, variant = Graph(network.leaves()), network.model.variant
-    x = _stem(graph, _normalize(graph, network), network)
+def _build(graph: Graph, network: Network) -> list[str]:
+    """Adds all nodes; returns the names of the outputs."""
+    variant = network.model.variant
+    x = _stem(graph, _normalize(graph, network.preprocess), variant)
     # Name and window of each pool between stages, by the block that follows.
     pools = {
         "inception_4a": ("pool3", 3),
@@ -159,51 +149,36 @@ def build_graph(network: Network) -> tuple[Graph, list[str]]:
     pooled = graph.add("GlobalAveragePool", "pool5", x.name)
     flat = graph.add("Flatten", "pool5/flat", pooled)
     graph.dense(flat, "classifier", output="logits")
-    return graph, outputs
+    return outputs
 
 
-def _normalize(graph: Graph, network: Network) -> Map:
-    """Adds the scaling of `Preprocess`, and moves the channels to the front."""
-    preprocess, name = network.preprocess, "preprocess"
-
-    def constant(field: str, values: Any) -> str:
-        per_channel = np.asarray(values, np.float32).reshape(-1, 1, 1)
-        return graph.weight(f"{name}/{field}", per_channel)
-
-    x = graph.add("Transpose", f"{name}/channels_first", IMAGES, perm=[0, 3, 1, 2])
+def _normalize(graph: Graph, preprocess: Preprocess) -> Map:
+    """Adds `Preprocess.normalize`, and moves the channels to the front."""
+    x = graph.add("Transpose", "preprocess/channels_first", IMAGES, perm=[0, 3, 1, 2])
     if preprocess.channel_order == "BGR":
-        order = graph.weight(f"{name}/channel_order", np.array([2, 1, 0]))
-        x = graph.add("Gather", f"{name}/reordered", x, order, axis=1)
-    scale = constant("input_scale", preprocess.input_scale)
-    mean = constant("input_mean", preprocess.input_mean)
-    std = constant("input_std", preprocess.input_std)
-    x = graph.add("Mul", f"{name}/scaled", x, scale)
-    x = graph.add("Sub", f"{name}/centered", x, mean)
-    return Map(graph.add("Div", name, x, std), preprocess.image_size)
+        order = graph.weight("preprocess/channel_order", np.array([2, 1, 0]))
+        x = graph.add("Gather", "preprocess/reordered", x, order, axis=1)
+    for op, name, field in (
+        ("Mul", "preprocess/scaled", "input_scale"),
+        ("Sub", "preprocess/centered", "input_mean"),
+        ("Div", "preprocess", "input_std"),
+    ):
+        values = np.asarray(getattr(preprocess, field), np.float32).reshape(-1, 1, 1)
+        x = graph.add(op, name, x, graph.weight(f"preprocess/{field}", values))
+    return Map(x, preprocess.image_size)
 
 
-def _stem(graph: Graph, x: Map, network: Network) -> Map:
+def _stem(graph: Graph, x: Map, variant: Variant) -> Map:
     """Adds the rows of Table 1 in front of the first block."""
-    variant = network.model.variant
-
-    def pool(x: Map, name: str) -> Map:
-        return graph.max_pool(x, name, window=3, stride=2, padding=variant.pool_padding)
 
     def norm(x: Map, name: str) -> Map:
         if not variant.local_response_norm:
             return x
         # ONNX divides alpha by the size, as our LRN does.
-        y = graph.add(
-            "LRN",
-            name,
-            x.name,
-            size=ops.LRN_SIZE,
-            alpha=ops.LRN_ALPHA,
-            beta=ops.LRN_BETA,
-            bias=ops.LRN_K,
-        )
-        return Map(y, x.side)
+        fields = {"alpha": ops.LRN_ALPHA, "beta": ops.LRN_BETA, "bias": ops.LRN_K}
+        return Map(graph.add("LRN", name, x.name, size=ops.LRN_SIZE, **fields), x.side)
 
+    pool = partial(graph.max_pool, window=3, stride=2, padding=variant.pool_padding)
     x = graph.conv_block(x, "conv1", stride=2, padding=variant.conv1_padding)
     x = norm(pool(x, "pool1"), "norm1")
     x = graph.conv_block(x, "conv2_reduce")
@@ -248,30 +223,22 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
         import onnx  # noqa: PLC0415 - optional package
     except ImportError as error:
         raise missing_package("onnx", "--format=onnx", "export") from error
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    graph, outputs = build_graph(network)
+    graph = Graph(onnx, network.leaves())
+    outputs = _build(graph, network)
     size, num_classes = network.preprocess.image_size, network.model.num_classes
-    proto = helper.make_model(
-        helper.make_graph(
-            [
-                helper.make_node(op, inputs, [output], name=name, **attributes)
-                for op, name, inputs, output, attributes in graph.nodes
-            ],
+    tensor = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            graph.nodes,
             "googlenet",
-            [helper.make_tensor_value_info(IMAGES, float32, [BATCH, size, size, 3])],
-            [
-                helper.make_tensor_value_info(name, float32, [BATCH, num_classes])
-                for name in outputs
-            ],
-            [
-                onnx.numpy_helper.from_array(values, name)
-                for name, values in graph.weights.items()
-            ],
+            [tensor(IMAGES, shape=[BATCH, size, size, 3])],
+            [tensor(name, shape=[BATCH, num_classes]) for name in outputs],
+            graph.weights,
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    helper.set_model_props(proto, as_text(metadata))
+    onnx.helper.set_model_props(proto, as_text(metadata))
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()
 

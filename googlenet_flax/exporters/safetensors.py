@@ -8,8 +8,6 @@ import numpy as np
 from googlenet_flax.exporters.network import Network, as_text
 from googlenet_flax.runtime.errors import missing_package
 
-STATISTICS = ("mean", "var")  # Leaves of the collection `batch_stats`.
-
 
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     """Serializes all weights, including those of the heads.
@@ -24,16 +22,9 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     return _safetensors().numpy.save(network.leaves(), metadata=text)
 
 
-def read(data: bytes) -> dict[str, Any]:
-    """Reads the variables in the form that Flax takes, as float32 NumPy arrays."""
-    variables: dict[str, Any] = {}
-    for name, values in _safetensors().numpy.load(data).items():
-        *parents, leaf = name.split("/")
-        branch = variables.setdefault("batch_stats" if leaf in STATISTICS else "params", {})
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = np.asarray(values)
-    return variables
+def read(data: bytes) -> dict[str, np.ndarray]:
+    """Reads the weights by their names."""
+    return _safetensors().numpy.load(data)
 
 
 def _safetensors() -> Any:

@@ -4,8 +4,6 @@ exported = jax.export.deserialize(open("googlenet.stablehlo", "rb").read())
 exported.call(images)["logits"]
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,21 +35,14 @@ def write(network: Network) -> bytes:
     def googlenet(images: jax.Array) -> dict[str, jax.Array]:
         return network(images)
 
-    with _without_source_locations():
-        exported = export.export(jax.jit(googlenet), platforms=PLATFORMS)(images)
-    return bytes(exported.serialize())
-
-
-@contextlib.contextmanager
-def _without_source_locations() -> Iterator[None]:
-    """Keeps paths of this machine out of the file."""
     config: Any = jax.config  # Typed as Any, since its options are dynamic attributes.
     limit = config.jax_traceback_in_locations_limit
-    config.update("jax_traceback_in_locations_limit", 0)
+    config.update("jax_traceback_in_locations_limit", 0)  # Keeps paths out of the file.
     try:
-        yield
+        exported = export.export(jax.jit(googlenet), platforms=PLATFORMS)(images)
     finally:
         config.update("jax_traceback_in_locations_limit", limit)
+    return bytes(exported.serialize())
 
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
