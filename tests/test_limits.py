@@ -7,10 +7,6 @@ from googlenet_flax.performance import limits
 from googlenet_flax.performance.limits import find_limits
 
 
-def devices(kind, number=1):
-    return [SimpleNamespace(device_kind=kind, platform="gpu")] * number
-
-
 # The vendors' data sheets; dense, without sparsity.
 @pytest.mark.parametrize(
     ("kind", "dtype", "flops", "bytes_per_second"),
@@ -26,15 +22,11 @@ def devices(kind, number=1):
     ],
 )
 def test_the_vendors_figures(kind, dtype, flops, bytes_per_second):
-    found = find_limits(devices(kind), dtype, 0)
-    assert (found.flops, found.bytes) == (flops, bytes_per_second)
-    assert not found.measured
-
-
-def test_several_devices_add_up():
-    one = find_limits(devices("NVIDIA H200"), "float32", 0)
-    four = find_limits(devices("NVIDIA H200", 4), "float32", 0)
-    assert (four.flops, four.bytes) == (4 * one.flops, 4 * one.bytes)
+    device = SimpleNamespace(device_kind=kind, platform="gpu")
+    for count in (1, 4):
+        found = find_limits([device] * count, dtype, 0)
+        assert (found.flops, found.bytes) == (count * flops, count * bytes_per_second)
+        assert not found.measured
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -3,27 +3,14 @@ import pytest
 from googlenet_flax.performance.timing import MIN_CALLS, call_seconds, median_seconds
 
 
-class Clock:
+@pytest.mark.parametrize(("seconds", "number"), [(9.0, 5), (0.0, MIN_CALLS)])
+def test_the_first_call_is_left_out(monkeypatch, seconds, number):
     """Every call takes two seconds, the first ten."""
-
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        self.calls = 0
-        monkeypatch.setattr("time.perf_counter", lambda: self.now)
-
-    def call(self):
-        self.now += 2.0 if self.calls else 10.0
-        self.calls += 1
-
-
-def test_the_first_call_is_left_out(monkeypatch):
-    clock = Clock(monkeypatch)
-    assert call_seconds(clock.call, 9.0) == [2.0] * 5
-    assert clock.calls == 1 + 1 + 5  # The one to compile, the one ahead, the measured.
-
-
-def test_there_are_always_some_calls(monkeypatch):
-    assert len(call_seconds(Clock(monkeypatch).call, 0.0)) == MIN_CALLS
+    times = []
+    monkeypatch.setattr("time.perf_counter", lambda: sum(times))
+    call = lambda: times.append(2.0 if times else 10.0)  # noqa: E731
+    assert call_seconds(call, seconds) == [2.0] * number
+    assert len(times) == 1 + 1 + number  # The one to compile, the one ahead, the measured.
 
 
 def test_one_slow_call_does_not_count():

@@ -40,18 +40,6 @@ from googlenet_flax.training.state import TrainState
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Training:
-    """Results of the measurement of training."""
-
-    state: TrainState
-    images_per_second: float
-    compile_seconds: float
-    compilation_cached: bool
-    first_step_seconds: float
-    peak_memory_bytes: int
-
-
 def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Report:
     """Measures training, the forward pass and the input pipeline.
 
@@ -70,19 +58,16 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
         config.image_size,
         head_only=config.trainable == "head",
     )
-    training = _measure_training(experiment, seconds)
-    rate = training.images_per_second
-    eval_rate = _measure_forward(experiment, training.state, seconds)
+    training, state = _measure_training(experiment, seconds)
+    rate = training["train_images_per_second"]
+    eval_rate = _measure_forward(experiment, state, seconds)
     input_rate = measure_input(experiment, seconds)
     _say("the limits of the devices")
     limits = find_limits(devices, config.dtype, seconds)
     return Report(
-        train_images_per_second=rate,
+        **training,
         eval_images_per_second=eval_rate,
         input_images_per_second=input_rate,
-        compile_seconds=training.compile_seconds,
-        compilation_cached=training.compilation_cached,
-        first_step_seconds=training.first_step_seconds,
         flops_per_image=cost.training_flops,
         forward_flops_per_image=cost.forward_flops,
         bytes_per_image=cost.training_bytes,
@@ -90,7 +75,6 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
         share_of_bandwidth_limit=rate * cost.training_bytes / limits.bytes,
         limits_measured=limits.measured,
         input_share=None if input_rate is None else input_rate / rate,
-        peak_memory_bytes=training.peak_memory_bytes,
         device=devices[0].device_kind,
         num_devices=len(devices),
         dtype=config.dtype,
@@ -112,8 +96,14 @@ def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experime
     return build_experiment(endless, devices, train_set=noise, eval_set=noise)
 
 
-def _measure_training(experiment: Experiment, seconds: float) -> _Training:
-    """Measures the compilation, the first step and the rate of the steps after it."""
+def _measure_training(
+    experiment: Experiment, seconds: float
+) -> tuple[dict[str, Any], TrainState]:
+    """Measures the compilation, the first step and the rate of the steps after it.
+
+    Returns:
+      Fields of the report, and the state after these steps.
+    """
     _say("the first training step")
     state, batches = fresh_state(experiment), experiment.batches(0)
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
@@ -134,14 +124,14 @@ def _measure_training(experiment: Experiment, seconds: float) -> _Training:
 
     _say("training")
     step_seconds = median_seconds(call_seconds(next_step, seconds))
-    return _Training(
-        state=state,
-        images_per_second=experiment.config.batch_size / step_seconds,
-        compile_seconds=compile_seconds,
-        compilation_cached=bool(hits),
-        first_step_seconds=first_step_seconds,
-        peak_memory_bytes=peak_memory_bytes(experiment.devices),
-    )
+    fields = {
+        "train_images_per_second": experiment.config.batch_size / step_seconds,
+        "compile_seconds": compile_seconds,
+        "compilation_cached": bool(hits),
+        "first_step_seconds": first_step_seconds,
+        "peak_memory_bytes": _peak_memory_bytes(experiment.devices),
+    }
+    return fields, state
 
 
 def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) -> float:
@@ -181,14 +171,13 @@ def measure_input(experiment: Experiment, seconds: float) -> float | None:
     return config.batch_size / batch_seconds
 
 
-def peak_memory_bytes(devices: list[jax.Device]) -> int:
+def _peak_memory_bytes(devices: list[jax.Device]) -> int:
     """Returns the peak memory so far, of the device that needed the most.
 
     CPU devices do not count their memory; for them it is the peak of this process.
     """
-    counts = [device.memory_stats() or {} for device in devices]
-    peaks = [count["peak_bytes_in_use"] for count in counts if "peak_bytes_in_use" in count]
-    if peaks:
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    if None not in peaks:
         return max(peaks)
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

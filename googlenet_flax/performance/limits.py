@@ -58,16 +58,13 @@ def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Li
       dtype: Type of the operands, `"float32"` or `"bfloat16"`.
       seconds: Duration of the measurement of each limit, in seconds.
     """
-    kind = devices[0].device_kind
+    kind, count = devices[0].device_kind, len(devices)
     for name, chip in CHIPS.items():
         if kind.startswith(name):
             flops = chip.bfloat16_flops if dtype == "bfloat16" else chip.float32_flops
-            return Limits(
-                flops * len(devices), chip.memory_bytes * len(devices), measured=False
-            )
-    return Limits(
-        matmul_flops(devices, dtype, seconds), copy_bytes(devices, seconds), measured=True
-    )
+            return Limits(flops * count, chip.memory_bytes * count, measured=False)
+    flops = matmul_flops(devices, dtype, seconds)
+    return Limits(flops, copy_bytes(devices, seconds), measured=True)
 
 
 def matmul_flops(devices: Sequence[jax.Device], dtype: str, seconds: float) -> float:

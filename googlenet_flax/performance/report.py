@@ -21,7 +21,7 @@ class Report:
     share_of_bandwidth_limit: float  # Training rate divided by that at full bandwidth.
     limits_measured: bool  # True if measured on this machine, False if the vendor's.
     input_share: float | None  # Input rate divided by training rate.
-    peak_memory_bytes: int  # Peak at the end of training, from `peak_memory_bytes`.
+    peak_memory_bytes: int  # Peak at the end of training; on a CPU, that of the process.
     device: str
     num_devices: int
     dtype: str
@@ -35,6 +35,12 @@ def format_report(report: Report) -> str:
     """Formats the results as a table."""
     origin = "measured here" if report.limits_measured else "as the vendor states them"
     cached = "from JAX's cache" if report.compilation_cached else "not cached"
+    owner = "process" if report.device == "cpu" else "device with the highest peak"
+    input_rate, input_note = "not measured", "the reason is on stderr"
+    if report.input_images_per_second is not None and report.input_share is not None:
+        slower = "input" if report.input_share < 1 else "training step"
+        input_rate = f"{report.input_images_per_second:,.1f} images/s"
+        input_note = f"{report.input_share:,.1f}x what training needs: the {slower} limits"
     rows = [
         (
             "training",
@@ -43,20 +49,14 @@ def format_report(report: Report) -> str:
             f"{report.share_of_bandwidth_limit:.0%} of the bandwidth limit, {origin}",
         ),
         ("forward only", f"{report.eval_images_per_second:,.1f} images/s", ""),
-        ("input pipeline", *_input_columns(report)),
+        ("input pipeline", input_rate, input_note),
         ("compilation", f"{report.compile_seconds:.1f} s", f"training step, {cached}"),
         (
             "first step done",
             f"{report.first_step_seconds:.1f} s",
             "after the start of the process, without reading data",
         ),
-        (
-            "peak memory",
-            f"{report.peak_memory_bytes / 2**30:.2f} GiB",
-            "of the process"
-            if report.device == "cpu"
-            else "of the device with the highest peak",
-        ),
+        ("peak memory", f"{report.peak_memory_bytes / 2**30:.2f} GiB", f"of the {owner}"),
         (
             "arithmetic",
             f"{report.flops_per_image / 1e9:.3g} GFLOP",
@@ -71,17 +71,6 @@ def format_report(report: Report) -> str:
     )
     lines = [f"{name:15}  {value:>18}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([title, *lines])
-
-
-def _input_columns(report: Report) -> tuple[str, str]:
-    """Formats the input rate and names the slower of input and training step."""
-    if report.input_images_per_second is None or report.input_share is None:
-        return "not measured", "the reason is on stderr"
-    slower = "input" if report.input_share < 1 else "training step"
-    return (
-        f"{report.input_images_per_second:,.1f} images/s",
-        f"{report.input_share:,.1f}x what training needs: the {slower} limits",
-    )
 
 
 def print_report(report: Report, *, json_only: bool) -> None:
