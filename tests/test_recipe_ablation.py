@@ -1,6 +1,7 @@
 """benchmarks/recipe_ablation.py and run_seeds.py: what they change, and their rows."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -15,7 +16,6 @@ import run_seeds
 
 BEST = REPOSITORY / "configs/cifar10_best.py"
 ROWS = recipe_ablation.rows()
-ALL_OUT = "without all of these"
 
 
 def fields_of(row: str) -> dict:
@@ -31,43 +31,32 @@ def test_each_row_is_a_config_that_changes_what_it_names_alone(row):
 
 
 def test_one_row_leaves_all_ingredients_out():
-    bare = fields_of(ALL_OUT)
-    assert (bare["crop_padding_pixels"], bare["flip"], bare["cutout_fraction"]) == (
-        0,
-        "none",
-        0,
-    )
-    assert (bare["label_smoothing"], bare["weight_decay"], bare["aux_weight"]) == (0, 0, 0)
-    assert (bare["final_rate_fraction"], bare["warmup_epochs"]) == (1, 0)
+    bare = fields_of("without all of these")
+    zero = ("crop_padding_pixels", "cutout_fraction", "label_smoothing", "weight_decay")
+    zero += ("aux_weight", "warmup_epochs")
+    assert [bare[name] for name in zero] == [0] * len(zero)
+    assert (bare["flip"], bare["final_rate_fraction"]) == ("none", 1)
 
 
 def test_the_scale_keeps_the_shares_of_the_recipe():
     whole, scaled = dict(load_config(BEST)), fields_of("the whole recipe")
-    warmup = [config["warmup_epochs"] / config["num_epochs"] for config in (whole, scaled)]
-    assert warmup[0] == pytest.approx(warmup[1])
-    steps = 200 * (50_000 // 256), 45 * (1_000 // 32)
-    windows = [
-        1 / (1 - config["ema_decay"]) / count
-        for config, count in zip((whole, scaled), steps, strict=True)
-    ]
-    assert windows[0] == pytest.approx(windows[1], rel=0.1)
+    for config, count in ((whole, 200 * (50_000 // 256)), (scaled, 45 * (1_000 // 32))):
+        assert config["warmup_epochs"] / config["num_epochs"] == pytest.approx(0.025)
+        assert 1 / (1 - config["ema_decay"]) / count == pytest.approx(0.0256, rel=0.1)
 
 
-def run_rows(pace: float, first: tuple[float, float], last: tuple[float, float]) -> list:
-    """Rows of two steps, with accuracy and accuracy of a head after each."""
+def run_rows(pace: float, *accuracies: float) -> list:
+    """Rows of steps, with the accuracy after each; that of a head is always 0.4."""
     rows = []
-    for step, (accuracy, head) in enumerate((first, last), 1):
-        train = {"split": "train", "loss": 2.0, "accuracy": 0.1}
-        rows.append({**train, "step": step, "images_per_second": pace * (2 * step - 1)})
-        evaluation = {"split": "eval", "step": step, "loss": 1.0}
-        rows.append({**evaluation, "accuracy": accuracy, "aux_4a_accuracy": head})
+    for step, accuracy in enumerate(accuracies, 1):
+        common = {"step": step, "loss": 2.0, "accuracy": accuracy}
+        rate = pace * (2 * step - 1)
+        rows.append({**common, "split": "train", "images_per_second": rate})
+        rows.append({**common, "split": "eval", "aux_4a_accuracy": 0.4})
     return rows
 
 
-RUNS = {
-    0: run_rows(10.0, (0.99, 0.9), (0.5, 0.4)),
-    3: run_rows(20.0, (0.1, 0.1), (0.7, 0.4)),
-}
+RUNS = {0: run_rows(10.0, 0.99, 0.5), 3: run_rows(20.0, 0.1, 0.7)}
 
 
 def test_a_row_counts_the_last_evaluation_and_not_the_best():
@@ -83,12 +72,7 @@ def test_a_row_counts_the_last_evaluation_and_not_the_best():
 
 def test_a_row_of_one_seed_has_no_deviation_and_a_resumed_run_no_time():
     columns = run_seeds.summarize({0: RUNS[0]}, [None])
-    assert columns["accuracy, %"] == "50.00"
-    assert columns["seconds a run"] == "resumed"
-
-
-def test_markdown():
-    assert run_seeds.markdown({"a": "1", "b": "x"}) == "| a | b |\n| --- | --- |\n| 1 | x |"
+    assert (columns["accuracy, %"], columns["seconds a run"]) == ("50.00", "resumed")
 
 
 def test_curves(tmp_path):
@@ -97,52 +81,35 @@ def test_curves(tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.fixture
-def commands(monkeypatch):
-    """Stands in for training: what would have been called, and with which code it ends."""
-    calls, codes = [], []
+def test_a_series_continues_where_it_was_interrupted(tmp_path, monkeypatch):
+    calls, codes = [], [143, 0, 0]
 
-    class Finished:
-        def __init__(self, command, **_):
-            calls.append(command)
-            pathlib.Path(command[-1].removeprefix("--workdir=")).mkdir(exist_ok=True)
-            self.returncode = codes.pop() if codes else 0
+    def run(command, **_):
+        calls.append(command)
+        pathlib.Path(command[-1].removeprefix("--workdir=")).mkdir(exist_ok=True)
+        return subprocess.CompletedProcess(command, codes.pop(0))
 
-    monkeypatch.setattr(run_seeds.subprocess, "run", Finished)
-    return calls, codes
+    def train(seed):
+        return run_seeds.train(["--config=x.py"], seed, tmp_path / f"seed-{seed}")
 
-
-def test_a_series_goes_on_where_it_was_interrupted(commands, tmp_path):
-    calls, codes = commands
-    codes.append(143)
+    monkeypatch.setattr(run_seeds.subprocess, "run", run)
     with pytest.raises(SystemExit) as stopped:
-        run_seeds.train(["--config=x.py"], 5, tmp_path / "seed-5")
+        train(5)
     assert stopped.value.code == 143
-    # Going on, it does not know the time of the whole; then there is nothing left to do.
-    assert run_seeds.train(["--config=x.py"], 5, tmp_path / "seed-5") is None
-    assert run_seeds.train(["--config=x.py"], 5, tmp_path / "seed-5") is None
+    # The time of the whole is not known. Then there is nothing left to do.
+    assert train(5) is None and train(5) is None
     assert len(calls) == 2
-    module, *arguments = calls[0][2:]
-    assert module == "googlenet_flax.main"
-    assert arguments == ["--config=x.py", "--config.seed=5", f"--workdir={tmp_path}/seed-5"]
-
-
-def test_the_time_of_a_whole_run_is_kept(commands, tmp_path):
-    first = run_seeds.train([], 0, tmp_path / "seed-0")
-    assert first > 0
-    assert run_seeds.train([], 0, tmp_path / "seed-0") == first
+    arguments = ["--config=x.py", "--config.seed=5", f"--workdir={tmp_path}/seed-5"]
+    assert calls[0][2:] == ["googlenet_flax.main", *arguments]
+    first = train(0)
+    assert first > 0 and train(0) == first
 
 
 @pytest.mark.parametrize("script", [recipe_ablation, run_seeds])
-def test_seeds_that_are_no_numbers_are_refused_in_words(
-    script, monkeypatch, capsys, tmp_path
-):
+def test_seeds_that_are_no_numbers_are_refused(script, run_command, tmp_path):
     workdir = tmp_path / "runs"
     options = ["--config=x.py", "--seeds=0,one", f"--workdir={workdir}"]
-    monkeypatch.setattr(sys, "argv", ["script", *options])
-    with pytest.raises(SystemExit) as stopped:
-        script.main()
-    assert stopped.value.code == 2
-    assert "--seeds" in (said := capsys.readouterr().err.splitlines()[-1])
-    assert "0,one" in said
+    code, _, err = run_command(script, *options)
+    assert code == 2
+    assert "--seeds" in err.splitlines()[-1] and "0,one" in err
     assert not workdir.exists()

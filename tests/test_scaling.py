@@ -30,16 +30,11 @@ def test_what_the_originals_exchange():
 
 def test_efficiency_by_hand():
     exchange = scaling.Exchange(gradient_bytes=50_000_000, norm_bytes=1000, num_norms=3)
+    shares = [scaling.efficiency(count, exchange, **LINK) for count in scaling.DEVICES]
     # With 8 devices: 2 x 7/8 of 50 MB and of 1 kB; 7 all-reduces of 2 x 3 hops.
     lost = (87_500_000 + 1_750) / 5e10 + 7 * 2 * 3 * 1e-5
-    expected = pytest.approx(0.05 / (0.05 + lost))
-    assert scaling.efficiency(8, exchange, **LINK) == expected
-    assert scaling.efficiency(1, exchange, **LINK) == 1
-
-
-def test_more_devices_lose_more():
-    exchange = scaling.Exchange(gradient_bytes=50_000_000, norm_bytes=1000, num_norms=3)
-    shares = [scaling.efficiency(count, exchange, **LINK) for count in scaling.DEVICES]
+    assert shares[scaling.DEVICES.index(8)] == pytest.approx(0.05 / (0.05 + lost))
+    assert shares[0] == 1
     assert shares == sorted(shares, reverse=True)
 
 

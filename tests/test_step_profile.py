@@ -38,34 +38,33 @@ def test_a_trace_is_written_after_the_last_step(tmp_path):
     assert trace.stat().st_size > 1000
 
 
-def test_a_run_that_ends_or_begins_between_them_has_its_part(tmp_path):
-    run(StepProfile(tmp_path / "ended", (3, 9)), range(1, 5))
-    assert len(traces(tmp_path / "ended")) == 1
-    run(StepProfile(tmp_path / "resumed", (3, 9)), range(5, 12))
-    assert len(traces(tmp_path / "resumed")) == 1
-
-
-def test_without_steps_nothing_is_traced(tmp_path):
-    run(StepProfile(tmp_path / "off", ()), range(1, 4))
-    run(StepProfile(tmp_path / "past", (1, 2)), range(3, 5))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("profiled", "steps", "number"),
+    [
+        ((3, 9), range(1, 5), 1),  # The run ends between them.
+        ((3, 9), range(5, 12), 1),  # It is resumed between them.
+        ((), range(1, 4), 0),
+        ((1, 2), range(3, 5), 0),
+    ],
+)
+def test_a_run_has_its_part_of_the_steps(tmp_path, profiled, steps, number):
+    run(StepProfile(tmp_path / "profile", profiled), steps)
+    assert len(traces(tmp_path / "profile")) == number
+    assert (tmp_path / "profile").exists() == bool(number)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "profile").write_text("")
-    profile = StepProfile(tmp_path / "profile", (1, 2))
     with pytest.raises(UserError, match="profile"):
-        profile.before(1)
+        StepProfile(tmp_path / "profile", (1, 2)).before(1)
 
 
 @pytest.mark.slow
 def test_a_run_is_traced(tmp_path, monkeypatch):
     monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
-    config = {
-        **named_config("digits"),
-        **{"width_multiplier": 0.25, "train_split": "train[:32]", "batch_size": 8},
-        **{"eval_split": "test[:12]", "num_epochs": 1, "profile_steps": (2, 3)},
-    }
+    config = named_config("digits") | {"width_multiplier": 0.25, "batch_size": 8}
+    config |= {"train_split": "train[:32]", "eval_split": "test[:12]", "num_epochs": 1}
+    config |= {"profile_steps": (2, 3)}
     train_and_evaluate(config, tmp_path)
     (trace,) = tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
