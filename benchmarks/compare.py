@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 BENCHMARKS = pathlib.Path(__file__).parent
@@ -49,7 +49,36 @@ class Contender:
     """A program that prints a JSON object with its figures as its last line."""
 
     environment: str  # Name of its environment, described in requirements-NAME.txt.
-    arguments: Callable[[Work], list[str]]  # Creates the arguments of Python.
+    program: tuple[str, ...]  # Arguments of Python.
+    prefix: str = "--"  # Start of the flags that set the fields of `Work`.
+
+    def arguments(self, work: Work) -> list[str]:
+        """Returns the arguments of Python that measure this work."""
+        fields = dataclasses.asdict(work)
+        seconds = fields.pop("seconds")
+        flags = [f"{self.prefix}{name}={value}" for name, value in fields.items()]
+        return [*self.program, *flags, f"--seconds={seconds}"]
+
+
+def peer(environment: str, *switches: str) -> Contender:
+    """Creates the contender whose script has the name of its environment."""
+    return Contender(environment, (str(BENCHMARKS / f"{environment}.py"), *switches))
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    OURS: Contender(
+        "ours",
+        ("-m", "googlenet_flax.benchmark", "--json", "--config=configs/cifar10.py"),
+        "--config.",
+    ),
+    "stock_flax": peer("stock_flax"),
+    "keras_tensorflow": peer("keras_tensorflow"),
+    "keras_tensorflow_jit": peer("keras_tensorflow", "--jit"),
+    "pytorch": peer("pytorch"),
+    "pytorch_compile": peer("pytorch", "--compile"),
+}
+# TensorFlow with XLA trains tens of times slower on a CPU. Keras does not use it there.
+ONLY_IF_ASKED_FOR = ("keras_tensorflow_jit",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,46 +88,6 @@ class Entry:
     name: str
     work: Work
     command: tuple[str, ...]
-
-
-def our_arguments(work: Work) -> list[str]:
-    """Returns the arguments of Python that measure our network."""
-    return [
-        *("-m", "googlenet_flax.benchmark", "--json", "--config=configs/cifar10.py"),
-        f"--config.dtype={work.dtype}",
-        f"--config.batch_size={work.batch_size}",
-        f"--config.image_size={work.image_size}",
-        f"--seconds={work.seconds}",
-    ]
-
-
-def peer(script: str, *switches: str) -> Callable[[Work], list[str]]:
-    """Creates a function of the settings that returns the arguments of Python for a script.
-
-    Args:
-      script: Name of a file in this folder.
-      *switches: Flags of the script without values.
-    """
-
-    def arguments(work: Work) -> list[str]:
-        flags = [f"--{name}={value}" for name, value in dataclasses.asdict(work).items()]
-        return [str(BENCHMARKS / script), *switches, *flags]
-
-    return arguments
-
-
-CONTENDERS: Mapping[str, Contender] = {
-    OURS: Contender("ours", our_arguments),
-    "stock_flax": Contender("stock_flax", peer("stock_flax.py")),
-    "keras_tensorflow": Contender("keras_tensorflow", peer("keras_tensorflow.py")),
-    "keras_tensorflow_jit": Contender(
-        "keras_tensorflow", peer("keras_tensorflow.py", "--jit")
-    ),
-    "pytorch": Contender("pytorch", peer("pytorch.py")),
-    "pytorch_compile": Contender("pytorch", peer("pytorch.py", "--compile")),
-}
-# TensorFlow with XLA trains tens of times slower on a CPU. Keras does not use it there.
-ONLY_IF_ASKED_FOR = ("keras_tensorflow_jit",)
 
 
 def make_environment(name: str, folder: pathlib.Path) -> str:

@@ -116,14 +116,17 @@ def run_job(
         )
         timer = threading.Timer(seconds, process.kill)
         timer.start()
-        for line in process.stdout or ():
-            if line.startswith("{"):
-                row = json.loads(line)
-                key = row.get("name", keys[0][0]), row["dtype"]
-                left.remove(key)
-                yield key, row
-        code = process.wait()
-        timer.cancel()
+        try:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    row = json.loads(line)
+                    key = row.get("name", keys[0][0]), row["dtype"]
+                    left.remove(key)
+                    yield key, row
+            code = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
         stderr.seek(0)
         text = stderr.read()
     if code and code != -signal.SIGKILL:
@@ -152,15 +155,10 @@ def read_rows(flags: argparse.Namespace) -> dict[Key, Row]:
     """Reads the rows of the file; one of other settings ends the program with code 2."""
     if not flags.output.exists():
         return {}
-    try:
-        content = json.loads(flags.output.read_text())
-        rows = {(row["name"], row["dtype"]): row for row in content["rows"]}
-        found = content["settings"]
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        refuse(f"{flags.output} holds no figures of this command: {error!r}")
-    if found != flags.settings:
+    content = json.loads(flags.output.read_text())
+    if (found := content["settings"]) != flags.settings:
         refuse(f"{flags.output} is of {found}, not {flags.settings}: name another --output")
-    return rows
+    return {(row["name"], row["dtype"]): row for row in content["rows"]}
 
 
 def refuse(message: str) -> NoReturn:
@@ -195,7 +193,7 @@ def table(keys: Sequence[Key], rows: Mapping[Key, Row]) -> str:
                     f"{train / row['limit']:.0%}" if "limit" in row else "-",
                     compare.spread(row.get("eval_windows", [forward])),
                     multiple(row, "eval_images_per_second"),
-                    f"{row.get('peak_memory_bytes', 0) / 2**30:.2f}",
+                    f"{(row.get('peak_memory_bytes') or 0) / 2**30:.2f}",
                     f"{row['compile_seconds']:.0f}" if "compile_seconds" in row else "-",
                 ]
             )

@@ -26,16 +26,17 @@ def choose_arithmetic(*names: str) -> Arithmetic:
 
 
 @functools.cache
-def _optimizer() -> optax.GradientTransformation:
+def create_sgd() -> optax.GradientTransformation:
+    """Creates the optimizer of the peers."""
     schedule = optax.constant_schedule(peer.LEARNING_RATE)
     return create_optimizer(schedule, momentum=peer.MOMENTUM, weight_decay=0.0)
 
 
 @functools.cache
-def _initial_state(variant: str, image_size: int) -> TrainState:
+def initial_state(variant: str, image_size: int) -> TrainState:
     """Creates the state on the host; it depends on neither the dtype nor the arithmetic."""
     model = create_model(variant, num_classes=peer.NUM_CLASSES, arithmetic=STOCK)
-    init = partial(create_state, model, _optimizer(), image_size=image_size)
+    init = partial(create_state, model, create_sgd(), image_size=image_size)
     return jax.device_get(jax.jit(init)(jax.random.key(0)))
 
 
@@ -52,14 +53,14 @@ def make_steps(
     model = create_model(
         variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic
     )
-    state = jax.device_put(_initial_state(variant, work.image_size))
+    state = jax.device_put(initial_state(variant, work.image_size))
     images, labels = peer.draw_batch(work)
     index = np.arange(work.batch_size, dtype=np.int32)
     batch = jax.device_put({"image": images, "label": labels, "index": index})
     step = partial(
         train_step,
         model=model,
-        tx=_optimizer(),
+        tx=create_sgd(),
         inputs=lambda batch, rngs, step: batch["image"],
         objective=Objective(aux_weight=peer.AUX_WEIGHT),
         seed=0,

@@ -22,19 +22,6 @@ class Conv(nn.Conv2d):
         return functional.relu(super().forward(x))
 
 
-class Conv1(nn.Conv2d):
-    """7x7 convolution with stride 2 and TensorFlow's padding, then ReLU."""
-
-    def __init__(self):
-        super().__init__(3, 64, 7, stride=2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps `[B, 3, H, W]` to `[B, 64, H / 2, W / 2]`, rounded up."""
-        before = 2 + images.shape[-1] % 2
-        images = functional.pad(images, (before, 3, before, 3))
-        return functional.relu(super().forward(images))
-
-
 def _halve(x: torch.Tensor) -> torch.Tensor:
     """Applies a 3x3 max pool with stride 2 and TensorFlow's padding.
 
@@ -94,7 +81,7 @@ class GoogLeNet(nn.ModuleDict):
     """The network; in evaluation it leaves out the heads."""
 
     def __init__(self, image_size: int):
-        super().__init__({"conv1": Conv1()})
+        super().__init__({"conv1": nn.Conv2d(3, 64, 7, stride=2)})
         self["conv2_reduce"] = Conv(64, 64, 1)
         self["conv2"] = Conv(64, 192, 3)
         channels = 192
@@ -107,7 +94,9 @@ class GoogLeNet(nn.ModuleDict):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Maps `[B, 3, H, W]` to the logits of the main classifier and the heads."""
-        x = _halve(self["conv1"](images))
+        before = 2 + images.shape[-1] % 2  # TensorFlow's padding.
+        x = functional.pad(images, (before, 3, before, 3))
+        x = _halve(functional.relu(self["conv1"](x)))
         x = _halve(self["conv2"](self["conv2_reduce"](x)))
         heads = []
         for name in peer.INCEPTIONS:
