@@ -62,15 +62,12 @@ def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
     """Keeps this process on one core, if the system supports it (Linux does)."""
-    if not hasattr(os, "sched_setaffinity"):
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "sched_setaffinity"):
+            cores = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {min(cores)})
+            stack.callback(os.sched_setaffinity, 0, cores)
         yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def decoded_at_full_size() -> contextlib.AbstractContextManager:
@@ -78,20 +75,15 @@ def decoded_at_full_size() -> contextlib.AbstractContextManager:
     return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
 
 
-def rates(
-    read: Callable[[], int],
-    clock: Callable[[], float],
-    *,
-    seconds: float,
-    rounds: int,
-) -> tuple[float, float, float]:
-    """Measures minimum, median and maximum over the rounds, in pictures per second.
+Rates = tuple[float, float, float]  # Minimum, median and maximum, in pictures per second.
 
-    Args:
-      read: Function that reads some pictures and returns their number.
-      clock: Function that returns the time in seconds.
-      seconds: Shortest duration of a round.
-      rounds: Number of rounds.
+
+def rates(
+    read: Callable[[], int], clock: Callable[[], float], *, seconds: float, rounds: int
+) -> Rates:
+    """Measures the rates over rounds of at least so many seconds.
+
+    `read` reads some pictures and returns their number, `clock` returns the time.
     """
     found = []
     for _ in range(rounds):
@@ -102,10 +94,8 @@ def rates(
     return min(found), statistics.median(found), max(found)
 
 
-def measure_core(
-    pictures: Sequence[bytes], storage_size: int, *, seconds: float, rounds: int
-) -> tuple[float, float, float]:
-    """Measures decoded pictures per second on one core."""
+def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> Rates:
+    """Measures decoded pictures per second on one core; `length` is that of `rates`."""
 
     def read() -> int:
         for picture in pictures:
@@ -114,20 +104,11 @@ def measure_core(
 
     with one_core():
         read()
-        return rates(read, time.process_time, seconds=seconds, rounds=rounds)
+        return rates(read, time.process_time, **length)
 
 
-def measure_pipeline(
-    paths: Sequence[pathlib.Path], workers: int, *, seconds: float, rounds: int
-) -> tuple[float, float, float]:
-    """Measures pictures per second in batches.
-
-    Args:
-      paths: Picture files.
-      workers: Number of processes that decode; 0 decodes in threads.
-      seconds: Shortest duration of a round.
-      rounds: Number of rounds.
-    """
+def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> Rates:
+    """Measures pictures per second in batches, decoded by processes, or by threads if 0."""
     names = tuple(map(str, paths))
     split = PictureSet(
         FilePictures(str(paths[0].parent), names, np.zeros(len(names), np.int32)),
@@ -138,19 +119,15 @@ def measure_pipeline(
     with contextlib.closing(split.batches([order] * 10**5)) as batches:
         for _ in range(4):  # Warms up: the workers start and read ahead.
             next(batches)
-
-        def read() -> int:
-            return len(next(batches)["index"])
-
-        return rates(read, time.perf_counter, seconds=seconds, rounds=rounds)
+        return rates(lambda: len(next(batches)["index"]), time.perf_counter, **length)
 
 
-def figures(values: tuple[float, float, float]) -> str:
+def figures(values: Rates) -> str:
     """Formats figures for the tables."""
     return " / ".join(f"{value:.0f}" for value in values)
 
 
-def core_table(images_per_second: float, *, seconds: float, rounds: int) -> Iterator[str]:
+def core_table(images_per_second: float, **length) -> Iterator[str]:
     """Yields the lines of the first table."""
     needed = f"cores for {images_per_second:,.0f} images/s"
     yield f"| pictures | reduced to | images/s per core | all at full size | {needed} |"
@@ -161,15 +138,15 @@ def core_table(images_per_second: float, *, seconds: float, rounds: int) -> Iter
         kilobytes = statistics.mean(map(len, pictures)) / 1000
         name = f"{width}x{height}, {kilobytes:.0f} kB"
         for size in (*STORAGE_SIZES, width):
-            ours = measure_core(pictures, size, seconds=seconds, rounds=rounds)
+            ours = measure_core(pictures, size, **length)
             with decoded_at_full_size():
-                full = measure_core(pictures, size, seconds=seconds, rounds=rounds)
+                full = measure_core(pictures, size, **length)
             target = "not reduced" if size == width else f"{size} px"
             cores = math.ceil(images_per_second / ours[1])
             yield f"| {name} | {target} | {figures(ours)} | {figures(full)} | {cores} |"
 
 
-def pipeline_table(*, seconds: float, rounds: int) -> Iterator[str]:
+def pipeline_table(**length) -> Iterator[str]:
     """Yields the lines of the second table."""
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux has it, macOS does not.
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -181,7 +158,7 @@ def pipeline_table(*, seconds: float, rounds: int) -> Iterator[str]:
         for path in paths:
             path.write_bytes(draw_picture(rng, *SIZES[0]))
         for name, workers in (("threads", 0), (f"{cores} processes", cores)):
-            found = measure_pipeline(paths, workers, seconds=seconds, rounds=rounds)
+            found = measure_pipeline(paths, workers, **length)
             yield f"| {name} | {figures(found)} | {found[1] / cores:.0f} |"
 
 

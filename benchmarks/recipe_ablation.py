@@ -11,9 +11,7 @@ cores. Further arguments, such as `--config.data_dir=DIR`, are passed to every r
 import argparse
 import pathlib
 
-from run_seeds import markdown, seed_numbers, summarize, train
-
-from googlenet_flax.runs.metrics import read_rows
+from run_seeds import markdown, seed_numbers, summarize, train_all
 
 SCALE = (
     "--config=configs/cifar10_best.py",
@@ -66,13 +64,8 @@ def main() -> None:
     )
     flags, more = parser.parse_known_args()
     for number, (name, changes) in enumerate(rows().items()):
-        folder = flags.workdir.absolute() / f"{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        runs, seconds = {}, []
-        for seed in flags.seeds:
-            workdir = folder / f"seed-{seed}"
-            seconds.append(train([*SCALE, *more, *changes], seed, workdir))
-            runs[seed] = read_rows(workdir / "metrics.jsonl")
+        folder = flags.workdir / f"{number}"
+        runs, seconds = train_all([*SCALE, *more, *changes], flags.seeds, folder)
         table = markdown({"row": name, **summarize(runs, seconds)}).splitlines()
         print("\n".join(table if number == 0 else table[-1:]), flush=True)
 

@@ -61,15 +61,21 @@ def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float |
     return seconds or None
 
 
-def summarize(runs: Mapping[int, list[Row]], seconds: Sequence[float | None]) -> Row:
+def train_all(
+    arguments: Sequence[str], seeds: Sequence[int], folder: pathlib.Path
+) -> tuple[list[list[Row]], list[float | None]]:
+    """Trains a run for each seed; returns the rows and the seconds of each run."""
+    workdirs = {seed: folder.absolute() / f"seed-{seed}" for seed in seeds}
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = [train(arguments, seed, workdir) for seed, workdir in workdirs.items()]
+    return [read_rows(path / "metrics.jsonl") for path in workdirs.values()], seconds
+
+
+def summarize(runs: Sequence[list[Row]], seconds: Sequence[float | None]) -> Row:
     """Computes the columns of the row: means over the seeds and standard deviations."""
-    lasts = [[row for row in rows if row["split"] == "eval"][-1] for rows in runs.values()]
-    rates = [
-        row["images_per_second"]
-        for rows in runs.values()
-        for row in rows
-        if "images_per_second" in row
-    ]
+    lasts = [[row for row in rows if row["split"] == "eval"][-1] for rows in runs]
+    speed = "images_per_second"
+    rates = [row[speed] for rows in runs for row in rows if speed in row]
     durations = [time for time in seconds if time]
     columns = {
         "seconds a run": f"{statistics.median(durations):.0f}" if durations else "resumed",
@@ -87,22 +93,25 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def draw_curves(runs: Mapping[int, list[Row]], file: pathlib.Path) -> None:
+def draw_curves(runs: Sequence[list[Row]], file: pathlib.Path) -> None:
     """Draws loss and accuracy over the steps, with a line for each seed."""
     mpl.use("Agg")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for rows in runs.values():
-        for split, color in (("train", "#0072B2"), ("eval", "#D55E00")):  # Okabe-Ito.
-            chosen = [row for row in rows if row["split"] == split]
-            for axis, name, scale in zip(axes, ("loss", "accuracy"), (1, 100), strict=True):
-                steps = [row["step"] for row in chosen]
-                values = [scale * row[name] for row in chosen]
-                marker = "." if split == "eval" else None
-                style = {"color": color, "linewidth": 1, "alpha": 0.7, "marker": marker}
-                axis.plot(steps, values, label=split, **style)
-    for axis, title in zip(axes, ("loss with weighted heads", "accuracy, %"), strict=True):
+    titles = ("loss with weighted heads", "accuracy, %")
+    for axis, name, scale, title in zip(
+        axes, ("loss", "accuracy"), (1, 100), titles, strict=True
+    ):
         axis.set(xlabel="step", ylabel=title)
         axis.spines[["top", "right"]].set_visible(False)
+        for rows in runs:
+            # Colors of Okabe and Ito.
+            for split, color, marker in (
+                ("train", "#0072B2", None),
+                ("eval", "#D55E00", "."),
+            ):
+                points = [(r["step"], scale * r[name]) for r in rows if r["split"] == split]
+                style = {"color": color, "marker": marker, "linewidth": 1, "alpha": 0.7}
+                axis.plot(*zip(*points, strict=True), label=split, **style)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles[:2], labels[:2], frameon=False)
     figure.savefig(file, dpi=150)
@@ -132,12 +141,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     flags, more = parser.parse_known_args()
     arguments = [f"--config={flags.config}", *more]
-    flags.workdir.mkdir(parents=True, exist_ok=True)
-    workdirs = {seed: flags.workdir.absolute() / f"seed-{seed}" for seed in flags.seeds}
-    seconds = [train(arguments, seed, workdir) for seed, workdir in workdirs.items()]
-    runs = {
-        seed: read_rows(workdir / "metrics.jsonl") for seed, workdir in workdirs.items()
-    }
+    runs, seconds = train_all(arguments, flags.seeds, flags.workdir)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         check=False,

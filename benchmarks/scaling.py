@@ -95,20 +95,15 @@ def expect(flags: argparse.Namespace) -> str:
         variant: exchange_of(variant, flags.num_classes, flags.image_size)
         for variant in VARIANTS
     }
-    lines = [f"| devices | {' | '.join(exchanges)} |"]
-    lines.append("|---" * (1 + len(exchanges)) + "|")
+    lines = [f"| devices | {' | '.join(exchanges)} |", "|---" * (1 + len(exchanges)) + "|"]
+    link = {
+        "step_seconds": flags.batch_size / flags.images_per_second,
+        "bytes_per_second": 1e9 * flags.gigabytes_per_second,
+        "latency_seconds": 1e-6 * flags.latency_microseconds,
+    }
     for count in DEVICES:
-        shares = [
-            efficiency(
-                count,
-                exchange,
-                step_seconds=flags.batch_size / flags.images_per_second,
-                bytes_per_second=1e9 * flags.gigabytes_per_second,
-                latency_seconds=1e-6 * flags.latency_microseconds,
-            )
-            for exchange in exchanges.values()
-        ]
-        lines.append(f"| {count:,} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+        shares = [f"{efficiency(count, each, **link):.0%}" for each in exchanges.values()]
+        lines.append(f"| {count:,} | {' | '.join(shares)} |")
     facts = [
         f"{variant} {exchange.gradient_bytes / 1e6:.1f} MB of gradients, "
         f"{exchange.num_norms} norms, {exchange.norm_bytes / 1e3:.1f} kB of statistics"

@@ -56,7 +56,7 @@ def run_rows(pace: float, *accuracies: float) -> list:
     return rows
 
 
-RUNS = {0: run_rows(10.0, 0.99, 0.5), 3: run_rows(20.0, 0.1, 0.7)}
+RUNS = [run_rows(10.0, 0.99, 0.5), run_rows(20.0, 0.1, 0.7)]
 
 
 def test_a_row_counts_the_last_evaluation_and_not_the_best():
@@ -71,7 +71,7 @@ def test_a_row_counts_the_last_evaluation_and_not_the_best():
 
 
 def test_a_row_of_one_seed_has_no_deviation_and_a_resumed_run_no_time():
-    columns = run_seeds.summarize({0: RUNS[0]}, [None])
+    columns = run_seeds.summarize(RUNS[:1], [None])
     assert (columns["accuracy, %"], columns["seconds a run"]) == ("50.00", "resumed")
 
 
