@@ -90,7 +90,6 @@ def create_model(
     weights: Weights,
     *,
     image_size: int = 224,
-    batch_size: int = 1,
     aux_heads: bool = False,
 ) -> onnx.ModelProto:
     """The network from `data_0` to the logits `loss3/classifier`.
@@ -98,7 +97,6 @@ def create_model(
     Args:
       weights: By the zoo's names; those of heads are left out without heads.
       image_size: Side of the images in pixels.
-      batch_size: Images in a batch.
       aux_heads: Add the heads and their logits `loss1/classifier`, `loss2/classifier`.
     """
     if not aux_heads:
@@ -115,8 +113,8 @@ def create_model(
     def value(name, shape):
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
-    images = value("data_0", (batch_size, 3, image_size, image_size))
-    outputs = [value(name, (batch_size, NUM_CLASSES)) for name in logits]
+    images = value("data_0", ("batch", 3, image_size, image_size))
+    outputs = [value(name, ("batch", NUM_CLASSES)) for name in logits]
     initializers = [
         numpy_helper.from_array(array, name) for name, array in (weights | shapes).items()
     ]
@@ -129,9 +127,7 @@ def create_model(
 
 def run(weights: Weights, images: np.ndarray) -> list[np.ndarray]:
     """Logits of the main classifier and both heads for images `[B, H, W, 3]`."""
-    model = create_model(
-        weights, image_size=images.shape[1], batch_size=len(images), aux_heads=True
-    )
+    model = create_model(weights, image_size=images.shape[1], aux_heads=True)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -9,6 +9,7 @@ In a virtual environment of its own:
 import importlib.metadata
 import json
 import pathlib
+import re
 
 from originals import caffe_googlenet, keras_googlenet, torchvision_googlenet
 from originals.weights import draw_images, draw_weights
@@ -48,7 +49,10 @@ def main() -> None:
             for variant, sizes in IMAGE_SIZES.items()
         },
     }
-    PATH.write_text(json.dumps(stored, indent=1) + "\n")
+    text = json.dumps(stored, indent=1)
+    # The logits of an image on one line.
+    text = re.sub(r"\[[^][]+\]", lambda row: " ".join(row[0].split()), text)
+    PATH.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Nothing here or beside it uses `googlenet_flax`, so that both sides cannot share
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,192 +46,148 @@ class Layer:
         return f"params/{self.name}" if self.dense else f"params/{self.name}/conv"
 
 
-def layers(*, kernel_5x5: int, aux_side: int) -> Iterator[Layer]:
-    """All layers, in the order of the paper.
+class Keras:
+    """The tutorial's network: how it lays out its weights and sees its images.
 
-    Args:
-      kernel_5x5: Side of the kernel that the paper calls 5x5, in pixels.
-      aux_side: Side of the map that the heads flatten, in pixels.
+    Keras names no arrays, so these are the layers of `keras_googlenet`.
     """
-    yield Layer("conv1", 7, 3, 64)
-    yield Layer("conv2_reduce", 1, 64, 64)
-    yield Layer("conv2", 3, 64, 192)
-    for name, (inputs, *widths) in INCEPTIONS.items():
-        conv_1x1, reduce_3x3, conv_3x3, reduce_5x5, conv_5x5, pool_proj = widths
-        yield Layer(f"{name}/1x1", 1, inputs, conv_1x1)
-        yield Layer(f"{name}/3x3_reduce", 1, inputs, reduce_3x3)
-        yield Layer(f"{name}/3x3", 3, reduce_3x3, conv_3x3)
-        yield Layer(f"{name}/5x5_reduce", 1, inputs, reduce_5x5)
-        yield Layer(f"{name}/5x5", kernel_5x5, reduce_5x5, conv_5x5)
-        yield Layer(f"{name}/pool_proj", 1, inputs, pool_proj)
-    for name, inputs in HEADS.items():
-        yield Layer(f"{name}/proj", 1, inputs, 128)
-        yield Layer(f"{name}/fc", aux_side, 128, 1024, dense=True)
-        yield Layer(f"{name}/classifier", 1, 1024, NUM_CLASSES, dense=True)
-    yield Layer("classifier", 1, 1024, NUM_CLASSES, dense=True)
 
+    kernel_5x5 = 5  # Side of the kernel that the paper calls 5x5, in pixels.
+    bias_range = (-0.1, 0.3)  # As large as the activations, or none would show.
 
-def keras_names(layer: Layer) -> dict[str, str]:
-    """Keras names no arrays, so these are the layers of `keras_googlenet`."""
-    return {
-        f"{layer.path}/kernel": f"{layer.name}/kernel",
-        f"{layer.path}/bias": f"{layer.name}/bias",
-    }
+    def aux_side(self, image_size: int) -> int:
+        """Four strides that round up (SAME), then a 5x5/3 pool that rounds down."""
+        return (-(-image_size // 16) - 5) // 3 + 1
 
-
-CAFFE_NAMES = {
-    "conv1": "conv1/7x7_s2",
-    "conv2_reduce": "conv2/3x3_reduce",
-    "conv2": "conv2/3x3",
-    "aux_4a/proj": "loss1/conv",
-    "aux_4a/fc": "loss1/fc",
-    "aux_4a/classifier": "loss1/classifier",
-    "aux_4d/proj": "loss2/conv",
-    "aux_4d/fc": "loss2/fc",
-    "aux_4d/classifier": "loss2/classifier",
-    "classifier": "loss3/classifier",
-}
-
-
-def caffe_names(layer: Layer) -> dict[str, str]:
-    """Caffe's layers with the endings of the ONNX model zoo."""
-    name = CAFFE_NAMES.get(layer.name, layer.name)
-    return {f"{layer.path}/kernel": f"{name}_w_0", f"{layer.path}/bias": f"{name}_b_0"}
-
-
-TORCHVISION_NAMES = {
-    "conv2_reduce": "conv2",
-    "conv2": "conv3",
-    "aux_4a": "aux1",
-    "aux_4d": "aux2",
-    "classifier": "fc",
-}
-TORCHVISION_PARTS = {
-    "1x1": ".branch1",
-    "3x3_reduce": ".branch2.0",
-    "3x3": ".branch2.1",
-    "5x5_reduce": ".branch3.0",
-    "5x5": ".branch3.1",
-    "pool_proj": ".branch4.1",
-    "proj": ".conv",
-    "fc": ".fc1",
-    "classifier": ".fc2",
-    "": "",
-}
-
-
-def torchvision_names(layer: Layer) -> dict[str, str]:
-    """torchvision's `state_dict`, without its counters of batches."""
-    block, _, part = layer.name.partition("/")
-    name = TORCHVISION_NAMES.get(block, block.replace("_", "")) + TORCHVISION_PARTS[part]
-    if layer.dense:
+    def names(self, layer: Layer) -> dict[str, str]:
+        """The original's names by the paths of our tree."""
         return {
-            f"{layer.path}/kernel": f"{name}.weight",
-            f"{layer.path}/bias": f"{name}.bias",
+            f"{layer.path}/kernel": f"{layer.name}/kernel",
+            f"{layer.path}/bias": f"{layer.name}/bias",
         }
-    return {
-        f"{layer.path}/kernel": f"{name}.conv.weight",
-        f"params/{layer.name}/bn/scale": f"{name}.bn.weight",
-        f"params/{layer.name}/bn/bias": f"{name}.bn.bias",
-        f"batch_stats/{layer.name}/bn/mean": f"{name}.bn.running_mean",
-        f"batch_stats/{layer.name}/bn/var": f"{name}.bn.running_var",
-    }
 
+    def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
+        """The layout of our tree."""
+        if layer.dense:
+            return layer.side**2 * layer.inputs, layer.outputs
+        return layer.side, layer.side, layer.inputs, layer.outputs
 
-def keras_kernel_shape(layer: Layer) -> tuple[int, ...]:
-    """The layout of our tree."""
-    if layer.dense:
-        return layer.side**2 * layer.inputs, layer.outputs
-    return layer.side, layer.side, layer.inputs, layer.outputs
+    def our_kernel(self, kernel: np.ndarray, layer: Layer) -> np.ndarray:
+        """A kernel in the layout of our tree."""
+        return kernel
 
-
-def torchvision_kernel_shape(layer: Layer) -> tuple[int, ...]:
-    """Output channels first; dense layers see a map flattened as C, H, W."""
-    if layer.dense:
-        return layer.outputs, layer.inputs * layer.side**2
-    return layer.outputs, layer.inputs, layer.side, layer.side
-
-
-def caffe_kernel_shape(layer: Layer) -> tuple[int, ...]:
-    """The same, and two axes that the zoo's graph removes with a Reshape."""
-    shape = torchvision_kernel_shape(layer)
-    return (1, 1, *shape) if layer.dense else shape
-
-
-def same(kernel: np.ndarray, layer: Layer) -> np.ndarray:
-    """For kernels that are in our layout."""
-    return kernel
-
-
-def channels_last(kernel: np.ndarray, layer: Layer) -> np.ndarray:
-    """`[H, W, in, out]` of a convolution, `[H * W * in, out]` of a dense layer."""
-    kernel = kernel.reshape(layer.outputs, layer.inputs, layer.side, layer.side)
-    kernel = kernel.transpose(2, 3, 1, 0)
-    return kernel.reshape(-1, layer.outputs) if layer.dense else kernel
-
-
-def keras_aux_side(image_size: int) -> int:
-    """Four strides that round up (SAME), then a 5x5/3 pool that rounds down (VALID)."""
-    return (-(-image_size // 16) - 5) // 3 + 1
-
-
-def caffe_aux_side(image_size: int) -> int:
-    """A stride that rounds down, then three 3x3/2 and one 5x5/3 pool that round up."""
-    side = (image_size + 2 * 3 - 7) // 2 + 1
-    for window, stride in ((3, 2), (3, 2), (3, 2), (5, 3)):
-        side = -(-(side - window) // stride) + 1
-    return side
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """How one original lays out its weights and sees its images."""
-
-    names: Callable[[Layer], dict[str, str]]  # Path in our tree to the original's name.
-    kernel_shape: Callable[[Layer], tuple[int, ...]]
-    our_kernel: Callable[[np.ndarray, Layer], np.ndarray]
-    kernel_5x5: int
-    aux_side: Callable[[int], int]  # Of the image size.
-    bias_range: tuple[float, float]  # As large as the activations, or none would show.
-    preprocess: Callable[[np.ndarray], np.ndarray]  # Of RGB, 0-255.
+    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
+        """The input of the network, from RGB of 0 to 255."""
+        return pixels / 255
 
     def layers(self, image_size: int) -> Iterator[Layer]:
-        """All layers of the network for images of that size."""
-        return layers(kernel_5x5=self.kernel_5x5, aux_side=self.aux_side(image_size))
+        """All layers for images of that size, in the order of the paper."""
+        yield Layer("conv1", 7, 3, 64)
+        yield Layer("conv2_reduce", 1, 64, 64)
+        yield Layer("conv2", 3, 64, 192)
+        for name, (inputs, *widths) in INCEPTIONS.items():
+            conv_1x1, reduce_3x3, conv_3x3, reduce_5x5, conv_5x5, pool_proj = widths
+            yield Layer(f"{name}/1x1", 1, inputs, conv_1x1)
+            yield Layer(f"{name}/3x3_reduce", 1, inputs, reduce_3x3)
+            yield Layer(f"{name}/3x3", 3, reduce_3x3, conv_3x3)
+            yield Layer(f"{name}/5x5_reduce", 1, inputs, reduce_5x5)
+            yield Layer(f"{name}/5x5", self.kernel_5x5, reduce_5x5, conv_5x5)
+            yield Layer(f"{name}/pool_proj", 1, inputs, pool_proj)
+        for name, inputs in HEADS.items():
+            yield Layer(f"{name}/proj", 1, inputs, 128)
+            yield Layer(f"{name}/fc", self.aux_side(image_size), 128, 1024, dense=True)
+            yield Layer(f"{name}/classifier", 1, 1024, NUM_CLASSES, dense=True)
+        yield Layer("classifier", 1, 1024, NUM_CLASSES, dense=True)
 
 
-ORIGINALS: Mapping[str, Original] = {
-    "seed": Original(
-        names=keras_names,
-        kernel_shape=keras_kernel_shape,
-        our_kernel=same,
-        kernel_5x5=5,
-        aux_side=keras_aux_side,
-        bias_range=(-0.1, 0.3),
-        preprocess=lambda pixels: pixels / 255,
-    ),
-    "paper": Original(
-        names=caffe_names,
-        kernel_shape=caffe_kernel_shape,
-        our_kernel=channels_last,
-        kernel_5x5=5,
-        aux_side=caffe_aux_side,
-        bias_range=(-10.0, 30.0),
-        preprocess=lambda pixels: pixels[..., ::-1] - np.array([104, 117, 123]),
-    ),
-    "torchvision": Original(
-        names=torchvision_names,
-        kernel_shape=torchvision_kernel_shape,
-        our_kernel=channels_last,
-        kernel_5x5=3,
-        aux_side=lambda image_size: 4,
-        bias_range=(-0.1, 0.3),
-        preprocess=lambda pixels: (
-            (pixels / 255 - np.array([0.485, 0.456, 0.406]))
-            / np.array([0.229, 0.224, 0.225])
-        ),
-    ),
-}
+class Torchvision(Keras):
+    """torchvision's `state_dict`, without its counters of batches."""
+
+    kernel_5x5 = 3
+    BLOCKS: ClassVar = {
+        **{"conv2_reduce": "conv2", "conv2": "conv3", "classifier": "fc"},
+        **{"aux_4a": "aux1", "aux_4d": "aux2"},
+    }
+    PARTS: ClassVar = {
+        **{"1x1": ".branch1", "3x3_reduce": ".branch2.0", "3x3": ".branch2.1"},
+        **{"5x5_reduce": ".branch3.0", "5x5": ".branch3.1", "pool_proj": ".branch4.1"},
+        **{"proj": ".conv", "fc": ".fc1", "classifier": ".fc2", "": ""},
+    }
+
+    def aux_side(self, image_size: int) -> int:
+        """The heads pool to 4x4."""
+        return 4
+
+    def names(self, layer: Layer) -> dict[str, str]:
+        """The original's names by the paths of our tree."""
+        block, _, part = layer.name.partition("/")
+        name = self.BLOCKS.get(block, block.replace("_", "")) + self.PARTS[part]
+        if layer.dense:
+            return {
+                f"{layer.path}/kernel": f"{name}.weight",
+                f"{layer.path}/bias": f"{name}.bias",
+            }
+        return {
+            f"{layer.path}/kernel": f"{name}.conv.weight",
+            f"params/{layer.name}/bn/scale": f"{name}.bn.weight",
+            f"params/{layer.name}/bn/bias": f"{name}.bn.bias",
+            f"batch_stats/{layer.name}/bn/mean": f"{name}.bn.running_mean",
+            f"batch_stats/{layer.name}/bn/var": f"{name}.bn.running_var",
+        }
+
+    def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
+        """Output channels first; dense layers see a map flattened as C, H, W."""
+        if layer.dense:
+            return layer.outputs, layer.inputs * layer.side**2
+        return layer.outputs, layer.inputs, layer.side, layer.side
+
+    def our_kernel(self, kernel: np.ndarray, layer: Layer) -> np.ndarray:
+        """`[H, W, in, out]` of a convolution, `[H * W * in, out]` of a dense layer."""
+        kernel = kernel.reshape(layer.outputs, layer.inputs, layer.side, layer.side)
+        kernel = kernel.transpose(2, 3, 1, 0)
+        return kernel.reshape(-1, layer.outputs) if layer.dense else kernel
+
+    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
+        """Subtracts ImageNet's mean and divides by its deviation."""
+        mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        return (pixels / 255 - mean) / deviation
+
+
+class Caffe(Torchvision):
+    """Caffe's layers with the endings of the ONNX model zoo."""
+
+    kernel_5x5 = 5
+    bias_range = (-10.0, 30.0)
+    LAYERS: ClassVar = {
+        **{"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce"},
+        **{"conv2": "conv2/3x3", "classifier": "loss3/classifier"},
+    }
+
+    def aux_side(self, image_size: int) -> int:
+        """A stride that rounds down, then three 3x3/2 and one 5x5/3 pool that round up."""
+        side = (image_size + 2 * 3 - 7) // 2 + 1
+        for window, stride in ((3, 2), (3, 2), (3, 2), (5, 3)):
+            side = -(-(side - window) // stride) + 1
+        return side
+
+    def names(self, layer: Layer) -> dict[str, str]:
+        """The original's names by the paths of our tree."""
+        name = self.LAYERS.get(layer.name, layer.name)
+        name = name.replace("aux_4a", "loss1").replace("aux_4d", "loss2")
+        name = name.replace("proj", "conv") if name.startswith("loss") else name
+        return {f"{layer.path}/kernel": f"{name}_w_0", f"{layer.path}/bias": f"{name}_b_0"}
+
+    def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
+        """torchvision's, and two axes that the zoo's graph removes with a Reshape."""
+        shape = super().kernel_shape(layer)
+        return (1, 1, *shape) if layer.dense else shape
+
+    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
+        """Reverses the channels and subtracts the mean."""
+        return pixels[..., ::-1] - np.array([104, 117, 123])
+
+
+ORIGINALS = {"seed": Keras(), "paper": Caffe(), "torchvision": Torchvision()}
 
 
 def draw_weights(variant: str, image_size: int) -> Weights:
@@ -246,7 +203,7 @@ def draw_weights(variant: str, image_size: int) -> Weights:
     }
 
 
-def _draw(name: str, leaf: str, layer: Layer, original: Original) -> np.ndarray:
+def _draw(name: str, leaf: str, layer: Layer, original: Keras) -> np.ndarray:
     rng = np.random.RandomState(zlib.crc32(name.encode()))  # Its streams are frozen.
     if leaf == "kernel":
         he = np.sqrt(2 / (layer.side**2 * layer.inputs))
