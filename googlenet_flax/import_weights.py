@@ -8,9 +8,11 @@ import pathlib
 
 from googlenet_flax.importers.formats import (
     FORMATS,
+    check_unused,
     describe_import,
-    import_weights,
     read_class_names,
+    read_original,
+    write_import,
 )
 from googlenet_flax.runtime.command import argument_parser, running
 
@@ -19,14 +21,15 @@ def main() -> None:
     """Runs the command."""
     args = _parse_arguments()
     with running():
-        imported = import_weights(
+        check_unused(args.workdir)
+        imported = read_original(
             args.format_name,
             args.weights,
-            args.workdir,
             image_size=args.image_size,
             class_names=read_class_names(args.class_names) if args.class_names else (),
             transform_input={"true": True, "false": False}.get(args.transform_input),
         )
+        write_import(imported, args.workdir)
         print(f"{describe_import(imported)}\nDone: {args.workdir}")
 
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import sys
+from unittest import mock
 
 import h5py
 import jax
@@ -21,7 +22,6 @@ import safetensors.numpy
 from flax import traverse_util
 from helpers.configs import named_config
 from helpers.networks import numpy_variables, preprocess
-from helpers.paths import REPOSITORY
 from helpers.small_networks import create_small, small_networks
 from helpers.steps import tiny_state
 from helpers.untrained_runs import write_run
@@ -32,11 +32,9 @@ from googlenet_flax import evaluate, import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats
 from googlenet_flax.importers import keras as keras_reader
-from googlenet_flax.importers.formats import read_original
-from googlenet_flax.preprocessing.crops import central_crop
+from googlenet_flax.importers.formats import read_original, write_import
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -49,8 +47,10 @@ SIZE = 96  # Pixels; the heads of seed and paper are tied to it.
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "keras": ".weights.h5"}
 VARIANTS = {"torchvision": "torchvision", "onnx": "paper", "keras": "seed"}
 HEADS = ("aux_4a", "aux_4d")
+KERNEL = "params/inception_4b/3x3/conv/kernel"
+CLASSIFIER = "params/classifier/kernel"
+ZOO = pathlib.Path(onnx.__file__).parent / "backend/test/data/light"
 each_format = pytest.mark.parametrize("format_name", SUFFIXES)
-
 
 weights_of = functools.cache(lambda variant: draw_weights(variant, SIZE))
 
@@ -146,22 +146,22 @@ def name_of(arrays_of):
     return name_of
 
 
-def write(format_name, path, arrays):
+def write(format_name, folder, arrays):
     """A file of these arrays alone; ONNX and HDF5 without graph and names of layers."""
+    path = folder / f"x{SUFFIXES[format_name]}"
     if format_name == "torchvision":
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(values) for name, values in arrays.items()}, path
-        )
+        safetensors.flax.save_file({k: jnp.asarray(v) for k, v in arrays.items()}, path)
     elif format_name == "onnx":
         write_onnx(path, [onnx.numpy_helper.from_array(v, k) for k, v in arrays.items()])
     else:
         with h5py.File(path, "w") as file:
             for name, values in arrays.items():
                 file[name] = values
+    return path
 
 
-def write_onnx(path, tensors):
-    graph = onnx.helper.make_graph([], "weights", [], [], tensors)
+def write_onnx(path, tensors, nodes=()):
+    graph = onnx.helper.make_graph(nodes, "weights", [], [], tensors)
     path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
 
 
@@ -169,15 +169,34 @@ def read(format_name, path, **options):
     return read_original(format_name, path, **{"image_size": SIZE, **options})
 
 
-def refusal(format_name, path, **options):
-    """What the user is told."""
-    with pytest.raises(UserError) as caught:
-        read(format_name, path, **options)
-    assert caught.value.exit_code == 2
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(path) in message
-    return message
+FORMAT_OF = {suffix: name for name, suffix in SUFFIXES.items()} | {".pth": "torchvision"}
+
+
+@pytest.fixture
+def import_file(run_command, tmp_path):
+    """Runs the command into a new folder; returns exit code, stdout and stderr."""
+
+    def import_file(path, *args, workdir=tmp_path / "run"):
+        format_name = FORMAT_OF["".join(path.suffixes)]
+        flags = [f"--from={format_name}", f"--weights={path}", f"--image_size={SIZE}"]
+        return run_command(import_weights, *flags, f"--workdir={workdir}", *args)
+
+    return import_file
+
+
+@pytest.fixture
+def refusal(import_file, tmp_path):
+    """Runs the command on a file that must be refused; returns what it says."""
+
+    def refusal(path, *args):
+        code, out, err = import_file(path, *args)
+        assert code == 2 and not out, err
+        assert err.startswith("googlenet_flax: ") and err.count("\n") == 1, err
+        assert args or str(path) in err
+        assert not (tmp_path / "run").exists()
+        return err
+
+    return refusal
 
 
 def outcomes(imported):
@@ -206,22 +225,15 @@ def test_every_leaf_is_the_originals_bit_for_bit(files, arrays_of, name_of, form
     imported, arrays = read(format_name, files[format_name]), arrays_of(format_name)
     expected = expected_leaves(format_name)
     assert_leaves(imported.variables, expected)
-    like = imported.description.variables_like()
-    assert jax.tree.map(np.shape, imported.variables) == jax.tree.map(np.shape, like)
     loaded, random, skipped = outcomes(imported)
-    assert loaded == set(expected)
-    assert not random
+    assert loaded == set(expected) and not random
     report = {line.path: line.source for line in imported.report if line.path}
     sources = {source.split()[0] for source in report.values()}
     assert skipped == set(arrays) - sources
     assert skipped, "the files hold some that nobody needs"
     assert len(sources) == len(expected)
-    for path in ("params/conv1/conv/kernel", "params/inception_4c/5x5/conv/kernel"):
-        source, _, kind = report[path].partition(" ")
-        assert source == name_of(format_name, path)
-        assert sorted(json.loads(kind.removeprefix("float32"))) == sorted(
-            arrays[source].shape
-        )
+    for path in (KERNEL, CLASSIFIER):
+        assert report[path].startswith(f"{name_of(format_name, path)} float32[")
 
 
 @pytest.mark.slow
@@ -233,16 +245,12 @@ def test_without_heads_they_are_random(tmp_path):
     expected, ours = expected_leaves("onnx"), flat(imported.variables)
     heads = {path for path in expected if path.split("/")[1] in HEADS}
     assert outcomes(imported)[:2] == (set(expected) - heads, heads)
-    for path in heads:
-        assert ours[path].shape == expected[path].shape
-        assert np.isfinite(ours[path]).all()
-        assert path.endswith("bias") or ours[path].std() > 1e-3
-    assert_leaves(
-        traverse_util.unflatten_dict(
-            {path: ours[path] for path in expected.keys() - heads}, sep="/"
-        ),
-        {path: expected[path] for path in expected.keys() - heads},
-    )
+    assert ours.keys() == expected.keys()
+    for path, values in ours.items():
+        if path not in heads:
+            np.testing.assert_array_equal(values, expected[path])
+        assert values.shape == expected[path].shape and np.isfinite(values).all()
+        assert path.endswith("bias") or values.std() > 1e-3
 
 
 def test_keras_without_heads(tmp_path):
@@ -254,36 +262,30 @@ def test_keras_without_heads(tmp_path):
     expected = expected_leaves("keras")
     absent = expected.keys() - weights.leaves.keys()
     assert {name.split("/")[1] for name in absent} == set(HEADS)
-    for name, leaf in weights.leaves.items():
-        np.testing.assert_array_equal(leaf.values, expected[name], err_msg=name)
+    for name, values in weights.leaves.items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert not weights.unknown
 
 
-@each_format
-def test_half_precision(tmp_path, arrays_of, format_name):
-    path = tmp_path / f"half{SUFFIXES[format_name]}"
-    arrays = arrays_of(format_name)
-    half = {k: v.astype("float16") if v.dtype.kind == "f" else v for k, v in arrays.items()}
-    write(format_name, path, half)
-    expected = expected_leaves(format_name)
-    assert_leaves(read(format_name, path).variables, expected, "float16")
-
-
-def test_bfloat16(tmp_path, arrays_of):
-    path = tmp_path / "half.safetensors"
-    arrays = dict(arrays_of("torchvision"))
-    arrays["fc.weight"] = jnp.asarray(arrays["fc.weight"], jnp.bfloat16)
-    safetensors.flax.save_file(arrays, path)
-    expected = dict(expected_leaves("torchvision"))
-    rounded = expected["params/classifier/kernel"].astype(jnp.bfloat16)
-    expected["params/classifier/kernel"] = rounded
-    assert_leaves(read("torchvision", path).variables, expected)
+@pytest.mark.parametrize(
+    ("format_name", "dtype"),
+    [("torchvision", jnp.bfloat16), ("onnx", jnp.bfloat16), ("keras", np.float16)],
+)
+def test_half_precision(tmp_path, arrays_of, name_of, format_name, dtype):
+    arrays, expected = dict(arrays_of(format_name)), dict(expected_leaves(format_name))
+    name = name_of(format_name, KERNEL)
+    arrays[name] = arrays[name].astype(dtype)
+    expected[KERNEL] = expected[KERNEL].astype(dtype)
+    path = write(format_name, tmp_path, arrays)
+    imported = read(format_name, path)
+    assert_leaves(imported.variables, expected)
+    (source,) = (line.source for line in imported.report if line.path == KERNEL)
+    assert source.startswith(f"{name} {jnp.dtype(dtype).name}[")
 
 
 def test_the_zoos_own_names(tmp_path):
     """Its graph comes with the onnx package, with `ConstantOfShape` for the weights."""
-    data = pathlib.Path(onnx.__file__).parent / "backend/test/data/light"
-    model = onnx.load(data / "light_inception_v1.onnx")
+    model = onnx.load(ZOO / "light_inception_v1.onnx")
     shapes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     rng = np.random.default_rng(0)
     drawn = {
@@ -294,149 +296,89 @@ def test_the_zoos_own_names(tmp_path):
     nodes = [node for node in model.graph.node if node.op_type != "ConstantOfShape"]
     weights = shapes | drawn
     tensors = [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()]
-    graph = onnx.helper.make_graph(
-        nodes, "zoo", model.graph.input, model.graph.output, tensors
-    )
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "zoo.onnx")
-    leaves = caffe.read(tmp_path / "zoo.onnx")
-    assert not leaves.unknown
-    assert set(leaves.skipped) == {"OC2_DUMMY_1", "OC2_DUMMY_3"}
-    assert len(leaves.leaves) == len(weights) - 2 == 116
-    for path, layer in (
-        ("params/inception_3a/5x5/conv/kernel", "inception_3a/5x5_w_0"),
-        ("params/conv2/conv/kernel", "conv2/3x3_w_0"),
-    ):
-        oihw = np.moveaxis(leaves.leaves[path].values, (0, 1), (2, 3)).swapaxes(0, 1)
-        np.testing.assert_array_equal(oihw, weights[layer])
-    classifier = leaves.leaves["params/classifier/kernel"].values
-    np.testing.assert_array_equal(
-        classifier.T, weights["loss3/classifier_w_0"].reshape(1000, 1024)
-    )
+    write_onnx(tmp_path / "zoo.onnx", tensors, nodes)
+    file = caffe.read(tmp_path / "zoo.onnx")
+    leaves = file.leaves
+    assert not file.unknown
+    assert set(file.skipped) == {"OC2_DUMMY_1", "OC2_DUMMY_3"}
+    assert len(leaves) == len(weights) - 2 == 116
+    hwio = weights["inception_3a/5x5_w_0"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(leaves["params/inception_3a/5x5/conv/kernel"], hwio)
+    classifier = weights["loss3/classifier_w_0"].reshape(1000, 1024).T
+    np.testing.assert_array_equal(leaves[CLASSIFIER], classifier)
 
 
 def test_torch_files(tmp_path):
+    """Of each dtype, as before torch 1.6, and with parameters that want gradients."""
     torch = pytest.importorskip("torch")
     module = importlib.import_module("originals.torchvision_googlenet")
     state = module.create_model(weights_of("torchvision")).state_dict()
-    expected = expected_leaves("torchvision")
+    state["fc.weight"] = torch.nn.Parameter(state["fc.weight"])
     path = tmp_path / "googlenet.pth"
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        torch.save(cast, path)
+    for dtype, zipped in (("float32", False), ("float16", True), ("bfloat16", True)):
+        torch_dtype = getattr(torch, dtype)
+        cast = {
+            k: v.to(torch_dtype) if v.is_floating_point() else v for k, v in state.items()
+        }
+        torch.save(cast, path, _use_new_zipfile_serialization=zipped)
         imported = read("torchvision", path)
         loaded, random, skipped = outcomes(imported)
-        assert loaded == set(expected)
-        assert not random
+        assert loaded == set(expected_leaves("torchvision")) and not random
         assert skipped == {name for name in state if name.endswith("num_batches_tracked")}
-        rounded = jnp.dtype(str(dtype).removeprefix("torch."))
-        assert_leaves(imported.variables, expected, rounded)
-
-
-def test_other_torch_files(tmp_path):
-    """As before torch 1.6, and with parameters that still want gradients."""
-    torch = pytest.importorskip("torch")
-    weights = {k: torch.tensor(v) for k, v in weights_of("torchvision").items()}
-    for name in ("fc.weight", "fc.bias"):
-        weights[name] = torch.nn.Parameter(weights[name])
-    for zipped in (False, True):
-        path = tmp_path / "googlenet.pth"
-        torch.save(weights, path, _use_new_zipfile_serialization=zipped)
-        assert_leaves(read("torchvision", path).variables, expected_leaves("torchvision"))
+        expected = expected_leaves("torchvision")
+        assert_leaves(imported.variables, expected, jnp.dtype(dtype))
 
 
 # What is said of it.
 
-INPUTS = {  # Stored size, cropped fraction, scale, mean, deviation, order.
-    "torchvision": (
-        *(512, 0.875, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        "RGB",
+INPUTS = {  # Stored size, size, cropped fraction, scale, mean, deviation, order.
+    "torchvision": Preprocess(
+        *(512, SIZE, 0.875, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
     ),
-    "onnx": (512, 0.875, 1.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR"),
-    "keras": (32, 1.0, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "RGB"),
+    "onnx": Preprocess(
+        *(512, SIZE, 0.875, 1.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR")
+    ),
+    "keras": Preprocess(*(32, SIZE, 1.0, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "RGB")),
 }
 
 
 @each_format
 def test_description(files, format_name):
-    stored, fraction, scale, mean, deviation, order = INPUTS[format_name]
-    assert read(format_name, files[format_name]).description == ModelDescription(
-        variant=VARIANTS[format_name],
-        width_multiplier=1.0,
-        dtype="float32",
-        class_names=tuple("0123456789"),
-        preprocess=Preprocess(
-            storage_size=stored,
-            image_size=SIZE,
-            crop_fraction=fraction,
-            input_scale=scale,
-            input_mean=mean,
-            input_std=deviation,
-            channel_order=order,
-        ),
+    description = read(format_name, files[format_name]).description
+    assert description == ModelDescription(
+        VARIANTS[format_name], 1.0, "float32", tuple("0123456789"), INPUTS[format_name]
     )
+    # The seed only divides by 255.
+    pixels = np.rint(draw_images("seed", SIZE) * 255)
+    original = draw_images(VARIANTS[format_name], SIZE)
+    ours = description.preprocess.normalize(jnp.asarray(pixels))
+    np.testing.assert_allclose(ours, original, atol=1e-5 * np.abs(original).max())
 
 
-def pixels():
-    """The stored outputs' images, 0-255, RGB, before any preprocessing."""
-    preprocessed = draw_images("seed", SIZE)  # Divided by 255.
-    return np.rint(preprocessed * 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    "format_name",
-    [
-        "onnx",
-        pytest.param("torchvision", marks=pytest.mark.slow),
-        pytest.param("keras", marks=pytest.mark.slow),
-    ],
-)
-def test_the_original_is_computed_from_pixels(tmp_path, files, format_name):
-    """Weights, checkpoint and input together, against what the original computed."""
-    options = {"image_size": SIZE, "class_names": (), "transform_input": None}
-    formats.import_weights(format_name, files[format_name], str(tmp_path), **options)
-    predictor = Predictor.load(Workdir(tmp_path), "best", jax.devices()[:1])
-    variant = VARIANTS[format_name]
-    shard = {"image": pixels()[None]}
-    whole = predictor.step(predictor.variables, shard, central_crop(1.0))
-    ours = {head: values[0] for head, values in jax.device_get(whole).items()}
-    stored = json.loads((REPOSITORY / "tests/originals/outputs.json").read_text())
-    for head, values in stored["outputs"][variant][str(SIZE)].items():
-        logits = np.array(values)
-        peaks = logits.max(axis=1, keepdims=True)
-        theirs = logits - peaks
-        theirs -= np.log(np.exp(theirs).sum(axis=1, keepdims=True))
-        name = "main" if head == "logits" else head
-        atol = 1e-4 * np.abs(logits).max()
-        np.testing.assert_allclose(ours[name], theirs, atol=atol, err_msg=head)
-
-
-def test_transform_input_is_torchvisions_two_steps(files):
+def test_transform_input_is_torchvisions_two_steps(files, monkeypatch):
     x = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3)).astype(np.float32)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = (x / 255 - mean) / std
     # torchvision.models.GoogLeNet._transform_input.
     transformed = normalised * (std / 0.5) + (mean - 0.5) / 0.5
-    for flag, expected in {False: normalised, True: transformed, None: normalised}.items():
+
+    def check(flag, expected):
         imported = read("torchvision", files["torchvision"], transform_input=flag)
         ours = imported.description.preprocess.normalize(jnp.asarray(x))
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
-
-def test_transform_input_is_on_for_torchvisions_own_file(files, monkeypatch):
-    digest = hashlib.sha256(files["torchvision"].read_bytes()).hexdigest()
+    check(False, normalised)
+    check(True, transformed)
+    check(None, normalised)
     assert formats.TORCHVISION_DIGEST == "1378be20"
+    digest = hashlib.sha256(files["torchvision"].read_bytes()).hexdigest()
     monkeypatch.setattr(formats, "TORCHVISION_DIGEST", digest[:8])
-    for flag, mean in {None: (0.5,) * 3, False: (0.485, 0.456, 0.406)}.items():
-        imported = read("torchvision", files["torchvision"], transform_input=flag)
-        assert imported.description.preprocess.input_mean == mean
+    check(None, transformed)  # It is on for torchvision's own file alone.
+    check(False, normalised)
 
 
-KNOWN_CLASSES = {
-    **{0: "tench", 1: "goldfish", 134: "crane", 207: "golden retriever", 281: "tabby"},
-    **{285: "Egyptian cat", 291: "lion", 340: "zebra", 388: "giant panda"},
-    **{404: "airliner", 517: "crane", 638: "maillot", 639: "maillot"},
-    **{817: "sports car", 933: "cheeseburger", 999: "toilet tissue"},
-}
+KNOWN_CLASSES = {0: "tench", 134: "crane", 517: "crane", 281: "tabby", 340: "zebra"}
+KNOWN_CLASSES |= {638: "maillot", 639: "maillot", 933: "cheeseburger", 999: "toilet tissue"}
 
 
 def test_a_thousand_classes_are_imagenets(tmp_path, arrays_of):
@@ -444,49 +386,25 @@ def test_a_thousand_classes_are_imagenets(tmp_path, arrays_of):
     for layer in ("fc", "aux1.fc2", "aux2.fc2"):
         weights[f"{layer}.weight"] = np.ones((1000, 1024), np.float32)
         weights[f"{layer}.bias"] = np.ones(1000, np.float32)
-    path = tmp_path / "x.safetensors"
-    write("torchvision", path, weights)
+    path = write("torchvision", tmp_path, weights)
     names = read("torchvision", path).description.class_names
     assert len(set(names)) == len(names) == 1000
     for index, name in KNOWN_CLASSES.items():
         assert names[index].split(",")[0].split(" (")[0] == name
-    mine = tuple(f"mine {number}" for number in range(1000))
-    imported = read("torchvision", path, class_names=mine)
-    assert imported.description.class_names == mine
-
-
-@each_format
-def test_class_names_must_fit(files, format_name):
-    names = ("cat", "dog", "Zoë the bird", *"abcdefg")
-    description = read(format_name, files[format_name], class_names=names).description
-    assert description.class_names == names
-    message = refusal(format_name, files[format_name], class_names=names[:9])
-    assert "--class_names has 9 lines" in message
-    assert "10 classes" in message
 
 
 # What is refused.
 
 
-def ones(*shape):
-    """Returns a change of the values to ones of this shape."""
-    return lambda values: np.ones(shape, np.float32)
+def ending_in(values, last):
+    return np.append(values.ravel()[:-1], np.float32(last)).reshape(values.shape)
 
 
-def with_last(number):
-    """Returns a change of the last value."""
-    return lambda values: np.append(values.ravel()[:-1], np.float32(number)).reshape(
-        values.shape
-    )
-
-
-def other_side(values):
+def with_sides_swapped(values):
     """The paper has 5x5 where torchvision has 3x3."""
-    shape = tuple({3: 5, 5: 3}.get(side, side) for side in values.shape)
-    return np.ones(shape, np.float32)
+    return np.ones([{3: 5, 5: 3}.get(side, side) for side in values.shape], np.float32)
 
 
-MIDDLE = "params/inception_4b/3x3/conv/kernel"
 # What becomes of a leaf, None for nothing, and what is said of the file.
 CHANGES = {
     "turned": (
@@ -494,83 +412,68 @@ CHANGES = {
         np.transpose,
         "its {name} gives params/conv2/conv/kernel the shape",
     ),
-    "5x5": ("params/inception_3a/5x5/conv/kernel", other_side, "inception_3a/5x5"),
-    "one too few": (MIDDLE, None, f"nothing for {MIDDLE}"),
+    "5x5": ("params/inception_3a/5x5/conv/kernel", with_sides_swapped, "inception_3a/5x5"),
+    "one too few": (KERNEL, None, f"nothing for {KERNEL}"),
     "half a head": ("params/aux_4d/fc/bias", None, "nothing for params/aux_4d/fc/bias"),
-    "NaN": (MIDDLE, with_last(np.nan), "{name} holds NaN or infinity"),
-    "infinity": (MIDDLE, with_last(np.inf), "{name} holds NaN or infinity"),
-    "int32": (MIDDLE, lambda values: np.int32(100 * values), "{name} holds int32"),
-    "int64": (MIDDLE, lambda values: np.int64(100 * values), "{name} holds int64"),
-    "int8": (MIDDLE, lambda values: np.int8(100 * values), "{name} holds int8"),
-    "bool": (MIDDLE, lambda values: values > 0, "{name} holds bool"),
-    "scalar": ("params/classifier/kernel", ones(), "{name}"),
-    "no classes": ("params/classifier/kernel", ones(0, 128), "{name}"),
-    "no features": ("params/aux_4a/fc/kernel", ones(0, 128), "{name}"),
+    "NaN": (KERNEL, lambda x: ending_in(x, np.nan), "{name} holds NaN or infinity"),
+    "infinity": (KERNEL, lambda x: ending_in(x, np.inf), "{name} holds NaN or infinity"),
+    "int32": (KERNEL, np.int32, "{name} holds int32"),
+    "bool": (KERNEL, np.bool_, "{name} holds bool"),
+    "scalar": (CLASSIFIER, lambda x: np.array(x.ravel()[0]), "{name}"),
+    "no classes": (CLASSIFIER, lambda x: np.ones((0, 128), np.float32), "{name}"),
+    "no features": (
+        "params/aux_4a/fc/kernel",
+        lambda x: np.ones((0, 128), np.float32),
+        "{name}",
+    ),
 }
 
 
-# What is checked after reading does not depend on the format.
-FORMAT_OF_CHANGE = {
-    **{"int32": "torchvision", "bool": "torchvision", "int8": "onnx", "int64": "keras"},
-    "infinity": "onnx",
-}
-
-
-@pytest.mark.parametrize(
-    ("format_name", "change"),
-    [(f, c) for f in SUFFIXES for c in CHANGES if FORMAT_OF_CHANGE.get(c, f) == f],
-)
-def test_a_leaf_that_does_not_fit(tmp_path, arrays_of, name_of, format_name, change):
-    path, arrays = tmp_path / f"x{SUFFIXES[format_name]}", dict(arrays_of(format_name))
+@each_format
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_leaf_that_does_not_fit(
+    tmp_path, arrays_of, name_of, refusal, format_name, change
+):
+    arrays = dict(arrays_of(format_name))
     leaf, change_values, words = CHANGES[change]
     name = name_of(format_name, leaf)
     values = arrays.pop(name)
     if change_values is not None:
         arrays[name] = change_values(values)
-    # Where two are wrong, the first in the order of the network is named.
-    later = name_of(format_name, "params/inception_5b/1x1/conv/kernel")
-    if change == "turned":
+    if change == "turned":  # Where two are wrong, the first in the network is named.
+        later = name_of(format_name, "params/inception_5b/1x1/conv/kernel")
         arrays[later] = arrays[later][..., :-1]
-    write(format_name, path, arrays)
-    message = refusal(format_name, path)
+    message = refusal(write(format_name, tmp_path, arrays))
     assert words.format(name=name) in message
-    assert change != "turned" or "instead of [3, 3, 64, 192]" in message
 
 
-@each_format
-def test_a_leaf_too_many(tmp_path, arrays_of, format_name):
-    extra = {
-        "torchvision": "inception5c.branch1.conv.weight",
-        "onnx": "inception_5c/1x1_w_0",
-        "keras": "layers/conv2d_59/vars/0",
-    }[format_name]
-    path = tmp_path / f"x{SUFFIXES[format_name]}"
-    write(format_name, path, {**arrays_of(format_name), extra: np.ones(3, np.float32)})
-    assert f"no counterpart of its {extra}" in refusal(format_name, path)
+@pytest.mark.parametrize(
+    ("format_name", "extra"),
+    [
+        ("torchvision", "inception5c.branch1.conv.weight"),
+        ("onnx", "inception_5c/1x1_w_0"),
+        ("keras", "layers/conv2d_59/vars/0"),
+    ],
+)
+def test_a_leaf_too_many(tmp_path, arrays_of, refusal, format_name, extra):
+    arrays = {**arrays_of(format_name), extra: np.ones(3, np.float32)}
+    message = refusal(write(format_name, tmp_path, arrays))
+    assert f"no counterpart of its {extra}" in message
 
 
-def test_a_residual_network(tmp_path):
-    """torchvision's resnet18, by its first and last layers, and resnet50's classifier."""
-    path = tmp_path / "resnet.safetensors"
-    weights = {
-        "conv1.weight": np.ones((64, 3, 7, 7), np.float32),
-        "bn1.weight": np.ones(64, np.float32),
-        "layer1.0.conv1.weight": np.ones((64, 64, 3, 3), np.float32),
-    }
-    write("torchvision", path, weights)
-    message = refusal("torchvision", path)
+def test_a_residual_network(tmp_path, refusal):
+    """torchvision's resnet18, by its first and last layers."""
+    weights = {"conv1.weight": np.ones((64, 3, 7, 7), np.float32)}
+    message = refusal(write("torchvision", tmp_path, weights))
     assert "another network" in message and "conv1.weight" in message
-    for features in (512, 2048):
-        fc = {"fc.weight": np.ones((1000, features), np.float32), "fc.bias": np.ones(1000)}
-        write("torchvision", path, weights | fc)
-        message = refusal("torchvision", path)
-        assert f"fc.weight gives params/classifier/kernel the shape [{features}" in message
+    weights |= {"fc.weight": np.ones((1000, 512), np.float32), "fc.bias": np.ones(1000)}
+    message = refusal(write("torchvision", tmp_path, weights))
+    assert "fc.weight gives params/classifier/kernel the shape [512, 1000]" in message
 
 
-@pytest.mark.parametrize("name", ["densenet121", "inception_v2", "resnet50", "vgg19"])
-def test_other_networks_of_the_zoo(name):
-    data = pathlib.Path(onnx.__file__).parent / "backend/test/data/light"
-    assert "another network" in refusal("onnx", data / f"light_{name}.onnx")
+@pytest.mark.parametrize("name", ["inception_v2", "vgg19"])
+def test_other_networks_of_the_zoo(name, refusal):
+    assert "another network" in refusal(ZOO / f"light_{name}.onnx")
 
 
 NUMBERED, NAMED, UNNAMED = (), ("output", "aux_output_1", "aux_output_2"), ("a", "b", "c")
@@ -593,11 +496,11 @@ def save_with_outputs(path, monkeypatch, order, names):
         *((NAMED, order) for order in ((1, 2, 0), (1, 0, 2))),
     ],
 )
-def test_keras_outputs_in_another_order(tmp_path, monkeypatch, names, order):
+def test_keras_outputs_in_another_order(tmp_path, monkeypatch, refusal, names, order):
     """All three classifiers have one shape, so that only the names tell."""
     path = tmp_path / "x.weights.h5"
     save_with_outputs(path, monkeypatch, order, names)
-    message = refusal("keras", path)
+    message = refusal(path)
     if order == (0, 2, 1):  # The convolutions of the heads see maps of different depth.
         assert "params/aux_4a/proj/conv/kernel the shape" in message
     else:
@@ -605,185 +508,88 @@ def test_keras_outputs_in_another_order(tmp_path, monkeypatch, names, order):
         assert "[main, aux 1, aux 2]" in message
 
 
-def test_keras_classifiers_with_names(tmp_path, monkeypatch):
+def test_keras_classifiers_with_names(tmp_path, monkeypatch, refusal):
+    path = tmp_path / "x.weights.h5"
     for names in (NAMED, UNNAMED):
-        path = tmp_path / "x.weights.h5"
         save_with_outputs(path, monkeypatch, (0, 1, 2), names)
         assert_leaves(read("keras", path).variables, expected_leaves("keras"))
-
-
-def test_keras_with_one_head(tmp_path):
-    keras = pytest.importorskip("keras")
-    whole = keras_model()
-    path = tmp_path / "x.weights.h5"
-    for kept in (1, 2):
-        keras.Model(whole.input, [whole.outputs[0], whole.outputs[kept]]).save_weights(path)
-        refusal("keras", path)
-
-
-SUFFIXES_OF_FILES = (".safetensors", ".pth", ".onnx", ".weights.h5")
-FORMAT_OF = {".pth": "torchvision"} | {
-    suffix: format_name for format_name, suffix in SUFFIXES.items()
-}
-
-
-@pytest.fixture
-def import_file(run_command, tmp_path):
-    """Runs the command on a file that must be refused; returns what it says."""
-
-    def import_file(path, *args):
-        format_name = FORMAT_OF["".join(path.suffixes)]
-        flags = [f"--from={format_name}", f"--weights={path}", f"--image_size={SIZE}"]
-        code, out, err = run_command(
-            import_weights, *flags, f"--workdir={tmp_path / 'run'}", *args
-        )
-        assert code == 2, err
-        assert not out
-        assert err.startswith("googlenet_flax: ") and err.count("\n") == 1, err
-        assert not (tmp_path / "run").exists()
-        return err
-
-    return import_file
+    for order in ((0, 1), (0, 2)):  # A single head.
+        save_with_outputs(path, monkeypatch, order, UNNAMED)
+        refusal(path)
 
 
 BROKEN = {
     "empty": b"",
-    "one byte": b"\x80",
     "text": b"These are not the weights you are looking for.\n" * 9,
-    "page": b"<!DOCTYPE html><html>404</html>",
-    "zeros": bytes(5000),
     "noise": np.random.default_rng(0).bytes(5000),
     "archive": b"PK\x05\x06" + bytes(18),
     "pickle": pickle.dumps({"fc.weight": [1.0]}),
 }
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES_OF_FILES)
+@pytest.mark.parametrize("suffix", FORMAT_OF)
 @pytest.mark.parametrize("content", [None, *BROKEN])
-def test_files_that_are_no_weights(tmp_path, import_file, suffix, content):
+def test_files_that_are_no_weights(tmp_path, refusal, suffix, content):
     if suffix == ".pth":
         pytest.importorskip("torch")
     path = tmp_path / f"weights{suffix}"
     if content is not None:
         path.write_bytes(BROKEN[content])
-    message = import_file(path)
-    assert str(path) in message
-    assert not message.endswith((": \n", ":\n")), "the reason is missing"
+    assert not refusal(path).endswith((": \n", ":\n")), "the reason is missing"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES.values())
+@each_format
 def test_files_that_end_too_early_or_are_of_other_formats(
-    tmp_path, files, import_file, suffix
+    tmp_path, files, refusal, format_name
 ):
-    path = tmp_path / f"weights{suffix}"
-    data = files[FORMAT_OF[suffix]].read_bytes()
+    path = tmp_path / files[format_name].name
+    data = files[format_name].read_bytes()
     contents = [data[: int(len(data) * fraction)] for fraction in (0.001, 0.5, 0.999999)]
-    contents += [files[FORMAT_OF[s]].read_bytes() for s in SUFFIXES.values() if s != suffix]
+    contents += [files[name].read_bytes() for name in SUFFIXES if name != format_name]
     for content in contents:
         path.write_bytes(content)
-        assert str(path) in import_file(path)
+        refusal(path)
 
 
-def onnx_weights(location=None, **changes):
-    """A tensor of ones with some of its fields wrong, or kept in another file."""
-    ones = np.ones((2, 3), np.float32)
-    tensor = onnx.numpy_helper.from_array(ones, "loss3/classifier_w_0")
-    tensor.dims[:] = changes.pop("dims", tensor.dims)
-    if location is not None:
-        tensor.ClearField("raw_data")
-        tensor.data_location = 1
-        tensor.external_data.add(key="location", value=location)
-    for field, value in changes.items():
-        setattr(tensor, field, value)
-    return tensor
+def test_onnx_tensors_in_other_files_are_refused(tmp_path, refusal):
+    tensor = onnx.numpy_helper.from_array(np.ones(2, np.float32), "loss3/classifier_w_0")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    write_onnx(tmp_path / "weights.onnx", [tensor])
+    refusal(tmp_path / "weights.onnx")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"dims": [7, 7]},
-        {"data_type": 0},
-        {"data_type": 99},
-        {"location": "absent.bin"},
-        {"location": "../../secret"},
-    ],
-    ids=str,
-)
-def test_onnx_tensors_that_cannot_be_read(tmp_path, import_file, changes):
-    path = tmp_path / "weights.onnx"
-    write_onnx(path, [onnx_weights(**changes)])
-    assert str(path) in import_file(path)
-
-
-def test_hdf5_that_keras_never_writes(tmp_path, import_file):
-    path = tmp_path / "weights.weights.h5"
+def test_hdf5_that_keras_never_writes(tmp_path, refusal):
     for values in (1.0, "text", h5py.Empty("f"), np.zeros(2, [("a", "f4")])):
-        with h5py.File(path, "w") as file:
-            file["layers/dense/vars/0"] = values
-        assert str(path) in import_file(path)
-    with h5py.File(path, "w") as file:  # A whole model, as Keras 2 wrote it.
-        file["model_weights/conv2d/conv2d/kernel:0"] = np.ones(3)
-    assert "Keras 3" in import_file(path)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES.values())
-def test_files_with_changed_bytes(tmp_path, suffix):
-    """Whatever the library makes of them: weights or words, but no crash."""
-    format_name = FORMAT_OF[suffix]
-    path = tmp_path / f"weights{suffix}"
-    names = {
-        "torchvision": ("fc.weight", "fc.bias"),
-        "onnx": ("loss3/classifier_w_0", "loss3/classifier_b_0"),
-        "keras": ("layers/dense/vars/0", "layers/dense/vars/1"),
-    }[format_name]
-    write(format_name, path, {name: np.ones((2, 2), np.float32) for name in names})
-    data = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        changed = bytearray(data)
-        for position in rng.integers(0, len(data), 3):
-            changed[position] = rng.integers(256)
-        path.write_bytes(changed)
-        refusal(format_name, path)  # They are never the whole network.
+        refusal(write("keras", tmp_path, {"layers/dense/vars/0": values}))
+    # A whole model, as Keras 2 wrote it.
+    path = write("keras", tmp_path, {"model_weights/conv2d/conv2d/kernel:0": np.ones(3)})
+    assert "Keras 3" in refusal(path)
 
 
 TORCH_STATES = {  # They hold no state dict, or one that is of no use.
     "nested": lambda torch, ones: {"state_dict": {"fc.weight": ones}, "epoch": 3},
     "list": lambda torch, ones: [ones],
-    "tensor": lambda torch, ones: ones,
     "nothing": lambda torch, ones: None,
-    "empty": lambda torch, ones: {},
+    "module": lambda torch, ones: torch.nn.Linear(2, 2),
     "numbers": lambda torch, ones: {1: ones},
-    "tuples": lambda torch, ones: {("fc", "weight"): ones},
     "sparse": lambda torch, ones: {"fc.weight": ones.to_sparse()},
     "float8": lambda torch, ones: {"fc.weight": ones.to(torch.float8_e4m3fn)},
     "complex": lambda torch, ones: {"fc.weight": ones.to(torch.complex64)},
     "absent": lambda torch, ones: {"fc.weight": torch.empty(10, 1024, device="meta")},
     "parallel": lambda torch, ones: {"module.fc.weight": ones},
-    "scalar": lambda torch, ones: {"fc.weight": torch.tensor(1.0)},
 }
 
 
 @pytest.mark.parametrize("state", TORCH_STATES)
-def test_torch_files_without_a_state_dict(tmp_path, import_file, state):
+def test_torch_files_without_a_state_dict(tmp_path, refusal, state):
     torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pth"
     torch.save(TORCH_STATES[state](torch, torch.ones(10, 1024)), path)
-    message = import_file(path)
-    if state in ("nested", "list", "tensor", "nothing"):
-        assert "is not a state dict: write it with torch.save" in message
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_that_end_too_early(tmp_path, import_file, zipped):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "weights.pth"
-    state = {f"fc.{number}": torch.ones(100) for number in range(100)}
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    data = path.read_bytes()
-    for count in range(1, len(data), len(data) // 30):
-        path.write_bytes(data[:count])
-        assert str(path) in import_file(path)
+    message = refusal(path)
+    if state in ("nested", "list", "nothing", "module"):
+        assert "write it with torch.save(model.state_dict()" in message
 
 
 class CreatesFile:
@@ -796,39 +602,22 @@ class CreatesFile:
         return pathlib.Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("how", ["torch", "legacy torch", "pickle"])
-def test_code_in_a_file_is_not_run(tmp_path, import_file, how):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_not_run(tmp_path, refusal, zipped):
     torch = pytest.importorskip("torch")
     path, created = tmp_path / "weights.pth", tmp_path / "created"
-    state = {"fc.weight": torch.ones(10, 1024), "epoch": CreatesFile(created)}
-    if how == "pickle":
-        path.write_bytes(pickle.dumps({"epoch": CreatesFile(created)}, protocol=2))
-        pickle.loads(path.read_bytes())
-    else:
-        zipped = how == "torch"
-        torch.save(state, path, _use_new_zipfile_serialization=zipped)
-        torch.load(path, weights_only=False)
+    state = {"epoch": CreatesFile(created)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    torch.load(path, weights_only=False)
     assert created.exists(), "the file is harmless: nothing is tested"
     created.unlink()
-    assert "could run code" in import_file(path)
+    assert "could run code" in refusal(path)
     assert not created.exists()
-
-
-def test_a_whole_torch_module(tmp_path, import_file):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "weights.pth"
-    torch.save(torch.nn.Linear(2, 2), path)
-    assert "model.state_dict()" in import_file(path)
 
 
 @pytest.mark.parametrize(
     ("suffix", "package"),
-    [
-        (".pth", "torch"),
-        (".safetensors", "safetensors"),
-        (".onnx", "onnx"),
-        (".weights.h5", "h5py"),
-    ],
+    list(zip(FORMAT_OF, ("safetensors", "onnx", "h5py", "torch"), strict=True)),
 )
 def test_packages_that_are_not_installed(
     tmp_path, monkeypatch, import_file, suffix, package
@@ -836,15 +625,15 @@ def test_packages_that_are_not_installed(
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"weights")
-    message = import_file(path)
-    assert f"pip install {package}" in message
-    assert "googlenet_flax[import]" in message
+    code, _, message = import_file(path)
+    assert code == 2
+    assert f"pip install {package}, or googlenet_flax[import]" in message
 
 
 @pytest.mark.parametrize(
     ("format_name", "flag", "words"),
     [
-        ("onnx", "--class_names=NAMES", "has 2 lines"),
+        ("onnx", "--class_names=NAMES", "--class_names has 2 lines but"),
         ("onnx", "--class_names=NOISE", "noise.txt cannot be read"),
         ("onnx", "--class_names=nowhere.txt", "nowhere.txt cannot be read"),
         ("onnx", "--transform_input=true", "--transform_input is for --from=torchvision"),
@@ -854,109 +643,72 @@ def test_packages_that_are_not_installed(
         ("keras", "--image_size=224", "set --image_size"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path, files, import_file, format_name, flag, words):
+def test_options_that_do_not_fit(tmp_path, files, refusal, format_name, flag, words):
     """At 224 pixels the heads flatten a map of 4x4; here it is 1x1 or 2x2."""
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe")
     flag = flag.replace("NAMES", str(tmp_path / "names.txt"))
     flag = flag.replace("NOISE", str(tmp_path / "noise.txt"))
-    assert words in import_file(files[format_name], flag)
+    assert words in refusal(files[format_name], flag)
 
 
 # The command.
 
 
-@pytest.fixture
-def import_run(run_command, tmp_path):
-    """Runs the command into a new folder; returns exit code, stdout and stderr."""
-
-    def import_run(format_name, weights, *args, workdir=tmp_path / "new folder"):
-        flags = [f"--from={format_name}", f"--weights={weights}", f"--image_size={SIZE}"]
-        return run_command(import_weights, *flags, f"--workdir={workdir}", *args)
-
-    return import_run
-
-
-@pytest.fixture(scope="module")
-def imported_run(tmp_path_factory, files):
-    workdir = tmp_path_factory.mktemp("imported") / "run"
-    options = {"image_size": SIZE, "class_names": (), "transform_input": None}
-    formats.import_weights("keras", files["keras"], str(workdir), **options)
-    return workdir
-
-
-def test_the_command_writes_a_workdir(tmp_path, files, import_run):
-    code, out, err = import_run("keras", files["keras"])
+def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch):
+    workdir, expected = Workdir(tmp_path / "run"), expected_leaves("keras")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # An earlier import was killed.
+        patch.setattr(Workdir, "write_config", mock.Mock(side_effect=KeyboardInterrupt))
+        write_import(read("keras", files["keras"]), str(workdir.path))
+    assert (workdir.checkpoints / "0").is_dir() and not workdir.config_file.exists()
+    code, out, err = import_file(files["keras"])
     assert code == 0 and not err, err
-    workdir, expected = tmp_path / "new folder", expected_leaves("keras")
     rows = [line.split() for line in out.splitlines()]
     assert {row[1] for row in rows if row and row[0] == "loaded"} == set(expected)
     assert "128 leaves loaded, 0 left at random, 2 skipped" in out
-    assert str(workdir) in out
+    assert str(workdir.path) in out
     digest = hashlib.sha256(files["keras"].read_bytes()).hexdigest()
-    assert json.loads((workdir / "config.json").read_text()) == {
-        "imported_from": {"format": "keras", "file": files["keras"].name, "sha256": digest}
-    }
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    origin = {"format": "keras", "file": files["keras"].name, "sha256": digest}
+    assert workdir.read_config() == {"imported_from": origin}
+    with Checkpoints(workdir.checkpoints) as checkpoints:
         assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        description = checkpoints.describe(0)
-        variables = checkpoints.restore_variables(
-            0, description.variables_like(), jax.devices()[:1]
-        )
+        description, devices = checkpoints.describe(0), jax.devices()[:1]
+        variables = checkpoints.restore_variables(0, description.variables_like(), devices)
     assert description == read("keras", files["keras"]).description
     assert_leaves(variables, expected)
+    with pytest.raises(UserError, match=f"--config.init_from={workdir.path}"):
+        train_and_evaluate(Config.of(named_config("digits")), str(workdir.path))
 
 
-@pytest.mark.parametrize("step", [None, 0, 3])
-def test_a_workdir_that_holds_a_run(tmp_path, imported_run, files, import_run, step):
+@pytest.mark.parametrize(
+    ("step", "words"), [(None, "holds a run: "), (3, "has lost its config.json: ")]
+)
+def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
     """An import, or checkpoints of a run that has lost its config."""
-    workdir, words = imported_run, "holds a run: choose a new --workdir"
-    if step is not None:
-        description = read("keras", files["keras"]).description
-        workdir = tmp_path / "run"
-        words = "has lost its config.json: choose a new --workdir"
-        with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
-            checkpoints.save(tiny_state(step), description=description)
-    before = sorted(workdir.rglob("*"))
-    for weights in (files["keras"], "missing.weights.h5"):
-        code, out, err = import_run("keras", weights, workdir=workdir)
-        assert code == 2 and not out and err.count("\n") == 1
-        assert words in err
-    assert sorted(workdir.rglob("*")) == before
-
-
-def test_a_killed_import_is_run_again(tmp_path, files, monkeypatch):
-    def kill(*_):
-        raise KeyboardInterrupt
-
-    flags = {"image_size": SIZE, "class_names": (), "transform_input": None}
-    arguments = "keras", files["keras"], str(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Workdir, "write_config", kill)
-        formats.import_weights(*arguments, **flags)
-    workdir = Workdir(tmp_path / "run")
-    assert (workdir.checkpoints / "0").is_dir() and not workdir.config_file.exists()
-    formats.import_weights(*arguments, **flags)
-    assert workdir.read_config()["imported_from"]["format"] == "keras"
+    digits = tuple("0123456789")
+    description = ModelDescription("seed", 0.25, "float32", digits, preprocess())
+    with Checkpoints(Workdir(tmp_path).checkpoints) as checkpoints:
+        checkpoints.save(tiny_state(step or 0), description=description)
+    if step is None:
+        (tmp_path / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = import_file(pathlib.Path("missing.weights.h5"), workdir=tmp_path)
+    assert code == 2 and not out and err.count("\n") == 1
+    assert f"{words}choose a new --workdir" in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])  # Editors on Windows write the second.
-def test_a_class_names_file(tmp_path, files, import_run, mark):
+def test_a_class_names_file(tmp_path, files, import_file, mark):
     names = ["cat", "dog", "Zoë the bird", *"abcdefg"]
     path = tmp_path / "names.txt"
     path.write_text(mark + "\n".join(names) + "\n", encoding="utf-8")
-    code, out, err = import_run("onnx", files["onnx"], f"--class_names={path}")
+    code, out, err = import_file(files["onnx"], f"--class_names={path}")
     assert code == 0, err
     assert "10 classes: 'cat' to 'g'" in out
-    with Checkpoints(tmp_path / "new folder" / "checkpoints") as checkpoints:
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.describe(0).class_names == tuple(names)
-
-
-def test_an_import_is_not_resumed(imported_run):
-    with pytest.raises(UserError) as caught:
-        train_and_evaluate(Config.of(named_config("digits")), str(imported_run))
-    assert f"--config.init_from={imported_run}" in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_import_evaluates(tmp_path, run_command):
@@ -978,5 +730,3 @@ def test_an_import_evaluates(tmp_path, run_command):
     assert metrics["step"] == 0
     assert metrics["accuracy"] * 8 == round(metrics["accuracy"] * 8)
     assert metrics["loss"] == pytest.approx(metrics["main_loss"])
-    code, _, err = evaluate_import("--dataset=folder", "--data_dir=nowhere")
-    assert code == 2 and "nowhere" in err

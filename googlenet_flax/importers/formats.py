@@ -5,15 +5,17 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
 from googlenet_flax.importers import caffe, keras, torchvision
-from googlenet_flax.importers.leaves import HEADS, OriginalWeights
+from googlenet_flax.importers.leaves import HEADS, WeightFile
 from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
@@ -26,13 +28,11 @@ CLASSIFIER = "params/classifier/kernel"
 # from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`.
 TORCHVISION_DIGEST = "1378be20"
 
-Outcome = Literal["loaded", "skipped", "random"]
-
 
 class Format(NamedTuple):
     """Reader of one kind of weight file, and the variant and input of its network."""
 
-    read: Callable[[pathlib.Path], OriginalWeights]
+    read: Callable[[pathlib.Path], WeightFile]
     variant: str
     preprocess: Preprocess
 
@@ -83,7 +83,7 @@ FORMATS: Mapping[str, Format] = {
 class ReportLine(NamedTuple):
     """Outcome of the import for one leaf of our tree or one array of the file."""
 
-    outcome: Outcome
+    outcome: Literal["loaded", "skipped", "random"]
     path: str  # Path in our tree; "" for an array that was skipped.
     source: str  # Name, type and shape in the file.
 
@@ -95,6 +95,7 @@ class Imported:
     description: ModelDescription
     variables: dict[str, Any]  # float32 NumPy arrays.
     report: tuple[ReportLine, ...]
+    origin: dict[str, str]  # Format, name and SHA-256 of the file.
 
 
 def read_original(
@@ -127,7 +128,23 @@ def read_original(
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
-    preprocess = _choose_preprocess(format_name, path, image_size, transform_input)
+    if image_size < MIN_IMAGE_SIZE:
+        raise UserError(
+            f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
+        )
+    if transform_input is not None and format_name != "torchvision":
+        raise UserError("--transform_input is for --from=torchvision alone: leave it out")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if transform_input is None:
+        transform_input = digest.startswith(TORCHVISION_DIGEST)
+    preprocess = FORMATS[format_name].preprocess
+    preprocess = dataclasses.replace(preprocess, image_size=image_size)
+    if transform_input:
+        # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
+        # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
+        half = (0.5, 0.5, 0.5)
+        preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
     weights = FORMATS[format_name].read(path)
     description = ModelDescription(
         variant=FORMATS[format_name].variant,
@@ -136,75 +153,31 @@ def read_original(
         class_names=_check_class_names(path, weights, class_names),
         preprocess=preprocess,
     )
-    variables_like = description.variables_like()
-    absent_heads = [
-        head for head in HEADS if not any(f"/{head}/" in name for name in weights.leaves)
-    ]
-    _check_fit(path, weights, variables_like, absent_heads)
-    start = _initialize(description) if absent_heads else variables_like
-    report = []
-
-    def fill(path, leaf):
-        name = _name(path)
-        source = weights.leaves.get(name)
-        if source is None:
-            report.append(ReportLine("random", name, "not in the file"))
-            return np.asarray(leaf)
-        array = f"{source.name} {source.values.dtype}{list(source.values.shape)}"
-        report.append(ReportLine("loaded", name, array))
-        return np.asarray(source.values, np.float32)
-
-    variables = jax.tree_util.tree_map_with_path(fill, start)
-    report += [ReportLine("skipped", "", name) for name in weights.skipped]
-    return Imported(description, variables, tuple(report))
-
-
-def _choose_preprocess(
-    format_name: str, path: pathlib.Path, image_size: int, transform_input: bool | None
-) -> Preprocess:
-    """Chooses the preprocessing that the network of the file expects.
-
-    Raises:
-      UserError: The image size is too small, or the format has no `transform_input`.
-    """
-    if image_size < MIN_IMAGE_SIZE:
-        raise UserError(
-            f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
-        )
-    if transform_input is not None and format_name != "torchvision":
-        raise UserError("--transform_input is for --from=torchvision alone: leave it out")
-    if transform_input is None:
-        transform_input = _sha256(path).startswith(TORCHVISION_DIGEST)
-    preprocess = FORMATS[format_name].preprocess
-    preprocess = dataclasses.replace(preprocess, image_size=image_size)
-    if not transform_input:
-        return preprocess
-    # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
-    # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
-    half = (0.5, 0.5, 0.5)
-    return dataclasses.replace(preprocess, input_mean=half, input_std=half)
+    variables, report = _fit(path, weights, description)
+    origin = {"format": format_name, "file": path.name, "sha256": digest}
+    return Imported(description, variables, report, origin)
 
 
 def _check_class_names(
-    path: pathlib.Path, weights: OriginalWeights, class_names: tuple[str, ...]
+    path: pathlib.Path, weights: WeightFile, class_names: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Returns the given names of the classes, or defaults for their number.
 
     Raises:
       UserError: The file has no classifier, or another number of classes.
     """
-    if CLASSIFIER not in weights.leaves:
+    kernel = weights.leaves.get(CLASSIFIER)
+    if kernel is None:
         raise UserError(
             f"{path} is another network: it has no main classifier, but "
             f"{', '.join(weights.unknown[:3]) or 'no weights'}"
         )
-    source = weights.leaves[CLASSIFIER]
-    if source.values.ndim != 2 or not source.values.size:
+    if kernel.ndim != 2 or not kernel.size:
         raise UserError(
-            f"{path} is another network: its {source.name} has the shape "
-            f"{list(source.values.shape)}, which is not that of a classifier"
+            f"{path} is another network: its {weights.sources[CLASSIFIER].name} has the "
+            f"shape {list(kernel.shape)}, which is not that of a classifier"
         )
-    num_classes = source.values.shape[1]
+    num_classes = kernel.shape[1]
     if not class_names:
         numbers = tuple(map(str, range(num_classes)))
         class_names = imagenet_class_names() if num_classes == NUM_CLASSES else numbers
@@ -216,103 +189,68 @@ def _check_class_names(
     return class_names
 
 
-def _check_fit(
-    path: pathlib.Path,
-    weights: OriginalWeights,
-    variables_like: dict[str, Any],
-    absent_heads: list[str],
-) -> None:
-    """Checks that the weights have the shapes of our network and are finite floats.
+def _fit(
+    path: pathlib.Path, weights: WeightFile, description: ModelDescription
+) -> tuple[dict[str, Any], tuple[ReportLine, ...]]:
+    """Puts the weights into our tree, and draws the heads that the file does not have.
 
     Raises:
-      UserError: The file holds another network; the message names the first mismatch.
+      UserError: The file holds another network, or values that are not finite floats; the
+        message names the first mismatch.
     """
-    expected = {
-        _name(leaf_path): leaf
-        for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(variables_like)
-    }
-    for name, leaf in weights.leaves.items():
-        values, shape = leaf.values, list(expected[name].shape)
+    leaves = weights.leaves
+    like: dict[str, Any] = _flatten(description.variables_like())
+    for name, values in leaves.items():
+        source, shape = weights.sources[name].name, list(like[name].shape)
         if list(values.shape) != shape:
             size = "; set --image_size to that of its training" if "/fc/" in name else ""
             raise UserError(
-                f"{path} is another network: its {leaf.name} gives {name} the shape "
+                f"{path} is another network: its {source} gives {name} the shape "
                 f"{list(values.shape)} instead of {shape}{size}"
             )
-        if values.dtype.kind != "f":
-            raise UserError(f"{path}: {leaf.name} holds {values.dtype} instead of floats")
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise UserError(f"{path}: {source} holds {values.dtype} instead of floats")
         if not np.all(np.isfinite(values)):
-            raise UserError(f"{path}: {leaf.name} holds NaN or infinity; get it again")
-    for name in expected:
-        is_absent = any(f"/{head}/" in name for head in absent_heads)
-        if name not in weights.leaves and not is_absent:
+            raise UserError(f"{path}: {source} holds NaN or infinity; get it again")
+    absent_heads = set(HEADS) - {name.split("/")[1] for name in leaves}
+    absent = [name for name in like if name not in leaves]
+    for name in absent:
+        if name.split("/")[1] not in absent_heads:
             raise UserError(f"{path} is another network: it has nothing for {name}")
     if weights.unknown:
         raise UserError(
             f"{path} is another network: googlenet_flax has no counterpart of its "
             f"{weights.unknown[0]}"
         )
+    drawn = _flatten(_initialize(description)) if absent else {}
+    variables, report = {}, []
+    for name in like:
+        if name in absent:
+            variables[name] = np.asarray(drawn[name])
+            report.append(ReportLine("random", name, "not in the file"))
+        else:
+            values = leaves[name]
+            variables[name] = np.asarray(values, np.float32)
+            array = f"{weights.sources[name].name} {values.dtype}{list(values.shape)}"
+            report.append(ReportLine("loaded", name, array))
+    report += [ReportLine("skipped", "", name) for name in weights.skipped]
+    return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
+
+
+_flatten = partial(traverse_util.flatten_dict, sep="/")
 
 
 def _initialize(description: ModelDescription) -> dict[str, Any]:
-    model, size = description.create_model(), description.preprocess.image_size
-    images = jnp.zeros((1, size, size, 3))
+    """Draws the variables of a network, quickly compiled."""
+    size = description.preprocess.image_size
     init = jax.jit(
-        lambda rng: model.init(rng, images, train=False),
+        partial(description.create_model().init, train=False),
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    return init(jax.random.key(0, impl="threefry2x32"))
+    return init(jax.random.key(0, impl="threefry2x32"), jnp.zeros((1, size, size, 3)))
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def import_weights(
-    format_name: str,
-    path: pathlib.Path,
-    workdir: str,
-    *,
-    image_size: int,
-    class_names: tuple[str, ...],
-    transform_input: bool | None,
-) -> Imported:
-    """Reads a weight file and writes a workdir that can be used like that of a run.
-
-    Args:
-      format_name: Format of the weight file, as in `read_original`.
-      path: The weight file.
-      workdir: Directory to create.
-      image_size: Side of the network's input in pixels.
-      class_names: Names in the order of the classifier, as in `read_original`.
-      transform_input: Input normalization of torchvision, as in `read_original`.
-
-    Raises:
-      UserError: `read_original` raises it, or the workdir holds a run.
-      WorkdirInUseError: Another process uses the workdir.
-    """
-    _check_unused(workdir)
-    imported = read_original(
-        format_name,
-        path,
-        image_size=image_size,
-        class_names=class_names,
-        transform_input=transform_input,
-    )
-    with Workdir(workdir) as run_dir:
-        with Checkpoints(run_dir.checkpoints) as checkpoints:
-            checkpoints.save_variables(imported.variables, description=imported.description)
-        origin = {"format": format_name, "file": path.name, "sha256": _sha256(path)}
-        run_dir.write_config({IMPORTED_FROM: origin})
-    return imported
-
-
-def _check_unused(path: str) -> None:
+def check_unused(path: str) -> None:
     """Checks that a workdir holds no run; leftovers of a killed import may be replaced.
 
     Raises:
@@ -326,6 +264,19 @@ def _check_unused(path: str) -> None:
             f"workdir {path!r} holds the checkpoints of a run that has lost its "
             f"{workdir.config_file.name}: choose a new --workdir"
         )
+
+
+def write_import(imported: Imported, path: str) -> None:
+    """Writes a workdir that can be used like that of a run.
+
+    Raises:
+      UserError: The workdir cannot be written.
+      WorkdirInUseError: Another process uses the workdir.
+    """
+    with Workdir(path) as workdir:
+        with Checkpoints(workdir.checkpoints) as checkpoints:
+            checkpoints.save_variables(imported.variables, description=imported.description)
+        workdir.write_config({IMPORTED_FROM: imported.origin})
 
 
 def describe_import(imported: Imported) -> str:

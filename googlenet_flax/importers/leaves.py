@@ -1,16 +1,15 @@
 """Contents of a weight file by the paths of our parameter tree."""
 
 import contextlib
-import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
 from googlenet_flax.model.layers import InceptionWidths
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import UserError, missing_package
 
 STEM = ("conv1", "conv2_reduce", "conv2")
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
@@ -25,65 +24,51 @@ class Source(NamedTuple):
     """Location of one of our leaves in a file."""
 
     name: str  # Name of the array in the file.
-    layout: Layout  # Converts the array to our layout.
+    layout: Layout = np.asarray  # Converts the array to our layout.
 
 
-class Leaf(NamedTuple):
-    """One of our leaves, read from a file."""
-
-    name: str  # Name of the array in the file.
-    values: np.ndarray  # Values in our layout.
-
-
-@dataclasses.dataclass(frozen=True)
-class OriginalWeights:
+class WeightFile(NamedTuple):
     """Contents of a weight file."""
 
-    leaves: Mapping[str, Leaf]  # Leaves by path, such as "params/conv1/conv/kernel".
-    skipped: tuple[str, ...]  # Names in the file that no network needs.
-    unknown: tuple[str, ...]  # Names in the file that our network has no leaf for.
+    arrays: Mapping[str, np.ndarray]  # Arrays by their names in the file.
+    # Sources by our paths, such as "params/conv1/conv/kernel", in the network's order.
+    sources: Mapping[str, Source]
+    skipped: Sequence[str]  # Names in the file that no network needs.
+
+    @property
+    def leaves(self) -> dict[str, np.ndarray]:
+        """The leaves that the file has, by path and in our layout."""
+        return {
+            path: source.layout(self.arrays[source.name])
+            for path, source in self.sources.items()
+            if source.name in self.arrays
+        }
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names in the file that our network has no leaf for."""
+        known = {source.name for source in self.sources.values()} | {*self.skipped}
+        return [name for name in self.arrays if name not in known]
 
 
 @contextlib.contextmanager
-def refuse_broken_file(path: pathlib.Path, kind: str) -> Iterator[None]:
-    """Turns any error that a library raises for a broken file into a `UserError`."""
+def reading(path: pathlib.Path, kind: str, package: str) -> Iterator[None]:
+    """Turns errors of the import and of the use of a package into a `UserError`.
+
+    Args:
+      path: The file that is read.
+      kind: What the file should be, such as "an ONNX file".
+      package: Optional package that reads it.
+    """
     try:
         yield
     except UserError:
         raise
+    except ImportError as error:
+        raise missing_package(package, f"reading {path.name}") from error
     except Exception as error:  # For broken files the libraries raise nearly anything.
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise UserError(f"{path} is not {kind}, or it is broken: {reason}") from error
-
-
-def translate(
-    arrays: Mapping[str, np.ndarray],
-    sources: Mapping[str, Source],
-    *,
-    skipped: Iterable[str] = (),
-) -> OriginalWeights:
-    """Maps the arrays of a file to the paths of our tree.
-
-    Args:
-      arrays: Arrays by their names in the file.
-      sources: Sources by our paths, in the order of the network.
-      skipped: Names in the file that no network needs.
-    """
-    known = {source.name for source in sources.values()} | set(skipped)
-    return OriginalWeights(
-        leaves={
-            path: Leaf(source.name, source.layout(arrays[source.name]))
-            for path, source in sources.items()
-            if source.name in arrays
-        },
-        skipped=tuple(skipped),
-        unknown=tuple(name for name in arrays if name not in known),
-    )
-
-
-def same(values: np.ndarray) -> np.ndarray:
-    """Returns the values unchanged."""
-    return values
 
 
 def hwio_from_oihw(kernel: np.ndarray) -> np.ndarray:
