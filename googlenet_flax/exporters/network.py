@@ -56,14 +56,8 @@ def describe(
 ) -> dict[str, Any]:
     """Creates the metadata of an exported file, as JSON types.
 
-    `ModelDescription.from_json` can read its fields from the metadata, such as
-    `class_names` and `preprocess`.
-
-    Args:
-      description: Description of the network.
-      checkpoint_step: Step of the checkpoint.
-      done_inside: True if the graph in the file itself applies the fields `DONE_INSIDE` of
-        `preprocess`.
+    `ModelDescription.from_json` can read its fields from them. `done_inside` tells if the
+    graph in the file applies the fields `DONE_INSIDE` of `preprocess`.
     """
     fields = {
         "generator": f"googlenet_flax {__version__}",

@@ -63,15 +63,16 @@ class Graph:
         """Adds the nodes of `layers.ConvBlock`."""
         kernel = self.leaves[f"{path}/conv/kernel"]
         window = kernel.shape[0]
-        pads = padding
         if isinstance(padding, str):
-            pads = jax.lax.padtype_to_pads((x.side,), (window,), (stride,), padding)
+            (pads,) = jax.lax.padtype_to_pads((x.side,), (window,), (stride,), padding)
+        else:
+            pads, _ = padding
         inputs = [self.weight(f"{path}/conv/kernel", kernel.transpose(3, 2, 0, 1))]  # OIHW
         has_norm = f"{path}/bn/scale" in self.leaves
         if not has_norm:
             inputs.append(self.leaf(f"{path}/conv/bias"))
         x = self._slide(
-            "Conv", f"{path}/conv", x, *inputs, window=window, stride=stride, pads=pads[0]
+            "Conv", f"{path}/conv", x, *inputs, window=window, stride=stride, pads=pads
         )
         y = x.name
         if has_norm:
