@@ -13,8 +13,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -108,11 +107,17 @@ def _measure_training(
     state, batches = fresh_state(experiment), experiment.batches(0)
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
     batch = next(batches)
-    with _heard_events(CACHE_HIT) as hits:
-        started = time.monotonic()
-        compiled = step.lower(state, batch).compile()  # The calls below do not recompile.
-        give_large_steps_back(compiled)
-        compile_seconds = time.monotonic() - started
+    events: list[str] = []
+
+    def listen(event: str, **_: Any) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    started = time.monotonic()
+    compiled = step.lower(state, batch).compile()  # The calls below do not recompile.
+    give_large_steps_back(compiled)
+    compile_seconds = time.monotonic() - started
+    jax.monitoring.unregister_event_listener(listen)
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
     first_step_seconds = time.time() - psutil.Process().create_time()
@@ -127,7 +132,7 @@ def _measure_training(
     fields = {
         "train_images_per_second": experiment.config.batch_size / step_seconds,
         "compile_seconds": compile_seconds,
-        "compilation_cached": bool(hits),
+        "compilation_cached": CACHE_HIT in events,
         "first_step_seconds": first_step_seconds,
         "peak_memory_bytes": _peak_memory_bytes(experiment.devices),
     }
@@ -176,27 +181,11 @@ def _peak_memory_bytes(devices: list[jax.Device]) -> int:
 
     CPU devices do not count their memory; for them it is the peak of this process.
     """
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-    if None not in peaks:
-        return max(peaks)
+    counts = [device.memory_stats() or {} for device in devices]
+    if all("peak_bytes_in_use" in count for count in counts):
+        return max(count["peak_bytes_in_use"] for count in counts)
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
-
-
-@contextmanager
-def _heard_events(name: str) -> Iterator[list[str]]:
-    """Collects the events of that name that JAX reports inside the `with` block."""
-    heard: list[str] = []
-
-    def listen(event: str, **_: Any) -> None:
-        if event == name:
-            heard.append(event)
-
-    jax.monitoring.register_event_listener(listen)
-    try:
-        yield heard
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
 
 
 def _say(what: str) -> None:
