@@ -93,7 +93,7 @@ def job_command(keys: Sequence[Key], flags: argparse.Namespace) -> list[str]:
         return [sys.executable, __file__, *sys.argv[1:], f"--networks={json.dumps(keys)}"]
     python = flags.python.get(contender.environment, sys.executable)
     arguments = contender.arguments(compare.Work(dtype, **flags.settings))
-    # JAX refuses a CPU by itself.
+    # torch would take minutes on a CPU.
     refuse_cpu = ["--gpu"] if contender.environment == "pytorch" else []
     return [str(compare.absolute_path(python)), *arguments, *refuse_cpu]
 
@@ -122,6 +122,8 @@ def run_job(
                     row = json.loads(line)
                     key = row.get("name", keys[0][0]), row["dtype"]
                     left.remove(key)
+                    if row.get("device") == "cpu":
+                        row = {"error": "it ran on the CPU"}
                     yield key, row
             code = process.wait()
         finally:
@@ -247,7 +249,7 @@ def main() -> None:
             measure_network(name, peer.Work(dtype, **flags.settings))
         return
     machine, rows = find_gpu(), read_rows(flags)
-    os.environ["JAX_PLATFORMS"] = "cuda,cpu"  # JAX fails if the first one is missing.
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu"  # JAX prefers the first.
     os.environ["JAX_TRACEBACK_FILTERING"] = "off"  # So that the last line is the error.
     paths = [str(compare.REPOSITORY), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

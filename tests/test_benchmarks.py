@@ -390,7 +390,7 @@ def run_gpu(tmp_path, monkeypatch, run_command):
     python, log = tmp_path / "python", tmp_path / "log"
 
     def run_gpu(body, *options):
-        answer = ANSWER | {"dtype": "bfloat16", "train_windows": [1, 2, 3]}
+        answer = ANSWER | {"dtype": "bfloat16", "device": "GPU", "train_windows": [1, 2, 3]}
         lines = ["import json, sys, time", f"open({str(log)!r}, 'a').write('x')"]
         write_program(python, *lines, f"answer = {answer}", body)
         pythons = [f"--python={name}={python}" for name in ("pytorch", "stock_flax")]
@@ -426,6 +426,12 @@ def test_a_second_gpu_run_measures_only_what_is_missing(tmp_path, run_gpu, monke
     assert (code, rows, calls) == (0, [measured] * 3, 4)
     code, _, _, stderr = run_gpu("", "--batch_size=4")
     assert code == 2 and "name another --output" in stderr
+
+
+def test_figures_of_a_cpu_are_refused(run_gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
+    code, rows, _, _ = run_gpu("print(json.dumps(answer | {'device': 'cpu'}))")
+    assert (code, rows) == (1, ["failed: it ran on the CPU"] * 3)
 
 
 def test_a_gpu_contender_that_hangs_is_stopped(run_gpu, monkeypatch):
