@@ -94,7 +94,7 @@ def pool_padding(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: jax.Array, window: int, stride: int, pads: Padding2D) -> jax.Array:
-    return functools.reduce(jnp.maximum, _window_cells(x, window, stride, pads))
+    return _max_pool_forward(x, window, stride, pads)[0]
 
 
 def _window_cells(
@@ -117,49 +117,49 @@ def _window_cells(
 def _max_pool_forward(x, window, stride, pads):
     """Computes the maxima, and the cell of each window that holds it as one byte.
 
-    XLA's own gradient searches this cell again with four index planes and a scatter. With
-    the byte, the gradient is a gather. Among equal cells the first in row-major order
-    counts, as in XLA's `select_and_scatter`.
+    XLA's own gradient searches this cell again with four index planes and a scatter. Among
+    equal cells the first in row-major order counts, as in XLA's `select_and_scatter`.
     """
-    best, *rest = _window_cells(x, window, stride, pads)
+    # XLA:CPU compares bfloat16 several times more slowly than float32.
+    best, *rest = _window_cells(_at_least_float32(x), window, stride, pads)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for index, candidate in enumerate(rest, 1):
         winner = jnp.where(candidate > best, jnp.uint8(index), winner)
         best = jnp.maximum(best, candidate)  # Unlike `where`, it propagates a NaN.
-    return best, (winner, x.shape)
+    return best.astype(x.dtype), (winner, x.shape)
 
 
 def _max_pool_backward(window, stride, pads, residuals, grad):
     """Adds to each input pixel the gradients of the windows in which it is the maximum.
 
-    Cell `k` of window `i` is input row `i * stride + k - low`. Each cell therefore reads
-    the same dilated gradient, shifted by one more row. For window 3, stride 2 and low 0:
-
-        input row   0    1    2    3    4
-        cell 0      g0   .    g1   .    g2
-        cell 1      .    g0   .    g1   .
-        cell 2      .    .    g0   .    g1
-
-    The winners are dilated and shifted alike, and select the gradients that count.
+    Cell `k` of window `i` is input row `i * stride + k - low`. The gradients that cell `k`
+    receives are therefore spread by `stride` and shifted by `k - low` rows.
     """
-    winner, (_, height, width, _) = residuals
-    no_winner = np.uint8(window * window)
-    low_high = [
-        (window - 1 - low, size + low - 1 - (out - 1) * stride)
-        for (low, _), size, out in zip(pads, (height, width), grad.shape[1:3], strict=True)
-    ]
-    spread = ((0, 0, 0), *((lo, hi, stride - 1) for lo, hi in low_high), (0, 0, 0))
-    grad = jax.lax.pad(grad, jnp.zeros((), grad.dtype), spread)
-    winner = jax.lax.pad(winner, no_winner, spread)
-
+    winner, (_, *sizes, _) = residuals
+    dtype = grad.dtype
+    winner, grad = _computed_once((winner, grad))
+    grad = _at_least_float32(grad)
     total = None
     for index in range(window * window):
-        row, column = divmod(index, window)
-        rows = slice(window - 1 - row, window - 1 - row + height)
-        columns = slice(window - 1 - column, window - 1 - column + width)
-        share = jnp.where(winner[:, rows, columns] == index, grad[:, rows, columns], 0)
+        spread = [
+            (cell - low, size + low - cell - (out - 1) * stride - 1, stride - 1)
+            for cell, (low, _), size, out in zip(
+                divmod(index, window), pads, sizes, grad.shape[1:3], strict=True
+            )
+        ]
+        share = jnp.where(winner == index, grad, 0)
+        share = jax.lax.pad(
+            share, np.zeros((), share.dtype), ((0, 0, 0), *spread, (0, 0, 0))
+        )
         total = share if total is None else total + share
-    return (total,)
+    return (_computed_once(total.astype(dtype)),)
+
+
+def _computed_once(tree):
+    """Keeps XLA:CPU from computing `tree` again in each loop that reads it."""
+    return jax.lax.platform_dependent(
+        tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree
+    )
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
