@@ -15,6 +15,7 @@ from googlenet_flax.config import Config
 from googlenet_flax.performance.benchmark import benchmark
 from googlenet_flax.performance.report import print_report
 from googlenet_flax.runtime import command_line
+from googlenet_flax.runtime.onednn import use_onednn_for
 
 CONFIG = command_line.define_config("configs/cifar10.py")
 SECONDS = flags.DEFINE_float(
@@ -24,7 +25,9 @@ JSON = flags.DEFINE_boolean("json", False, "Print only the JSON line.")
 
 
 def _benchmark() -> None:
-    report = benchmark(Config.of(CONFIG.value), jax.local_devices(), SECONDS.value)
+    config = Config.of(CONFIG.value)
+    use_onednn_for(config.dtype)
+    report = benchmark(config, jax.local_devices(), SECONDS.value)
     print_report(report, json_only=JSON.value)
 
 

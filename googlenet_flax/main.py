@@ -14,6 +14,7 @@ from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import Config
 from googlenet_flax.runtime import command_line, distributed
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.train import train_and_evaluate
 
 CONFIG = command_line.define_config()
@@ -45,6 +46,7 @@ def _train() -> None:
         print(describe_run(config))
         return
     with _joined_processes(config):
+        use_onednn_for(config.dtype)
         train_and_evaluate(config, WORKDIR.value or _default_workdir())
 
 

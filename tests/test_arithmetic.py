@@ -16,7 +16,7 @@ from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 
-ARITHMETICS = {platform: FASTEST[platform] for platform in ("cpu", "gpu")}
+ARITHMETICS = {name: FASTEST[name] for name in FASTEST if name != "tpu"}
 HEADS = ("logits", "aux_4a", "aux_4d")
 
 # Bounds of the differences of any logit, statistic or gradient, of its leaf's largest.

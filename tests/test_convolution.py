@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 import types
 from functools import partial
 
@@ -25,6 +28,7 @@ from googlenet_flax.training.description import ModelDescription
 MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
 WINOGRAD = dataclasses.replace(STOCK, winograd=True)
 TAPS = dataclasses.replace(STOCK, matmul_weight_gradient=True)
+FORWARD = dataclasses.replace(STOCK, forward_input_gradient=True)
 ALL = Arithmetic(**{field.name: True for field in dataclasses.fields(Arithmetic)})
 SYMMETRIC = ((3, 3), (3, 3))
 
@@ -41,6 +45,7 @@ CONVOLUTIONS = {
 BRANCHES = [
     *((name, STOCK, 1, 1) for name in CONVOLUTIONS),
     *((name, TAPS, 1, 0) for name in CONVOLUTIONS),
+    *((name, FORWARD, 1, 1) for name in CONVOLUTIONS),
     ("1x1", MATMUL_1X1, 0, 0),
     ("3x3", WINOGRAD, 0, 0),
     ("5x5", WINOGRAD, 0, 0),
@@ -50,7 +55,13 @@ BRANCHES = [
     ("conv1", ALL, 1, 0),
     ("symmetric conv1", ALL, 1, 0),
 ]
-NAMES = {"STOCK": STOCK, "TAPS": TAPS, "MATMUL_1X1": MATMUL_1X1, "WINOGRAD": WINOGRAD}
+NAMES = {
+    "STOCK": STOCK,
+    "TAPS": TAPS,
+    "FORWARD": FORWARD,
+    "MATMUL_1X1": MATMUL_1X1,
+    "WINOGRAD": WINOGRAD,
+}
 
 
 def name_of(value):
@@ -199,9 +210,8 @@ def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
 
 
 def test_the_devices_that_run_a_network_choose_its_arithmetic():
-    assert FASTEST.keys() == {"cpu", "gpu", "tpu"}
     build = partial(create_model, "seed", num_classes=10)
-    for platform in (*FASTEST, "another"):
+    for platform in ("cpu", "gpu", "tpu", "another"):
         expected = FASTEST.get(platform, STOCK)
         assert build(platform=platform).arithmetic == expected
         assert build(platform=platform, arithmetic=STOCK).arithmetic == STOCK
@@ -209,3 +219,32 @@ def test_the_devices_that_run_a_network_choose_its_arithmetic():
         devices: list = [types.SimpleNamespace(platform=platform)]
         assert described.create_model(devices).arithmetic == expected
     assert build().arithmetic == FASTEST["cpu"]  # That of the default device.
+
+
+def test_onednn_is_used_where_jaxlib_has_it():
+    program = """
+from googlenet_flax import create_model
+from googlenet_flax.runtime.onednn import use_onednn_for
+
+use_onednn_for("bfloat16")
+import jax
+import jax.numpy as jnp
+
+model = create_model("seed", num_classes=10, dtype="bfloat16")
+images = jnp.zeros((1, 80, 80, 3))
+variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+def loss(variables, images):
+    return jnp.sum(model.apply(variables, images, train=False).logits)
+
+compiled = jax.jit(jax.grad(loss)).lower(variables, images).compile()
+print(compiled.as_text().count("__onednn$convolution"), model.arithmetic.winograd)
+"""
+    env = {**os.environ, "XLA_FLAGS": ""}
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
+    ).stdout
+    calls, winograd = out.split()
+    # 39 convolutions, the gradients of their kernels, and of all inputs but the images. An
+    # older jaxlib has no oneDNN, and oneDNN needs a processor with bfloat16.
+    assert (calls, winograd) in {(str(39 * 3 - 1), "False"), ("0", "True")}

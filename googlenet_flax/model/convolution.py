@@ -17,23 +17,18 @@ Padding2D = tuple[tuple[int, int], tuple[int, int]]
 class Arithmetic:
     """Choices of how to compute the network, which differ in speed and rounding only."""
 
-    merge_1x1: bool  # Compute the 1x1 convolutions on one input as a single one.
-    matmul_1x1: bool  # Compute 1x1 convolutions as matrix products.
-    winograd: bool  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
-    matmul_weight_gradient: bool  # Compute other weight gradients as matrix products.
-    gather_max_pool: bool  # Remember the maximum of each window for the gradient.
+    merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
+    matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
+    winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
+    matmul_weight_gradient: bool = False  # Compute other weight gradients as products.
+    forward_input_gradient: bool = False  # Compute input gradients as forward passes.
+    gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
 
 
-STOCK = Arithmetic(
-    merge_1x1=False,
-    matmul_1x1=False,
-    winograd=False,
-    matmul_weight_gradient=False,
-    gather_max_pool=False,
-)
-# By platform of the devices that run the network. For CPUs it was measured by
-# `benchmarks/cpu_ablation.py`. For GPUs it was chosen by the bytes that a program compiled
-# for an H100 moves; no GPU was measured. TPUs were not looked at and keep XLA's operations.
+STOCK = Arithmetic()  # XLA's own operations and gradients.
+# docs/performance.md has the measurements on CPUs. For GPUs the choice was made by the
+# bytes that a program compiled for an H100 moves; no GPU was measured. TPUs were not
+# looked at and keep XLA's operations.
 FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
     {
         "cpu": Arithmetic(
@@ -43,10 +38,42 @@ FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
             matmul_weight_gradient=True,
             gather_max_pool=True,
         ),
-        "gpu": dataclasses.replace(STOCK, merge_1x1=True, gather_max_pool=True),
+        "cpu_onednn_bfloat16": Arithmetic(
+            merge_1x1=True, forward_input_gradient=True, gather_max_pool=True
+        ),
+        "gpu": Arithmetic(merge_1x1=True, gather_max_pool=True),
         "tpu": STOCK,
     }
 )
+
+
+def fastest(platform: str, dtype: jnp.dtype) -> Arithmetic:
+    """Returns the fastest arithmetic in `FASTEST`.
+
+    Args:
+      platform: Platform of the devices that run the network.
+      dtype: Type of the activations.
+    """
+    if platform == "cpu" and dtype == jnp.bfloat16 and _onednn_convolves():
+        return FASTEST["cpu_onednn_bfloat16"]
+    return FASTEST.get(platform, STOCK)
+
+
+@functools.cache
+def _onednn_convolves() -> bool:
+    """Returns true if XLA:CPU computes bfloat16 convolutions with oneDNN.
+
+    This depends on jaxlib, the processor and `runtime.onednn`, so a small convolution is
+    compiled to find out.
+    """
+    like = jax.ShapeDtypeStruct((1, 8, 8, 32), jnp.bfloat16)
+    kernel_like = jax.ShapeDtypeStruct((3, 3, 32, 32), jnp.bfloat16)
+    convolution = jax.jit(functools.partial(_stock, stride=1, padding=((1, 1), (1, 1))))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return (
+            "__onednn$convolution"
+            in convolution.lower(like, kernel_like).compile().as_text()
+        )
 
 
 def convolve(
@@ -88,6 +115,8 @@ def convolve(
     pads = (tuple(rows), tuple(columns))
     if arithmetic.matmul_weight_gradient:
         return _convolve_with_taps(x, kernel, stride, pads)
+    if arithmetic.forward_input_gradient and stride == 1:
+        return _convolve_forward_only(x, kernel, pads)
     return _stock(x, kernel, stride, pads)
 
 
@@ -95,6 +124,31 @@ def _stock(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_forward_only(x, kernel, padding):
+    return _stock(x, kernel, 1, padding)
+
+
+def _convolve_forward_only_forward(x, kernel, padding):
+    return _stock(x, kernel, 1, padding), (x, kernel)
+
+
+def _convolve_forward_only_backward(padding, residuals, grad):
+    """Computes the gradients; oneDNN does not take XLA's own form of the input's."""
+    x, kernel = residuals
+    _, kernel_vjp = jax.vjp(lambda kernel: _stock(x, kernel, 1, padding), kernel)
+    size = kernel.shape[0]
+    # Without the barrier XLA turns the flipped kernel into its own form again.
+    flipped = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    pads = tuple((size - 1 - low, size - 1 - high) for low, high in padding)
+    return _stock(grad, flipped, 1, pads), *kernel_vjp(grad)
+
+
+_convolve_forward_only.defvjp(
+    _convolve_forward_only_forward, _convolve_forward_only_backward
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

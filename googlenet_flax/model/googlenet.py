@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.model import ops
-from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, Padding2D
+from googlenet_flax.model.convolution import STOCK, Arithmetic, Padding2D, fastest
 from googlenet_flax.model.layers import (
     AuxClassifier,
     ConvBlock,
@@ -320,13 +320,14 @@ def create_model(
         raise ValueError(
             f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}"
         )
+    dtype = jnp.dtype(dtype)
     return GoogLeNet(
         num_classes=num_classes,
         variant=VARIANTS[variant],
         aux_heads=aux_heads,
-        dtype=jnp.dtype(dtype),
+        dtype=dtype,
         axis_name=axis_name,
         freeze_norm=freeze_norm,
         width_multiplier=width_multiplier,
-        arithmetic=arithmetic or FASTEST.get(platform or jax.default_backend(), STOCK),
+        arithmetic=arithmetic or fastest(platform or jax.default_backend(), dtype),
     )
