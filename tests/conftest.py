@@ -14,6 +14,7 @@ import json
 import pathlib
 import sys
 
+import grain  # noqa: F401 Defines flags, which must exist before `flagsaver` saves them.
 import pytest
 from absl.testing import flagsaver
 from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes

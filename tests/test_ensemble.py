@@ -114,7 +114,7 @@ def expected_probabilities(number, picture, crops):
         extents = jnp.array([picture.shape[:2]])
         ((top, left, side, _),) = np.asarray(crop_boxes(extents, crop))
         more, around = 0, picture
-        if crop.down:  # It sees more of the border than there is.
+        if crop.shift:  # It sees more of the border than there is.
             more, around = 2, np.pad(picture, ((2, 2), (2, 2), (0, 0)), "edge")
         pixels = cut_out(around, (top + more, left + more, side, side), SIZE)
         pixels = pixels[:, ::-1] if crop.mirror else pixels
