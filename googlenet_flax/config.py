@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS, VARIANTS
+from googlenet_flax.model.googlenet import SIZE_FREE_VARIANTS, VARIANTS
 from googlenet_flax.preprocessing.augment import FLIPS
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
@@ -25,6 +25,7 @@ from googlenet_flax.runtime.errors import UserError
 if TYPE_CHECKING:
     import ml_collections
 
+MIN_IMAGE_SIZE = min(variant.min_image_size for variant in VARIANTS.values())
 MAX_IMAGE_SIZE = 2**15  # Beyond it, indices into a map overflow.
 MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 
@@ -179,8 +180,8 @@ class Config:
     # The network's input
     image_size: int = _field(
         224,
-        f"{MIN_IMAGE_SIZE} pixels or more (the auxiliary heads need maps of 5x5) and at "
-        f"most {MAX_IMAGE_SIZE}",
+        f"{MIN_IMAGE_SIZE} pixels or more (80 for seed and paper) and at most "
+        f"{MAX_IMAGE_SIZE}",
         _is_size,
         "Side of the network's input in pixels; images are resized to it.",
     )
@@ -343,6 +344,7 @@ class Config:
         """Checks each field alone, and then those that depend on each other."""
         for field in dataclasses.fields(self):
             _check_field(field, getattr(self, field.name))
+        _check_image_size(self)
         _check_progressive_sizes(self)
         if self.trainable == "head" and not self.init_from:
             raise UserError(
@@ -419,6 +421,15 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
         )
     if not field.metadata["check"](value):
         raise UserError(f"config.{field.name} is {value!r} but must be {allowed}")
+
+
+def _check_image_size(config: Config) -> None:
+    smallest = VARIANTS[config.variant].min_image_size
+    if config.image_size < smallest:
+        raise UserError(
+            f"config.image_size is {config.image_size} but must be {smallest} or more for "
+            f"{config.variant}: set --config.image_size={smallest}"
+        )
 
 
 def _check_progressive_sizes(config: Config) -> None:

@@ -125,8 +125,8 @@ def test_a_slower_input_is_named_as_the_limit():
 
 def test_a_bad_config_is_refused(small_config):
     devices = jax.local_devices()
-    with pytest.raises(UserError, match="image_size is 79"):
-        benchmark(small_config("digits", image_size=79), devices, seconds=0)
+    with pytest.raises(UserError, match="image_size is 31"):
+        benchmark(small_config("digits", image_size=31), devices, seconds=0)
     with pytest.raises(UserError, match="batch_size is 4, which 3 devices cannot share"):
         benchmark(small_config("digits"), devices[:3], seconds=0)
 

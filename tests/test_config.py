@@ -43,7 +43,7 @@ OUT_OF_RANGE = {
     **dict.fromkeys(["storage_size", "accumulation_steps"], NO_COUNT),
     **dict.fromkeys(["decode_workers", "seed", "average_from_epoch"], NO_SEED),
     "on_bad_image": ["", "ignore", "Skip"],
-    "image_size": [79, 0, -224],
+    "image_size": [31, 0, -224],
     **dict.fromkeys(["crop_fraction", "crop_min_area"], (*NOT_POSITIVE, 1.01, 2)),
     "input_scale": [0.0, -1.0, 255.5, *NOT_FINITE],
     "input_mean": NO_NUMBERS,
@@ -59,7 +59,7 @@ OUT_OF_RANGE = {
     ],
     "mixup_alpha": [-0.2, 100.1, *NOT_FINITE],
     "progressive_image_sizes": [
-        *((79,), (128, 0), (128.0,), ("128",), (True,), (2**31,), ((128,),))
+        *((31,), (128, 0), (128.0,), ("128",), (True,), (2**31,), ((128,),))
     ],
     "progressive_image_size_epochs": [
         *((0,), (-1,), (5, 5), (5, 4), (1, 3, 2), (1.5,), ("1",), (True,), (2**31,))
@@ -160,6 +160,16 @@ def test_every_early_size_has_an_end(sizes, ends):
     assert f"config.progressive_image_sizes is {sizes!r}" in message
     assert f"config.progressive_image_size_epochs is {ends!r}" in message
     assert "of the same length" in message
+
+
+@pytest.mark.parametrize(
+    ("variant", "smallest"), {"seed": 80, "paper": 80, "bn": 32}.items()
+)
+def test_the_smallest_image_depends_on_the_variant(variant, smallest):
+    config = {**GOOD, "variant": variant, "image_size": smallest}
+    Config.of(config)
+    message = error_of({**config, "image_size": smallest - 1})
+    assert f"config.image_size is {smallest - 1} but must be {smallest} or more" in message
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -74,5 +74,5 @@ def test_the_memory_is_that_of_the_compiled_step():
 def test_what_is_wrong_is_found():
     with pytest.raises(UserError, match="unknown split 'nothing'"):
         plan_of(train_split="nothing")
-    with pytest.raises(UserError, match=r"config.image_size is 79"):
-        plan_of(image_size=79)
+    with pytest.raises(UserError, match=r"config.image_size is 31"):
+        plan_of(image_size=31)

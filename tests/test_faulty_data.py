@@ -60,7 +60,7 @@ def refusal(tmp_path, run_command):
         ("--config.train_split=tran", ["unknown split 'tran'"]),
         ("--config.train_split=train[:0]", ["no examples"]),
         ("--config.train_split=train[:20]", ["batch_size", "20"]),
-        ("--config.image_size=79", ["image_size is 79 but must be 80"]),
+        ("--config.image_size=31", ["image_size is 31 but must be 32"]),
         ("--config.batch_sise=8", ["batch_sise"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),

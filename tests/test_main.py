@@ -69,8 +69,8 @@ def test_a_workdir_alone_is_not_enough(tmp_path, run_command, command, message):
 
 
 def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path):
-    flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.image_size=79"
+    flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.image_size=31"
     code, _, err = run("main", *flags, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert code == 2
     (line,) = err.splitlines()
-    assert "config.image_size is 79 but must be 80" in line
+    assert "config.image_size is 31 but must be 32" in line

@@ -85,7 +85,7 @@ def test_streams_that_take_nothing(half_run, finished_run, streams, sink):
 @pytest.mark.faults
 def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path):
     child = functools.partial(close, 1, 2)
-    assert train_tiny(tmp_path, "--config.image_size=79", preexec_fn=child)[0] == 2
+    assert train_tiny(tmp_path, "--config.image_size=31", preexec_fn=child)[0] == 2
 
 
 @pytest.mark.faults

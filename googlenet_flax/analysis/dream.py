@@ -14,6 +14,7 @@ import PIL.Image
 from googlenet_flax.analysis.cost import layer_shapes
 from googlenet_flax.analysis.endpoints import ENDPOINTS, MAPS
 from googlenet_flax.analysis.gradient_ascent import (
+    MIN_SIDE,
     WHITE,
     Objective,
     Settings,
@@ -22,7 +23,7 @@ from googlenet_flax.analysis.gradient_ascent import (
     octave_sizes,
 )
 from googlenet_flax.data.decode import BadImageError, decode_pixels, printable
-from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS
+from googlenet_flax.model.googlenet import AUX_TAPS, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
@@ -40,7 +41,7 @@ LIMITS = {  # Lowest and highest value of each flag.
     "rate": (0, WHITE),
     "jitter": (0, MAX_SIZE),
     "smoothness": (0, 4),
-    "size": (MIN_IMAGE_SIZE, MAX_SIZE),
+    "size": (MIN_SIDE, MAX_SIZE),
     "seed": (0, 2**32 - 1),
 }
 
@@ -80,7 +81,7 @@ def draw(
     if image:
         start, defaults = load_picture(image, size), FROM_PICTURE
     else:
-        side = size or preprocess.image_size
+        side = size or max(preprocess.image_size, MIN_SIDE)
         start, defaults = gray_noise(noise_rng, side, side), FROM_NOISE
     chosen = dataclasses.replace(defaults, **given)
     height, width, _ = start.shape
@@ -153,17 +154,17 @@ def load_picture(path: str, size: int | None) -> jax.Array:
     extent = pixels.shape[:2]
     scale = size / max(extent) if size else 1
     height, width = (round(side * scale) for side in extent)
-    if min(height, width) < MIN_IMAGE_SIZE:
-        smallest = math.ceil(MIN_IMAGE_SIZE * max(full) / min(full))
+    if min(height, width) < MIN_SIDE:
+        smallest = math.ceil(MIN_SIDE * max(full) / min(full))
         way_out = f"use --size={smallest} or more"
         if smallest > MAX_SIZE:
             way_out = (
                 f"--size goes up to {MAX_SIZE}, so cut out a part that is at most "
-                f"{MAX_SIZE // MIN_IMAGE_SIZE} times as long as wide"
+                f"{MAX_SIZE // MIN_SIDE} times as long as wide"
             )
         raise UserError(
             f"--image of {full[1]}x{full[0]} pixels would be drawn at {width}x{height} but "
-            f"each side must have {MIN_IMAGE_SIZE} or more: {way_out}"
+            f"each side must have {MIN_SIDE} or more: {way_out}"
         )
     return jax.image.resize(pixels.astype(np.float32), (height, width, 3), "bilinear")
 

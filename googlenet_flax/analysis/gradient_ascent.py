@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.analysis.endpoints import activations
-from googlenet_flax.model.googlenet import AUX_TAPS, MIN_IMAGE_SIZE, GoogLeNet
+from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
 
 OCTAVE_SCALE = 1.4  # Ratio of the sides of one octave and the next, as in the original.
+MIN_SIDE = 80  # Side of the smallest drawing in pixels, which every variant takes.
 WHITE = 255.0
 GRAY = 128.0
 NOISE = 2.0  # Standard deviation in pixel values; a larger one stays visible.
@@ -44,7 +45,7 @@ class Objective:
 class Settings:
     """Settings of the gradient ascent."""
 
-    octaves: int  # Largest number; octaves below `MIN_IMAGE_SIZE` are left out.
+    octaves: int  # Largest number; octaves below `MIN_SIDE` are left out.
     steps: int  # Number of steps in each octave.
     rate: float  # Mean change of a step, in pixel values.
     jitter: int  # Largest shift of the picture in a step, in pixels.
@@ -77,7 +78,7 @@ def dream(
       variables: Its parameters and, with batch norm, statistics.
       preprocess: Preprocessing of the network. Its scaling is applied; the picture is
         neither cut nor resized.
-      image: RGB `[H, W, 3]`, 0 to 255; `H` and `W` at least `MIN_IMAGE_SIZE`.
+      image: RGB `[H, W, 3]`, 0 to 255; `H` and `W` at least `MIN_SIDE`.
       objective: The value to increase.
       settings: Settings of the gradient ascent.
       rng: Key that the jitter of each octave and step is drawn from.
@@ -140,12 +141,12 @@ def create_ascent(
 
 
 def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]:
-    """Computes heights and widths from small to large, none below `MIN_IMAGE_SIZE`."""
+    """Computes heights and widths from small to large, none below `MIN_SIDE`."""
     sizes: list[tuple[int, int]] = []
     for number in range(octaves):
         scale = OCTAVE_SCALE**-number
         size = round(height * scale), round(width * scale)
-        if min(size) < MIN_IMAGE_SIZE:
+        if min(size) < MIN_SIDE:
             break
         sizes.insert(0, size)
     return sizes

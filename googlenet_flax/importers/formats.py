@@ -16,7 +16,7 @@ from flax import traverse_util
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
 from googlenet_flax.importers import caffe, keras, torchvision
 from googlenet_flax.importers.leaves import HEADS, WeightFile
-from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE
+from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
@@ -128,10 +128,9 @@ def read_original(
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
-    if image_size < MIN_IMAGE_SIZE:
-        raise UserError(
-            f"--image_size is {image_size} but must be {MIN_IMAGE_SIZE} or more"
-        )
+    smallest = VARIANTS[FORMATS[format_name].variant].min_image_size
+    if image_size < smallest:
+        raise UserError(f"--image_size is {image_size} but must be {smallest} or more")
     if transform_input is not None and format_name != "torchvision":
         raise UserError("--transform_input is for --from=torchvision alone: leave it out")
     with path.open("rb") as file:

@@ -43,8 +43,6 @@ AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
 BATCH_NORM_MOMENTUM = 0.9  # In torch, whose momentum is the complement, it is 0.1.
 BATCH_NORM_EPSILON = 1e-3
 
-MIN_IMAGE_SIZE = 80  # In smaller images the maps of 4a and 4d are smaller than 5x5.
-
 _windows_5x5 = partial(ops.sliding_windows, window=5, stride=3)
 _windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
 
@@ -65,6 +63,20 @@ class Variant:
     conv2_bias: float
     aux_bias: tuple[float, float]  # Initial biases of `proj` and `fc` in the heads.
     dropout_rate: float  # Dropout in front of the main classifier.
+
+    @property
+    def is_size_free(self) -> bool:
+        """True if no parameter depends on the image size: the heads pool to 4x4."""
+        return self.aux_windows is _windows_4x4
+
+    @property
+    def min_image_size(self) -> int:
+        """The smallest side of an image in pixels.
+
+        Heads with windows of 5x5 need maps of that size. Other heads pool maps of any size,
+        and 32 pixels leave one for block 5b.
+        """
+        return 32 if self.is_size_free else 80
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -131,9 +143,8 @@ VARIANTS: Mapping[str, Variant] = {
     ),
 }
 
-# Variants whose heads pool to 4x4, so that no parameter depends on the image size.
 SIZE_FREE_VARIANTS = tuple(
-    name for name, variant in VARIANTS.items() if variant.aux_windows is _windows_4x4
+    name for name, variant in VARIANTS.items() if variant.is_size_free
 )
 
 
@@ -176,7 +187,7 @@ class GoogLeNet(nn.Module):
 
         Args:
           images: float `[B, H, W, 3]`, preprocessed as the variant's original expects;
-            `H` and `W` at least `MIN_IMAGE_SIZE`.
+            `H` and `W` at least `variant.min_image_size`.
           train: Whether to apply dropout and to normalize with the statistics of the
             batch. This needs the `"dropout"` rng and, with batch norm,
             `mutable=["batch_stats"]`.
@@ -186,7 +197,7 @@ class GoogLeNet(nn.Module):
         Raises:
           ValueError: The images are not `[B, H, W, 3]` or too small.
         """
-        _check_images(images)
+        _check_images(images, self.variant.min_image_size)
         if example_ids is None:
             example_ids = jnp.arange(images.shape[0])
         variant = self.variant
@@ -274,13 +285,13 @@ class GoogLeNet(nn.Module):
         )
 
 
-def _check_images(images: jax.Array) -> None:
+def _check_images(images: jax.Array, min_size: int) -> None:
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be [B, H, W, 3], got {list(images.shape)}")
-    if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
+    if min(images.shape[1:3]) < min_size:
         raise ValueError(
-            f"images are {images.shape[1]}x{images.shape[2]} pixels; the auxiliary heads "
-            f"need at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}: resize them first"
+            f"images are {images.shape[1]}x{images.shape[2]} pixels; the network needs at "
+            f"least {min_size}x{min_size}: resize them first"
         )
 
 
