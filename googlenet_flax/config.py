@@ -52,7 +52,7 @@ def _field(
       allowed: The values that `check` accepts, in words.
       check: Called with a value of the right type.
       help: What the field means.
-      resumable: Whether a run may go on with another value.
+      resumable: Whether a resumed run may have another value.
     """
     metadata = {"allowed": allowed, "check": check, "help": help, "resumable": resumable}
     return dataclasses.field(default=default, metadata=metadata)

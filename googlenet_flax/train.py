@@ -165,7 +165,7 @@ class _Run:
         assert number is not None
         raise StoppedBySignal(
             f"stopped by {signal.Signals(number).name} after step {step}; the state is "
-            "saved: run the same command to go on",
+            "saved: run the same command to continue",
             signal_number=number,
         )
 

@@ -237,7 +237,7 @@ def test_averages_against_numpy(kind, start):
             expected = jax.tree.map(pull, pairs)
         assert state.averages.keys() == {"params", "batch_stats"}
         assert_same_tree(state.averages, expected, rtol=1e-5)
-    # And training goes on as without.
+    # Training then continues as without it.
     assert_same_tree(state.variables, raw.variables, rtol=1e-6)
     if start < 5:
         difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])

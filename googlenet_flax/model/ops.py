@@ -139,7 +139,8 @@ def _max_pool_backward(window, stride, pads, residuals, grad):
     dtype = grad.dtype
     winner, grad = _computed_once((winner, grad))
     grad = _at_least_float32(grad)
-    total = None
+    zero = np.zeros((), grad.dtype)
+    shares = []
     for index in range(window * window):
         spread = [
             (cell - low, size + low - cell - (out - 1) * stride - 1, stride - 1)
@@ -148,11 +149,8 @@ def _max_pool_backward(window, stride, pads, residuals, grad):
             )
         ]
         share = jnp.where(winner == index, grad, 0)
-        share = jax.lax.pad(
-            share, np.zeros((), share.dtype), ((0, 0, 0), *spread, (0, 0, 0))
-        )
-        total = share if total is None else total + share
-    return (_computed_once(total.astype(dtype)),)
+        shares.append(jax.lax.pad(share, zero, ((0, 0, 0), *spread, (0, 0, 0))))
+    return (_computed_once(functools.reduce(jnp.add, shares).astype(dtype)),)
 
 
 def _computed_once(tree):
