@@ -91,8 +91,14 @@ def assert_close_runs(ours, theirs, step, rtol):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * np.abs(other).max())
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.faults),
+        pytest.param(2, 2, marks=pytest.mark.faults),
+    ],
+)
 def test_they_train_what_one_process_trains(tmp_path, count, devices):
     alone, together = tmp_path / "alone", tmp_path / "together"
     train_well(alone, *GENTLE)
