@@ -15,7 +15,7 @@ def test_there_are_configs():
     names = {path.stem for path in CONFIG_FILES}
     assert names >= {
         *("cifar10", "cifar10_best", "cifar10_blog", "cifar10_fast", "cifar100"),
-        *("digits", "finetune", "folder", "imagenet2012"),
+        *("cifar10_quick", "digits", "finetune", "folder", "imagenet2012"),
     }
 
 
