@@ -132,25 +132,38 @@ def _max_pool_forward(x, window, stride, pads):
 def _max_pool_backward(window, stride, pads, residuals, grad):
     """Adds to each input pixel the gradients of the windows in which it is the maximum.
 
-    Cell `k` of window `i` is input row `i * stride + k - low`. The gradients that cell `k`
-    receives are therefore spread by `stride` and shifted by `k - low` rows.
+    Cell `k` of window `i` is input row `i * stride + k - low`. Each cell therefore reads
+    the same dilated gradient, shifted by one more row. For window 3, stride 2 and low 0:
+
+        input row   0    1    2    3    4
+        cell 0      g0   .    g1   .    g2
+        cell 1      .    g0   .    g1   .
+        cell 2      .    .    g0   .    g1
+
+    The winners are dilated and shifted alike, and select the gradients that count.
     """
-    winner, (_, *sizes, _) = residuals
-    dtype = grad.dtype
-    winner, grad = _computed_once((winner, grad))
-    grad = _at_least_float32(grad)
-    zero = np.zeros((), grad.dtype)
+    winner, (_, height, width, _) = residuals
+    no_winner = np.uint8(window * window)
+    low_high = [
+        (window - 1 - low, size + low - 1 - (out - 1) * stride)
+        for (low, _), size, out in zip(pads, (height, width), grad.shape[1:3], strict=True)
+    ]
+    spread = ((0, 0, 0), *((lo, hi, stride - 1) for lo, hi in low_high), (0, 0, 0))
+    winner, grad = _computed_once(
+        (
+            jax.lax.pad(winner, no_winner, spread),
+            jax.lax.pad(grad, jnp.zeros((), grad.dtype), spread),
+        )
+    )
+    wide = _at_least_float32(grad)
     shares = []
     for index in range(window * window):
-        spread = [
-            (cell - low, size + low - cell - (out - 1) * stride - 1, stride - 1)
-            for cell, (low, _), size, out in zip(
-                divmod(index, window), pads, sizes, grad.shape[1:3], strict=True
-            )
-        ]
-        share = jnp.where(winner == index, grad, 0)
-        shares.append(jax.lax.pad(share, zero, ((0, 0, 0), *spread, (0, 0, 0))))
-    return (_computed_once(functools.reduce(jnp.add, shares).astype(dtype)),)
+        row, column = divmod(index, window)
+        rows = slice(window - 1 - row, window - 1 - row + height)
+        columns = slice(window - 1 - column, window - 1 - column + width)
+        is_winner = winner[:, rows, columns] == index
+        shares.append(jnp.where(is_winner, wide[:, rows, columns], 0))
+    return (_computed_once(functools.reduce(jnp.add, shares).astype(grad.dtype)),)
 
 
 def _computed_once(tree):
