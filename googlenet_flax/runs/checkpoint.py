@@ -252,6 +252,10 @@ class Checkpoints:
                 custom_metadata=label.to_json(),
             )
         except Exception as error:
+            if distributed.num_processes() > 1 and distributed.reports_a_lost_process(
+                error
+            ):
+                raise
             raise _cannot_save(path, error) from error
         if pending is None:
             raise UserError(
@@ -272,6 +276,10 @@ class Checkpoints:
         try:
             pending.result()
         except Exception as error:
+            if distributed.num_processes() > 1 and distributed.reports_a_lost_process(
+                error
+            ):
+                raise
             raise _cannot_save(self._path(step), error) from error
         self._labels[step] = label  # Orbax refuses a step that is not the newest.
         kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}

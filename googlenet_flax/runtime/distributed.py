@@ -87,10 +87,7 @@ def joined(
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-        if not (is_of_jax or STATUS_CODE.match(str(error))):
-            raise
-        if not any(word in str(error).lower() for word in LOST_PROCESS_WORDS):
+        if not reports_a_lost_process(error):
             raise
         _leave(
             RunError(
@@ -103,6 +100,14 @@ def joined(
         if error.is_shared:
             raise
         _leave(error)
+
+
+def reports_a_lost_process(error: Exception) -> bool:
+    """Returns true for an error with which JAX reports that another process is gone."""
+    is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    return (is_of_jax or STATUS_CODE.match(str(error)) is not None) and any(
+        word in str(error).lower() for word in LOST_PROCESS_WORDS
+    )
 
 
 def _wait_for_first(host: str, port: int, process_id: int) -> None:
