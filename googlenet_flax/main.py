@@ -43,6 +43,7 @@ PROCESS_ID = flags.DEFINE_integer(
 def _train() -> None:
     config = Config.of(CONFIG.value)
     if DRY_RUN.value:
+        use_onednn_for(config.dtype)
         print(describe_run(config))
         return
     with _joined_processes(config):

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 from helpers.convolutions import (
@@ -239,11 +240,14 @@ x = jnp.zeros((2, 16, 16, 32), jnp.bfloat16)
 kernel = jnp.zeros((3, 3, 32, 64), jnp.bfloat16)
 compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile()
 calls = compiled.as_text().count('custom_call_target="__onednn$convolution"')
-print(calls, arithmetic == FASTEST["cpu_onednn_bfloat16"])
+is_fast = arithmetic == FASTEST["cpu_onednn_bfloat16"]
+print(calls, is_fast, jax.config.jax_enable_compilation_cache)
 """
     env = {**os.environ, "XLA_FLAGS": ""}
     out = subprocess.run(
         [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
     ).stdout
     # An older jaxlib has no oneDNN, which also needs a processor with bfloat16.
-    assert out.split() in [["3", "True"], ["0", "False"]]
+    has_onednn = jaxlib.version.__version_info__ >= (0, 12)
+    assert out.split()[:2] in [["3", "True"], ["0", "False"]]
+    assert out.split()[2] == str(not has_onednn)
