@@ -309,7 +309,7 @@ def test_the_zoos_own_names(tmp_path):
 
 
 def test_torch_files(tmp_path):
-    """Of each dtype, as before torch 1.6, and with parameters that want gradients."""
+    """Writes each dtype, also as before torch 1.6 and as parameters with gradients."""
     torch = pytest.importorskip("torch")
     module = importlib.import_module("originals.torchvision_googlenet")
     state = module.create_model(weights_of("torchvision")).state_dict()

@@ -150,7 +150,7 @@ def variables(small_model, compute):
 
 @pytest.fixture(scope="module")
 def probabilities(compute, variables):
-    """Those of every classifier, from the network as anyone else calls it."""
+    """Computes the probabilities of every classifier with the network alone."""
     return {name: softmax(logits) for name, logits in compute(variables)[0].items()}
 
 

@@ -34,7 +34,7 @@ def test_an_epoch_repeats_no_example(seed, epoch, sizes):
 @settings(deadline=None)
 @given(seed=SEEDS, epoch=st.integers(0, 1000))
 def test_epochs_and_seeds_differ(seed, epoch):
-    # Of 60! orders, two are not the same by chance.
+    # There are 60! orders, so two are not the same by chance.
     pairs = [(seed, epoch), (seed, epoch + 1), (seed + 1, epoch)]
     assert len({tuple(whole_epoch(*pair, 60)) for pair in pairs}) == 3
 

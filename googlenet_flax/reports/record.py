@@ -30,7 +30,7 @@ class RunRecord:
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # Facts written by `Workdir.write_start`.
     epoch_steps: int | None  # As the last start counted them; None if unknown.
-    total_steps: int | None  # Of the whole run, counted in the same way.
+    total_steps: int | None  # Steps of the whole run, counted alike.
 
     @classmethod
     def read(cls, workdir: Workdir) -> Self:

@@ -30,7 +30,7 @@ class Predictor:
     description: ModelDescription
     variables: Params  # Replicated over the devices.
     devices: Sequence[jax.Device]
-    step: Callable[..., dict[str, jax.Array]]  # Of variables, shards and a `Crop`.
+    step: Callable[..., dict[str, jax.Array]]  # Takes variables, shards and a `Crop`.
 
     @classmethod
     def load(

@@ -183,10 +183,7 @@ def _load_splits(
 
 
 def build_experiment(
-    config: Config,
-    devices: list[jax.Device],
-    train_set: Split,
-    eval_set: Split,
+    config: Config, devices: list[jax.Device], train_set: Split, eval_set: Split
 ) -> Experiment:
     """Builds the network and its steps without compiling them.
 

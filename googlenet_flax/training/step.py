@@ -99,7 +99,6 @@ def train_step(
       The state after the update, and global means, `[]`, of the `example_metrics`.
     """
     rngs = StepRngs.of(seed, state.step)
-
     loss = partial(
         _loss, model=model, inputs=inputs, objective=objective, rngs=rngs, step=state.step
     )
