@@ -84,6 +84,18 @@ def test_max_pool_equals_xla_ties_included(
     np.testing.assert_array_equal(our_vjp(grad)[0], stock_vjp(grad)[0])
 
 
+def test_max_pool_orders_all_of_bfloat16():
+    bits = jnp.arange(2**16, dtype=jnp.uint16)
+    values = jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+    values = jnp.where(values == 0, 0, values)  # Either zero is a maximum of both.
+    for seed in range(3):
+        pairs = np.random.default_rng(seed).permutation(2**17).reshape(-1, 2) % 2**16
+        windows = values[pairs].reshape(-1, 1, 2, 1).repeat(2, axis=1)
+        ours = ops.max_pool(windows, window=2, stride=2, padding="CEIL")
+        expected = np.asarray(values, np.float32)[pairs].max(axis=1)  # NaN propagates.
+        np.testing.assert_array_equal(np.float32(ours).ravel(), expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("window", "stride", "padding"),

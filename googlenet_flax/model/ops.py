@@ -101,7 +101,8 @@ def _window_cells(
     x: jax.Array, window: int, stride: int, pads: Padding2D
 ) -> list[jax.Array]:
     """Returns each cell of all windows in row-major order, `[B, H', W', C]`."""
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=lowest)
     height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
     return [
         padded[
@@ -120,13 +121,35 @@ def _max_pool_forward(x, window, stride, pads):
     XLA's own gradient searches this cell again with four index planes and a scatter. Among
     equal cells the first in row-major order counts, as in XLA's `select_and_scatter`.
     """
-    # XLA:CPU compares bfloat16 several times more slowly than float32.
-    best, *rest = _window_cells(_at_least_float32(x), window, stride, pads)
+    best, *rest = _window_cells(_to_ordered(x), window, stride, pads)
     winner = jnp.zeros(best.shape, jnp.uint8)
     for index, candidate in enumerate(rest, 1):
         winner = jnp.where(candidate > best, jnp.uint8(index), winner)
         best = jnp.maximum(best, candidate)  # Unlike `where`, it propagates a NaN.
-    return best.astype(x.dtype), (winner, x.shape)
+    best, winner = _computed_once((_from_ordered(best, x.dtype), winner))
+    return best, (winner, x.shape)
+
+
+def _to_ordered(x):
+    """Maps bfloat16 to integers in the same order, which CPUs compare much faster.
+
+    The bits of a number that is not negative are ordered like the number. Those of a
+    negative one are ordered the other way, so all but the sign are flipped. NaN becomes the
+    largest integer, so that it propagates.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.int16)
+    magnitude = bits & jnp.int16(0x7FFF)
+    ordered = jnp.where(bits < 0, ~magnitude, magnitude)
+    return jnp.where(magnitude > 0x7F80, jnp.int16(0x7FFF), ordered)
+
+
+def _from_ordered(ordered, dtype):
+    if dtype != jnp.bfloat16:
+        return ordered
+    bits = jnp.where(ordered < 0, ordered ^ jnp.int16(0x7FFF), ordered)
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 def _max_pool_backward(window, stride, pads, residuals, grad):
