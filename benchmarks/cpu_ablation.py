@@ -33,6 +33,7 @@ ROWS = {
     "conv1's weight gradient by XLA": ["matmul_weight_gradient"],
     "no Winograd": ["winograd"],
     "input gradients by XLA": ["forward_input_gradient"],
+    "max pool after bias and ReLU": ["pool_first"],
     "freed memory given back": [MEMORY],
     "XLA's own operations": [field.name for field in dataclasses.fields(STOCK)],
 }

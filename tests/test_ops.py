@@ -42,6 +42,19 @@ def test_relu_keeps_bfloat16():
     np.testing.assert_array_equal(y, [0, 0, 2.5])
 
 
+def test_bias_gradients_of_bfloat16_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.zeros((16, 56, 56, 8), jnp.bfloat16)
+    grad = jnp.asarray(rng.normal(1, 1, x.shape), jnp.bfloat16)
+    y, vjp = jax.vjp(ops.add_bias, x, jnp.ones(8))
+    grad_x, grad_bias = vjp(grad)
+    exact = np.sum(np.asarray(grad, np.float64), axis=(0, 1, 2))
+    np.testing.assert_array_equal(y, np.ones(x.shape))
+    np.testing.assert_array_equal(grad_x, grad)
+    assert grad_bias.dtype == jnp.float32
+    np.testing.assert_allclose(grad_bias, exact, rtol=1e-6)
+
+
 def stock_max_pool(x, window, stride, pads):
     return jax.lax.reduce_window(
         x,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from googlenet_flax.analysis.endpoints import with_all_maps
 from googlenet_flax.model.googlenet import GoogLeNet
 
 # Elements per image at `TABLE_IMAGE_SIZE`, from the map sizes and widths of Table 1.
@@ -34,7 +35,7 @@ def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]
       `endpoints.ENDPOINTS`.
     """
     initialize = functools.partial(
-        model.init,
+        with_all_maps(model).init,
         train=False,
         mutable=True,
         capture_intermediates=lambda module, _: len(module.path) == 1,

@@ -5,6 +5,7 @@
 Both functions work on every variant and under `jit`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, Goog
 # Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
 MAPS = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS)
 ENDPOINTS = (*MAPS, *AUX_TAPS.values(), "classifier")  # The last three give logits.
+
+
+def with_all_maps(model: GoogLeNet) -> GoogLeNet:
+    """Returns a network that computes all `MAPS`; `Arithmetic.pool_first` skips two."""
+    return model.clone(arithmetic=dataclasses.replace(model.arithmetic, pool_first=False))
 
 
 def activations(
@@ -41,7 +47,7 @@ def activations(
       ValueError: The network has no part of that name.
     """
     paths = {(name,) for name in names}
-    _, captured = model.apply(
+    _, captured = with_all_maps(model).apply(
         variables,
         images,
         train=False,
@@ -91,7 +97,7 @@ def activation_and_gradient(
             return output + offset
 
         with nn.intercept_methods(add_offset):
-            output: Any = model.apply(variables, images, train=False)
+            output: Any = with_all_maps(model).apply(variables, images, train=False)
         return score(output).sum(), maps[0]
 
     like = jax.eval_shape(lambda: activations(model, variables, images, [name]))[name]

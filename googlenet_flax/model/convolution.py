@@ -23,6 +23,7 @@ class Arithmetic:
     matmul_weight_gradient: bool = False  # Compute other weight gradients as products.
     forward_input_gradient: bool = False  # Compute input gradients as forward passes.
     gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
+    pool_first: bool = False  # Pool in the stem before bias and ReLU, without batch norm.
 
 
 STOCK = Arithmetic()  # XLA's own operations and gradients.
@@ -39,9 +40,12 @@ FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
             gather_max_pool=True,
         ),
         "cpu_onednn_bfloat16": Arithmetic(
-            merge_1x1=True, forward_input_gradient=True, gather_max_pool=True
+            merge_1x1=True,
+            forward_input_gradient=True,
+            gather_max_pool=True,
+            pool_first=True,
         ),
-        "gpu": Arithmetic(merge_1x1=True, gather_max_pool=True),
+        "gpu": Arithmetic(merge_1x1=True, gather_max_pool=True, pool_first=True),
         "tpu": STOCK,
     }
 )

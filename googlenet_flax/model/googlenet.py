@@ -232,6 +232,7 @@ class GoogLeNet(nn.Module):
     def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
         """Computes the rows of Table 1 in front of the first block."""
         variant = self.variant
+        pool = partial(pool, window=3)
         lrn = ops.local_response_norm if variant.local_response_norm else lambda x: x
         conv1 = conv(
             self._width(CONV1_FEATURES),
@@ -242,10 +243,12 @@ class GoogLeNet(nn.Module):
             name="conv1",
         )
         conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
-        x = lrn(pool(conv1(x), window=3))  # [B, H/4, W/4, 64]
+        x = lrn(conv1.pooled(x, pool))  # [B, H/4, W/4, 64]
         x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
-        x = conv2(self._width(CONV2_FEATURES), 3, name="conv2")(x)
-        return pool(lrn(x), window=3)
+        last = conv2(self._width(CONV2_FEATURES), 3, name="conv2")
+        if variant.local_response_norm:
+            return pool(lrn(last(x)))
+        return last.pooled(x, pool)
 
     def _width(self, features: int) -> int:
         return max(1, round(features * self.width_multiplier))

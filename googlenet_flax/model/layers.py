@@ -1,6 +1,7 @@
 """The building blocks of the paper as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import STOCK, Arithmetic, Padding2D, convolve
 
 ModuleFactory = Callable[..., Any]
+Pool = Callable[[jax.Array], jax.Array]
 
 
 class InceptionWidths(NamedTuple):
@@ -23,6 +25,38 @@ class InceptionWidths(NamedTuple):
     reduce_5x5: int
     conv_5x5: int
     pool_proj: int
+
+
+class Convolution(nn.Module):
+    """A convolution with our arithmetic and the parameters of `nn.Conv`."""
+
+    features: int
+    kernel_size: int
+    stride: int
+    padding: str | Padding2D
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+    dtype: jnp.dtype
+    arithmetic: Arithmetic
+
+    @nn.compact
+    def __call__(self, x: jax.Array, pool: Pool | None = None) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H', W', features]`; `pool` precedes the bias."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            arithmetic=self.arithmetic,
+        )
+        if pool is not None:
+            y = pool(y)
+        if self.use_bias:
+            y = ops.add_bias(y, self.param("bias", self.bias_init, (self.features,)))
+        return y
 
 
 class ConvBlock(nn.Module):
@@ -40,29 +74,31 @@ class ConvBlock(nn.Module):
 
     def setup(self) -> None:
         """Creates the two submodules."""
-
-        def conv_general_dilated(x, kernel, strides, padding, **_):
-            (stride, _) = strides
-            return convolve(
-                x, kernel, stride=stride, padding=padding, arithmetic=self.arithmetic
-            )
-
-        self.conv = nn.Conv(
+        self.conv = Convolution(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=(self.stride, self.stride),
-            padding=self.padding,
+            self.kernel_size,
+            self.stride,
+            self.padding,
             use_bias=self.norm is None,  # Batch norm adds a bias of its own.
-            dtype=self.dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
-            conv_general_dilated=conv_general_dilated,
+            dtype=self.dtype,
+            arithmetic=self.arithmetic,
         )
         self.bn = None if self.norm is None else self.norm()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
         return self.activate(self.conv(x))
+
+    def pooled(self, x: jax.Array, max_pool: Pool) -> jax.Array:
+        """Computes `max_pool(self(x))`; without batch norm, the pool can come first.
+
+        Adding a bias and ReLU keep the order of numbers, so the maxima are the same.
+        """
+        if self.bn is None and self.arithmetic.pool_first:
+            return self.activate(self.conv(x, max_pool))
+        return max_pool(self(x))
 
     def activate(self, y: jax.Array) -> jax.Array:
         """Applies batch norm, if there is any, and ReLU to a convolution `[B, H, W, F]`."""
@@ -163,7 +199,8 @@ class AuxClassifier(nn.Module):
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
         x = x.reshape(x.shape[0], -1)  # In the order H, W, C in every variant.
-        x = self.dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
-        x = Dropout(self.dropout_rate)(nn.relu(x), example_ids, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return self.dense(self.num_classes, dtype=x.dtype, name="classifier")(x)
+        dense = partial(self.dense, dtype=x.dtype)
+        x = dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
+        x = Dropout(self.dropout_rate)(nn.relu(x), example_ids, train=train)
+        return dense(self.num_classes, name="classifier")(x)

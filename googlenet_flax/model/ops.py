@@ -45,6 +45,29 @@ def _relu_backward(y, grad):
 relu.defvjp(_relu_forward, _relu_backward)
 
 
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a float32 bias `[C]` to `x` `[B, H, W, C]`, in the dtype of `x`.
+
+    The gradient of the bias is summed in float32; a bfloat16 sum over all pixels of a batch
+    would be wrong by several percent.
+    """
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x, bias):
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias, grad):
+    # Each example first: XLA:CPU then divides the work over its threads.
+    per_example = jnp.sum(_at_least_float32(grad), axis=(1, 2))
+    return grad, jnp.sum(per_example, axis=0).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 def max_pool(
     x: jax.Array, *, window: int, stride: int, padding: PoolPadding, gather: bool = True
 ) -> jax.Array:
