@@ -7,7 +7,7 @@ import argparse
 import json
 
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
-from googlenet_flax.runs.checkpoint_evaluation import EvaluationData, evaluate_checkpoints
+from googlenet_flax.runs.checkpoint_evaluation import evaluate_checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError
@@ -27,11 +27,13 @@ def main() -> None:
         metrics = evaluate_checkpoints(
             list(workdirs.values()),
             checkpoint=args.checkpoint,
-            data=EvaluationData(
-                args.dataset, args.data_dir, args.split, args.eval_fraction, args.batch_size
-            ),
             num_crops=args.crops,
             raw=args.raw_weights,
+            dataset=args.dataset,
+            data_dir=args.data_dir,
+            split=args.split,
+            eval_fraction=args.eval_fraction,
+            batch_size=args.batch_size,
         )
         if args.json:
             print(json.dumps(metrics))

@@ -6,8 +6,8 @@ from helpers.paths import DIGITS
 
 from googlenet_flax import main
 from googlenet_flax.config import Config
-from googlenet_flax.runs import checkpoint_evaluation
-from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
+from googlenet_flax.training import experiment
 from googlenet_flax.training.description import ModelDescription
 
 
@@ -31,8 +31,8 @@ def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expecte
         loaded.update(fraction=pictures.eval_fraction)
         return type("Split", (), {"class_names": ("a", "b")})()
 
-    monkeypatch.setattr(checkpoint_evaluation, "load_split", load_split)
+    monkeypatch.setattr(experiment, "load_split", load_split)
     description = ModelDescription("bn", 1.0, "float32", ("a", "b"), preprocess())
     config = Config(dataset="folder", eval_fraction=0.2)
-    EvaluationData(eval_fraction=flag).complete(config).load(description)
+    load_eval_split(evaluation_config(config, eval_fraction=flag), description)
     assert loaded["fraction"] == expected

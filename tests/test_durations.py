@@ -22,7 +22,6 @@ from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
-from googlenet_flax.training import experiment
 from googlenet_flax.training.experiment import build_experiment
 from googlenet_flax.training.schedule import MAX_STEPS, staircase_decay
 
@@ -80,7 +79,7 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     assert max(run_steps, round(warmup_steps)) <= MAX_STEPS
     assert built.total_steps == run_steps
     assert built.is_eval_due(run_steps)
-    averaging = experiment._create_averaging(config, epoch_steps)
+    averaging = built.averaging
 
     @jax.jit
     @jax.vmap

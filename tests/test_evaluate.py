@@ -6,7 +6,7 @@ import pytest
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.training.evaluation import evaluate_split
-from googlenet_flax.training.sharding import parallel_eval_step, replicate
+from googlenet_flax.training.sharding import replicate
 from googlenet_flax.training.step import eval_step
 
 
@@ -35,7 +35,7 @@ def test_every_example_counts_once(num_devices, batch_size, image_set):
     images = rng.integers(0, 256, (37, 12, 12, 1), dtype=np.uint8)
     labels = rng.integers(0, 10, 37).astype(np.int32)
     devices = jax.devices()[:num_devices]
-    step = parallel_eval_step(
+    step = jax.pmap(
         lambda variables, batch: eval_step(
             variables,
             batch,
@@ -43,7 +43,8 @@ def test_every_example_counts_once(num_devices, batch_size, image_set):
             preprocess=lambda images, extents=None: images.astype(jnp.float32),
             aux_weight=0.3,
         ),
-        devices,
+        in_axes=(None, 0),
+        devices=devices,
     )
     metrics = evaluate_split(
         step,

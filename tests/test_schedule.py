@@ -11,7 +11,6 @@ from googlenet_flax.training.schedule import (
     stage_of,
     staircase_decay,
     steps_per_epoch,
-    total_steps,
     with_warmup,
 )
 
@@ -88,12 +87,6 @@ def test_batch_larger_than_the_split_is_a_user_error(num_examples, batch_size):
     message = str(caught.value)
     assert f"batch_size is {batch_size}" in message
     assert f"--config.batch_size={num_examples}" in message
-
-
-def test_total_steps():
-    assert total_steps(num_epochs=15, max_steps=0, epoch_steps=195) == 2925
-    assert total_steps(num_epochs=15, max_steps=7, epoch_steps=195) == 7
-    assert total_steps(num_epochs=1, max_steps=4000, epoch_steps=195) == 4000
 
 
 PEERS = {

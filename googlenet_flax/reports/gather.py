@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.decode import BadImageError, decode_image, printable
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
@@ -10,7 +11,7 @@ from googlenet_flax.reports.look_inside import Picture, look_inside, shown_pixel
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, Tested
 from googlenet_flax.runs.checkpoint import DamagedCheckpointError
-from googlenet_flax.runs.checkpoint_evaluation import EvaluationData
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -63,9 +64,11 @@ def gather(
             raise UserError(f"--image={name} cannot be read: {error}") from error
         picture = Picture(name, *decoded)
     try:
-        data = EvaluationData(dataset, data_dir, split).complete(record.config)
-        examples = data.load(description, may_prepare=False)
-        tested = _test(predictor, examples, data, max_examples)
+        config = evaluation_config(
+            record.config, dataset=dataset, data_dir=data_dir, split=split
+        )
+        examples = load_eval_split(config, description, may_prepare=False)
+        tested = _test(predictor, examples, config, max_examples)
         picture = picture or _first_picture(examples, tested)
     except UserError as error:
         missing.append(f"Predictions for a data set are not shown: {error}.")
@@ -87,12 +90,10 @@ def _load_predictor(workdir: Workdir, checkpoint: str) -> Predictor:
     return Predictor.load(workdir, checkpoint, devices)
 
 
-def _test(
-    predictor: Predictor, split: Split, data: EvaluationData, max_examples: int
-) -> Tested:
+def _test(predictor: Predictor, split: Split, config: Config, max_examples: int) -> Tested:
     """Runs the network over a split, and finds its most confident mistakes."""
     examples, labels, answers = collect_answers(
-        predictor, split, batch_size=data.batch_size, max_examples=max_examples
+        predictor, split, batch_size=config.batch_size, max_examples=max_examples
     )
     rows = confident_mistakes(answers["main"], MISTAKES)
     pictures = np.zeros((0, 1, 1, 3), np.uint8)
@@ -100,7 +101,7 @@ def _test(
         batch = next(iter(split.batches([examples[rows]])))
         preprocess = predictor.description.preprocess
         pictures = shown_pixels(preprocess, batch["image"], batch.get("extent"))
-    name = f"{data.dataset!r}, split {data.split!r}"
+    name = f"{config.dataset!r}, split {config.eval_split!r}"
     return Tested(name, len(split), examples, labels, answers, rows, pictures)
 
 

@@ -12,7 +12,7 @@ from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.sharding import parallel_eval_step, split_over_devices
+from googlenet_flax.training.sharding import split_over_devices
 from googlenet_flax.training.state import Metrics
 from googlenet_flax.training.step import eval_step
 
@@ -25,14 +25,17 @@ EvalStep = Callable[[dict, Batch], tuple[Metrics, jax.Array]]
 def create_eval_step(
     description: ModelDescription, *, aux_weight: float, devices: list[jax.Device]
 ) -> EvalStep:
-    """Creates the evaluation step of a described network, sharded over `devices`."""
+    """Creates the evaluation step of a described network, sharded over `devices`.
+
+    Its sums and counts are `[D]`, one per device.
+    """
     step = partial(
         eval_step,
         model=description.create_model(devices),
         preprocess=description.preprocess,
         aux_weight=aux_weight,
     )
-    return parallel_eval_step(step, devices)
+    return jax.pmap(step, in_axes=(None, 0), devices=devices)
 
 
 def evaluate_split(

@@ -1,7 +1,7 @@
 """Data, network, schedule and steps of a run, built from its config."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,20 +42,167 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs and that no step changes."""
+    """Everything that a run needs and that no step changes, built from its config.
+
+    The network and its steps are not compiled before their first call.
+    """
 
     config: Config
     devices: list[jax.Device]  # Devices of this process.
     train_set: Split
     eval_set: Split
-    description: ModelDescription
-    epoch_steps: int
-    total_steps: int
-    schedule: optax.Schedule
-    create_state: Callable[[], TrainState]
-    stage_ends: Sequence[int]  # Steps at which the image size changes.
-    train_steps: Sequence[TrainStep]  # One for each stage, from the first.
-    eval_step: EvalStep
+
+    @cached_property
+    def description(self) -> ModelDescription:
+        """The description of the network, which each checkpoint stores."""
+        config = self.config
+        return ModelDescription(
+            variant=config.variant,
+            width_multiplier=config.width_multiplier,
+            dtype=config.dtype,
+            class_names=self.train_set.class_names,
+            preprocess=Preprocess(
+                storage_size=self.train_set.storage_size,
+                image_size=config.image_size,
+                crop_fraction=config.crop_fraction,
+                input_scale=config.input_scale,
+                input_mean=config.input_mean,
+                input_std=config.input_std,
+                channel_order=config.channel_order,
+            ),
+        )
+
+    @cached_property
+    def data(self) -> DataDescription:
+        """The description of the data, which each checkpoint stores."""
+        return DataDescription.of(self.train_set, self.eval_set)
+
+    @cached_property
+    def epoch_steps(self) -> int:
+        """The number of updates in an epoch."""
+        return schedules.steps_per_epoch(len(self.train_set), self.config.batch_size)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """The number of updates of the whole run."""
+        max_steps, num_epochs = self.config.max_steps, self.config.num_epochs
+        return max_steps or schedules.steps_within_a_run(
+            "num_epochs", num_epochs, self.epoch_steps
+        )
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """The steps at which the image size changes."""
+        return [n * self.epoch_steps for n in self.config.progressive_image_size_epochs]
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        config = self.config
+        warmup_steps = schedules.steps_within_a_run(
+            "warmup_epochs", config.warmup_epochs, self.epoch_steps
+        )
+        if config.schedule == "staircase":
+            falling = schedules.staircase_decay(
+                learning_rate=config.learning_rate,
+                decay_rate=config.decay_rate,
+                decay_every_epochs=config.decay_every_epochs,
+                decay_offset_epochs=config.decay_offset_epochs,
+                epoch_steps=self.epoch_steps,
+            )
+        else:
+            decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
+            falling = decays[config.schedule](
+                learning_rate=config.learning_rate,
+                final_fraction=config.final_rate_fraction,
+                steps=self.total_steps - warmup_steps,
+            )
+        return schedules.with_warmup(falling, warmup_steps)
+
+    @cached_property
+    def tx(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return create_optimizer(
+            self.schedule,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            head_only=self.config.trainable == "head",
+        )
+
+    @property
+    def averaging(self) -> Averaging | None:
+        """The average of the weights over steps, if the config asks for one."""
+        config = self.config
+        if config.averaging == "none":
+            return None
+        start_step = config.average_from_epoch * self.epoch_steps
+        return Averaging(
+            kind=config.averaging,
+            decay=config.ema_decay,
+            start_step=schedules.steps_or_never(start_step),
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """The loss."""
+        config = self.config
+        aux_weight: Any = config.aux_weight
+        if config.final_aux_fraction != 1:
+            aux_weight = schedules.linear_decay(
+                learning_rate=config.aux_weight,
+                final_fraction=config.final_aux_fraction,
+                steps=self.total_steps,
+            )
+        return Objective(
+            aux_weight=aux_weight,
+            label_smoothing=config.label_smoothing,
+            mixup_alpha=config.mixup_alpha,
+        )
+
+    @cached_property
+    def train_steps(self) -> list[TrainStep]:
+        """The train step of each image size, from the first stage to the last."""
+        config = self.config
+        step = partial(
+            train_step,
+            model=self.description.create_model(
+                self.devices, axis_name=AXIS_NAME, freeze_norm=config.trainable == "head"
+            ),
+            tx=self.tx,
+            objective=self.objective,
+            seed=config.seed,
+            averaging=self.averaging,
+            accumulation_steps=config.accumulation_steps,
+            unroll_accumulation=self.devices[0].platform == "cpu",
+            axis_name=AXIS_NAME,
+        )
+        fields = dataclasses.fields(Augment)
+        augment = Augment(**{field.name: getattr(config, field.name) for field in fields})
+        everywhere = distributed.all_devices(self.devices)
+        steps = []
+        for size in (*config.progressive_image_sizes, config.image_size):
+            preprocess = dataclasses.replace(self.description.preprocess, image_size=size)
+            inputs = Inputs(preprocess, augment, self.epoch_steps)
+            steps.append(parallel_train_step(partial(step, inputs=inputs), everywhere))
+        return steps
+
+    @cached_property
+    def eval_step(self) -> EvalStep:
+        """The step that evaluates a batch."""
+        aux_weight = self.config.aux_weight
+        return create_eval_step(
+            self.description, aux_weight=aux_weight, devices=self.devices
+        )
+
+    def create_state(self) -> TrainState:
+        """Creates a state with random weights; see `fresh_state`."""
+        return create_state(
+            self.description.create_model(self.devices),
+            self.tx,
+            jax.random.key(self.config.seed, impl="threefry2x32"),
+            image_size=self.config.image_size,
+            averages=self.averaging is not None,
+        )
 
     def train_step(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
@@ -73,19 +220,10 @@ class Experiment:
             num_examples=len(self.train_set),
             batch_size=self.config.batch_size,
         )
-        shard = ProcessShard(order, self.process_rows, with_previous=self.uses_mixup)
+        rows = distributed.process_rows(self.config.batch_size)
+        shard = ProcessShard(order, rows, with_previous=self.uses_mixup)
         for batch in self.train_set.batches(shard):
             yield split_over_devices(self._to_step_batch(batch), len(self.devices))
-
-    @cached_property
-    def data(self) -> DataDescription:
-        """The description of the data, which each checkpoint stores."""
-        return DataDescription.of(self.train_set, self.eval_set)
-
-    @property
-    def process_rows(self) -> slice:
-        """The rows of a global batch that this process trains on."""
-        return distributed.process_rows(self.config.batch_size)
 
     @property
     def uses_mixup(self) -> bool:
@@ -162,24 +300,16 @@ def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
     Raises:
       UserError: The data cannot be read or do not fit the config.
     """
-    load = partial(_load_splits, config, devices)
-    with distributed.together():
-        own_sets = load(may_prepare=True) if distributed.is_first() else None
-    with distributed.together():
-        train_set, eval_set = own_sets or load(may_prepare=False)
-        return build_experiment(config, devices, train_set, eval_set)
 
+    def load(*, may_prepare: bool) -> list[Split]:
+        _check_batch(config, devices)  # Loading can take long, so errors come first.
+        names = config.train_split, config.eval_split
+        return [load_config_split(config, name, may_prepare=may_prepare) for name in names]
 
-def _load_splits(
-    config: Config, devices: list[jax.Device], *, may_prepare: bool
-) -> tuple[Split, Split]:
-    """Loads the splits to train and to evaluate on."""
-    _check_batch(config, devices)  # Loading can take long, so errors come first.
-    names = config.train_split, config.eval_split
-    train_set, eval_set = (
-        load_config_split(config, name, may_prepare=may_prepare) for name in names
-    )
-    return train_set, eval_set
+    with distributed.together():
+        splits = load(may_prepare=True) if distributed.is_first() else None
+    with distributed.together():
+        return build_experiment(config, devices, *(splits or load(may_prepare=False)))
 
 
 def build_experiment(
@@ -192,106 +322,9 @@ def build_experiment(
         run or its warm-up has too many steps.
     """
     _check_batch(config, devices)
-    epoch_steps = schedules.steps_per_epoch(len(train_set), config.batch_size)
-    total_steps = schedules.total_steps(
-        num_epochs=config.num_epochs,
-        max_steps=config.max_steps,
-        epoch_steps=epoch_steps,
-    )
-    schedule = _create_schedule(config, epoch_steps, total_steps)
-    averaging = _create_averaging(config, epoch_steps)
-    tx = create_optimizer(
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        head_only=config.trainable == "head",
-    )
-    description = _describe(config, train_set)
-    return Experiment(
-        config=config,
-        devices=devices,
-        train_set=train_set,
-        eval_set=eval_set,
-        description=description,
-        epoch_steps=epoch_steps,
-        total_steps=total_steps,
-        schedule=schedule,
-        create_state=partial(
-            create_state,
-            description.create_model(devices),
-            tx,
-            jax.random.key(config.seed, impl="threefry2x32"),
-            image_size=config.image_size,
-            averages=averaging is not None,
-        ),
-        stage_ends=[
-            epochs * epoch_steps for epochs in config.progressive_image_size_epochs
-        ],
-        train_steps=_create_train_steps(
-            config,
-            devices,
-            description,
-            tx=tx,
-            averaging=averaging,
-            epoch_steps=epoch_steps,
-            total_steps=total_steps,
-        ),
-        eval_step=create_eval_step(
-            description, aux_weight=config.aux_weight, devices=devices
-        ),
-    )
-
-
-def _create_averaging(config: Config, epoch_steps: int) -> Averaging | None:
-    if config.averaging == "none":
-        return None
-    return Averaging(
-        kind=config.averaging,
-        decay=config.ema_decay,
-        start_step=schedules.steps_or_never(config.average_from_epoch * epoch_steps),
-    )
-
-
-def _create_train_steps(
-    config: Config,
-    devices: list[jax.Device],
-    description: ModelDescription,
-    *,
-    tx: optax.GradientTransformation,
-    averaging: Averaging | None,
-    epoch_steps: int,
-    total_steps: int,
-) -> list[TrainStep]:
-    """Creates a train step for each image size, from the first stage to the last."""
-    freeze_norm = config.trainable == "head"
-    step = partial(
-        train_step,
-        model=description.create_model(
-            devices, axis_name=AXIS_NAME, freeze_norm=freeze_norm
-        ),
-        tx=tx,
-        objective=Objective(
-            aux_weight=_aux_weight(config, total_steps),
-            label_smoothing=config.label_smoothing,
-            mixup_alpha=config.mixup_alpha,
-        ),
-        seed=config.seed,
-        averaging=averaging,
-        accumulation_steps=config.accumulation_steps,
-        unroll_accumulation=devices[0].platform == "cpu",
-        axis_name=AXIS_NAME,
-    )
-    augment = Augment(
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(Augment)}
-    )
-    sizes = *config.progressive_image_sizes, config.image_size
-    everywhere = distributed.all_devices(devices)
-    steps = []
-    for size in sizes:
-        preprocess = dataclasses.replace(description.preprocess, image_size=size)
-        inputs = Inputs(preprocess, augment, epoch_steps)
-        steps.append(parallel_train_step(partial(step, inputs=inputs), everywhere))
-    return steps
+    experiment = Experiment(config, devices, train_set, eval_set)
+    _ = experiment.total_steps, experiment.train_steps  # Finds errors at the start.
+    return experiment
 
 
 def _check_batch(config: Config, devices: list[jax.Device]) -> None:
@@ -299,69 +332,30 @@ def _check_batch(config: Config, devices: list[jax.Device]) -> None:
     check_batch_divides(config.batch_size, num_devices, config.accumulation_steps)
 
 
-def _create_schedule(config: Config, epoch_steps: int, total_steps: int) -> optax.Schedule:
-    warmup_steps = schedules.steps_within_a_run(
-        "warmup_epochs", config.warmup_epochs, epoch_steps
-    )
-    if config.schedule == "staircase":
-        falling = schedules.staircase_decay(
-            learning_rate=config.learning_rate,
-            decay_rate=config.decay_rate,
-            decay_every_epochs=config.decay_every_epochs,
-            decay_offset_epochs=config.decay_offset_epochs,
-            epoch_steps=epoch_steps,
-        )
-    else:
-        decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
-        falling = decays[config.schedule](
-            learning_rate=config.learning_rate,
-            final_fraction=config.final_rate_fraction,
-            steps=total_steps - warmup_steps,
-        )
-    return schedules.with_warmup(falling, warmup_steps)
+def load_config_split(
+    config: Config,
+    split: str,
+    *,
+    may_prepare: bool = True,
+    network: ModelDescription | None = None,
+) -> Split:
+    """Loads a split of the data set of a config, like `data.load_split`.
 
-
-def _aux_weight(config: Config, total_steps: int) -> float | Callable[[Any], Any]:
-    if config.final_aux_fraction == 1:
-        return config.aux_weight
-    return schedules.linear_decay(
-        learning_rate=config.aux_weight,
-        final_fraction=config.final_aux_fraction,
-        steps=total_steps,
-    )
-
-
-def load_config_split(config: Config, split: str, *, may_prepare: bool = True) -> Split:
-    """Loads a split of the data set of a config, like `data.load_split`."""
+    Pictures are read as for `network`, if one is given: with its classes and size.
+    """
     return load_split(
         config.dataset,
         split,
         data_dir=config.data_dir,
         may_prepare=may_prepare,
         pictures=PictureOptions(
-            storage_size=config.storage_size,
+            storage_size=(
+                network.preprocess.storage_size if network else config.storage_size
+            ),
             eval_fraction=config.eval_fraction,
             on_bad_image=config.on_bad_image,
             decode_workers=config.decode_workers,
-        ),
-    )
-
-
-def _describe(config: Config, train_set: Split) -> ModelDescription:
-    """Describes the network of a run for its checkpoints."""
-    return ModelDescription(
-        variant=config.variant,
-        width_multiplier=config.width_multiplier,
-        dtype=config.dtype,
-        class_names=train_set.class_names,
-        preprocess=Preprocess(
-            storage_size=train_set.storage_size,
-            image_size=config.image_size,
-            crop_fraction=config.crop_fraction,
-            input_scale=config.input_scale,
-            input_mean=config.input_mean,
-            input_std=config.input_std,
-            channel_order=config.channel_order,
+            class_names=network.class_names if network else (),
         ),
     )
 

@@ -26,15 +26,6 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def total_steps(*, num_epochs: int, max_steps: int, epoch_steps: int) -> int:
-    """Returns the steps of the whole run: `max_steps`, or `num_epochs` where that is 0.
-
-    Raises:
-      UserError: `num_epochs` exceeds the steps that a run can have.
-    """
-    return max_steps or steps_within_a_run("num_epochs", num_epochs, epoch_steps)
-
-
 def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
     """Converts the epochs that a config field holds to whole steps.
 

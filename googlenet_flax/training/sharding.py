@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.state import Batch, Metrics, Params, TrainState
+from googlenet_flax.training.state import Batch, Metrics, TrainState
 
 AXIS_NAME = "batch"
 
@@ -28,14 +28,6 @@ def parallel_train_step(
         donate_argnums=(0,),
         devices=devices,
     )
-
-
-def parallel_eval_step(
-    step: Callable[[Params, Batch], tuple[Metrics, jax.Array]],
-    devices: Sequence[jax.Device],
-) -> Callable[[Params, Batch], tuple[Metrics, jax.Array]]:
-    """Shards an evaluation step over devices; sums and counts are `[D]`, one per device."""
-    return jax.pmap(step, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
 def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
