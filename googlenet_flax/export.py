@@ -4,13 +4,16 @@ python -m googlenet_flax.export --workdir=DIR --format=onnx --out=FILE
 """
 
 import argparse
+import os
+import pathlib
 
 import jax
 
-from googlenet_flax.exporters.formats import FORMATS, check_out, export, write_files
+from googlenet_flax.exporters.formats import FORMATS, export, write_files
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.files import check_writable
 
 
 def main() -> None:
@@ -19,7 +22,9 @@ def main() -> None:
     # Accelerators multiply with less precision, which the comparison would not pass.
     jax.config.update("jax_platforms", "cpu")
     with running():
-        out = check_out(args.out)
+        # Follows links; otherwise the link itself would be replaced.
+        out = pathlib.Path(os.path.realpath(os.path.expanduser(args.out)))
+        check_writable(out)
         predictor = Predictor.load(
             Workdir(args.workdir), args.checkpoint, jax.local_devices()[:1]
         )

@@ -13,12 +13,12 @@ from typing import Any
 from googlenet_flax.data.decode import printable
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.gather import gather
-from googlenet_flax.reports.page import prepare_file
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import create_run_page
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
-from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
+from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable
 from googlenet_flax.runtime.streams import tell
 
 # Default and help of each flag that a comparison of several runs does not take.
@@ -62,7 +62,9 @@ def _write_report(*, workdir: str, out: str, **flags: Any) -> pathlib.Path:
             raise UserError(f"--{name} is for the report of one run: name one --workdir")
     name = "index.html" if is_one else "comparison.html"
     file = pathlib.Path(out) if out else workdirs[0].path / "report" / name
-    prepare_file(file)  # Finds errors before the work is done.
+    with writing(file.parent, OUT_WAY_OUT):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(file)
     if is_one:
         material = gather(workdirs[0], **flags)
         for reason in material.missing:

@@ -329,8 +329,8 @@ def test_a_narrow_picture_on_its_side(tmp_path):
         ("--rate=nan", "--rate is nan but must be 0 to 255"),
         ("--smoothness=5", "--smoothness is 5.0 but must be 0 to 4"),
         ("--out=a.jpg", "--out is a.jpg but must end in .png"),
-        ("--out=nowhere/a.png", "--out nowhere/a.png cannot be written (No such file"),
-        ("--out=folder.png", "--out folder.png is a directory"),
+        ("--out=nowhere/a.png", "nowhere/a.png cannot be written (No such file"),
+        ("--out=folder.png", "folder.png is not a file: name another"),
         (f"--out={'a' * 300}.png", "cannot be written (File name too long)"),
     ],
 )

@@ -330,7 +330,7 @@ def test_another_network_is_not_written(refusal, monkeypatch, error):
         (".", "is not a file"),
         ("", "is not a file"),
         ("/dev/null", "is not a file"),
-        ("missing/file", "no folder"),
+        ("missing/file", "cannot be written (No such file"),
         ("x" * 300, "cannot be written (File name too long)"),
     ],
 )

@@ -433,8 +433,8 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, run_command):
     ("in_the_way", "flags", "words"),
     [
         ("report", [], "/report cannot be written (File exists): "),
-        ("report/index.html/", [], "/report/index.html cannot be written (Is a directory)"),
-        ("my/", ["--out={run}/my"], "/my cannot be written (Is a directory): "),
+        ("report/index.html/", [], "/report/index.html is not a file: "),
+        ("my/", ["--out={run}/my"], "/my is not a file: "),
     ],
 )
 def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, monkeypatch):
@@ -447,7 +447,7 @@ def test_something_in_the_way(in_the_way, flags, words, tmp_path, run_command, m
     args = [flag.format(run=run) for flag in flags]
     code, out, err = run_command(command, f"--workdir={run}", *args)
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert words in err and err.endswith("or name another file with --out=FILE\n")
+    assert words in err and err.endswith("with --out=FILE\n")
     assert set(tmp_path.rglob("*")) == before
 
 

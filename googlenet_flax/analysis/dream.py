@@ -4,7 +4,6 @@ import dataclasses
 import io
 import math
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -26,8 +25,8 @@ from googlenet_flax.data.decode import BadImageError, decode_pixels, printable
 from googlenet_flax.model.googlenet import AUX_TAPS, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
-from googlenet_flax.runtime.files import replace_file
+from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
+from googlenet_flax.runtime.files import check_writable, write_out
 from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
 
 # Few rough steps are enough to change a picture; gray noise needs many smooth ones.
@@ -72,7 +71,9 @@ def draw(
         lowest, highest = LIMITS[name]
         if value is not None and not lowest <= value <= highest:
             raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
-    check_output(out)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out is {printable(out)} but must end in .png")
+    check_writable(out)
     predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
     description, variables = predictor.description, predictor.variables
     model, preprocess = description.create_model(), description.preprocess
@@ -96,7 +97,10 @@ def draw(
         raise UserError(
             f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
-    save_picture(pixels, out)
+    png = io.BytesIO()
+    picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
+    picture.save(png, format="PNG")
+    write_out(out, png.getvalue())
     return (
         f"{printable(out)}: {width}x{height} pixels, objective of {part} from {before:.4g} "
         f"to {after:.4g}"
@@ -185,30 +189,3 @@ def check_head_size(
             f"{objective.layer} of variant {description.variant} takes {size}x{size} "
             f"pixels only: use --octaves=1 --size={size}, and no --image that is not square"
         )
-
-
-def check_output(out: pathlib.Path) -> None:
-    """Checks that the file can be written, before anything is computed.
-
-    Raises:
-      UserError: The file cannot be written, or its name does not end in .png.
-    """
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out is {printable(out)} but must end in .png")
-    with writing(f"--out {printable(out)}", "choose another"):
-        if out.is_dir():
-            raise UserError(f"--out {printable(out)} is a directory: name a file")
-        tempfile.TemporaryFile(dir=out.parent).close()
-
-
-def save_picture(pixels: jax.Array, out: pathlib.Path) -> None:
-    """Writes pixels `[H, W, 3]`, 0 to 255, as a PNG file, completely or not at all.
-
-    Raises:
-      UserError: The file cannot be written, for example because the disk is full.
-    """
-    picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
-    png = io.BytesIO()
-    picture.save(png, format="PNG")
-    with writing(f"--out {printable(out)}", "choose another"):
-        replace_file(out, png.getvalue())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,8 +14,8 @@ from googlenet_flax.exporters import onnx, safetensors, stablehlo
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.runs.predictor import Predictor
-from googlenet_flax.runtime.errors import UserError, writing
-from googlenet_flax.runtime.files import replace_file
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.files import write_out
 
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")
@@ -141,23 +140,4 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> N
         text = json.dumps(exported.metadata, indent=2) + "\n"
         files = {out.with_name(out.name + METADATA_SUFFIX): text.encode(), **files}
     for path, data in files.items():
-        with writing(path, "name another file with --out=FILE"):
-            replace_file(path, data)
-
-
-def check_out(name: str) -> pathlib.Path:
-    """Checks the path that `--out` names, before anything is computed.
-
-    Returns:
-      The path of the file.
-
-    Raises:
-      UserError: The path is not that of a file, or its folder does not exist.
-    """
-    # Follows links; otherwise the link itself would be replaced.
-    path = os.path.realpath(os.path.expanduser(name))
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"--out={name} is not a file: name another")
-    if not os.path.isdir(os.path.dirname(path)):
-        raise UserError(f"--out={name}: there is no folder {os.path.dirname(path)}")
-    return pathlib.Path(path)
+        write_out(path, data)

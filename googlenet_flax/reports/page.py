@@ -1,15 +1,12 @@
 """A page of text, tables and figures in one self-contained HTML file."""
 
 import base64
-import errno
 import html
 import importlib.resources
 import math
-import os
 import pathlib
 import string
 import struct
-import tempfile
 from collections.abc import Sequence
 
 from googlenet_flax.reports.style import (
@@ -17,10 +14,7 @@ from googlenet_flax.reports.style import (
     STORED_PIXELS_PER_INCH,
     plain_text,
 )
-from googlenet_flax.runtime.errors import writing
-from googlenet_flax.runtime.files import replace_file
-
-WAY_OUT = "fix that, or name another file with --out=FILE"
+from googlenet_flax.runtime.files import write_out
 
 
 class Number(str):
@@ -138,23 +132,7 @@ class Page:
           UserError: A file cannot be written.
         """
         for name, data in {**self.pictures, file.name: self.to_html().encode()}.items():
-            path = file.with_name(name)
-            with writing(path, WAY_OUT):
-                replace_file(path, data)
-
-
-def prepare_file(file: pathlib.Path) -> None:
-    """Makes the folder of a page, and checks that the page can be written there.
-
-    Raises:
-      UserError: The page cannot be written.
-    """
-    with writing(file.parent, WAY_OUT):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=file.parent).close()
-    with writing(file, WAY_OUT):
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            write_out(file.with_name(name), data)
 
 
 def _row(row: Sequence[Cell], tags: Sequence[str], numeric: Sequence[bool]) -> str:

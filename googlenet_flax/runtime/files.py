@@ -1,8 +1,13 @@
-"""Atomic replacement of files."""
+"""Checks of output files, and their atomic replacement."""
 
 import contextlib
 import os
 import pathlib
+import tempfile
+
+from googlenet_flax.runtime.errors import UserError, writing
+
+OUT_WAY_OUT = "fix that, or name another file with --out=FILE"
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
@@ -22,3 +27,25 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(file: pathlib.Path) -> None:
+    """Checks that the file that `--out` names can be written, before long work for it.
+
+    Raises:
+      UserError: It cannot.
+    """
+    with writing(file, OUT_WAY_OUT):
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is not a file: name another with --out=FILE")
+        tempfile.TemporaryFile(dir=file.parent).close()
+
+
+def write_out(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file that `--out` names, or one beside it, as `replace_file` does.
+
+    Raises:
+      UserError: The file cannot be written, for example because the disk is full.
+    """
+    with writing(file, OUT_WAY_OUT):
+        replace_file(file, content)
