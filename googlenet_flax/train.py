@@ -6,15 +6,16 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from typing import Any, Literal, NoReturn
 
 import jax
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.label import name_first
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 from googlenet_flax.runs.profile import StepProfile
 from googlenet_flax.runs.wandb_mirror import WandbMirror
@@ -23,11 +24,7 @@ from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.distributed import tell_once
 from googlenet_flax.runtime.environment import describe_environment
-from googlenet_flax.runtime.errors import (
-    StoppedBySignal,
-    UserError,
-    out_of_memory_hint,
-)
+from googlenet_flax.runtime.errors import StoppedBySignal, UserError, out_of_memory_hint
 from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
@@ -36,9 +33,6 @@ from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
 from googlenet_flax.training.loss_watch import LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
-
-MAX_NAMED = 5  # Number of unreadable pictures that one line names.
-FINISHED = "finished before; nothing left to do"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +45,6 @@ class _Run:
     progress: Progress
     stop: StopRequest
     profile: StepProfile
-    mirror: WandbMirror | None
     losses: LossWatch = dataclasses.field(default_factory=LossWatch)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
@@ -140,10 +133,8 @@ class _Run:
         }
         if unreadable:
             named = [f"{path} ({reason})" for path, reason in unreadable.items()]
-            more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
             self.progress.say(
-                f"unreadable pictures skipped so far: {len(named)}: "
-                f"{', '.join(named[:MAX_NAMED])}{more}"
+                f"unreadable pictures skipped so far: {len(named)}: {name_first(named, 5)}"
             )
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
@@ -172,13 +163,10 @@ class _Run:
     def write(
         self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
     ) -> None:
-        """Writes a row to disk, and to W&B if the config asks for it."""
-        if self.writer is None:
-            return
-        epoch = step // self.experiment.epoch_steps
-        row = self.writer.write(metrics, step=step, epoch=epoch, split=split)
-        if self.mirror is not None:
-            self.mirror.write(row)
+        """Writes a row, in the first process."""
+        if self.writer is not None:
+            epoch = step // self.experiment.epoch_steps
+            self.writer.write(metrics, step=step, epoch=epoch, split=split)
 
 
 def train_and_evaluate(
@@ -215,7 +203,7 @@ def train_and_evaluate(
         _check_data(run_dir, experiment, checkpoints)
         state = _restore(experiment, checkpoints)
         start_step = 0 if state is None else int(state.step)
-        evaluation = checkpoints.evaluation(start_step)
+        evaluation = None if state is None else checkpoints.labels[start_step].metrics
         run = _create_run(
             stack,
             run_dir,
@@ -289,12 +277,28 @@ def _create_run(
         is_shown=is_first,
     )
     profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
-    writer = mirror = None
+    writer = None
     if is_first:
-        _record_start(run_dir, experiment, start_step)
-        writer, mirror = _open_writers(
-            stack, run_dir, config, start_step, was_evaluated=evaluation is not None
+        run_dir.write_config(config.to_dict())
+        devices = distributed.all_devices(experiment.devices)
+        run_dir.write_start(
+            {
+                "step": start_step,
+                "epoch_steps": experiment.epoch_steps,
+                "total_steps": experiment.total_steps,
+                "environment": describe_environment(devices),
+            }
         )
+        writer = MetricsWriter(
+            run_dir.metrics_file,
+            run_dir.tensorboard,
+            resume_step=start_step,
+            was_evaluated=evaluation is not None,
+        )
+        stack.enter_context(writer)
+        if config.wandb_project:
+            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
+            writer.mirror = stack.enter_context(mirror).write
     run = _Run(
         experiment,
         checkpoints,
@@ -302,7 +306,6 @@ def _create_run(
         stack.enter_context(progress),
         stop,
         stack.enter_context(profile),
-        mirror,
     )
     if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
         run.write(dict(evaluation), start_step, "eval")
@@ -311,43 +314,6 @@ def _create_run(
             "is written again from the checkpoint"
         )
     return run
-
-
-def _open_writers(
-    stack: ExitStack,
-    run_dir: Workdir,
-    config: Config,
-    start_step: int,
-    *,
-    was_evaluated: bool,
-) -> tuple[MetricsWriter, WandbMirror | None]:
-    """Opens the metrics on disk, and the run at W&B if the config asks for it."""
-    writer = stack.enter_context(
-        MetricsWriter(
-            run_dir.metrics_file,
-            run_dir.tensorboard,
-            resume_step=start_step,
-            was_evaluated=was_evaluated,
-        )
-    )
-    if not config.wandb_project:
-        return writer, None
-    mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
-    return writer, stack.enter_context(mirror)
-
-
-def _record_start(run_dir: Workdir, experiment: Experiment, start_step: int) -> None:
-    """Records the config and the environment of this start in the workdir."""
-    devices = distributed.all_devices(experiment.devices)
-    run_dir.write_config(experiment.config.to_dict())
-    run_dir.write_start(
-        {
-            "step": start_step,
-            "epoch_steps": experiment.epoch_steps,
-            "total_steps": experiment.total_steps,
-            "environment": describe_environment(devices),
-        }
-    )
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
@@ -365,9 +331,9 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
     step = checkpoints.latest_step
     if step is None:
         return
-    before = checkpoints.describe_data(step)
-    changes = class_changes(checkpoints.describe(step).class_names, class_names)
-    changes += [] if before is None else data.changes_since(before)
+    label = checkpoints.labels[step]
+    changes = class_changes(label.description.class_names, class_names)
+    changes += [] if label.data is None else data.changes_since(label.data)
     with distributed.together():
         if changes:
             raise UserError(
@@ -423,47 +389,31 @@ def _start(
     of several processes compiles with its first call instead, because one process alone
     cannot compile a `pmap` over all of them.
     """
-    state, origin = _existing_state(experiment, restored)
+    config, state, origin = experiment.config, restored, "from scratch"
+    if state is not None:
+        origin = f"resuming after step {int(state.step)}"
+    elif config.init_from:
+        fresh, source = fresh_state(experiment), Workdir(config.init_from)
+        description, devices = experiment.description, experiment.devices
+        state, origin = warm_start(fresh, source, description, devices)
+    if is_finished:
+        origin = "finished before; nothing left to do"
     state_like = jax.eval_shape(experiment.create_state if state is None else lambda: state)
-    progress.say(_summary(experiment, state_like, origin if not is_finished else FINISHED))
-    compiles = distributed.num_processes() == 1 and not is_finished
-    with _no_garbage_collection(), ThreadPoolExecutor(max_workers=1) as pool:
-        compiling = None
-        if compiles:
-            step = 0 if state is None else int(state.step)
-            compiling = pool.submit(experiment.compile_train_step, state_like, step)
-        if state is None:
-            state = fresh_state(experiment)
-        if compiling is not None:
-            give_large_steps_back(compiling.result())
-    return state
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turns the garbage collector off, which takes a fifth of the time of tracing."""
-    gc.disable()
+    progress.say(_summary(experiment, state_like, origin))
+    compiling = None
+    gc.disable()  # It would take a fifth of the time of tracing.
     try:
-        yield
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            if distributed.num_processes() == 1 and not is_finished:
+                step = 0 if state is None else int(state.step)
+                compiling = pool.submit(experiment.compile_train_step, state_like, step)
+            if state is None:
+                state = fresh_state(experiment)
+            if compiling is not None:
+                give_large_steps_back(compiling.result())
     finally:
         gc.enable()
-
-
-def _existing_state(
-    experiment: Experiment, restored: TrainState | None
-) -> tuple[TrainState | None, str]:
-    """Returns the first state and a phrase for its origin.
-
-    The state is the restored one or has the weights of another run; it is None if the run
-    starts from scratch.
-    """
-    if restored is not None:
-        return restored, f"resuming after step {int(restored.step)}"
-    init_from = experiment.config.init_from
-    if not init_from:
-        return None, "from scratch"
-    fresh, description = fresh_state(experiment), experiment.description
-    return warm_start(fresh, Workdir(init_from), description, experiment.devices)
+    return state
 
 
 def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:

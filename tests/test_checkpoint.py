@@ -83,7 +83,7 @@ def test_names_of_checkpoints(tmp_path):
         for name in ("7", "newest", "-1"):
             with pytest.raises(UserError, match="use best, latest or one of 1, 2, 3"):
                 checkpoints.resolve(name)
-        assert checkpoints.evaluation(2) and not checkpoints.evaluation(3)
+        assert checkpoints.labels[2].metrics and not checkpoints.labels[3].metrics
 
 
 def test_there_may_be_no_best_one(tmp_path):
@@ -101,8 +101,8 @@ def test_weights_that_were_not_trained_here(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_variables(variables, description=DESCRIPTION)
         assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        assert checkpoints.evaluation(0) is None
-        assert checkpoints.describe(0) == DESCRIPTION
+        assert checkpoints.labels[0].metrics is None
+        assert checkpoints.labels[0].description == DESCRIPTION
         like = jax.eval_shape(lambda: variables)
         restored = checkpoints.restore_variables(0, like, jax.devices()[:2])
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
@@ -114,7 +114,7 @@ def test_a_save_replaces_the_same_step(tmp_path):
         metrics = {"accuracy": 0.5}
         checkpoints.save(tiny_state(1, 2.0), description=DESCRIPTION, metrics=metrics)
         checkpoints.wait()
-        assert checkpoints.evaluation(1)
+        assert checkpoints.labels[1].metrics
         restored = checkpoints.restore(1, tiny_state(0), jax.devices()[:1])
     assert float(restored.params["kernel"][0, 0]) == 2.0
 

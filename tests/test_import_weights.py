@@ -673,7 +673,7 @@ def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch)
     assert workdir.read_config() == {"imported_from": origin}
     with Checkpoints(workdir.checkpoints) as checkpoints:
         assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        description, devices = checkpoints.describe(0), jax.devices()[:1]
+        description, devices = checkpoints.labels[0].description, jax.devices()[:1]
         variables = checkpoints.restore_variables(0, description.variables_like(), devices)
     assert description == read("keras", files["keras"]).description
     assert_leaves(variables, expected)
@@ -708,7 +708,7 @@ def test_a_class_names_file(tmp_path, files, import_file, mark):
     assert code == 0, err
     assert "10 classes: 'cat' to 'g'" in out
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        assert checkpoints.describe(0).class_names == tuple(names)
+        assert checkpoints.labels[0].description.class_names == tuple(names)
 
 
 def test_an_import_evaluates(tmp_path, run_command):

@@ -138,7 +138,7 @@ def test_averages_are_a_numpy_loop_over_the_saved_weights(run):
 def items_of(workdir, step):
     """Returns the leaves of a checkpoint's items, as the package reads them."""
     with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
-        like = checkpoints.describe(step).variables_like()
+        like = checkpoints.labels[step].description.variables_like()
         raw, averages = (
             checkpoints.restore_variables(step, like, jax.devices(), raw=raw)
             for raw in (True, False)

@@ -6,8 +6,9 @@ import numpy as np
 
 from googlenet_flax.reports.curves import comparison_figure
 from googlenet_flax.reports.page import Cell, Number, Page, number, percent
-from googlenet_flax.reports.record import RunRecord, best_name
+from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import duration
+from googlenet_flax.runs.checkpoint import best_name
 
 HEADER = (
     *("run", "steps", "best accuracy", "at step", "last accuracy", "last loss"),

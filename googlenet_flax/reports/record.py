@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from googlenet_flax.config import Config
-from googlenet_flax.runs.checkpoint import BEST_METRICS, best_metric
+from googlenet_flax.runs.checkpoint import best_name
 from googlenet_flax.runs.metrics import UNIX_SECONDS, read_rows
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
 
@@ -70,7 +70,7 @@ class RunRecord:
     def best(self) -> Row | None:
         """Evaluation of the best checkpoint; the latest one if several are equal."""
         rows = self.evaluations
-        return max(rows, key=lambda row: (best_metric(row), row["step"]), default=None)
+        return max(rows, key=lambda row: (row[best_name(row)], row["step"]), default=None)
 
     @property
     def session_seconds(self) -> list[float]:
@@ -96,8 +96,3 @@ class RunRecord:
         ]
         steps, values = np.array(points, np.float64).reshape(-1, 2).T
         return steps, values
-
-
-def best_name(row: Row) -> str:
-    """Returns the name of the metric by which the best checkpoint is chosen."""
-    return next(name for name in BEST_METRICS if name in row)

@@ -12,8 +12,9 @@ from googlenet_flax.config import Config
 from googlenet_flax.reports import answer_figures, curves, look_inside
 from googlenet_flax.reports.answers import Answers, calibrate, most_confused, score_classes
 from googlenet_flax.reports.page import Page, number, percent
-from googlenet_flax.reports.record import RunRecord, best_name
+from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.style import name_label, pictures_figure
+from googlenet_flax.runs.checkpoint import best_name
 from googlenet_flax.runs.metrics import UNIX_SECONDS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.environment import describe_environment

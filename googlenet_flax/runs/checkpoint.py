@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -85,7 +85,7 @@ class Checkpoints:
                         self.damaged[int(name)] = str(error)
             elif not name.endswith(DROPPED):
                 self.strays.append(name)
-        self._labels = dict(sorted(labels.items()))  # From the oldest to the newest.
+        self.labels = dict(sorted(labels.items()))  # From the oldest to the newest.
 
     def __enter__(self) -> Self:
         return self
@@ -101,17 +101,18 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None if there is none."""
-        return max(self._labels, default=None)
+        return max(self.labels, default=None)
 
     @property
     def best_step(self) -> int | None:
         """The step of the best evaluation, the latest of equals; None if there is none."""
-        scored = [
-            (best_metric(label.metrics), step)
-            for step, label in self._labels.items()
-            if label.metrics is not None and not math.isnan(best_metric(label.metrics))
-        ]
-        return max(scored)[1] if scored else None
+        scores = {
+            step: label.metrics[best_name(label.metrics)]
+            for step, label in self.labels.items()
+            if label.metrics is not None
+        }
+        known = [step for step in scores if not math.isnan(scores[step])]
+        return max(known, key=lambda step: (scores[step], step), default=None)
 
     def resolve(self, name: str) -> int:
         """Returns the step that `best`, `latest` or a number refers to.
@@ -122,15 +123,15 @@ class Checkpoints:
         step = int(name) if name.isdecimal() else -1
         if step in self.damaged:
             raise DamagedCheckpointError(self._path(step), self.damaged[step])
-        if not self._labels and self.damaged:
+        if not self.labels and self.damaged:
             raise UserError(
                 f"no checkpoint in {self.directory} can be read: {self.name_damaged()}"
             )
-        if not self._labels:
+        if not self.labels:
             raise UserError(f"no checkpoint in {self.directory}: train first")
         # Imported weights, which are one checkpoint, were never evaluated.
-        if name == "latest" or (name == "best" and len(self._labels) == 1):
-            return max(self._labels)
+        if name == "latest" or (name == "best" and len(self.labels) == 1):
+            return max(self.labels)
         if name == "best":
             if self.best_step is None:
                 raise UserError(
@@ -138,27 +139,15 @@ class Checkpoints:
                     "use --checkpoint=latest"
                 )
             return self.best_step
-        if step not in self._labels:
+        if step not in self.labels:
             raise UserError(
                 f"no checkpoint {name!r} in {self.directory}: use best, latest or one of "
-                f"{', '.join(map(str, self._labels))}"
+                f"{', '.join(map(str, self.labels))}"
             )
         return step
 
-    def describe(self, step: int) -> ModelDescription:
-        """Returns the description of the network saved at `step`."""
-        return self._labels[step].description
-
-    def describe_data(self, step: int) -> DataDescription | None:
-        """Returns the description of the data saved at `step`, or None."""
-        return self._labels[step].data
-
-    def evaluation(self, step: int) -> Mapping[str, float] | None:
-        """Returns the metrics of the evaluation saved at `step`, or None."""
-        return self._labels[step].metrics if step in self._labels else None
-
     def _items(self, step: int) -> set[str]:
-        return {path.partition("/")[0] for path in self._labels[step].leaves}
+        return {path.partition("/")[0] for path in self.labels[step].leaves}
 
     def has_averages(self, step: int) -> bool:
         """Returns true if averaged weights were saved at `step`."""
@@ -168,7 +157,7 @@ class Checkpoints:
     def hold_training(self) -> bool:
         """True if a run may have saved these; an import saves step 0 without optimizer."""
         return bool(self.damaged) or any(
-            step > 0 or PROGRESS in self._items(step) for step in self._labels
+            step > 0 or PROGRESS in self._items(step) for step in self.labels
         )
 
     def name_damaged(self) -> str:
@@ -238,25 +227,19 @@ class Checkpoints:
         if self._checkpointer is None:
             self._checkpointer = _create_checkpointer(self.directory)
         path = self._path(step)
-        if step in self._labels:
+        if step in self.labels:
             with distributed.together():
                 if distributed.is_first():
                     _drop(path)
-            del self._labels[step]
+            del self.labels[step]
             self._checkpointer.reload()
-        try:
+        with _saving(path):
             pending = self._checkpointer.save_checkpointables_async(
                 step,
                 distributed.to_global(items, replicated_sharding(jax.devices())),
                 metrics=None if label.metrics is None else dict(label.metrics),
                 custom_metadata=label.to_json(),
             )
-        except Exception as error:
-            if distributed.num_processes() > 1 and distributed.reports_a_lost_process(
-                error
-            ):
-                raise
-            raise _cannot_save(path, error) from error
         if pending is None:
             raise UserError(
                 f"checkpoint {step} was not saved in {self.directory}: a newer one "
@@ -273,20 +256,14 @@ class Checkpoints:
         if self._pending_save is None:
             return
         (step, label, pending), self._pending_save = self._pending_save, None
-        try:
+        with _saving(self._path(step)):
             pending.result()
-        except Exception as error:
-            if distributed.num_processes() > 1 and distributed.reports_a_lost_process(
-                error
-            ):
-                raise
-            raise _cannot_save(self._path(step), error) from error
-        self._labels[step] = label  # Orbax refuses a step that is not the newest.
-        kept = {*list(self._labels)[-KEEP_LATEST:], self.best_step}
-        for superseded in self._labels.keys() - kept:
+        self.labels[step] = label  # Orbax refuses a step that is not the newest.
+        kept = {*list(self.labels)[-KEEP_LATEST:], self.best_step}
+        for superseded in self.labels.keys() - kept:
             if distributed.is_first():
                 _drop(self._path(superseded))
-            del self._labels[superseded]
+            del self.labels[superseded]
 
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
@@ -297,7 +274,7 @@ class Checkpoints:
           The state, or None if there is none. Checkpoints that were found to be damaged are
           added to `damaged`.
         """
-        for step in reversed(self._labels):
+        for step in reversed(self.labels):
             try:
                 return self.restore(step, state_like, devices)
             except DamagedCheckpointError as error:
@@ -348,7 +325,7 @@ class Checkpoints:
 
         saved = {
             path: leaf
-            for path, leaf in self._labels[step].leaves.items()
+            for path, leaf in self.labels[step].leaves.items()
             if path.partition("/")[0] in items_like
         }
         check_shapes(step, saved, items_like)
@@ -418,11 +395,19 @@ def _drop(path: pathlib.Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
 
 
-def _cannot_save(path: pathlib.Path, error: Exception) -> UserError:
-    return UserError(
-        f"checkpoint {path} cannot be written ({_cause(error)}): the checkpoints before it "
-        "are intact; fix that and run the same command, which continues from the newest"
-    )
+@contextlib.contextmanager
+def _saving(path: pathlib.Path) -> Iterator[None]:
+    """Turns an error of a save into a `UserError`, unless another process was lost."""
+    try:
+        yield
+    except Exception as error:
+        if distributed.num_processes() > 1 and distributed.reports_a_lost_process(error):
+            raise
+        raise UserError(
+            f"checkpoint {path} cannot be written ({_cause(error)}): the checkpoints "
+            "before it are intact; fix that and run the same command, which continues from "
+            "the newest"
+        ) from error
 
 
 def _cause(error: BaseException) -> str:
@@ -443,6 +428,6 @@ def _to_items(state: TrainState) -> dict[str, Any]:
     return {**items, AVERAGES: state.averages} if state.averages else items
 
 
-def best_metric(metrics: Mapping[str, float]) -> float:
-    """Returns the accuracy that ranks checkpoints, of averaged weights if present."""
-    return next(metrics[name] for name in BEST_METRICS if name in metrics)
+def best_name(metrics: Mapping[str, float]) -> str:
+    """Returns the name of the metric that ranks checkpoints, of averages if present."""
+    return next(name for name in BEST_METRICS if name in metrics)

@@ -12,8 +12,6 @@ import numpy as np
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import DataDescription, ModelDescription
 
-MAX_NAMED = 3  # Number of leaves that an error names in its line.
-
 
 @dataclasses.dataclass(frozen=True)
 class Label:
@@ -98,10 +96,10 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def name_first(names: Sequence[str]) -> str:
-    """Joins the first few names, and counts the rest, in one line."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}"
+def name_first(names: Sequence[str], count: int = 3) -> str:
+    """Joins the first `count` names, and counts the rest, in one line."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
 
 
 def _shape(leaf: Any) -> str:

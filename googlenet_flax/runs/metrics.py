@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from tensorboardX import summary
@@ -24,7 +24,8 @@ ROW_FIELDS = frozenset({"step", "epoch", "split", UNIX_SECONDS})
 class MetricsWriter:
     """Writer of metrics, which appends one row at a time.
 
-    A resumed run first removes the rows that it will write again.
+    A resumed run first removes the rows that it will write again. `mirror`, if it is set,
+    is called with each new row.
 
     Args:
       jsonl_file: File with one JSON object a line.
@@ -46,6 +47,7 @@ class MetricsWriter:
         was_evaluated: bool = True,
     ):
         self._jsonl_file, self._tensorboard_dir = jsonl_file, tensorboard_dir
+        self.mirror: Callable[[Mapping[str, Any]], None] | None = None
         kept = [
             row
             for row in read_rows(jsonl_file)
@@ -90,11 +92,8 @@ class MetricsWriter:
         step: int,
         epoch: int,
         split: Literal["train", "eval"],
-    ) -> dict[str, Any]:
+    ) -> None:
         """Writes a row completely or not at all, and flushes it.
-
-        Returns:
-          The row.
 
         Raises:
           UserError: The row cannot be written.
@@ -105,7 +104,8 @@ class MetricsWriter:
             self._append(_to_line(row).encode())
         with writing(self._tensorboard_dir):
             self._write_scalars(row)
-        return row
+        if self.mirror is not None:
+            self.mirror(row)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._jsonl).st_size

@@ -8,12 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from googlenet_flax.data.decode import (
-    BadImageError,
-    decode_image,
-    find_images,
-    printable,
-)
+from googlenet_flax.data.decode import BadImageError, decode_image, find_images, printable
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 

@@ -51,7 +51,7 @@ class Predictor:
         workdir.read_config()  # Refuses a directory without a run.
         checkpoints = Checkpoints(workdir.checkpoints)
         checkpoint_step = checkpoints.resolve(checkpoint)
-        description = checkpoints.describe(checkpoint_step)
+        description = checkpoints.labels[checkpoint_step].description
         variables = checkpoints.restore_variables(
             checkpoint_step, description.variables_like(), devices, raw=raw
         )

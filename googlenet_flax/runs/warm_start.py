@@ -43,12 +43,11 @@ def warm_start(
       UserError: There is no such run, or its network does not fit.
     """
     source.read_config("--config.init_from")  # Refuses a directory without a run.
-    with Checkpoints(source.checkpoints) as checkpoints:
-        best = checkpoints.best_step
-        step = checkpoints.resolve("latest" if best is None else str(best))
-        theirs = checkpoints.describe(step)
-        _check_networks(source, theirs, description)
-        weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
+    checkpoints = Checkpoints(source.checkpoints)
+    step = checkpoints.resolve("latest" if checkpoints.best_step is None else "best")
+    theirs = checkpoints.labels[step].description
+    _check_networks(source, theirs, description)
+    weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
     params, fresh = _fit(source, state.params, weights["params"], theirs, description)
     if fresh:
         news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"

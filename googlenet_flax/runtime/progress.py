@@ -21,12 +21,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        *,
-        total_steps: int,
-        start_step: int,
-        batch_size: int,
-        is_shown: bool = True,
+        self, *, total_steps: int, start_step: int, batch_size: int, is_shown: bool = True
     ):
         self._is_shown = is_shown
         self._total_steps = total_steps

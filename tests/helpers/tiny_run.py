@@ -152,7 +152,8 @@ def restore_state(workdir: pathlib.Path, step: int):
         with mock.patch.object(googlenet, "INCEPTIONS", SMALL_INCEPTIONS):
             experiment = create_experiment(config, devices)
             state_like = jax.eval_shape(experiment.create_state)
-        return checkpoints.restore(step, state_like, devices), checkpoints.describe(step)
+        state = checkpoints.restore(step, state_like, devices)
+        return state, checkpoints.labels[step].description
 
 
 def save_state(workdir: pathlib.Path, state, description, metrics=None) -> None:
