@@ -58,9 +58,11 @@ def _field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _one_of(default: str, *names: str, help: str, resumable: bool = False) -> Any:
+def _one_of(*names: str, help: str, default: str = "", resumable: bool = False) -> Any:
+    """Declares a field with one of the names, by default the first."""
     allowed = f"one of {', '.join(names)}"
-    return _field(default, allowed, names.__contains__, help, resumable=resumable)
+    check = names.__contains__
+    return _field(default or names[0], allowed, check, help, resumable=resumable)
 
 
 def _text(default: str, allowed: str, help: str) -> Any:
@@ -132,12 +134,14 @@ class Config:
     """
 
     # The network
-    variant: str = _one_of("bn", *VARIANTS, help="The original that the network equals.")
+    variant: str = _one_of(
+        *VARIANTS, default="bn", help="The original that the network equals."
+    )
     width_multiplier: float = _above(
         0, 8, 1.0, "Factor on every channel count; the paper has 1."
     )
     dtype: str = _one_of(
-        *("float32", "float32", "bfloat16"),
+        *("float32", "bfloat16"),
         help="Type of the activations; parameters and loss are float32.",
     )
 
@@ -169,7 +173,7 @@ class Config:
         "are reduced when they are read.",
     )
     on_bad_image: str = _one_of(
-        *("stop", "stop", "skip"),
+        *("stop", "skip"),
         help="What a picture that cannot be read does to the run.",
         resumable=True,
     )
@@ -198,7 +202,7 @@ class Config:
         1.0, "numbers above 0", lambda value: value > 0, "Divides at the end, per channel."
     )
     channel_order: str = _one_of(
-        "RGB", "RGB", "BGR", help="Order of the channels of the network's input."
+        "RGB", "BGR", help="Order of the channels of the network's input."
     )
     crop_padding_pixels: int = _at_least(
         0,
@@ -217,7 +221,6 @@ class Config:
         1, 16, 4 / 3, "Largest ratio of the sides of these crops; the paper has 4/3."
     )
     flip: str = _one_of(
-        "none",
         *FLIPS,
         help="Mirror each image at random, or one half of the images in even epochs and "
         "the other in odd ones (alternating).",
@@ -257,7 +260,7 @@ class Config:
         'Workdir of a run or an import whose best weights to start from; "" is none.',
     )
     trainable: str = _one_of(
-        *("all", "all", "head"),
+        *("all", "head"),
         help="What is trained; head is the last layer of each classifier.",
     )
 
@@ -279,7 +282,7 @@ class Config:
         0, 0.01, "Highest learning rate, at the start or after warm-up."
     )
     schedule: str = _one_of(
-        *("staircase", "staircase", "cosine", "linear"), help="How the learning rate falls."
+        *("staircase", "cosine", "linear"), help="How the learning rate falls."
     )
     warmup_epochs: float = _at_least(
         0, 0.0, "Epochs in which the learning rate rises linearly."
@@ -302,7 +305,7 @@ class Config:
     )
     label_smoothing: float = _below_one(0.0, "Part of the target that all classes share.")
     averaging: str = _one_of(
-        *("none", "none", "ema", "polyak"),
+        *("none", "ema", "polyak"),
         help="Average of the weights over steps, exponential or plain, that evaluation and "
         "every later use of the network take.",
     )

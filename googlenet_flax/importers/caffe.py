@@ -17,11 +17,7 @@ from googlenet_flax.importers.leaves import (
     reading,
 )
 
-STEM = {
-    "conv1": "conv1/7x7_s2",
-    "conv2_reduce": "conv2/3x3_reduce",
-    "conv2": "conv2/3x3",
-}
+STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
 
 
 def read(path: pathlib.Path) -> WeightFile:

@@ -12,13 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import (
-    HEADS,
-    STEM,
-    Source,
-    WeightFile,
-    reading,
-)
+from googlenet_flax.importers.leaves import HEADS, STEM, Source, WeightFile, reading
 from googlenet_flax.model.googlenet import INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
