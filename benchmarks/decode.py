@@ -29,7 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.folder import FilePictures
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
 
 SIZES = ((375, 500), (750, 1000), (1500, 2000))  # Height and width; the typical one first.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from googlenet_flax.data import folder, picture_set, read_ahead
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime.errors import UserError
 
@@ -279,7 +279,7 @@ def test_no_picture_is_readable(tmp_path):
 PROGRAM = """
 import multiprocessing, os, signal, sys, threading
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 
 def main():

@@ -15,7 +15,7 @@ from helpers.tiny_run import saved_steps
 from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime import signals
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal

@@ -19,7 +19,7 @@ from helpers.tiny_run import (
 )
 
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runs.checkpoint import Checkpoints
 

@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.data.sampler import ProcessShard, TrainingOrder
+from googlenet_flax.data.sampler import TrainingOrder
 
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60)).map(sorted)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -74,9 +76,11 @@ def test_the_order_is_frozen():
 def test_shares_of_a_batch_are_all_of_it_once(count, rows_each, steps, position):
     size = count * rows_each
     order = TrainingOrder(1, 0, steps, num_examples=4 * size, batch_size=size)
-    slices = [slice(n * rows_each, (n + 1) * rows_each) for n in range(count)]
-    shares = [ProcessShard(order, rows) for rows in slices]
-    leading = [ProcessShard(order, rows, with_previous=True) for rows in slices]
+    starts = range(0, size, rows_each)
+    shares, leading = (
+        [dataclasses.replace(order, rows=range(n - k, n + rows_each)) for n in starts]
+        for k in (0, 1)
+    )
     position %= steps
     assert all(len(share) == steps for share in (*shares, *leading))
     whole = np.concatenate([share[position] for share in shares])

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.label import Label, label_leaves
 from googlenet_flax.runs.warm_start import warm_start

@@ -1,8 +1,7 @@
 """Data sets: sources of images, decoding, and the order of the examples."""
 
 from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.image_set import ImageSet, Split
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import ImageSet, PictureOptions, Split
 
 __all__ = ["ImageSet", "PictureOptions", "Split", "load_split"]
 

@@ -37,12 +37,9 @@ class FabricatedPictures(ImageSet):
 def stand_in(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
     """Creates any number of black images that share the memory of one value.
 
-    Args:
-      dataset: Name as for `data.load_split`, which determines the image shape and the
-        classes. A folder gets 1000 classes; a data set that is not known here gets 1000
-        classes and color images of 32 px.
-      num_examples: Number of examples.
-      storage_size: Side in pixels of the pictures of `STREAMED_SETS`.
+    The name of the data set, as for `data.load_split`, determines their shape and classes.
+    A folder gets 1000 classes; a data set that is not known here gets 1000 classes and
+    color images of 32 px. `storage_size` is the side in pixels for `STREAMED_SETS`.
     """
     known = dataset.partition(":")[0]
     shape, num_classes = KNOWN_SETS.get(known, OTHER_SET)

@@ -9,8 +9,7 @@ import pathlib
 import numpy as np
 
 from googlenet_flax.data.decode import SUFFIXES, find_images, printable
-from googlenet_flax.data.image_set import Split
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import PictureOptions, Split
 from googlenet_flax.data.splits import split_positions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
@@ -66,12 +65,8 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
 
     Pictures are split and ordered by a digest of their paths. New files therefore change
     the split of few others, and a slice such as `train[:10%]` is a random sample of all
-    classes.
-
-    Args:
-      split: Split in TFDS notation: `train`, `train[:80%]+val`.
-      data_dir: The folder `DIR`.
-      options: How the folder is split and the pictures are read.
+    classes. `data_dir` is the folder `DIR`, and `split` is in TFDS notation, such as
+    `train` or `train[:80%]+val`.
 
     Raises:
       UserError: The folder has neither layout, or no such split.
@@ -138,8 +133,7 @@ def _list_splits(
     if "train" in missing:
         raise UserError(
             f"{root} has no folder train: put the pictures into {root}/train/CLASS and "
-            f"{root}/test/CLASS, or set --config.eval_fraction=0.2 to split one folder of "
-            "classes"
+            f"{root}/test/CLASS, or set --config.eval_fraction=0.2 to split them"
         )
     if missing:
         raise UserError(

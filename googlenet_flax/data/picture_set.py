@@ -11,8 +11,7 @@ import grain
 import numpy as np
 
 from googlenet_flax.data.decode import BadImageError, Picture, decode_image
-from googlenet_flax.data.image_set import Batch
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import Batch, PictureOptions
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.runtime.errors import UserError
 

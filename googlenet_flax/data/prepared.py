@@ -13,8 +13,7 @@ import tensorflow_datasets as tfds
 from googlenet_flax.data.builders.cifar import Cifar10, Cifar100
 from googlenet_flax.data.builders.imagenet import Imagenet2012
 from googlenet_flax.data.class_names import in_words
-from googlenet_flax.data.image_set import ImageSet, Split
-from googlenet_flax.data.picture_options import PictureOptions
+from googlenet_flax.data.image_set import ImageSet, PictureOptions, Split
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
 from googlenet_flax.data.splits import split_positions
@@ -94,11 +93,7 @@ def _find_builder(
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Returns True if the data set is prepared as array_record.
-
-    Raises:
-      UserError: The data set is prepared in a format that only TensorFlow reads.
-    """
+    """Returns True if the data set is prepared as array_record."""
     if not builder.is_prepared():
         return False
     file_format = builder.info.file_format
@@ -121,8 +116,7 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
         missing = f"uint8 `image` but {image}"
     if missing:
         raise UserError(
-            f"data set {builder.name!r} has no {missing}; choose an image classification "
-            "set"
+            f"data set {builder.name!r} has no {missing}: choose one for classification"
         )
 
 
@@ -135,8 +129,7 @@ def _read_images(
     if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
         raise UserError(
             f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB of the machine's "
-            f"{memory_bytes / 2**30:.1f} GiB of memory: choose a slice such as "
-            f"{split}[:10%]"
+            f"{memory_bytes / 2**30:.1f}: choose a slice such as {split}[:10%]"
         )
     images = np.empty((num_examples, *shape), np.uint8)
     labels = np.empty(num_examples, np.int32)

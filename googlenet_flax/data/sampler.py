@@ -20,18 +20,21 @@ class TrainingOrder(Sequence):
     stop_step: int
     num_examples: int
     batch_size: int
+    # Rows of each batch that this process reads; None for all, -1 for the last one.
+    rows: range | None = None
 
     def __len__(self) -> int:
         return max(0, self.stop_step - self.start_step)
 
     def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        """Returns the indices, int64 `[batch_size]`, of one batch."""
+        """Returns the indices, int64, of these rows of one batch."""
         if not 0 <= position < len(self):
             raise IndexError(position)
         epoch_steps = self.num_examples // self.batch_size
         epoch, batch = divmod(self.start_step + position, epoch_steps)
         order = _permutation(self.seed, epoch, self.num_examples)
-        return order[batch * self.batch_size :][: self.batch_size]
+        indices = order[batch * self.batch_size :][: self.batch_size]
+        return indices if self.rows is None else indices.take(self.rows, mode="wrap")
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,21 +43,3 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     # a run also resumes exactly under a newer NumPy.
     bits = np.random.MT19937(np.random.SeedSequence([seed, epoch]))
     return np.random.RandomState(bits).permutation(num_examples)
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessShard(Sequence):
-    """The rows of each global batch that one process of a distributed run reads."""
-
-    order: Sequence[np.ndarray]
-    rows: slice
-    # Also read the row before `rows`; the last row of the batch precedes the first one.
-    with_previous: bool = False
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        """Returns the indices, int64, of these rows."""
-        first = self.rows.start - self.with_previous
-        return self.order[position].take(range(first, self.rows.stop), mode="wrap")

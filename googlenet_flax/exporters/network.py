@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
@@ -43,12 +44,10 @@ class Network:
         A path has no name of a collection: `inception_3a/1x1/conv/kernel`,
         `inception_3a/1x1/bn/mean`.
         """
-        leaves = {}
+        leaves: dict[str, Any] = {}
         for tree in self.variables.values():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                leaves[name] = np.asarray(leaf, np.float32)
-        return dict(sorted(leaves.items()))
+            leaves |= traverse_util.flatten_dict(tree, sep="/")
+        return {name: np.asarray(leaves[name], np.float32) for name in sorted(leaves)}
 
 
 def describe(

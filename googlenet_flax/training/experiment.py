@@ -11,7 +11,7 @@ import optax
 
 from googlenet_flax.config import Config
 from googlenet_flax.data import PictureOptions, Split, load_split
-from googlenet_flax.data.sampler import ProcessShard, TrainingOrder
+from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
@@ -213,16 +213,18 @@ class Experiment:
 
         Each of several processes gets its own rows of the global batch.
         """
+        config = self.config
+        rows = distributed.process_rows(config.batch_size)
         order = TrainingOrder(
-            seed=self.config.seed,
+            seed=config.seed,
             start_step=start_step,
             stop_step=self.total_steps,
             num_examples=len(self.train_set),
-            batch_size=self.config.batch_size,
+            batch_size=config.batch_size,
+            # Mixup also needs the row before these.
+            rows=range(rows.start - self.uses_mixup, rows.stop),
         )
-        rows = distributed.process_rows(self.config.batch_size)
-        shard = ProcessShard(order, rows, with_previous=self.uses_mixup)
-        for batch in self.train_set.batches(shard):
+        for batch in self.train_set.batches(order):
             yield split_over_devices(self._to_step_batch(batch), len(self.devices))
 
     @property
@@ -240,11 +242,9 @@ class Experiment:
         return {name: values[1:] for name, values in with_partners(batch).items()}
 
     def compile_train_step(self, state_like: TrainState, step: int) -> Any:
-        """Compiles the train step before its first call, and returns the compiled step.
+        """Compiles the train step before its first call, which follows `step` updates.
 
-        Args:
-          state_like: Shapes and types of the state, as `jax.eval_shape` returns them.
-          step: Number of updates before the first call.
+        `state_like` holds shapes and types, as `jax.eval_shape` returns them.
         """
         examples = [np.zeros(1, np.int64)]  # One example gives the shapes of a batch.
         example = self._to_step_batch(next(iter(self.train_set.batches(examples))))
@@ -264,8 +264,7 @@ class Experiment:
 
         def evaluate(variables: Params) -> dict[str, float]:
             return evaluate_split(
-                self.eval_step,
-                variables,
+                partial(self.eval_step, variables),
                 self.eval_set,
                 batch_size=self.config.batch_size,
                 num_devices=len(self.devices),
