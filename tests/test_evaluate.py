@@ -6,7 +6,7 @@ import pytest
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.training.evaluation import evaluate_split
-from googlenet_flax.training.sharding import replicate
+from googlenet_flax.training.sharding import replicate, split_over_devices
 from googlenet_flax.training.step import eval_step
 
 
@@ -46,9 +46,11 @@ def test_every_example_counts_once(num_devices, batch_size, image_set):
         in_axes=(None, 0),
         devices=devices,
     )
+    variables = replicate({"slope": jnp.asarray(0.01)}, devices)
     metrics = evaluate_split(
-        step,
-        replicate({"slope": jnp.asarray(0.01)}, devices),
+        lambda batch: jax.device_get(
+            step(variables, split_over_devices(batch, num_devices))
+        ),
         image_set(images, labels, tuple("0123456789")),
         batch_size=batch_size,
         num_devices=num_devices,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,12 +18,7 @@ from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.evaluation import (
-    Sums,
-    create_eval_step,
-    evaluate_split,
-    mean_over_split,
-)
+from googlenet_flax.training.evaluation import Sums, create_eval_step, evaluate_split
 from googlenet_flax.training.experiment import load_config_split
 from googlenet_flax.training.losses import example_metrics
 
@@ -128,46 +124,25 @@ def evaluate_checkpoints(
     split = load_eval_split(config, first.description)
     aux_weight = config.aux_weight if run else 0.0
     if len(predictors) == num_crops == 1:
-        metrics = evaluate_split(
-            create_eval_step(first.description, aux_weight=aux_weight, devices=devices),
-            first.variables,
-            split,
-            batch_size=config.batch_size,
-            num_devices=len(devices),
-        )
+        step = create_eval_step(first.description, aux_weight=aux_weight, devices=devices)
+        sum_batch = partial(step, first.variables)
     else:
-        metrics = evaluate_averaged(
-            predictors,
-            num_crops,
-            split,
-            aux_weight=aux_weight,
-            batch_size=config.batch_size,
-        )
+        sum_batch = partial(sum_averaged, predictors, num_crops, aux_weight)
+    metrics = evaluate_split(
+        sum_batch, split, batch_size=config.batch_size, num_devices=len(devices)
+    )
     for path, reason in split.unreadable.items():
         tell(f"skipped {path}: {reason}")
     return {"step": first.checkpoint_step, **metrics}
 
 
-def evaluate_averaged(
-    predictors: Sequence[Predictor],
-    num_crops: int,
-    split: Split,
-    *,
-    aux_weight: float,
-    batch_size: int,
-) -> dict[str, float]:
-    """Computes the same means for softmax averaged over networks and crops (section 7)."""
-
-    def sum_batch(batch: Batch) -> Sums:
-        # Logarithms of probabilities are logits with that very softmax.
-        logits = jax.tree.map(
-            jnp.asarray, mean_log_probabilities(predictors, batch, num_crops)
-        )
-        output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
-        labels = jnp.asarray(batch["label"])
-        metrics = example_metrics(output, labels, aux_weight=aux_weight)
-        mask = batch["mask"]
-        return {name: np.asarray(v)[mask] for name, v in metrics.items()}, mask
-
-    num_devices = len(predictors[0].devices)
-    return mean_over_split(sum_batch, split, batch_size=batch_size, num_devices=num_devices)
+def sum_averaged(
+    predictors: Sequence[Predictor], num_crops: int, aux_weight: float, batch: Batch
+) -> Sums:
+    """Sums the metrics of softmax averaged over networks and crops (section 7)."""
+    # Logarithms of probabilities are logits with that very softmax.
+    logits = jax.tree.map(jnp.asarray, mean_log_probabilities(predictors, batch, num_crops))
+    output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
+    labels, mask = jnp.asarray(batch["label"]), batch["mask"]
+    metrics = example_metrics(output, labels, aux_weight=aux_weight)
+    return {name: np.asarray(values)[mask] for name, values in metrics.items()}, mask

@@ -13,21 +13,21 @@ from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import split_over_devices
-from googlenet_flax.training.state import Metrics
 from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
 Sums = tuple[Mapping[str, np.ndarray], np.ndarray]
 Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
-EvalStep = Callable[[dict, Batch], tuple[Metrics, jax.Array]]
+EvalStep = Callable[[dict, Batch], Sums]
 
 
 def create_eval_step(
     description: ModelDescription, *, aux_weight: float, devices: list[jax.Device]
 ) -> EvalStep:
-    """Creates the evaluation step of a described network, sharded over `devices`.
+    """Creates the `eval_step` of a described network, which shares a batch over `devices`.
 
-    Its sums and counts are `[D]`, one per device.
+    It takes `{"params", "batch_stats"}`, replicated, and a batch on the host. It returns
+    sums and a count on the host, each with a value for every device.
     """
     step = partial(
         eval_step,
@@ -35,12 +35,17 @@ def create_eval_step(
         preprocess=description.preprocess,
         aux_weight=aux_weight,
     )
-    return jax.pmap(step, in_axes=(None, 0), devices=devices)
+    parallel_step = jax.pmap(step, in_axes=(None, 0), devices=devices)
+
+    def sum_batch(variables: dict, batch: Batch) -> Sums:
+        shards = split_over_devices(batch, len(devices))
+        return jax.device_get(parallel_step(variables, shards))
+
+    return sum_batch
 
 
 def evaluate_split(
-    parallel_step: EvalStep,
-    variables: dict,
+    sum_batch: Callable[[Batch], Sums],
     split: Split,
     *,
     batch_size: int,
@@ -50,34 +55,13 @@ def evaluate_split(
     """Computes the mean of each of the `example_metrics` over a split.
 
     Args:
-      parallel_step: The step that `create_eval_step` returned.
-      variables: `{"params", "batch_stats"}`, replicated.
+      sum_batch: Sums the metrics of a batch with a `mask`.
       split: The examples.
       batch_size: Examples per step in all processes together, rounded up to a multiple of
         the number of devices. Each process reads and evaluates its share.
-      num_devices: Number of devices of the step in this process.
+      num_devices: Number of devices in this process.
       watch: Iterates over the batches for the evaluation, and may raise to end it.
     """
-
-    def sum_batch(batch: Batch) -> Sums:
-        return jax.device_get(
-            parallel_step(variables, split_over_devices(batch, num_devices))
-        )
-
-    return mean_over_split(
-        sum_batch, split, batch_size=batch_size, num_devices=num_devices, watch=watch
-    )
-
-
-def mean_over_split(
-    sum_batch: Callable[[Batch], Sums],
-    split: Split,
-    *,
-    batch_size: int,
-    num_devices: int,
-    watch: Watch = iter,
-) -> dict[str, float]:
-    """Adds up the sums of all batches, and divides by the number of examples."""
     num_devices *= distributed.num_processes()
     batch_size = -(-batch_size // num_devices) * num_devices
     rows = distributed.process_rows(batch_size)
@@ -102,11 +86,8 @@ def padded_batches(
 ) -> Iterator[Batch]:
     """Yields batches of equal size, with a `mask` that is false for padding.
 
-    Args:
-      split: The split to read from.
-      examples: Numbers of the examples, int `[N]`, at least one.
-      batch_size: Examples in each batch; the last one is padded.
-      rows: The part of each batch to read.
+    `examples` holds the numbers of the examples in the split, int `[N]`, at least one.
+    Only the `rows` of each batch are read.
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]
