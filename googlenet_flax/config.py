@@ -45,14 +45,10 @@ def _field(
     *,
     resumable: bool = False,
 ) -> Any:
-    """Declares a field of `Config`.
+    """Declares a field of `Config`; a resumed run may change one that is `resumable`.
 
-    Args:
-      default: The value where a recipe sets none.
-      allowed: The values that `check` accepts, in words.
-      check: Called with a value of the right type.
-      help: What the field means.
-      resumable: Whether a resumed run may have another value.
+    `check` is called with a value of the right type; `allowed` says in words what it
+    accepts.
     """
     metadata = {"allowed": allowed, "check": check, "help": help, "resumable": resumable}
     return dataclasses.field(default=default, metadata=metadata)
@@ -378,16 +374,13 @@ class Config:
 
     @classmethod
     def of_run(cls, saved: Mapping[str, Any]) -> "Config":
-        """Makes the config of an older run from its `config.json`.
+        """Makes the config of an older run from the result of `Workdir.read_config`.
 
         Fields that it does not know have their defaults, which change nothing; fields that
         no longer exist are left out.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        fields: dict[str, Any] = {
-            RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value
-            for name, value in saved.items()
-        }
+        fields = {RENAMED.get(name, name): value for name, value in saved.items()}
         return cls(**{name: value for name, value in fields.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
@@ -439,9 +432,8 @@ def _check_progressive_sizes(config: Config) -> None:
     sizes, ends = config.progressive_image_sizes, config.progressive_image_size_epochs
     if len(sizes) != len(ends):
         raise UserError(
-            f"config.progressive_image_sizes is {sizes!r} and "
-            f"config.progressive_image_size_epochs is {ends!r} but they must be of the "
-            "same length"
+            f"config.progressive_image_sizes is {sizes!r} but must be of the same length "
+            f"as config.progressive_image_size_epochs, which is {ends!r}"
         )
     if sizes and config.variant not in SIZE_FREE_VARIANTS:
         raise UserError(

@@ -317,11 +317,7 @@ def _create_run(
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
-    """Checks that the data are those that the run was trained on before.
-
-    Raises:
-      UserError: The message names the changes since the newest checkpoint.
-    """
+    """Checks that the data are those that the run was trained on before."""
     with distributed.together():
         data, class_names = experiment.data, experiment.description.class_names
     distributed.check_same(
@@ -345,11 +341,7 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
 
 @distributed.together()
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
-    """Restores the newest checkpoint, and renames damaged ones; None if there is none.
-
-    Raises:
-      UserError: There are checkpoints, but none of them can be read.
-    """
+    """Restores the newest checkpoint, and renames damaged ones; None if there is none."""
     distributed.check_same(
         {"the newest checkpoint": checkpoints.latest_step},
         f"{checkpoints.directory} must be one directory that all processes see",

@@ -138,14 +138,9 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
 
 
 def load_picture(path: str, size: int | None) -> jax.Array:
-    """Loads a picture and resizes it without changing its proportions.
+    """Loads a picture, `[H, W, 3]`, 0 to 255, in the proportions of the file.
 
-    Args:
-      path: A file that `decode_pixels` can read.
-      size: Longer side in pixels; None keeps that of the file, up to `PICTURE_SIZE`.
-
-    Returns:
-      The picture, `[H, W, 3]`, 0 to 255.
+    Its longer side has `size` pixels; with None that of the file, up to `PICTURE_SIZE`.
 
     Raises:
       UserError: The file cannot be read, or the picture is too small or too narrow for the

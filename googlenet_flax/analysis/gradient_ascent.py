@@ -73,15 +73,9 @@ def dream(
 ) -> tuple[jax.Array, list[Octave]]:
     """Changes a picture so that the objective rises.
 
-    Args:
-      model: A network of any variant.
-      variables: Its parameters and, with batch norm, statistics.
-      preprocess: Preprocessing of the network. Its scaling is applied; the picture is
-        neither cut nor resized.
-      image: RGB `[H, W, 3]`, 0 to 255; `H` and `W` at least `MIN_SIDE`.
-      objective: The value to increase.
-      settings: Settings of the gradient ascent.
-      rng: Key that the jitter of each octave and step is drawn from.
+    The network may be of any variant. Only the scaling of `preprocess` is applied: the
+    picture, RGB `[H, W, 3]`, 0 to 255, is neither cut nor resized. Its sides must be at
+    least `MIN_SIDE`. The jitter of each octave and step is drawn from `rng`.
 
     Returns:
       The picture, float32 `[H, W, 3]`, 0 to 255, and its octaves from small to large.

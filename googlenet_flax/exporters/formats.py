@@ -92,11 +92,7 @@ def _draw_images(size: int) -> np.ndarray:
 def _compare_outputs(
     outputs: Mapping[str, np.ndarray], network: Network, images: np.ndarray
 ) -> str:
-    """Compares the logits of the file with those of the network.
-
-    Raises:
-      UserError: They differ by more than `TOLERANCE`.
-    """
+    """Compares the logits of the file with those of the network."""
     apply = jax.jit(
         lambda variables, images: dataclasses.replace(network, variables=variables)(images)
     )
@@ -108,9 +104,8 @@ def _compare_outputs(
     worst = np.max(differences)  # Unlike max(), it returns NaN if there is one.
     if not worst <= TOLERANCE:
         raise UserError(
-            f"the exported network gives other logits than this one (by {worst:.1e} of the "
-            f"largest, more than {TOLERANCE}): nothing was written; try another version of "
-            "jax or onnxruntime"
+            f"the file gives other logits (by {worst:.1e} of the largest, more than "
+            f"{TOLERANCE}) and was not written: try another version of jax or onnxruntime"
         )
     return (
         f"verified: {', '.join(outputs)} differ by at most {worst:.1e} of the largest, "

@@ -160,11 +160,7 @@ def read_original(
 def _check_class_names(
     path: pathlib.Path, weights: WeightFile, class_names: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Returns the given names of the classes, or defaults for their number.
-
-    Raises:
-      UserError: The file has no classifier, or another number of classes.
-    """
+    """Returns the given names of the classes, or defaults for their number."""
     kernel = weights.leaves.get(CLASSIFIER)
     if kernel is None:
         raise UserError(
@@ -191,12 +187,7 @@ def _check_class_names(
 def _fit(
     path: pathlib.Path, weights: WeightFile, description: ModelDescription
 ) -> tuple[dict[str, Any], tuple[ReportLine, ...]]:
-    """Puts the weights into our tree, and draws the heads that the file does not have.
-
-    Raises:
-      UserError: The file holds another network, or values that are not finite floats; the
-        message names the first mismatch.
-    """
+    """Puts the weights into our tree, and draws the heads that the file does not have."""
     leaves = weights.leaves
     like: dict[str, Any] = _flatten(description.variables_like())
     for name, values in leaves.items():

@@ -87,9 +87,6 @@ def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
     are three cases. Names given by Keras are numbered by creation; then the classifier of
     each head must follow its fc. Other names must contain "aux" for the heads alone. Files
     from before Keras 3.6 have no names, and their order is not checked.
-
-    Raises:
-      UserError: The classifiers are in another order.
     """
     names = [own_names.get(_numbered("dense", number), "") for number in range(len(DENSES))]
     # Keras numbers its own names by creation: `dense`, `dense_1` and so on.

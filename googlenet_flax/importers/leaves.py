@@ -53,12 +53,9 @@ class WeightFile(NamedTuple):
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, kind: str, package: str) -> Iterator[None]:
-    """Turns errors of the import and of the use of a package into a `UserError`.
+    """Turns errors of the import and use of an optional package into a `UserError`.
 
-    Args:
-      path: The file that is read.
-      kind: What the file should be, such as "an ONNX file".
-      package: Optional package that reads it.
+    The package reads a file that should be of a `kind`, such as "an ONNX file".
     """
     try:
         yield

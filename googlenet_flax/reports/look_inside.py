@@ -140,14 +140,10 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
-    """Scales the filters of a kernel `[h, w, 3, N]` to pictures.
+    """Scales the filters of conv1, `[h, w, 3, N]`, to pictures.
 
-    Args:
-      kernel: Kernel of conv1.
-      channel_order: Order of the channels of the network's input, "RGB" or "BGR".
-
-    Returns:
-      The pictures, float `[N, h, w, 3]`, 0 to 1; a weight of 0 is gray.
+    `channel_order` is that of the network's input. The pictures are float `[N, h, w, 3]`,
+    0 to 1; a weight of 0 is gray.
     """
     filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
     if channel_order == "BGR":

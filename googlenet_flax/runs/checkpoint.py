@@ -28,7 +28,7 @@ from googlenet_flax.runs.label import (
     named_leaves,
 )
 from googlenet_flax.runtime import distributed
-from googlenet_flax.runtime.errors import NotFiniteError, UserError, writing
+from googlenet_flax.runtime.errors import RESUME, NotFiniteError, UserError, writing
 from googlenet_flax.training.description import DataDescription, ModelDescription
 from googlenet_flax.training.sharding import replicated_like, replicated_sharding
 from googlenet_flax.training.state import TrainState
@@ -135,8 +135,8 @@ class Checkpoints:
         if name == "best":
             if self.best_step is None:
                 raise UserError(
-                    f"no checkpoint in {self.directory} has been evaluated: "
-                    "use --checkpoint=latest"
+                    f"no checkpoint in {self.directory} was evaluated: use "
+                    "--checkpoint=latest"
                 )
             return self.best_step
         if step not in self.labels:
@@ -192,13 +192,8 @@ class Checkpoints:
         """Starts to write `state` under its own step, and replaces an existing checkpoint.
 
         Returns once the state is copied, so that it may be donated to the next step. Waits
-        for the previous save, and raises its error.
-
-        Args:
-          state: The state, replicated over the devices.
-          description: Description of the network.
-          data: Description of the examples.
-          metrics: Metrics of an evaluation of this state, if there was one.
+        for the previous save, and raises its error. The state is replicated over the
+        devices; `metrics` are those of its evaluation, if there was one.
 
         Raises:
           NotFiniteError: A leaf is NaN or infinite; nothing is written.
@@ -286,10 +281,8 @@ class Checkpoints:
     ) -> TrainState:
         """Restores the state at `step`, replicated over `devices`.
 
-        Args:
-          step: Step of an existing checkpoint.
-          state_like: Expected shapes and types, as `jax.eval_shape` returns them.
-          devices: Devices to restore to; they may differ from those of the save.
+        These may differ from the devices of the save. `state_like` holds the expected
+        shapes and types, as `jax.eval_shape` returns them.
 
         Raises:
           UserError: The checkpoint holds other leaves, shapes or types, or is damaged.
@@ -366,11 +359,7 @@ def _read_label(path: pathlib.Path) -> Label:
 
 
 def _create_checkpointer(directory: pathlib.Path) -> Any:
-    """Prepares a directory, finishes the deletions of a killed run, and starts Orbax.
-
-    Raises:
-      UserError: The directory cannot be written.
-    """
+    """Prepares a directory, finishes the deletions of a killed run, and starts Orbax."""
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
     with distributed.together():
@@ -404,9 +393,7 @@ def _saving(path: pathlib.Path) -> Iterator[None]:
         if distributed.num_processes() > 1 and distributed.reports_a_lost_process(error):
             raise
         raise UserError(
-            f"checkpoint {path} cannot be written ({_cause(error)}): the checkpoints "
-            "before it are intact; fix that and run the same command, which continues from "
-            "the newest"
+            f"checkpoint {path} cannot be written ({_cause(error)}): {RESUME}"
         ) from error
 
 

@@ -65,11 +65,6 @@ def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
 
     Orbax would cast types silently, and its errors about shapes are unclear.
 
-    Args:
-      step: Step of the checkpoint, for the message.
-      saved: Leaves of its label.
-      items_like: Arrays, or their shapes and types.
-
     Raises:
       UserError: They differ; the message names the first leaves.
     """
@@ -82,9 +77,8 @@ def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
     ]
     if different:
         raise UserError(
-            f"checkpoint {step} does not fit this network: {name_first(different)}; "
-            "variant, classes, image_size and width_multiplier must be those of its "
-            "training"
+            f"checkpoint {step} does not fit this network: {name_first(different)}; give "
+            "the variant, classes, image_size and width_multiplier of its training"
         )
 
 

@@ -7,19 +7,15 @@ from typing import Any, Self
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.metrics import tagged_metrics
-from googlenet_flax.runtime.errors import UserError, writing
+from googlenet_flax.runtime.errors import UserError, missing_package, writing
 from googlenet_flax.runtime.files import replace_file
 
 
 class WandbMirror:
     """Sender of metrics to one W&B run per workdir, which a resumed run continues.
 
-    Rows that a killed run wrote after its last checkpoint are sent twice.
-
-    Args:
-      project: Name of the W&B project.
-      directory: Directory for the files of W&B and the id of the run.
-      config: Config that W&B shows with the run.
+    Rows that a killed run wrote after its last checkpoint are sent twice. The directory
+    keeps the files of W&B and the id of the run.
 
     Raises:
       UserError: The package `wandb` is missing, or W&B cannot start.
@@ -29,10 +25,7 @@ class WandbMirror:
         try:
             import wandb  # noqa: PLC0415 - optional package
         except ImportError as error:
-            raise UserError(
-                "config.wandb_project needs the package wandb: pip install -c "
-                "constraints.txt -e '.[wandb]', or set --config.wandb_project="
-            ) from error
+            raise missing_package("wandb", "config.wandb_project", "wandb") from error
         with writing(directory):
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
@@ -50,8 +43,7 @@ class WandbMirror:
             )
         except Exception as error:  # Many types: no login, no network, a bad name.
             raise UserError(
-                f"W&B cannot start ({error}): run `wandb login`, or set "
-                "WANDB_MODE=offline, or --config.wandb_project="
+                f"W&B cannot start ({error}): run `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
 

@@ -27,14 +27,8 @@ def warm_start(
 ) -> tuple[TrainState, str]:
     """Puts the weights of the best checkpoint of another run (or its latest) into a state.
 
-    If the number of classes differs, the last layer of each classifier keeps its random
-    weights.
-
-    Args:
-      state: State with random weights, replicated over `devices`.
-      source: Directory of the other run.
-      description: Description of the network to be trained.
-      devices: Devices of the state.
+    If the number of classes differs, the last layer of each classifier keeps the random
+    weights of `state`, which is replicated over `devices` and described by `description`.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -77,8 +71,7 @@ def _check_networks(
     ]
     if options:
         raise UserError(
-            f"--config.init_from={source.path} was trained with other settings: set "
-            f"{' '.join(options)}"
+            f"--config.init_from={source.path} is another network: set {' '.join(options)}"
         )
 
 

@@ -35,13 +35,11 @@ class Workdir:
             os.fspath(self.path).encode()
         except RuntimeError as error:
             raise UserError(
-                f"workdir {os.fspath(path)!r} names no directory ({error}): choose another "
-                "with --workdir=DIR"
+                f"workdir {os.fspath(path)!r} names no directory ({error}): name another"
             ) from error
         except UnicodeEncodeError as error:
             raise UserError(
-                f"workdir {os.fspath(path)!r} has a name that this locale cannot encode: "
-                "set PYTHONUTF8=1 in the environment"
+                f"this locale cannot encode workdir {os.fspath(path)!r}: set PYTHONUTF8=1"
             ) from error
         self.config_file = self.path / "config.json"
         self.starts_file = self.path / "starts.jsonl"
@@ -73,8 +71,7 @@ class Workdir:
             os.listdir(self.path)
         except OSError as error:
             raise UserError(
-                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): choose "
-                "another with --workdir=DIR"
+                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): use another"
             ) from error
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,8 +95,7 @@ class Workdir:
     def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
         """Reads the config of the run, with tuples instead of the lists of JSON.
 
-        Args:
-          flag: The flag that named this directory, for error messages.
+        Errors name the flag that named this directory.
 
         Raises:
           UserError: There is no run here, or its config is missing or unreadable.

@@ -27,10 +27,7 @@ def run(
 ) -> None:
     """Parses the command line, runs the command and ends the process.
 
-    Args:
-      command: The work of the command; it may raise a `RunError`.
-      config: The flag from `define_config`.
-      required: Flags that must be given.
+    The command may raise a `RunError`. Flags in `required` must be given.
     """
 
     def main(_: list[str]) -> None:

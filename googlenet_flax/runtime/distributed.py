@@ -161,9 +161,8 @@ def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
         return list(devices)
     if jax.device_count() != len(devices) * num_processes():
         raise UserError(
-            f"process {jax.process_index()} has {len(devices)} of the "
-            f"{jax.device_count()} devices of {num_processes()} processes: start processes "
-            "that have equally many"
+            f"process {jax.process_index()} has {len(devices)} of {jax.device_count()} "
+            f"devices: start {num_processes()} processes that have equally many"
         )
     return jax.devices()
 
@@ -228,9 +227,7 @@ def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
 def to_global(tree: Any, sharding: NamedSharding) -> Any:
     """Converts the arrays that `pmap` returns to global arrays, as Orbax needs them.
 
-    Args:
-      tree: Arrays with the same values in every process.
-      sharding: Sharding over the devices of all processes.
+    They have the same values in every process; `sharding` is over all devices.
     """
     if num_processes() == 1:
         return tree

@@ -13,11 +13,8 @@ from googlenet_flax.runtime.streams import say
 class Progress:
     """A progress bar if stderr is a terminal, and plain lines otherwise.
 
-    Args:
-      total_steps: Number of steps of the whole run.
-      start_step: Number of steps completed before this process started.
-      batch_size: Images per step, used to compute images per second.
-      is_shown: False to print nothing; one process of a distributed run is enough.
+    This process continues after `start_step` of the `total_steps`. It prints nothing
+    unless `is_shown`: one process of a distributed run is enough.
     """
 
     def __init__(

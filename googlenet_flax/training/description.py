@@ -79,12 +79,9 @@ class ModelDescription:
         axis_name: str | None = None,
         freeze_norm: bool = False,
     ) -> GoogLeNet:
-        """Creates the network.
+        """Creates the network for devices, by default JAX's default device.
 
-        Args:
-          devices: The devices that will run it; default: JAX's default device.
-          axis_name: Passed on to `googlenet_flax.create_model`.
-          freeze_norm: Passed on to `googlenet_flax.create_model`.
+        `googlenet_flax.create_model` describes the other arguments.
         """
         return create_model(
             self.variant,

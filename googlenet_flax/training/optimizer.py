@@ -19,11 +19,8 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Creates SGD with momentum (not Nesterov) and weight decay on kernels.
 
-    Args:
-      schedule: Learning rate by step.
-      momentum: Factor of the momentum buffer.
-      weight_decay: L2 penalty that is added to the gradient of each kernel.
-      head_only: Train the last layer of each classifier and leave the rest as it is.
+    The weight decay is an L2 penalty. With `head_only` the last layer of each classifier
+    is trained, and the rest stays as it is.
     """
 
     def kernels(params: Params) -> Params:

@@ -35,9 +35,8 @@ def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
     steps = round(epochs * epoch_steps)
     if steps > MAX_STEPS:
         raise UserError(
-            f"config.{field} is {epochs}, which is {steps} steps at {epoch_steps} an "
-            f"epoch, but a run has at most {MAX_STEPS} steps: set "
-            f"--config.{field}={MAX_STEPS // epoch_steps} or less"
+            f"config.{field} is {epochs}, which is {steps} steps, but a run has at most "
+            f"{MAX_STEPS}: set --config.{field}={MAX_STEPS // epoch_steps} or less"
         )
     return steps
 

@@ -46,14 +46,10 @@ def create_state(
     image_size: int,
     averages: bool = False,
 ) -> TrainState:
-    """Creates a state with random weights; under `jax.jit` this takes seconds.
+    """Creates a state with random weights drawn from `rng`; under `jax.jit` in seconds.
 
-    Args:
-      model: The network.
-      tx: The optimizer.
-      rng: Key of the initial weights.
-      image_size: Side of the network's input in pixels.
-      averages: If true, the state also holds averages of the weights.
+    `image_size` is the side of the network's input in pixels. With `averages` the state
+    also holds averages of the weights.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables = model.init(rng, images, train=False)
