@@ -3,7 +3,6 @@
 python -m googlenet_flax.evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
 """
 
-import argparse
 import json
 
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
@@ -16,7 +15,21 @@ from googlenet_flax.training.evaluation import format_metrics
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
+    parser = argument_parser("evaluate", __doc__)
+    add = parser.add_argument
+    add("--workdir", default="", help="directory of a run or import")
+    add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
+    add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
+    add("--dataset", default="", help="data set to evaluate on; default: the run's")
+    add("--data_dir", default="", help="folder of the data; default: the run's")
+    add("--split", default="", help="TFDS split; default: the run's eval_split")
+    fraction_help = "tested part of a folder without splits; default: the run's"
+    add("--eval_fraction", type=float, help=fraction_help)
+    add("--batch_size", type=int, default=0, help="pictures per batch; default: the run's")
+    add("--json", action="store_true", help="print the metrics as one JSON object")
+    args = parser.parse_args()
     with running():
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
@@ -39,27 +52,6 @@ def main() -> None:
             print(json.dumps(metrics))
         else:
             print(f"checkpoint {metrics['step']}: {format_metrics(metrics)}")
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser("evaluate", __doc__)
-    add = parser.add_argument
-    add("--workdir", default="", help="directory of a run or import")
-    add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
-    add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
-    add("--dataset", default="", help="data set to evaluate on; default: the run's")
-    add("--data_dir", default="", help="folder of the data; default: the run's")
-    add("--split", default="", help="TFDS split; default: the run's eval_split")
-    add(
-        "--eval_fraction",
-        type=float,
-        help="tested part of a folder without splits; default: the run's",
-    )
-    add("--batch_size", type=int, default=0, help="pictures per batch; default: the run's")
-    add("--json", action="store_true", help="print the metrics as one JSON object")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m googlenet_flax.export --workdir=DIR --format=onnx --out=FILE
 """
 
-import argparse
 import os
 import pathlib
 
@@ -18,7 +17,15 @@ from googlenet_flax.runtime.files import check_writable
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
+    parser = argument_parser("export", __doc__)
+    add = parser.add_argument
+    add("--workdir", required=True, help="directory of a run or import")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
+    add("--out", required=True, help="file to write; stablehlo also writes FILE.json")
+    heads_help = "also export the heads' logits; safetensors always has their weights"
+    add("--aux_heads", action="store_true", help=heads_help)
+    args = parser.parse_args()
     # Accelerators multiply with less precision, which the comparison would not pass.
     jax.config.update("jax_platforms", "cpu")
     with running():
@@ -39,21 +46,6 @@ def main() -> None:
             f"Done: {args.out}, {len(exported.data) / 1e6:.1f} MB of step "
             f"{predictor.checkpoint_step}"
         )
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser("export", __doc__)
-    add = parser.add_argument
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
-    add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
-    add("--out", required=True, help="file to write; stablehlo also writes FILE.json")
-    add(
-        "--aux_heads",
-        action="store_true",
-        help="also export the heads' logits; safetensors always has their weights",
-    )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m googlenet_flax.import_weights --from=FORMAT --weights=FILE --workdir=DIR
 """
 
-import argparse
 import pathlib
 
 from googlenet_flax.importers.formats import (
@@ -19,21 +18,6 @@ from googlenet_flax.runtime.command import argument_parser, running
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
-    with running():
-        check_unused(args.workdir)
-        imported = read_original(
-            args.format_name,
-            args.weights,
-            image_size=args.image_size,
-            class_names=read_class_names(args.class_names) if args.class_names else (),
-            transform_input={"true": True, "false": False}.get(args.transform_input),
-        )
-        write_import(imported, args.workdir)
-        print(f"{describe_import(imported)}\nDone: {args.workdir}")
-
-
-def _parse_arguments() -> argparse.Namespace:
     parser = argument_parser("import_weights", __doc__)
     add = parser.add_argument
     add("--from", required=True, choices=FORMATS, dest="format_name", help="file format")
@@ -47,7 +31,18 @@ def _parse_arguments() -> argparse.Namespace:
         help="whether torchvision's network normalizes its input again; default: only for "
         "torchvision's own trained weights",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    with running():
+        check_unused(args.workdir)
+        imported = read_original(
+            args.format_name,
+            args.weights,
+            image_size=args.image_size,
+            class_names=read_class_names(args.class_names) if args.class_names else (),
+            transform_input={"true": True, "false": False}.get(args.transform_input),
+        )
+        write_import(imported, args.workdir)
+        print(f"{describe_import(imported)}\nDone: {args.workdir}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -22,7 +21,16 @@ from googlenet_flax.runtime.streams import tell
 
 def main() -> None:
     """Runs the command."""
-    args = _parse_arguments()
+    parser = argument_parser("predict", __doc__)
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures or folders of them")
+    add("--workdir", required=True, help="directory of a run or import")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--top", type=int, default=5, help="classes to print for each picture; default: 5")
+    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
+    add("--batch_size", type=int, default=32, help="pictures per batch; default: 32")
+    add("--json", action="store_true", help="print one JSON object per picture")
+    args = parser.parse_args()
     with running():
         for name in ("top", "batch_size"):
             if getattr(args, name) < 1:
@@ -72,19 +80,6 @@ def _print_json(prediction: Prediction) -> None:
     else:
         row["classes"] = [{"name": n, "probability": p} for n, p in prediction.classes]
     print(json.dumps(row, ensure_ascii=False), flush=True)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argument_parser("predict", __doc__)
-    add = parser.add_argument
-    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures or folders of them")
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
-    add("--top", type=int, default=5, help="classes to print for each picture; default: 5")
-    add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
-    add("--batch_size", type=int, default=32, help="pictures per batch; default: 32")
-    add("--json", action="store_true", help="print one JSON object per picture")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import pathlib
 import resource
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -65,31 +66,29 @@ def _find_builder(
     """Returns the builder of a prepared data set; prepares it if needed and allowed."""
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
     name = dataset.partition(":")[0]
-    if name in OWN_BUILDERS:
-        builder = OWN_BUILDERS[name](data_dir=root)
-        if not _is_prepared(builder):
-            if not may_prepare:
-                raise MissingDataError(
-                    f"data set {name!r} is not prepared in {builder.data_dir_root}: "
-                    "training prepares it"
-                )
-            builder.prepare()
-        return builder
+    own = OWN_BUILDERS.get(name)
     try:
-        builder = tfds.builder(dataset, data_dir=root)
+        builder: Any = own(data_dir=root) if own else tfds.builder(dataset, data_dir=root)
     except (ValueError, AssertionError) as error:
         raise UserError(
             f"unknown dataset {dataset!r}: use digits, cifar10, cifar100, imagenet2012, "
             "folder, or an image classification set of TFDS that is prepared as "
             f"array_record in --config.data_dir ({root or tfds.core.constants.DATA_DIR})"
         ) from error
-    if not _is_prepared(builder):
-        raise MissingDataError(
-            f"data set {dataset!r} is not prepared in {builder.data_dir_root}: run "
-            f"`tfds build {name} --file_format=array_record` where TensorFlow is installed "
-            "and point --config.data_dir at the folder it writes"
+    if _is_prepared(builder):
+        return builder
+    if own and may_prepare:
+        builder.prepare()
+        return builder
+    remedy = "training prepares it"
+    if not own:
+        remedy = (
+            f"run `tfds build {name} --file_format=array_record` where TensorFlow is "
+            "installed and point --config.data_dir at the folder it writes"
         )
-    return builder
+    raise MissingDataError(
+        f"data set {dataset!r} is not prepared in {builder.data_dir_root}: {remedy}"
+    )
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
