@@ -432,8 +432,9 @@ def _check_progressive_sizes(config: Config) -> None:
     sizes, ends = config.progressive_image_sizes, config.progressive_image_size_epochs
     if len(sizes) != len(ends):
         raise UserError(
-            f"config.progressive_image_sizes is {sizes!r} but must be of the same length "
-            f"as config.progressive_image_size_epochs, which is {ends!r}"
+            f"config.progressive_image_sizes is {sizes!r} and "
+            f"config.progressive_image_size_epochs is {ends!r} but they must be of the "
+            "same length"
         )
     if sizes and config.variant not in SIZE_FREE_VARIANTS:
         raise UserError(

@@ -128,7 +128,8 @@ def _read_images(
     if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
         raise UserError(
             f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB of the machine's "
-            f"{memory_bytes / 2**30:.1f}: choose a slice such as {split}[:10%]"
+            f"{memory_bytes / 2**30:.1f} GiB of memory: choose a slice such as "
+            f"{split}[:10%]"
         )
     images = np.empty((num_examples, *shape), np.uint8)
     labels = np.empty(num_examples, np.int32)

@@ -135,8 +135,8 @@ class Checkpoints:
         if name == "best":
             if self.best_step is None:
                 raise UserError(
-                    f"no checkpoint in {self.directory} was evaluated: use "
-                    "--checkpoint=latest"
+                    f"no checkpoint in {self.directory} has been evaluated: "
+                    "use --checkpoint=latest"
                 )
             return self.best_step
         if step not in self.labels:

@@ -35,7 +35,8 @@ class Workdir:
             os.fspath(self.path).encode()
         except RuntimeError as error:
             raise UserError(
-                f"workdir {os.fspath(path)!r} names no directory ({error}): name another"
+                f"workdir {os.fspath(path)!r} names no directory ({error}): choose another "
+                "with --workdir=DIR"
             ) from error
         except UnicodeEncodeError as error:
             raise UserError(
@@ -71,7 +72,8 @@ class Workdir:
             os.listdir(self.path)
         except OSError as error:
             raise UserError(
-                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): use another"
+                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): choose "
+                "another with --workdir=DIR"
             ) from error
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from googlenet_flax.config import Config
+from googlenet_flax.config import FIELDS, Config
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.preprocessing.augment import Augment
@@ -55,21 +55,12 @@ class Experiment:
     @cached_property
     def description(self) -> ModelDescription:
         """The description of the network, which each checkpoint stores."""
-        config = self.config
+        fields = _shared_fields(self.config, Preprocess)
+        fields["storage_size"] = self.train_set.storage_size
         return ModelDescription(
-            variant=config.variant,
-            width_multiplier=config.width_multiplier,
-            dtype=config.dtype,
+            **_shared_fields(self.config, ModelDescription),
             class_names=self.train_set.class_names,
-            preprocess=Preprocess(
-                storage_size=self.train_set.storage_size,
-                image_size=config.image_size,
-                crop_fraction=config.crop_fraction,
-                input_scale=config.input_scale,
-                input_mean=config.input_mean,
-                input_std=config.input_std,
-                channel_order=config.channel_order,
-            ),
+            preprocess=Preprocess(**fields),
         )
 
     @cached_property
@@ -145,19 +136,14 @@ class Experiment:
     @property
     def objective(self) -> Objective:
         """The loss."""
-        config = self.config
-        aux_weight: Any = config.aux_weight
-        if config.final_aux_fraction != 1:
-            aux_weight = schedules.linear_decay(
-                learning_rate=config.aux_weight,
-                final_fraction=config.final_aux_fraction,
+        fields = _shared_fields(self.config, Objective)
+        if self.config.final_aux_fraction != 1:
+            fields["aux_weight"] = schedules.linear_decay(
+                learning_rate=self.config.aux_weight,
+                final_fraction=self.config.final_aux_fraction,
                 steps=self.total_steps,
             )
-        return Objective(
-            aux_weight=aux_weight,
-            label_smoothing=config.label_smoothing,
-            mixup_alpha=config.mixup_alpha,
-        )
+        return Objective(**fields)
 
     @cached_property
     def train_steps(self) -> list[TrainStep]:
@@ -176,8 +162,7 @@ class Experiment:
             unroll_accumulation=self.devices[0].platform == "cpu",
             axis_name=AXIS_NAME,
         )
-        fields = dataclasses.fields(Augment)
-        augment = Augment(**{field.name: getattr(config, field.name) for field in fields})
+        augment = Augment(**_shared_fields(config, Augment))
         everywhere = distributed.all_devices(self.devices)
         steps = []
         for size in (*config.progressive_image_sizes, config.image_size):
@@ -342,21 +327,23 @@ def load_config_split(
 
     Pictures are read as for `network`, if one is given: with its classes and size.
     """
+    fields = _shared_fields(config, PictureOptions)
+    if network is not None:
+        fields["storage_size"] = network.preprocess.storage_size
+        fields["class_names"] = network.class_names
     return load_split(
         config.dataset,
         split,
         data_dir=config.data_dir,
+        pictures=PictureOptions(**fields),
         may_prepare=may_prepare,
-        pictures=PictureOptions(
-            storage_size=(
-                network.preprocess.storage_size if network else config.storage_size
-            ),
-            eval_fraction=config.eval_fraction,
-            on_bad_image=config.on_bad_image,
-            decode_workers=config.decode_workers,
-            class_names=network.class_names if network else (),
-        ),
     )
+
+
+def _shared_fields(config: Config, kind: Any) -> dict[str, Any]:
+    """Returns the fields of a config, by name, that a dataclass such as `Augment` has."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: getattr(config, name) for name in names if name in FIELDS}
 
 
 def fresh_state(experiment: Experiment) -> TrainState:
