@@ -15,7 +15,7 @@ from googlenet_flax.exporters.network import IMAGES, Network, as_text
 from googlenet_flax.model.convolution import Padding2D
 from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, Variant, ops
 from googlenet_flax.preprocessing.preprocess import Preprocess
-from googlenet_flax.runtime.errors import missing_package
+from googlenet_flax.runtime.errors import optional_package
 
 OPSET = 17  # This version and `IR_VERSION` are from 2022, so that old runtimes read them.
 IR_VERSION = 8
@@ -220,10 +220,8 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     Raises:
       UserError: The package onnx is missing.
     """
-    try:
-        import onnx  # noqa: PLC0415 - optional package
-    except ImportError as error:
-        raise missing_package("onnx", "--format=onnx", "export") from error
+    with optional_package("onnx", "--format=onnx", "export"):
+        import onnx  # noqa: PLC0415
     graph = Graph(onnx, network.leaves())
     outputs = _build(graph, network)
     size, num_classes = network.preprocess.image_size, network.model.num_classes

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from googlenet_flax.exporters.network import Network, as_text
-from googlenet_flax.runtime.errors import missing_package
+from googlenet_flax.runtime.errors import optional_package
 
 
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
@@ -28,9 +28,6 @@ def read(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.numpy  # noqa: PLC0415 - optional package
-    except ImportError as error:
-        purpose = "--format=safetensors"
-        raise missing_package("safetensors", purpose, "export") from error
+    with optional_package("safetensors", "--format=safetensors", "export"):
+        import safetensors.numpy  # noqa: PLC0415
     return safetensors

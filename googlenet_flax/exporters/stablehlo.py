@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.exporters.network import Network
-from googlenet_flax.runtime.errors import missing_package
+from googlenet_flax.runtime.errors import optional_package
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -22,10 +22,8 @@ def write(network: Network) -> bytes:
     Raises:
       UserError: The package flatbuffers is missing, with which JAX serializes.
     """
-    try:
-        import flatbuffers  # noqa: F401, PLC0415 - an extra
-    except ImportError as error:
-        raise missing_package("flatbuffers", "--format=stablehlo", "export") from error
+    with optional_package("flatbuffers", "--format=stablehlo", "export"):
+        import flatbuffers  # noqa: F401, PLC0415
     from jax import export  # noqa: PLC0415 - slow
 
     (batch,) = export.symbolic_shape("batch")

@@ -9,7 +9,7 @@ import numpy as np
 
 from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES, AUX_TAPS, INCEPTIONS
 from googlenet_flax.model.layers import InceptionWidths
-from googlenet_flax.runtime.errors import UserError, missing_package
+from googlenet_flax.runtime.errors import UserError, optional_package
 
 STEM = ("conv1", "conv2_reduce", "conv2")
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
@@ -58,11 +58,10 @@ def reading(path: pathlib.Path, kind: str, package: str) -> Iterator[None]:
     The package reads a file that should be of a `kind`, such as "an ONNX file".
     """
     try:
-        yield
+        with optional_package(package, f"reading {path.name}"):
+            yield
     except UserError:
         raise
-    except ImportError as error:
-        raise missing_package(package, f"reading {path.name}") from error
     except Exception as error:  # For broken files the libraries raise nearly anything.
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise UserError(f"{path} is not {kind}, or it is broken: {reason}") from error

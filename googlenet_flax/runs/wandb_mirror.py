@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.metrics import tagged_metrics
-from googlenet_flax.runtime.errors import UserError, missing_package, writing
+from googlenet_flax.runtime.errors import UserError, optional_package, writing
 from googlenet_flax.runtime.files import replace_file
 
 
@@ -22,10 +22,8 @@ class WandbMirror:
     """
 
     def __init__(self, project: str, directory: pathlib.Path, config: Config):
-        try:
-            import wandb  # noqa: PLC0415 - optional package
-        except ImportError as error:
-            raise missing_package("wandb", "config.wandb_project", "wandb") from error
+        with optional_package("wandb", "config.wandb_project", "wandb"):
+            import wandb  # noqa: PLC0415
         with writing(directory):
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"

@@ -36,11 +36,15 @@ class MissingDataError(UserError):
     """The data set was not found."""
 
 
-def missing_package(package: str, purpose: str, extra: str = "import") -> UserError:
-    """Creates the error for a missing package that the optional `extra` installs."""
-    return UserError(
-        f"{purpose} needs {package}: pip install {package}, or googlenet_flax[{extra}]"
-    )
+@contextlib.contextmanager
+def optional_package(package: str, purpose: str, extra: str = "import") -> Iterator[None]:
+    """Turns the `ImportError` of a package that an extra installs into a `UserError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs {package}: pip install {package}, or googlenet_flax[{extra}]"
+        ) from error
 
 
 class WorkdirInUseError(RunError):
