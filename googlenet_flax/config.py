@@ -40,8 +40,7 @@ RENAMED = {
 def _field(
     default: Any,
     allowed: str,
-    check: Callable[[Any], bool],
-    help: str,
+    check: Callable[[Any], bool] = lambda value: True,
     *,
     resumable: bool = False,
 ) -> Any:
@@ -50,58 +49,45 @@ def _field(
     `check` is called with a value of the right type; `allowed` says in words what it
     accepts.
     """
-    metadata = {"allowed": allowed, "check": check, "help": help, "resumable": resumable}
+    metadata = {"allowed": allowed, "check": check, "resumable": resumable}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _one_of(*names: str, help: str, default: str = "", resumable: bool = False) -> Any:
+def _one_of(*names: str, default: str = "", resumable: bool = False) -> Any:
     """Declares a field with one of the names, by default the first."""
     allowed = f"one of {', '.join(names)}"
-    check = names.__contains__
-    return _field(default or names[0], allowed, check, help, resumable=resumable)
+    return _field(default or names[0], allowed, names.__contains__, resumable=resumable)
 
 
-def _text(default: str, allowed: str, help: str) -> Any:
-    return _field(default, allowed, bool, help)
+def _flag() -> Any:
+    return _field(False, "True or False", resumable=True)
 
 
-def _optional_text(allowed: str, help: str, *, resumable: bool = False) -> Any:
-    return _field("", allowed, lambda value: True, help, resumable=resumable)
-
-
-def _flag(help: str) -> Any:
-    return _field(False, "True or False", lambda value: True, help, resumable=True)
-
-
-def _at_least(low: float, default: float, help: str, *, resumable: bool = False) -> Any:
+def _at_least(low: float, *, default: float, resumable: bool = False) -> Any:
     allowed = f"from {low} up to {MAX_NUMBER}"
-    return _field(
-        default, allowed, lambda v: low <= v <= MAX_NUMBER, help, resumable=resumable
-    )
+    return _field(default, allowed, lambda v: low <= v <= MAX_NUMBER, resumable=resumable)
 
 
-def _between(low: float, high: float, default: float, help: str) -> Any:
-    return _field(default, f"from {low} up to {high}", lambda v: low <= v <= high, help)
+def _between(low: float, high: float, *, default: float) -> Any:
+    return _field(default, f"from {low} up to {high}", lambda v: low <= v <= high)
 
 
-def _above(low: float, high: float, default: float, help: str) -> Any:
-    return _field(default, f"above {low} up to {high}", lambda v: low < v <= high, help)
+def _above(low: float, high: float, *, default: float) -> Any:
+    return _field(default, f"above {low} up to {high}", lambda v: low < v <= high)
 
 
-def _below_one(default: float, help: str) -> Any:
-    return _field(default, "from 0 up to but not 1", lambda v: 0 <= v < 1, help)
+def _below_one(*, default: float) -> Any:
+    return _field(default, "from 0 up to but not 1", lambda v: 0 <= v < 1)
 
 
-def _per_channel(
-    default: float, allowed: str, check: Callable[[float], bool], help: str
-) -> Any:
+def _per_channel(default: float, allowed: str, check: Callable[[float], bool]) -> Any:
     def check_all(values: tuple) -> bool:
         return len(values) == 3 and all(
             _is_a(value, float) and abs(value) <= MAX_NUMBER and check(value)
             for value in values
         )
 
-    return _field((default,) * 3, f"3 {allowed}, as (0.5, 0.5, 0.5)", check_all, help)
+    return _field((default,) * 3, f"3 {allowed}, as (0.5, 0.5, 0.5)", check_all)
 
 
 def _is_a(value: Any, expected: type) -> bool:
@@ -130,214 +116,144 @@ class Config:
     """
 
     # The network
-    variant: str = _one_of(
-        *VARIANTS, default="bn", help="The original that the network equals."
-    )
-    width_multiplier: float = _above(
-        0, 8, 1.0, "Factor on every channel count; the paper has 1."
-    )
-    dtype: str = _one_of(
-        *("float32", "bfloat16"),
-        help="Type of the activations; parameters and loss are float32.",
-    )
+    variant: str = _one_of(*VARIANTS, default="bn")  # The original that it equals.
+    width_multiplier: float = _above(0, 8, default=1.0)  # Factor on all channel counts.
+    # Type of the activations; parameters and loss are float32.
+    dtype: str = _one_of("float32", "bfloat16")
 
     # The data
-    dataset: str = _text(
+    # Image classification set to learn. The set `folder` is your own pictures;
+    # imagenet2012 is prepared from the two official archives in data_dir.
+    dataset: str = _field(
         "cifar10",
         "digits, cifar10, cifar100, imagenet2012, folder or the name of a TFDS set",
-        "Image classification set to learn. The set `folder` is your own pictures; "
-        "imagenet2012 is prepared from the two official archives in data_dir.",
+        bool,
     )
-    data_dir: str = _optional_text(
-        "a folder",
-        'TFDS data folder, or the folder of pictures; "" is the default of TFDS.',
-        resumable=True,
-    )
-    train_split: str = _text(
-        "train", "a TFDS split such as train[:3000]", "Split to train on."
-    )
-    eval_split: str = _text(
-        "test", "a TFDS split such as test", "Split to evaluate on, as a whole."
-    )
-    eval_fraction: float = _below_one(
-        0.0, "Part of each class in a folder without splits that becomes its test split."
-    )
-    storage_size: int = _at_least(
-        1,
-        256,
-        "Longer side in pixels to which pictures of any size (of folder or imagenet2012) "
-        "are reduced when they are read.",
-    )
-    on_bad_image: str = _one_of(
-        *("stop", "skip"),
-        help="What a picture that cannot be read does to the run.",
-        resumable=True,
-    )
-    decode_workers: int = _at_least(
-        0, 0, "Processes that decode pictures; 0 decodes in threads.", resumable=True
-    )
+    # TFDS data folder, or the folder of pictures; "" is the default of TFDS.
+    data_dir: str = _field("", "a folder", resumable=True)
+    train_split: str = _field("train", "a TFDS split such as train[:3000]", bool)
+    eval_split: str = _field("test", "a TFDS split such as test", bool)
+    # Part of each class in a folder without splits that becomes its test split.
+    eval_fraction: float = _below_one(default=0.0)
+    # Longer side in pixels to which pictures of any size (of folder or imagenet2012) are
+    # reduced when they are read.
+    storage_size: int = _at_least(1, default=256)
+    # What a picture that cannot be read does to the run.
+    on_bad_image: str = _one_of("stop", "skip", resumable=True)
+    # Processes that decode pictures; 0 decodes in threads.
+    decode_workers: int = _at_least(0, default=0, resumable=True)
 
     # The network's input
+    # Side of the network's input in pixels; images are resized to it.
     image_size: int = _field(
         224,
         f"{MIN_IMAGE_SIZE} pixels or more (80 for seed and paper) and at most "
         f"{MAX_IMAGE_SIZE}",
         _is_size,
-        "Side of the network's input in pixels; images are resized to it.",
     )
-    crop_fraction: float = _above(
-        0, 1, 1.0, "Part of the shorter side that the central square of evaluation takes."
-    )
-    input_scale: float = _above(
-        0, 255, 1 / 255, "Factor on pixels of 0 to 255, applied first."
-    )
-    input_mean: tuple[float, float, float] = _per_channel(
-        0.0, "numbers", lambda value: True, "Subtracted after scaling, per channel."
-    )
+    # Part of the shorter side that the central square of evaluation takes.
+    crop_fraction: float = _above(0, 1, default=1.0)
+    # Factor on pixels of 0 to 255, applied first.
+    input_scale: float = _above(0, 255, default=1 / 255)
+    # Subtracted after scaling, and divided by at the end, per channel.
+    input_mean: tuple[float, float, float] = _per_channel(0.0, "numbers", lambda v: True)
     input_std: tuple[float, float, float] = _per_channel(
-        1.0, "numbers above 0", lambda value: value > 0, "Divides at the end, per channel."
+        1.0, "numbers above 0", lambda v: v > 0
     )
-    channel_order: str = _one_of(
-        "RGB", "BGR", help="Order of the channels of the network's input."
-    )
-    crop_padding_pixels: int = _at_least(
-        0,
-        0,
-        "Padding around the stored image from which a random crop of its size is cut; 0 is "
-        "off.",
-    )
-    crop_min_area: float = _above(
-        0,
-        1,
-        1.0,
-        "Smallest part of the picture that a random crop takes; 1 is off, the paper has "
-        "0.08.",
-    )
-    crop_max_aspect: float = _between(
-        1, 16, 4 / 3, "Largest ratio of the sides of these crops; the paper has 4/3."
-    )
-    flip: str = _one_of(
-        *FLIPS,
-        help="Mirror each image at random, or one half of the images in even epochs and "
-        "the other in odd ones (alternating).",
-    )
-    color_jitter: float = _between(
-        0, 1, 0.0, "Largest factor of random brightness, contrast and colour; 0 is off."
-    )
+    channel_order: str = _one_of("RGB", "BGR")
+    # Padding around the stored image from which a random crop of its size is cut; 0 is off.
+    crop_padding_pixels: int = _at_least(0, default=0)
+    # Smallest part of the picture that a random crop takes; 1 is off, the paper has 0.08.
+    crop_min_area: float = _above(0, 1, default=1.0)
+    # Largest ratio of the sides of these crops; the paper has 4/3.
+    crop_max_aspect: float = _between(1, 16, default=4 / 3)
+    # Mirror each image at random, or one half of the images in even epochs and the other
+    # in odd ones (alternating).
+    flip: str = _one_of(*FLIPS)
+    # Largest factor of random brightness, contrast and colour; 0 is off.
+    color_jitter: float = _between(0, 1, default=0.0)
+    # Each training image is resized by one of these at random.
     interpolations: tuple[str, ...] = _field(
         ("bilinear",),
         f"one or more of {', '.join(INTERPOLATIONS)}, as ('bilinear',)",
         lambda values: bool(values) and all(v in list(INTERPOLATIONS) for v in values),
-        "Each training image is resized by one of these at random.",
     )
-    cutout_fraction: float = _between(
-        0, 1, 0.0, "Side of an erased square, as a part of image_size; 0 is off."
-    )
-    mixup_alpha: float = _between(
-        0, 100, 0.0, "Parameter of the Beta distribution that mixes examples; 0 is off."
-    )
+    # Side of an erased square, as a part of image_size; 0 is off.
+    cutout_fraction: float = _between(0, 1, default=0.0)
+    # Parameter of the Beta distribution that mixes examples; 0 is off.
+    mixup_alpha: float = _between(0, 100, default=0.0)
+    # Values of image_size in the first epochs (progressive resizing), and the epochs at
+    # which each gives way to the next; only bn and torchvision can change it.
     progressive_image_sizes: tuple[int, ...] = _field(
         (),
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
         lambda sizes: all(map(_is_size, sizes)),
-        "Values of image_size in the first epochs (progressive resizing); only bn and "
-        "torchvision can change it.",
     )
     progressive_image_size_epochs: tuple[int, ...] = _field(
         (),
         "as many rising numbers of epochs as progressive_image_sizes has sizes",
         _are_rising_counts,
-        "Epochs at which each of the progressive_image_sizes gives way to the next.",
     )
 
     # The start
-    init_from: str = _optional_text(
-        "a workdir",
-        'Workdir of a run or an import whose best weights to start from; "" is none.',
-    )
-    trainable: str = _one_of(
-        *("all", "head"),
-        help="What is trained; head is the last layer of each classifier.",
-    )
+    # Workdir of a run or an import whose best weights to start from; "" is none.
+    init_from: str = _field("", "a workdir")
+    # What is trained; head is the last layer of each classifier.
+    trainable: str = _one_of("all", "head")
 
     # The recipe
-    batch_size: int = _at_least(
-        1,
-        256,
-        "Examples per update, over all devices and processes; changes no other field.",
-    )
-    num_epochs: int = _at_least(1, 15, "Passes over train_split.")
-    max_steps: int = _at_least(0, 0, "Updates of the whole run; 0 lets num_epochs decide.")
-    accumulation_steps: int = _at_least(
-        1,
-        1,
-        "Parts of a batch that pass through the network in turn, to save memory; on CPUs "
-        "XLA plans for all parts at once.",
-    )
-    learning_rate: float = _at_least(
-        0, 0.01, "Highest learning rate, at the start or after warm-up."
-    )
-    schedule: str = _one_of(
-        *("staircase", "cosine", "linear"), help="How the learning rate falls."
-    )
-    warmup_epochs: float = _at_least(
-        0, 0.0, "Epochs in which the learning rate rises linearly."
-    )
-    final_rate_fraction: float = _between(
-        0, 1, 0.0, "Part of learning_rate at which cosine and linear end."
-    )
-    momentum: float = _between(0, 1, 0.9, "Momentum of SGD, without Nesterov.")
-    decay_rate: float = _above(0, 1, 0.96, "Factor of each stair of the staircase.")
-    decay_every_epochs: int = _at_least(1, 8, "Length of a stair.")
-    decay_offset_epochs: int = _at_least(
-        0, 1, "Epochs already counted at step 0: 1 in the tutorial, 0 in the paper."
-    )
-    weight_decay: float = _at_least(
-        0, 0.0, "L2 penalty on kernels, not on biases or batch norm."
-    )
-    aux_weight: float = _at_least(0, 0.3, "Weight of each auxiliary loss.")
-    final_aux_fraction: float = _between(
-        0, 1, 1.0, "Part of aux_weight to which it falls linearly by the end of the run."
-    )
-    label_smoothing: float = _below_one(0.0, "Part of the target that all classes share.")
-    averaging: str = _one_of(
-        *("none", "ema", "polyak"),
-        help="Average of the weights over steps, exponential or plain, that evaluation and "
-        "every later use of the network take.",
-    )
-    ema_decay: float = _below_one(0.999, "Decay of the exponential average, per step.")
-    average_from_epoch: int = _at_least(0, 0, "Epochs before averaging begins.")
-    seed: int = _between(0, MAX_NUMBER, 0, "Seed of weights, order, dropout and crops.")
+    # Examples per update, over all devices and processes; changes no other field.
+    batch_size: int = _at_least(1, default=256)
+    num_epochs: int = _at_least(1, default=15)  # Passes over train_split.
+    # Updates of the whole run; 0 lets num_epochs decide.
+    max_steps: int = _at_least(0, default=0)
+    # Parts of a batch that pass through the network in turn, to save memory; on CPUs XLA
+    # plans for all parts at once.
+    accumulation_steps: int = _at_least(1, default=1)
+    # Highest learning rate, at the start or after warm-up.
+    learning_rate: float = _at_least(0, default=0.01)
+    schedule: str = _one_of("staircase", "cosine", "linear")  # How the rate falls.
+    warmup_epochs: float = _at_least(0, default=0.0)  # In which the rate rises linearly.
+    # Part of learning_rate at which cosine and linear end.
+    final_rate_fraction: float = _between(0, 1, default=0.0)
+    momentum: float = _between(0, 1, default=0.9)  # Of SGD, without Nesterov.
+    decay_rate: float = _above(0, 1, default=0.96)  # Factor of each stair of staircase.
+    decay_every_epochs: int = _at_least(1, default=8)  # Length of a stair.
+    # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
+    decay_offset_epochs: int = _at_least(0, default=1)
+    # L2 penalty on kernels, not on biases or batch norm.
+    weight_decay: float = _at_least(0, default=0.0)
+    aux_weight: float = _at_least(0, default=0.3)  # Weight of each auxiliary loss.
+    # Part of aux_weight to which it falls linearly by the end of the run.
+    final_aux_fraction: float = _between(0, 1, default=1.0)
+    # Part of the target that all classes share.
+    label_smoothing: float = _below_one(default=0.0)
+    # Average of the weights over steps, exponential or plain, that evaluation and every
+    # later use of the network take.
+    averaging: str = _one_of("none", "ema", "polyak")
+    ema_decay: float = _below_one(default=0.999)  # Of the exponential average, per step.
+    average_from_epoch: int = _at_least(0, default=0)  # Epochs before averaging begins.
+    seed: int = _between(0, MAX_NUMBER, default=0)  # Of weights, order, dropout and crops.
 
     # The run
-    distributed: bool = _flag("Several processes train together; see docs/scaling.md.")
-    log_every_steps: int = _at_least(
-        1, 10, "Steps between training rows in metrics.jsonl.", resumable=True
-    )
-    eval_every_epochs: int = _at_least(
-        1, 1, "Epochs between evaluations, each of which saves.", resumable=True
-    )
-    checkpoint_every_steps: int = _at_least(
-        0,
-        100,
-        "Steps between further checkpoints; 0 saves at evaluations only.",
-        resumable=True,
-    )
+    distributed: bool = _flag()  # Several processes train together; see docs/scaling.md.
+    # Steps between training rows in metrics.jsonl.
+    log_every_steps: int = _at_least(1, default=10, resumable=True)
+    # Epochs between evaluations, each of which saves.
+    eval_every_epochs: int = _at_least(1, default=1, resumable=True)
+    # Steps between further checkpoints; 0 saves at evaluations only.
+    checkpoint_every_steps: int = _at_least(0, default=100, resumable=True)
+    # Training steps whose trace is written into the folder profile of the workdir.
     profile_steps: tuple[int, ...] = _field(
         (),
         "the first and the last step to trace, as (10, 13), or ()",
         lambda steps: not steps or (len(steps) == 2 and _are_rising_counts(steps)),
-        "Training steps whose trace is written into the folder profile of the workdir.",
         resumable=True,
     )
-    wandb_project: str = _optional_text(
-        "the name of a W&B project",
-        'Weights & Biases project that gets the metrics too; "" is none.',
-        resumable=True,
-    )
-    restart: bool = _flag(
-        "Start over where there are checkpoints and none can be read; they are kept aside."
-    )
+    # Weights & Biases project that gets the metrics too; "" is none.
+    wandb_project: str = _field("", "the name of a W&B project", resumable=True)
+    # Start over where there are checkpoints and none can be read; they are kept aside.
+    restart: bool = _flag()
 
     def __post_init__(self) -> None:
         """Checks each field alone, and then those that depend on each other."""
