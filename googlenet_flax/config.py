@@ -80,21 +80,18 @@ def _below_one(*, default: float) -> Any:
     return _field(default, "from 0 up to but not 1", lambda v: 0 <= v < 1)
 
 
-def _per_channel(default: float, allowed: str, check: Callable[[float], bool]) -> Any:
-    def check_all(values: tuple) -> bool:
-        return len(values) == 3 and all(
-            _is_a(value, float) and abs(value) <= MAX_NUMBER and check(value)
-            for value in values
-        )
-
-    return _field((default,) * 3, f"3 {allowed}, as (0.5, 0.5, 0.5)", check_all)
-
-
 def _is_a(value: Any, expected: type) -> bool:
     """Checks the type of a value; an int is also good for a float, a bool is not."""
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)
+
+
+def _are_numbers(values: tuple) -> bool:
+    """Checks a tuple of one number per channel."""
+    return len(values) == 3 and all(
+        _is_a(value, float) and abs(value) <= MAX_NUMBER for value in values
+    )
 
 
 def _is_size(value: Any) -> bool:
@@ -115,13 +112,15 @@ class Config:
         value, and what is allowed.
     """
 
-    # The network
+    # The network:
+
     variant: str = _one_of(*VARIANTS, default="bn")  # The original that it equals.
     width_multiplier: float = _above(0, 8, default=1.0)  # Factor on all channel counts.
     # Type of the activations; parameters and loss are float32.
     dtype: str = _one_of("float32", "bfloat16")
 
-    # The data
+    # The data:
+
     # Image classification set to learn. The set `folder` is your own pictures;
     # imagenet2012 is prepared from the two official archives in data_dir.
     dataset: str = _field(
@@ -131,6 +130,7 @@ class Config:
     )
     # TFDS data folder, or the folder of pictures; "" is the default of TFDS.
     data_dir: str = _field("", "a folder", resumable=True)
+    # The first is trained on; the second is evaluated as a whole.
     train_split: str = _field("train", "a TFDS split such as train[:3000]", bool)
     eval_split: str = _field("test", "a TFDS split such as test", bool)
     # Part of each class in a folder without splits that becomes its test split.
@@ -143,7 +143,8 @@ class Config:
     # Processes that decode pictures; 0 decodes in threads.
     decode_workers: int = _at_least(0, default=0, resumable=True)
 
-    # The network's input
+    # The network's input:
+
     # Side of the network's input in pixels; images are resized to it.
     image_size: int = _field(
         224,
@@ -155,10 +156,14 @@ class Config:
     crop_fraction: float = _above(0, 1, default=1.0)
     # Factor on pixels of 0 to 255, applied first.
     input_scale: float = _above(0, 255, default=1 / 255)
-    # Subtracted after scaling, and divided by at the end, per channel.
-    input_mean: tuple[float, float, float] = _per_channel(0.0, "numbers", lambda v: True)
-    input_std: tuple[float, float, float] = _per_channel(
-        1.0, "numbers above 0", lambda v: v > 0
+    # The first is subtracted after scaling; the second divides at the end, per channel.
+    input_mean: tuple[float, float, float] = _field(
+        (0.0, 0.0, 0.0), "3 numbers, as (0.5, 0.5, 0.5)", _are_numbers
+    )
+    input_std: tuple[float, float, float] = _field(
+        (1.0, 1.0, 1.0),
+        "3 numbers above 0, as (0.5, 0.5, 0.5)",
+        lambda values: _are_numbers(values) and min(values) > 0,
     )
     channel_order: str = _one_of("RGB", "BGR")
     # Padding around the stored image from which a random crop of its size is cut; 0 is off.
@@ -195,13 +200,15 @@ class Config:
         _are_rising_counts,
     )
 
-    # The start
+    # The start:
+
     # Workdir of a run or an import whose best weights to start from; "" is none.
     init_from: str = _field("", "a workdir")
     # What is trained; head is the last layer of each classifier.
     trainable: str = _one_of("all", "head")
 
-    # The recipe
+    # The recipe:
+
     # Examples per update, over all devices and processes; changes no other field.
     batch_size: int = _at_least(1, default=256)
     num_epochs: int = _at_least(1, default=15)  # Passes over train_split.
@@ -235,7 +242,8 @@ class Config:
     average_from_epoch: int = _at_least(0, default=0)  # Epochs before averaging begins.
     seed: int = _between(0, MAX_NUMBER, default=0)  # Of weights, order, dropout and crops.
 
-    # The run
+    # The run:
+
     distributed: bool = _flag()  # Several processes train together; see docs/scaling.md.
     # Steps between training rows in metrics.jsonl.
     log_every_steps: int = _at_least(1, default=10, resumable=True)

@@ -22,20 +22,18 @@ def main() -> None:
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
     add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
-    add("--dataset", default="", help="data set to evaluate on; default: the run's")
-    add("--data_dir", default="", help="folder of the data; default: the run's")
-    add("--split", default="", help="TFDS split; default: the run's eval_split")
+    add("--dataset", help="data set to evaluate on; default: the run's")
+    add("--data_dir", help="folder of the data; default: the run's")
+    add("--split", help="TFDS split; default: the run's eval_split")
     fraction_help = "tested part of a folder without splits; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
-    add("--batch_size", type=int, default=0, help="pictures per batch; default: the run's")
+    add("--batch_size", type=int, help="pictures per batch; default: the run's")
     add("--json", action="store_true", help="print the metrics as one JSON object")
     args = parser.parse_args()
     with running():
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
             raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
-        if args.batch_size < 0:
-            raise UserError(f"--batch_size is {args.batch_size} but must be 1 or more")
         workdirs = {workdir.path.resolve(): workdir for workdir in map(Workdir, paths)}
         metrics = evaluate_checkpoints(
             list(workdirs.values()),
@@ -44,7 +42,7 @@ def main() -> None:
             raw=args.raw_weights,
             dataset=args.dataset,
             data_dir=args.data_dir,
-            split=args.split,
+            eval_split=args.split,
             eval_fraction=args.eval_fraction,
             batch_size=args.batch_size,
         )

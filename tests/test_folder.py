@@ -158,7 +158,6 @@ TWO = {"train/a": 1, "train/b": 1}
         (0, {"train/ant": 3}, "train", ["only one class (ant)", "needs two"]),
         (0.25, {"a": 2, "b": 0}, "test", ["/b holds no pictures", ".jpg"]),
         (0, {**TWO, "test/zebra": 1}, "test", ["'zebra' of ", "add it to the train split"]),
-        (1.0, {"a": 2, "b": 2}, "train", ["eval_fraction is 1.0"]),
     ],
 )
 def test_layouts_that_are_refused(tmp_path, held_out, counts, split, words):

@@ -112,11 +112,6 @@ def _list_splits(
     root: str, split: str, options: PictureOptions
 ) -> tuple[tuple[str, ...], dict[str, list[_Example]]]:
     """Returns the class names, and the examples of the splits that `split` names."""
-    if not 0 <= options.eval_fraction < 1:
-        raise UserError(
-            f"eval_fraction is {options.eval_fraction}: it must be 0 (the folder has "
-            "splits) or between 0 and 1"
-        )
     found = _subfolders(root)
     names = {part.partition("[")[0].strip() for part in split.split("+")}
     if options.eval_fraction > 0:

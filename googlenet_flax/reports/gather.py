@@ -65,7 +65,7 @@ def gather(
         picture = Picture(name, *decoded)
     try:
         config = evaluation_config(
-            record.config, dataset=dataset, data_dir=data_dir, split=split
+            record.config, dataset=dataset, data_dir=data_dir, eval_split=split
         )
         examples = load_eval_split(config, description, may_prepare=False)
         tested = _test(predictor, examples, config, max_examples)

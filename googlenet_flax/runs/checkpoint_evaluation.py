@@ -26,24 +26,15 @@ IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no 
 
 
 def evaluation_config(
-    run: Config | None,
-    *,
-    dataset: str = "",
-    data_dir: str = "",
-    split: str = "",
-    eval_fraction: float | None = None,
-    batch_size: int | None = None,
+    run: Config | None, *, dataset: str | None = None, **fields: Any
 ) -> Config:
-    """Returns the config of a run with other data in place of those to evaluate on.
+    """Returns the config of a run, with other data in place of those to evaluate on.
 
     Args:
       run: Config of the run; None for imported weights.
-      dataset: Data set; "" for that of the run.
-      data_dir: Folder of the data; "" for that of the run, or the default of TFDS for
-        another data set.
-      split: Split; "" for that of the run, or "test" for another data set.
-      eval_fraction: Tested part of a folder without splits; None for that of the run.
-      batch_size: Examples per step; None for that of the run.
+      dataset: Name of another data set, whose folder is the default of TFDS and whose
+        split is `test`, unless `fields` name others.
+      **fields: Fields of the config to replace; None or "" keeps that of the run.
 
     Raises:
       UserError: No data set is named, or a field is out of its range.
@@ -53,17 +44,12 @@ def evaluation_config(
             "imported weights name no data set: choose one with --dataset (and --data_dir)"
         )
     config = run or IMPORT_DEFAULTS
-    if dataset not in ("", config.dataset):
-        config = dataclasses.replace(
-            config, dataset=dataset, data_dir="", eval_split="test"
-        )
-    return dataclasses.replace(
-        config,
-        data_dir=data_dir or config.data_dir,
-        eval_split=split or config.eval_split,
-        eval_fraction=config.eval_fraction if eval_fraction is None else eval_fraction,
-        batch_size=batch_size or config.batch_size,
-    )
+    given: dict[str, Any] = {
+        name: value for name, value in fields.items() if value not in (None, "")
+    }
+    if dataset and dataset != config.dataset:
+        given = {"dataset": dataset, "data_dir": "", "eval_split": "test", **given}
+    return dataclasses.replace(config, **given)
 
 
 def load_eval_split(

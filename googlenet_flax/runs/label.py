@@ -24,12 +24,7 @@ class Label:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON types, with a digest of them all as `seal`."""
-        fields = {
-            "description": self.description.to_json(),
-            "metrics": None if self.metrics is None else dict(self.metrics),
-            "leaves": dict(self.leaves),
-            "data": None if self.data is None else dataclasses.asdict(self.data),
-        }
+        fields = dataclasses.asdict(self)
         return {**fields, "seal": _seal(fields)}
 
     @classmethod

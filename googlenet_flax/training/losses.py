@@ -69,7 +69,7 @@ def example_metrics(
       aux_weight: Weight of each auxiliary loss.
       targets: Target probabilities `[B, num_classes]`; None is one-hot targets.
     """
-    metrics = {}
+    metrics, aux_losses = {}, []
     for name, logits in outputs_by_name(output).items():
         if targets is None:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -77,15 +77,13 @@ def example_metrics(
             losses = optax.softmax_cross_entropy(logits, targets)
         metrics[f"{name}_loss"] = losses
         rank = _rank_of_label(logits, labels)
-        accuracy = "accuracy" if name == "main" else f"{name}_accuracy"
-        metrics[accuracy] = (rank < 1).astype(jnp.float32)
+        is_first = (rank < 1).astype(jnp.float32)
         if name == "main":
+            metrics["accuracy"] = is_first
             metrics["top5"] = (rank < TOP_K).astype(jnp.float32)
-    aux_losses = [
-        metrics[f"{head}_loss"]
-        for head in ("aux_4a", "aux_4d")
-        if f"{head}_loss" in metrics
-    ]
+        else:
+            metrics[f"{name}_accuracy"] = is_first
+            aux_losses.append(losses)
     metrics["loss"] = metrics["main_loss"] + aux_weight * sum(aux_losses)
     return metrics
 
