@@ -212,8 +212,11 @@ def _fit(
             f"{path} is another network: googlenet_flax has no counterpart of its "
             f"{weights.unknown[0]}"
         )
-    drawn = _flatten(_initialize(description)) if absent else {}
-    variables, report = {}, []
+    variables, report, drawn = {}, [], {}
+    if absent:
+        fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
+        draw = jax.jit(description.initialize, compiler_options=fast)
+        drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
     for name in like:
         if name in absent:
             variables[name] = np.asarray(drawn[name])
@@ -228,16 +231,6 @@ def _fit(
 
 
 _flatten = partial(traverse_util.flatten_dict, sep="/")
-
-
-def _initialize(description: ModelDescription) -> dict[str, Any]:
-    """Draws the variables of a network, quickly compiled."""
-    size = description.preprocess.image_size
-    init = jax.jit(
-        partial(description.create_model().init, train=False),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    return init(jax.random.key(0, impl="threefry2x32"), jnp.zeros((1, size, size, 3)))
 
 
 def check_unused(path: str) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -93,11 +92,14 @@ class ModelDescription:
             platform=devices[0].platform if devices else None,
         )
 
+    def initialize(self, rng: jax.Array) -> Any:
+        """Draws random parameters and statistics of the network."""
+        size = self.preprocess.image_size
+        return self.create_model().init(rng, jnp.zeros((1, size, size, 3)), train=False)
+
     def variables_like(self) -> Any:
         """Returns shapes and types of the network's parameters and statistics."""
-        size = self.preprocess.image_size
-        init = partial(self.create_model().init, train=False)
-        return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+        return jax.eval_shape(self.initialize, jax.random.key(0))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON types, from which `from_json` restores them."""
