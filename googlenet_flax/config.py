@@ -114,8 +114,10 @@ class Config:
 
     # The network:
 
-    variant: str = _one_of(*VARIANTS, default="bn")  # The original that it equals.
-    width_multiplier: float = _above(0, 8, default=1.0)  # Factor on all channel counts.
+    # The original that the network equals.
+    variant: str = _one_of(*VARIANTS, default="bn")
+    # Factor on every channel count; the paper has 1.
+    width_multiplier: float = _above(0, 8, default=1.0)
     # Type of the activations; parameters and loss are float32.
     dtype: str = _one_of("float32", "bfloat16")
 
@@ -130,8 +132,9 @@ class Config:
     )
     # TFDS data folder, or the folder of pictures; "" is the default of TFDS.
     data_dir: str = _field("", "a folder", resumable=True)
-    # The first is trained on; the second is evaluated as a whole.
+    # Split to train on.
     train_split: str = _field("train", "a TFDS split such as train[:3000]", bool)
+    # Split to evaluate on, as a whole.
     eval_split: str = _field("test", "a TFDS split such as test", bool)
     # Part of each class in a folder without splits that becomes its test split.
     eval_fraction: float = _below_one(default=0.0)
@@ -156,15 +159,17 @@ class Config:
     crop_fraction: float = _above(0, 1, default=1.0)
     # Factor on pixels of 0 to 255, applied first.
     input_scale: float = _above(0, 255, default=1 / 255)
-    # The first is subtracted after scaling; the second divides at the end, per channel.
+    # Subtracted from each channel after scaling.
     input_mean: tuple[float, float, float] = _field(
         (0.0, 0.0, 0.0), "3 numbers, as (0.5, 0.5, 0.5)", _are_numbers
     )
+    # Divides each channel at the end.
     input_std: tuple[float, float, float] = _field(
         (1.0, 1.0, 1.0),
         "3 numbers above 0, as (0.5, 0.5, 0.5)",
         lambda values: _are_numbers(values) and min(values) > 0,
     )
+    # Order of the channels of the input.
     channel_order: str = _one_of("RGB", "BGR")
     # Padding around the stored image from which a random crop of its size is cut; 0 is off.
     crop_padding_pixels: int = _at_least(0, default=0)
@@ -187,13 +192,14 @@ class Config:
     cutout_fraction: float = _between(0, 1, default=0.0)
     # Parameter of the Beta distribution that mixes examples; 0 is off.
     mixup_alpha: float = _between(0, 100, default=0.0)
-    # Values of image_size in the first epochs (progressive resizing), and the epochs at
-    # which each gives way to the next; only bn and torchvision can change it.
+    # Values of image_size in the first epochs (progressive resizing); only bn and
+    # torchvision can change it.
     progressive_image_sizes: tuple[int, ...] = _field(
         (),
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
         lambda sizes: all(map(_is_size, sizes)),
     )
+    # Epochs at which each of the progressive_image_sizes gives way to the next.
     progressive_image_size_epochs: tuple[int, ...] = _field(
         (),
         "as many rising numbers of epochs as progressive_image_sizes has sizes",
@@ -219,13 +225,18 @@ class Config:
     accumulation_steps: int = _at_least(1, default=1)
     # Highest learning rate, at the start or after warm-up.
     learning_rate: float = _at_least(0, default=0.01)
-    schedule: str = _one_of("staircase", "cosine", "linear")  # How the rate falls.
-    warmup_epochs: float = _at_least(0, default=0.0)  # In which the rate rises linearly.
+    # How the learning rate falls.
+    schedule: str = _one_of("staircase", "cosine", "linear")
+    # Epochs in which the learning rate rises linearly.
+    warmup_epochs: float = _at_least(0, default=0.0)
     # Part of learning_rate at which cosine and linear end.
     final_rate_fraction: float = _between(0, 1, default=0.0)
-    momentum: float = _between(0, 1, default=0.9)  # Of SGD, without Nesterov.
-    decay_rate: float = _above(0, 1, default=0.96)  # Factor of each stair of staircase.
-    decay_every_epochs: int = _at_least(1, default=8)  # Length of a stair.
+    # Momentum of SGD, without Nesterov.
+    momentum: float = _between(0, 1, default=0.9)
+    # Factor of each stair of the staircase.
+    decay_rate: float = _above(0, 1, default=0.96)
+    # Length of a stair.
+    decay_every_epochs: int = _at_least(1, default=8)
     # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
     decay_offset_epochs: int = _at_least(0, default=1)
     # L2 penalty on kernels, not on biases or batch norm.
@@ -238,9 +249,11 @@ class Config:
     # Average of the weights over steps, exponential or plain, that evaluation and every
     # later use of the network take.
     averaging: str = _one_of("none", "ema", "polyak")
-    ema_decay: float = _below_one(default=0.999)  # Of the exponential average, per step.
+    # Decay of the exponential average, per step.
+    ema_decay: float = _below_one(default=0.999)
     average_from_epoch: int = _at_least(0, default=0)  # Epochs before averaging begins.
-    seed: int = _between(0, MAX_NUMBER, default=0)  # Of weights, order, dropout and crops.
+    # Seed of weights, order of the examples, dropout and augmentation.
+    seed: int = _between(0, MAX_NUMBER, default=0)
 
     # The run:
 
