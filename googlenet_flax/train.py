@@ -30,7 +30,7 @@ from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
-from googlenet_flax.training.experiment import Experiment, create_experiment, fresh_state
+from googlenet_flax.training.experiment import Experiment, create_experiment
 from googlenet_flax.training.loss_watch import LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
 
@@ -346,8 +346,7 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
         {"the newest checkpoint": checkpoints.latest_step},
         f"{checkpoints.directory} must be one directory that all processes see",
     )
-    state_like = jax.eval_shape(experiment.create_state)
-    state = checkpoints.restore_newest(state_like, experiment.devices)
+    state = checkpoints.restore_newest(experiment.state_like, experiment.devices)
     if checkpoints.strays:
         tell_once(
             f"files in {checkpoints.directory} that are no checkpoints are left alone: "
@@ -385,22 +384,21 @@ def _start(
     if state is not None:
         origin = f"resuming after step {int(state.step)}"
     elif config.init_from:
-        fresh, source = fresh_state(experiment), Workdir(config.init_from)
+        fresh, source = experiment.fresh_state(), Workdir(config.init_from)
         description, devices = experiment.description, experiment.devices
         state, origin = warm_start(fresh, source, description, devices)
     if is_finished:
         origin = "finished before; nothing left to do"
-    state_like = jax.eval_shape(experiment.create_state if state is None else lambda: state)
-    progress.say(_summary(experiment, state_like, origin))
+    progress.say(_summary(experiment, origin))
     compiling = None
     gc.disable()  # It would take a fifth of the time of tracing.
     try:
         with ThreadPoolExecutor(max_workers=1) as pool:
             if distributed.num_processes() == 1 and not is_finished:
                 step = 0 if state is None else int(state.step)
-                compiling = pool.submit(experiment.compile_train_step, state_like, step)
+                compiling = pool.submit(experiment.compile_train_step, step)
             if state is None:
-                state = fresh_state(experiment)
+                state = experiment.fresh_state()
             if compiling is not None:
                 give_large_steps_back(compiling.result())
     finally:
@@ -408,12 +406,12 @@ def _start(
     return state
 
 
-def _summary(experiment: Experiment, state: TrainState, origin: str) -> str:
+def _summary(experiment: Experiment, origin: str) -> str:
     """Describes network, data and length of the run for the user."""
     config, devices = experiment.config, distributed.all_devices(experiment.devices)
     processes = distributed.num_processes()
     shared = f" in {processes} processes" if processes > 1 else ""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.state_like.params))
     classes = len(experiment.description.class_names)
     trained = "" if config.trainable == "all" else ", only the classifiers are trained"
     return (

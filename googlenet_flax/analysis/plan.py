@@ -104,8 +104,7 @@ def _plan(experiment: Experiment) -> dict[str, str]:
 
 def _memory(experiment: Experiment) -> str:
     """Describes the memory of each device for the largest step, as the compiler plans."""
-    state_like = jax.eval_shape(experiment.create_state)
-    compiled = experiment.compile_train_step(state_like, experiment.total_steps - 1)
+    compiled = experiment.compile_train_step(experiment.total_steps - 1)
     plan = compiled.memory_analysis()
     if plan is None:
         return "this platform's compiler does not say"

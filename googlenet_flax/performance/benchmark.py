@@ -30,7 +30,6 @@ from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,
-    fresh_state,
     load_config_split,
 )
 from googlenet_flax.training.schedule import steps_per_epoch
@@ -104,7 +103,7 @@ def _measure_training(
       Fields of the report, and the state after these steps.
     """
     _say("the first training step")
-    state, batches = fresh_state(experiment), experiment.batches(0)
+    state, batches = experiment.fresh_state(), experiment.batches(0)
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
     batch = next(batches)
     events: list[str] = []

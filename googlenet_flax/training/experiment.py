@@ -179,15 +179,32 @@ class Experiment:
             self.description, aux_weight=aux_weight, devices=self.devices
         )
 
-    def create_state(self) -> TrainState:
-        """Creates a state with random weights; see `fresh_state`."""
-        return create_state(
+    @cached_property
+    def _create_state(self) -> Callable[[jax.Array], TrainState]:
+        """Creates a state from a random key."""
+        create = partial(
+            create_state,
             self.description.create_model(self.devices),
             self.tx,
-            jax.random.key(self.config.seed, impl="threefry2x32"),
             image_size=self.config.image_size,
             averages=self.averaging is not None,
         )
+        # With optimization, compiling the random generators of some sixty kernels, which
+        # run once, takes most of the time of a start.
+        return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+
+    @property
+    def _key(self) -> jax.Array:
+        return jax.random.key(self.config.seed, impl="threefry2x32")
+
+    @cached_property
+    def state_like(self) -> TrainState:
+        """The shapes and types of the state, as `jax.eval_shape` returns them."""
+        return jax.eval_shape(self._create_state, self._key)
+
+    def fresh_state(self) -> TrainState:
+        """Creates a state with random weights, replicated over all devices."""
+        return replicate(self._create_state(self._key), self.devices)
 
     def train_step(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
@@ -226,11 +243,8 @@ class Experiment:
         # The first row is only the partner of the second one.
         return {name: values[1:] for name, values in with_partners(batch).items()}
 
-    def compile_train_step(self, state_like: TrainState, step: int) -> Any:
-        """Compiles the train step before its first call, which follows `step` updates.
-
-        `state_like` holds shapes and types, as `jax.eval_shape` returns them.
-        """
+    def compile_train_step(self, step: int) -> Any:
+        """Compiles the train step before its first call, which follows `step` updates."""
         examples = [np.zeros(1, np.int64)]  # One example gives the shapes of a batch.
         example = self._to_step_batch(next(iter(self.train_set.batches(examples))))
         shards = len(self.devices), self.config.batch_size // len(self.devices)
@@ -239,7 +253,9 @@ class Experiment:
             for name, values in example.items()
         }
         jitted: Any = self.train_step(step)
-        return jitted.lower(replicated_like(state_like, self.devices), batch_like).compile()
+        return jitted.lower(
+            replicated_like(self.state_like, self.devices), batch_like
+        ).compile()
 
     def evaluate(self, state: TrainState, watch: Watch = iter) -> dict[str, float]:
         """Computes the metrics of the whole `eval_split`, also of averaged weights.
@@ -344,13 +360,3 @@ def _shared_fields(config: Config, kind: Any) -> dict[str, Any]:
     """Returns the fields of a config, by name, that a dataclass such as `Augment` has."""
     names = [field.name for field in dataclasses.fields(kind)]
     return {name: getattr(config, name) for name in names if name in FIELDS}
-
-
-def fresh_state(experiment: Experiment) -> TrainState:
-    """Creates a state with random weights, replicated over all devices."""
-    # With optimization, compiling the random generators of some sixty kernels, which run
-    # once, takes most of the time of a start.
-    create = jax.jit(
-        experiment.create_state, compiler_options={"xla_backend_optimization_level": 0}
-    )
-    return replicate(create(), experiment.devices)

@@ -151,7 +151,7 @@ def restore_state(workdir: pathlib.Path, step: int):
         config = Config.of_run(directory.read_config())
         with mock.patch.object(googlenet, "INCEPTIONS", SMALL_INCEPTIONS):
             experiment = create_experiment(config, devices)
-            state_like = jax.eval_shape(experiment.create_state)
+            state_like = experiment.state_like
         state = checkpoints.restore(step, state_like, devices)
         return state, checkpoints.labels[step].description
 
