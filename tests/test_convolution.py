@@ -105,6 +105,7 @@ def convolution_shapes(function, *args):
         ("1x1", MATMUL_1X1),
         ("3x3", WINOGRAD),
         ("5x5", WINOGRAD),
+        *((name, FORWARD) for name in ("1x1", "3x3", "5x5")),
     ],
     ids=name_of,
 )
@@ -113,6 +114,14 @@ def test_every_branch_is_the_convolution(name, arithmetic):
     channels = 3 if size == 7 else 12
     shapes = (2, 14, 11, channels), (size, size, channels, 8)
     wide, narrow = compare(*shapes, stride, padding, arithmetic)
+    assert max(wide) < 1e-11, wide
+    assert max(narrow) < 1e-5, narrow
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(3, 2, 2), (5, 4, 4), (5, 3, 6)])
+def test_maps_that_are_smaller_than_the_kernel(size, height, width):
+    shapes = (2, height, width, 3), (size, size, 3, 4)
+    wide, narrow = compare(*shapes, 1, "SAME", FORWARD)
     assert max(wide) < 1e-11, wide
     assert max(narrow) < 1e-5, narrow
 

@@ -130,11 +130,15 @@ def _stock(x, kernel, stride, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_forward_only(x, kernel, padding):
+    if kernel.shape[0] > min(x.shape[1:3]):
+        # XLA would exchange the kernel with a smaller map, which oneDNN does not take.
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        x, padding = jax.lax.optimization_barrier(padded), ((0, 0), (0, 0))
     return _stock(x, kernel, 1, padding)
 
 
 def _convolve_forward_only_forward(x, kernel, padding):
-    return _stock(x, kernel, 1, padding), (x, kernel)
+    return _convolve_forward_only(x, kernel, padding), (x, kernel)
 
 
 def _convolve_forward_only_backward(padding, residuals, grad):
@@ -145,7 +149,7 @@ def _convolve_forward_only_backward(padding, residuals, grad):
     # Without the barrier XLA turns the flipped kernel into its own form again.
     flipped = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
     pads = tuple((size - 1 - low, size - 1 - high) for low, high in padding)
-    return _stock(grad, flipped, 1, pads), *kernel_vjp(grad)
+    return _convolve_forward_only(grad, flipped, pads), *kernel_vjp(grad)
 
 
 _convolve_forward_only.defvjp(
