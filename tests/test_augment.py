@@ -237,13 +237,6 @@ def test_area_crops_of_a_panorama():
     assert abs(fallback.sum() - 800 * share) < 4 * deviation
 
 
-def test_when_nothing_fits_the_largest_crop_is_taken():
-    # At least 0.9 of a portrait has no aspect of 3/4.
-    boxes = seen_boxes((60, 20), 200, crop_min_area=0.9, crop_max_aspect=4 / 3)
-    assert_inside(boxes, (60, 20))
-    np.testing.assert_allclose(boxes[:, 2:], [[80 / 3, 20]] * 200, atol=1e-3)
-
-
 def test_area_crops_of_a_picture_in_the_corner_of_its_image():
     height, width = 12, 5
     images, seeds = random_images(6, 12, 12, 1), np.arange(6)
@@ -413,12 +406,3 @@ def test_alternating_flips_are_half_and_then_the_other_half():
     np.testing.assert_array_equal(flips_of(0, indices[order], 0), first[order])
     # With those of another seed they have nothing in common.
     assert 910 < np.sum(flips_of(1, indices, 0) == first) < 1090
-
-
-def test_an_image_is_mirrored_where_it_is_said():
-    images, flips = random_images(6, 5, 5, 3), np.array([0, 1, 1, 0, 1, 0], bool)
-    rngs, network_input = jax.vmap(jax.random.key)(np.arange(6)), preprocess(image_size=5)
-    flip = augment(flip="alternating")
-    out = flip(images, rngs, preprocess=network_input, flips=flips)
-    expected = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
-    np.testing.assert_array_equal(out, expected)

@@ -2,11 +2,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
@@ -22,11 +19,6 @@ from googlenet_flax.performance.benchmark import (
 )
 from googlenet_flax.performance.report import Report, format_report, print_report
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.sharding import (
-    parallel_train_step,
-    replicate,
-    split_over_devices,
-)
 
 
 @pytest.fixture
@@ -94,27 +86,6 @@ def test_input_that_cannot_be_read_is_named(small_config, capsys, dataset, field
     )
     assert measure_input(experiment, seconds=0) is None
     assert message in capsys.readouterr().err
-
-
-def test_compiling_a_step_ahead_leaves_its_first_call_nothing_to_compile():
-    devices, compilations = jax.local_devices()[:2], []
-
-    def listen(event, _, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compilations.append(about)
-
-    step: Any = parallel_train_step(lambda state, batch: (state + 1, batch), devices)
-    state = replicate(jnp.zeros(()), devices)
-    batch = split_over_devices({"image": np.zeros((4, 8), np.uint8)}, len(devices))
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        step.lower(state, batch).compile()
-        assert len(compilations) == 1
-        for _ in range(2):
-            state, _ = step(state, batch)
-        assert len(compilations) == 1
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_a_slower_input_is_named_as_the_limit():

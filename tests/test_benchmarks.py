@@ -58,14 +58,6 @@ def test_the_table_has_ratios_of_the_same_round_and_dtype():
     assert {len(line) for line in (ours, a, b, alone)} == {len(head)}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.034, "0.03"), (9.876, "9.88"), (98.76, "98.8"), (987.6, "988"), (23456.7, "23457")],
-)
-def test_figures(value, text):
-    assert compare.figure(value) == text
-
-
 ANSWER = {
     "train_images_per_second": 2.0,
     "eval_images_per_second": 8.0,
@@ -110,16 +102,9 @@ def test_contenders_run_in_turn_and_failures_do_not_stop_the_rest(tmp_path, capf
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ("", "the last line is not a JSON object"),
         ("print(3)", "the last line is not a JSON object"),
-        (
-            "del answer['device']; print(json.dumps(answer))",
-            "the last line has no 'device'",
-        ),
-        (
-            "print(json.dumps(answer | {'batch_size': 64}))",
-            "it measured batch_size 64, not 32",
-        ),
+        ("del answer['device']; print(json.dumps(answer))", "the last line has no"),
+        ("print(json.dumps(answer | {'batch_size': 64}))", "it measured batch_size 64"),
         ("sys.exit(3)", "exit code 3"),
     ],
 )
@@ -164,34 +149,22 @@ def test_the_command_prints_the_table_keeps_the_figures_and_fails(
     assert code == 0
 
 
+IN_FOLDER = "--environments=e"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("script", "arguments", "error"),
     [
-        (["--only=caffe"], "--only has 'caffe'"),
-        (["--dtypes=float64"], "--dtypes has 'float64'"),
-        (["--python=torch=p"], "--python has 'torch'"),
+        (compare, [IN_FOLDER, "--only=caffe"], "--only has 'caffe'"),
+        (compare, [IN_FOLDER, "--dtypes=float64"], "--dtypes has 'float64'"),
+        (compare, [IN_FOLDER, "--python=torch=p"], "--python has 'torch'"),
+        (compare, [IN_FOLDER, "--rounds=0"], "--rounds must be at least 1"),
+        (compare, ["--only=pytorch"], "give --environments=DIR or --python pytorch=PATH"),
+        (gpu, ["--output=gpu.json", "--only=caffe"], "--only has 'caffe'"),
     ],
 )
-@pytest.mark.parametrize("script", [compare, gpu])
 def test_a_mistake_in_the_flags_exits_2_and_says_so(script, arguments, error, run_command):
-    more = {compare: "--environments=e", gpu: "--output=gpu.json"}[script]
-    code, _, stderr = run_command(script, *arguments, more)
-    assert code == 2
-    assert error in stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["--environments=e", "--rounds=0"], "--rounds must be at least 1"),
-        (
-            ["--only=pytorch,ours", "--python=ours=p"],
-            "give --environments=DIR or --python pytorch=PATH",
-        ),
-    ],
-)
-def test_flags_of_the_comparison_are_checked(arguments, error, run_command):
-    code, _, stderr = run_command(compare, *arguments)
+    code, _, stderr = run_command(script, *arguments)
     assert code == 2
     assert error in stderr
 

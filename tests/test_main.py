@@ -1,11 +1,9 @@
 """The commands `main` and `evaluate`, and what a whole run says and leaves."""
 
-import json
-
 import pytest
 from helpers.paths import DIGITS, REPOSITORY
-from helpers.processes import finish, run
-from helpers.tiny_run import FINAL_STEP, copy_run, start_small, tiny_flags
+from helpers.processes import run
+from helpers.tiny_run import FINAL_STEP, copy_run, tiny_flags
 
 from googlenet_flax import evaluate, main
 from googlenet_flax.runs.metrics import read_rows
@@ -40,17 +38,6 @@ def test_a_finished_run_says_so(finished_run, run_command, tmp_path, small_incep
     assert (code, err) == (0, "")
     assert "finished before" in out
     assert (workdir / "metrics.jsonl").read_text() == before
-
-
-@pytest.mark.slow
-def test_evaluate_repeats_the_last_evaluation(finished_run):
-    flags = f"--workdir={finished_run[0]}", "--checkpoint=latest", "--json"
-    code, out, err = finish(start_small("evaluate", *flags))
-    assert code == 0, err
-    metrics = json.loads(out)
-    assert metrics.pop("step") == FINAL_STEP
-    row = read_rows(finished_run[0] / "metrics.jsonl")[-1]
-    assert metrics == {name: row[name] for name in metrics}
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, run_command):

@@ -158,26 +158,6 @@ def test_randomness_is_a_function_of_the_step():
     assert first["loss"] == again["loss"] != second["loss"]
 
 
-@pytest.mark.slow
-def test_one_batch_is_learnt_by_heart():
-    rng = np.random.default_rng(0)
-    batch = random_batch(8)
-    batch["image"] = rng.integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)  # Coarse: easy.
-    del batch["extent"]
-    tx = create_optimizer(lambda step: 0.02, momentum=0.9, weight_decay=0.0)
-    model = small_googlenet("bn", width_multiplier=0.5)
-    _, metrics = run_steps(
-        model,
-        batch,
-        devices=jax.devices()[:1],
-        num_steps=60,
-        tx=tx,
-        augment=augment(),
-    )
-    assert metrics["main_loss"] < 0.2
-    assert metrics["accuracy"] == 1
-
-
 def test_update_is_sgd_with_momentum_and_decay_of_kernels():
     tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.5)
     params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}
