@@ -86,13 +86,6 @@ def compare_steps(build, platforms, *, size, dtype, batch_size=3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["paper", "bn"])  # The others have no more operations.
-def test_small_network_computes_the_same(variant):
-    build = partial(small_googlenet, variant)
-    compare_steps(build, ["cpu"], size=80, dtype="float64")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [80, 96])
 @each_variant

@@ -1,5 +1,6 @@
 """Configs and data that cannot be trained on, and the line that says so."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import time
 import pytest
 from helpers.archives import tar_of
 from helpers.paths import DIGITS
+from helpers.pickles import CreatesFile
 from helpers.pictures import png_header, write_pictures
 from helpers.processes import last_line
 from helpers.tiny_run import (
@@ -295,20 +297,29 @@ def test_an_archive_writes_nothing_anywhere(tmp_path):
     assert sorted(tmp_path.rglob("*")) == [folder, path]
 
 
-class CreatesFile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return pathlib.Path.touch, (self.path,)
+def write_pickle(state, path):
+    path.write_bytes(pickle.dumps(state, protocol=2))
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
-def test_weights_that_would_run_code(tmp_path, run_command, format_name):
+def save_with_torch(state, path, zipped):
+    torch = pytest.importorskip("torch")
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    torch.load(path, weights_only=False)
+    assert state["fc.weight"].path.exists(), "the file is harmless: nothing is tested"
+    state["fc.weight"].path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("format_name", "write"),
+    [
+        *((name, write_pickle) for name in FORMATS),
+        ("torchvision", functools.partial(save_with_torch, zipped=True)),
+        ("torchvision", functools.partial(save_with_torch, zipped=False)),
+    ],
+)
+def test_weights_that_would_run_code(tmp_path, run_command, format_name, write):
     path, created = tmp_path / "weights.pth", tmp_path / "created"
-    path.write_bytes(pickle.dumps({"fc.weight": CreatesFile(created)}, protocol=2))
+    write({"fc.weight": CreatesFile(created)}, path)
     flags = f"--from={format_name}", f"--weights={path}", f"--workdir={tmp_path / 'run'}"
     code, _, err = run_command(import_weights, *flags)
     assert code == 2, err

@@ -592,29 +592,6 @@ def test_torch_files_without_a_state_dict(tmp_path, refusal, state):
         assert "write it with torch.save(model.state_dict()" in message
 
 
-class CreatesFile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return pathlib.Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_file_is_not_run(tmp_path, refusal, zipped):
-    torch = pytest.importorskip("torch")
-    path, created = tmp_path / "weights.pth", tmp_path / "created"
-    state = {"epoch": CreatesFile(created)}
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    torch.load(path, weights_only=False)
-    assert created.exists(), "the file is harmless: nothing is tested"
-    created.unlink()
-    assert "could run code" in refusal(path)
-    assert not created.exists()
-
-
 @pytest.mark.parametrize(
     ("suffix", "package"),
     list(zip(FORMAT_OF, ("safetensors", "onnx", "h5py", "torch"), strict=True)),

@@ -33,7 +33,6 @@ from googlenet_flax.reports.look_inside import (
     filter_pictures,
     grad_cam,
     look_inside,
-    overlay,
     strongest_channels,
 )
 from googlenet_flax.reports.page import Page, number, percent
@@ -495,7 +494,7 @@ def test_grad_cam_by_hand():
     assert not grad_cam(-maps[..., :1], gradient[..., :1]).any()
 
 
-def test_channels_filters_and_overlay():
+def test_channels_and_filters():
     maps = np.stack([np.full((2, 2), level) for level in (1.0, 5.0, 3.0)], axis=2)
     np.testing.assert_array_equal(strongest_channels(maps, 2), [1, 2])
     kernel = np.zeros((1, 1, 3, 2))
@@ -504,10 +503,6 @@ def test_channels_filters_and_overlay():
         filter_pictures(kernel, "RGB")[:, 0, 0], [[0.5] * 3, [1, 0.25, 0.5]]
     )
     np.testing.assert_allclose(filter_pictures(kernel, "BGR")[1, 0, 0], [0.5, 0.25, 1])
-    picture = np.full((4, 4, 3), 100, np.uint8)
-    cold, hot = overlay(picture, np.zeros((2, 2))), overlay(picture, np.ones((2, 2)))
-    np.testing.assert_array_equal(cold, picture)
-    np.testing.assert_allclose(hot[0, 0], 0.2 * 100 + 0.8 * np.array([213, 94, 0]), atol=1)
 
 
 # The record of a run.
@@ -626,14 +621,6 @@ def test_comparison_to_another_place_of_runs_of_one_name(tmp_path, run_command):
     assert [row[0] for row in table] == [str(path) for path in paths]
     assert "The runs have the same config." in reader.text
     assert "No run has been evaluated yet" in reader.text and not reader.images
-
-
-def test_curves_of_runs_in_steps_where_an_epoch_is_unknown(tmp_path):
-    known = record_of(bare_run(tmp_path / "a"))
-    unknown = record_of(bare_run(tmp_path / "b", starts=()))
-    assert curves.time_axis([known]) == ([5], "training (epochs of 5 steps)")
-    assert curves.time_axis([known, known]) == ([5, 5], "training (epochs)")
-    assert curves.time_axis([known, unknown]) == ([1, 1], "training (steps)")
 
 
 # In a browser.

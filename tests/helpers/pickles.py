@@ -1,0 +1,13 @@
+"""Pickles that show whether they were loaded."""
+
+import pathlib
+
+
+class CreatesFile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
