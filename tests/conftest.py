@@ -19,7 +19,7 @@ import pytest
 from absl.testing import flagsaver
 from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
 from helpers.networks import SMALL_INCEPTIONS
-from helpers.tiny_run import train_well
+from helpers.tiny_run import copy_run, train_well
 
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.model import googlenet
@@ -63,6 +63,25 @@ def finished_run(shared_folder):
         if not result.exists():
             result.write_text(json.dumps(train_well(workdir)))
     return workdir, *json.loads(result.read_text())
+
+
+@pytest.fixture
+def run_to_6(finished_run, tmp_path):
+    """Workdir of a copy of this run that was saved at step 6."""
+    return copy_run(finished_run[0], tmp_path / "run", newest=6)
+
+
+@pytest.fixture
+def refused(run_command):
+    """Runs a command that must be refused; returns the one line that says why."""
+
+    def refused(command, *args) -> str:
+        code, out, err = run_command(command, *args)
+        assert (code, out) == (2, ""), err
+        (line,) = err.splitlines()
+        return line
+
+    return refused
 
 
 @pytest.fixture

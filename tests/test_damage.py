@@ -202,13 +202,10 @@ def test_a_run_without_its_config_is_refused_and_left_alone(run_copy):
 
 
 @pytest.mark.parametrize("name", ["best", "latest", "10"])
-def test_evaluate_refuses_a_damaged_checkpoint(run_copy, run_command, name):
+def test_evaluate_refuses_a_damaged_checkpoint(run_copy, refused, name):
     flip_bit_in(run_copy / "checkpoints" / "10" / "variables")
     before = files_in(run_copy)
-    flags = f"--workdir={run_copy}", f"--checkpoint={name}"
-    code, out, err = run_command(evaluate, *flags)
-    assert code == 2 and not out
-    line = last_line(err)
+    line = refused(evaluate, f"--workdir={run_copy}", f"--checkpoint={name}")
     assert "checkpoint 10" in line and "damaged" in line and "changed" in line
     assert files_in(run_copy) == before
 
@@ -219,13 +216,10 @@ def test_a_damaged_momentum_is_no_matter_to_evaluate(run_copy):
     assert jax.tree.leaves(predictor.variables)
 
 
-def test_another_networks_checkpoint_is_compared_leaf_by_leaf(run_copy, run_command):
+def test_another_networks_checkpoint_is_compared_leaf_by_leaf(run_copy, refused):
     config = read_json(run_copy / "config.json")
     Workdir(run_copy).write_config({**config, "width_multiplier": 0.2})
-    flag = "--config.width_multiplier=0.2"
-    code, _, err = run_command(main, *tiny_flags(run_copy), flag)
-    assert code == 2
-    (line,) = err.splitlines()
+    line = refused(main, *tiny_flags(run_copy), "--config.width_multiplier=0.2")
     assert "checkpoint 10 does not fit this network" in line
     assert "there and float32[" in line and "width_multiplier" in line
     assert saved_steps(run_copy) == [6, 8, 10]

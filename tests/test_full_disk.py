@@ -44,12 +44,6 @@ def obey_permissions() -> None:
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-@pytest.fixture
-def run_to_6(tmp_path, finished_run):
-    """Workdir of a run that was saved at step 6."""
-    return copy_run(finished_run[0], tmp_path / "run", newest=6)
-
-
 def assert_whole_lines(jsonl_file: pathlib.Path) -> None:
     text = jsonl_file.read_text()
     assert text.endswith("\n")
@@ -177,11 +171,9 @@ def test_a_run_on_a_read_only_disk_is_evaluated(finished_run, tmp_path, read_onl
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
-def test_a_workdir_that_is_a_file(tmp_path, run_command, name):
+def test_a_workdir_that_is_a_file(tmp_path, refused, name):
     (tmp_path / "file").write_text("mine")
-    code, _, err = run_command(main, *tiny_flags(tmp_path / name))
-    assert code == 2
-    (line,) = err.splitlines()
+    line = refused(main, *tiny_flags(tmp_path / name))
     assert f"workdir '{tmp_path / name}' cannot be used (" in line
     assert (tmp_path / "file").read_text() == "mine"
 

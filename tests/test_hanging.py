@@ -5,11 +5,10 @@ import signal
 import threading
 import time
 
-import numpy as np
-import PIL.Image
 import pytest
 from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
+from helpers.pictures import write_pictures
 from helpers.processes import finish, last_line, run, start_python
 from helpers.tiny_run import saved_steps
 from helpers.untrained_runs import describe, write_run
@@ -48,13 +47,8 @@ if __name__ == "__main__":
 def pictures(tmp_path_factory):
     """Two classes, no two pictures alike."""
     root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
     for split, count in PICTURES.items():
-        for name in CLASS_NAMES:
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-                PIL.Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+        write_pictures(root / split, dict.fromkeys(CLASS_NAMES, count))
     return root
 
 
@@ -116,7 +110,7 @@ def test_training_stops_and_goes_on(
     tmp_path, pictures, start_hanging, position, step, workers
 ):
     """The run waits for the batch at a position, or in the evaluation after step 3."""
-    path = pictures / "test" / "bee" / "3.png"
+    path = pictures / "test" / "bee" / "03.png"
     if position is not None:
         path = picture_of_batch(pictures, position)
     flags = train_flags(pictures, tmp_path / "run", workers)
@@ -148,7 +142,7 @@ def workdir(tmp_path_factory, pictures):
 @pytest.mark.faults
 @pytest.mark.parametrize("command", ["predict", "evaluate", "report"])
 def test_other_commands_end(pictures, workdir, start_hanging, command):
-    path = pictures / "test" / "bee" / "3.png"
+    path = pictures / "test" / "bee" / "03.png"
     paths = [pictures / "test"] if command == "predict" else []
     process = start_hanging(command, f"--workdir={workdir}", *paths, path=path)
     assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"

@@ -30,14 +30,6 @@ def test_each_row_is_a_config_that_changes_what_it_names_alone(row):
     assert {name for name in whole if whole[name] != changed[name]} == named
 
 
-def test_one_row_leaves_all_ingredients_out():
-    bare = fields_of("without all of these")
-    zero = ("crop_padding_pixels", "cutout_fraction", "label_smoothing", "weight_decay")
-    zero += ("aux_weight", "warmup_epochs")
-    assert [bare[name] for name in zero] == [0] * len(zero)
-    assert (bare["flip"], bare["final_rate_fraction"]) == ("none", 1)
-
-
 def test_the_scale_keeps_the_shares_of_the_recipe():
     whole, scaled = dict(load_config(BEST)), fields_of("the whole recipe")
     for config, count in ((whole, 200 * (50_000 // 256)), (scaled, 45 * (1_000 // 32))):

@@ -25,7 +25,7 @@ from googlenet_flax.training.sharding import (
     replicate,
     split_over_devices,
 )
-from googlenet_flax.training.state import TrainState, create_state
+from googlenet_flax.training.state import TrainState
 
 SIDE = 10
 PREPROCESS = preprocess(image_size=SIDE, input_scale=1 / 255)
@@ -242,17 +242,6 @@ def test_averages_against_numpy(kind, start):
     if start < 5:
         difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])
         assert difference.max() > 1e-3
-
-
-def test_a_fresh_state_averages_its_own_weights():
-    def state_of(averages):
-        model = small_googlenet("bn")
-        create = partial(create_state, model, TX, image_size=80, averages=averages)
-        return jax.eval_shape(create, jax.random.key(0))
-
-    with_averages = state_of(True)
-    assert with_averages.averages == dict(with_averages.variables)
-    assert state_of(False).averages == {}
 
 
 def test_parts_of_a_batch_give_the_update_of_the_whole():

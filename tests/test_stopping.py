@@ -46,12 +46,6 @@ Progress.report = report_and_signal
 """
 
 
-@pytest.fixture
-def run_to_6(tmp_path, finished_run):
-    """Workdir of a run that was saved at step 6."""
-    return copy_run(finished_run[0], tmp_path / "run", newest=6)
-
-
 def wait_for_write(process, workdir, step):
     """Waits until the checkpoint of a step is being written."""
     deadline = time.monotonic() + TIMEOUT_SECONDS

@@ -1,13 +1,9 @@
-import jax
 import pytest
+from helpers.compilations import told_of_compilations
 from helpers.configs import named_config
-from helpers.networks import SMALL_INCEPTIONS
 
-from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import MetricsWriter
 from googlenet_flax.train import train_and_evaluate
-
-COMPILATION = "/jax/core/compile/backend_compile_duration"  # Also of what a cache held.
 
 
 @pytest.fixture
@@ -16,23 +12,16 @@ def happened(monkeypatch):
     happened = []
     write = MetricsWriter.write
 
-    def listen(event, _, *, fun_name="", **about):
-        del about
-        if event == COMPILATION:
-            happened.append(f"compiled {fun_name}")
-
     def note(self, metrics, *, step, epoch, split):
         happened.append(f"{split} {step}")
         write(self, metrics, step=step, epoch=epoch, split=split)
 
     monkeypatch.setattr(MetricsWriter, "write", note)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield happened
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with told_of_compilations(lambda name: happened.append(f"compiled {name}")):
+        yield happened
 
 
-def test_a_run_compiles_its_steps_once(tmp_path, monkeypatch, happened):
-    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+def test_a_run_compiles_its_steps_once(tmp_path, small_inceptions, happened):
     config = {
         **named_config("digits"),
         **{"width_multiplier": 0.1, "train_split": "train[:24]", "batch_size": 8},

@@ -28,7 +28,6 @@ from googlenet_flax.training.sharding import (
     check_batch_divides,
     replicate,
 )
-from googlenet_flax.training.state import create_state
 
 # All that a step can do besides.
 OPTIONS = {
@@ -294,16 +293,6 @@ def test_nan_logits_are_never_a_hit():
     output = GoogLeNetOutput(jnp.full((1, 10), jnp.nan), None, None)
     metrics = example_metrics(output, jnp.array([0]), aux_weight=0.3)
     assert metrics["accuracy"][0] == 0 and metrics["top5"][0] == 0
-
-
-def test_fresh_state_counts_from_zero():
-    model = small_googlenet("bn")
-    tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
-    state = jax.eval_shape(
-        partial(create_state, model, tx, image_size=80), jax.random.key(0)
-    )
-    assert state.step.dtype == jnp.int32 and state.step.shape == ()
-    assert state.variables.keys() == {"params", "batch_stats"}
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import shutil
 import jax
 import numpy as np
 import optax
-import PIL.Image
 import pytest
 from flax import traverse_util
 from helpers.configs import load_config, named_config
 from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
+from helpers.pictures import write_pictures
 from helpers.small_networks import create_small, small_networks
 from helpers.untrained_runs import describe, save_weights, write_run
 from orbax.checkpoint import v1 as ocp
@@ -263,14 +263,7 @@ def test_sources_without_weights(tmp_path):
 def pictures(tmp_path_factory):
     """30 pictures of three classes, 24 of them to train on, of which one is broken."""
     root = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(THREE):
-        (root / name).mkdir()
-        for number in range(10):
-            height, width = rng.integers(20, 70, 2)
-            pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
-            pixels[..., label] += 100
-            PIL.Image.fromarray(pixels).save(root / name / f"{number}.jpg")
+    write_pictures(root, dict.fromkeys(THREE, 10))
     options = PictureOptions(storage_size=64, eval_fraction=0.2)
     train = load_folder("train", str(root), options)
     assert len(train) == 24

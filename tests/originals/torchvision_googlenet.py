@@ -62,9 +62,8 @@ class Head(nn.Module):
 class GoogLeNet(nn.Module):
     """torchvision 0.28's network with `aux_logits=True`."""
 
-    def __init__(self, num_classes: int = NUM_CLASSES, *, transform_input: bool = False):
+    def __init__(self, num_classes: int = NUM_CLASSES):
         super().__init__()
-        self.transform_input = transform_input
         self.conv1 = ConvBlock(3, 64, 7, stride=2)
         self.conv2 = ConvBlock(64, 64, 1)
         self.conv3 = ConvBlock(64, 192, 3)
@@ -76,10 +75,6 @@ class GoogLeNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps `[B, 3, H, W]` to the logits of the main classifier and both heads."""
-        if self.transform_input:  # From ImageNet's mean and deviation to 0.5 and 0.5.
-            mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-            std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-            images = (images * std + mean - 0.5) / 0.5
         x = _pool(self.conv1(images), 3)
         x = _pool(self.conv3(self.conv2(x)), 3)
         x = _pool(self.inception3b(self.inception3a(x)), 3)
@@ -94,9 +89,9 @@ def _pool(x: torch.Tensor, window: int) -> torch.Tensor:
     return functional.max_pool2d(x, window, stride=2, ceil_mode=True)
 
 
-def create_model(weights: Weights, *, transform_input: bool = False) -> GoogLeNet:
+def create_model(weights: Weights) -> GoogLeNet:
     """The network with the given weights, in evaluation."""
-    model = GoogLeNet(transform_input=transform_input).eval()
+    model = GoogLeNet().eval()
     state = model.state_dict()
     counters = {key: state[key] for key in state if key.endswith("num_batches_tracked")}
     model.load_state_dict({key: torch.tensor(weights[key]) for key in weights} | counters)
