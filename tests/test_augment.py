@@ -95,12 +95,17 @@ def test_crops_are_windows_of_the_padded_image():
     assert 36 < found.sum(axis=1).min() <= found.sum(axis=1).max() < 98
 
 
-def test_windows_of_a_picture_in_the_corner_of_its_image():
+@pytest.mark.parametrize(
+    "fields",
+    [{"crop_padding_pixels": 2}, {"crop_min_area": 0.08, "flip": "random"}],
+    ids=str,
+)
+def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest(fields):
     # Beyond the picture its image is zero, as if the picture itself had been padded.
     images, seeds = random_images(6, 8, 8, 3), np.arange(6)
     images[:, 5:] = 0
     images[:, :, 7:] = 0
-    fields = {"crop_padding_pixels": 2, "network_input": preprocess(image_size=10)}
+    fields = {**fields, "network_input": preprocess(image_size=10)}
     out = run(images, seeds, extents=np.array([(5, 7)] * 6), **fields)
     alone = run(images[:, :5, :7], seeds, **fields)
     np.testing.assert_allclose(out, alone, rtol=0, atol=ATOL)
@@ -237,21 +242,6 @@ def test_area_crops_of_a_panorama():
     assert abs(fallback.sum() - 800 * share) < 4 * deviation
 
 
-def test_area_crops_of_a_picture_in_the_corner_of_its_image():
-    height, width = 12, 5
-    images, seeds = random_images(6, 12, 12, 1), np.arange(6)
-    extents = np.broadcast_to((height, width), (6, 2))
-    fields = {"crop_min_area": 0.08, "flip": "random"}
-    fields["network_input"] = preprocess(image_size=9)
-    out = run(images, seeds, extents=extents, **fields)
-    assert out.shape == (6, 9, 9, 3)
-    alone = run(images[:, :height, :width], seeds, **fields)
-    np.testing.assert_allclose(out, alone, rtol=0, atol=ATOL)
-    # What lies beyond the picture is never seen.
-    images[:, height:], images[:, :, width:] = 99, 99
-    np.testing.assert_array_equal(run(images, seeds, extents=extents, **fields), out)
-
-
 def grey(image):
     """Computes gray values by ITU-R BT.601."""
     return (image @ [0.299, 0.587, 0.114])[..., None]
@@ -336,14 +326,6 @@ def test_each_method_is_drawn_equally_often():
         expected = 1200 * share if method in methods else 0
         assert abs(drawn.sum() - expected) < 4 * deviation, method
         assert method in methods or not drawn.any()
-
-
-def test_a_method_is_that_of_the_evaluations_crop():
-    # Where nothing is cropped at random, the box is the central one.
-    images, seeds = random_images(4, 8, 8, 3), np.arange(4)
-    fields = {"network_input": preprocess(image_size=6, crop_fraction=0.75)}
-    out = run(images, seeds, interpolations=("nearest",), **fields)
-    np.testing.assert_array_equal(out, images[:, 1:7, 1:7])
 
 
 def test_random_crops_are_where_they_were_whatever_the_method():

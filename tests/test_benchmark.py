@@ -6,11 +6,9 @@ import sys
 import jax
 import pytest
 from helpers.configs import named_config
-from helpers.networks import SMALL_INCEPTIONS
 from helpers.processes import run
 
 from googlenet_flax.config import Config
-from googlenet_flax.model import googlenet
 from googlenet_flax.performance import limits
 from googlenet_flax.performance.benchmark import (
     benchmark,
@@ -22,9 +20,8 @@ from googlenet_flax.runtime.errors import UserError
 
 
 @pytest.fixture
-def small_config(monkeypatch):
+def small_config(monkeypatch, small_inceptions):
     """A config by its name with a small network and small limits."""
-    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
     monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
     monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
     small = {"width_multiplier": 0.25, "image_size": 80, "batch_size": 4}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.configs import load_config, named_config
-from helpers.networks import SMALL_INCEPTIONS
 from helpers.paths import DIGITS
 from helpers.tiny_run import FINAL_STEP, TINY_RUN
 from hypothesis import given, settings
@@ -18,7 +17,6 @@ from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.data.fabricated import stand_in
-from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -135,8 +133,7 @@ def no_memory_plan(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, monkeypatch):
-    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptions):
     train_and_evaluate(load_config(DIGITS, *TINY_RUN, *NEVER), tmp_path)
     rows = read_rows(tmp_path / "metrics.jsonl")
     rates = [row["learning_rate"] for row in rows if row["split"] == "train"]

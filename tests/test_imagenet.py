@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import shutil
-import signal
 from unittest import mock
 
 import numpy as np
@@ -17,8 +16,6 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source, array_record_module
 from helpers.archives import tar_of, tensorflow_forbidden
 from helpers.batches import assert_batch
-from helpers.processes import finish, run, start, wait_for_line
-from helpers.tiny_run import assert_same_run
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.datasets.imagenet2012 import (
     imagenet2012_dataset_builder as stock_module,
@@ -404,30 +401,3 @@ def test_an_interrupted_preparation_leaves_nothing(
             load(own_dir, "train")
     assert_nothing_prepared(own_dir)
     assert len(load(own_dir, "train")) == len(official.train)
-
-
-def train_flags(data_dir, workdir):
-    fields = {
-        **{"data_dir": data_dir, "width_multiplier": 0.1, "dtype": "float32"},
-        **{"storage_size": 64, "decode_workers": 2, "image_size": 80, "batch_size": 4},
-        **{"num_epochs": 2, "log_every_steps": 1, "checkpoint_every_steps": 2},
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    return ["--config=configs/imagenet2012.py", f"--workdir={workdir}", *flags]
-
-
-@pytest.mark.slow
-def test_a_run_is_stopped_and_resumes_exactly(data_dir, tmp_path, compilation_cache):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    code, out, err = run("main", *train_flags(data_dir, straight), env=compilation_cache)
-    assert code == 0, err
-    assert "imagenet2012: 26 images to train on (train), 9 to evaluate on" in out
-    process = start("main", *train_flags(data_dir, stopped), env=compilation_cache)
-    wait_for_line(process, "step 3/")
-    process.send_signal(signal.SIGTERM)
-    code, _, err = finish(process)
-    assert code == 128 + signal.SIGTERM, err
-    code, out, err = run("main", *train_flags(data_dir, stopped), env=compilation_cache)
-    assert code == 0, err
-    assert "resuming after step" in out
-    assert_same_run(stopped, straight, step=12)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from helpers.configs import load_config
 from helpers.paths import REPOSITORY
-from helpers.processes import TIMEOUT_SECONDS, heard, wait_for_line
+from helpers.processes import TIMEOUT_SECONDS, start_program, wait_for_line
 from helpers.tiny_run import FINAL_STEP, saved_steps, tiny_flags
 
 from googlenet_flax.config import Config
@@ -59,16 +59,7 @@ def stand_in(tmp_path, monkeypatch):
 
 def start(script, *args, **env) -> subprocess.Popen:
     """The script as a process in a session of its own."""
-    with heard():
-        return subprocess.Popen(
-            [LAUNCH / script, *map(str, args)],
-            cwd=REPOSITORY,
-            env={**os.environ, **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    return start_program(LAUNCH / script, *args, env=env, start_new_session=True)
 
 
 def run(script, *args, **env) -> tuple[int, str, str]:
@@ -252,11 +243,7 @@ def test_jobset_restarts_what_can_go_on():
     ]
 
 
-ONE_DEVICE = {
-    "PYTHON": sys.executable,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
+ONE_DEVICE = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow

@@ -542,13 +542,6 @@ def test_time_is_that_from_each_start_to_its_last_row(
 # Figures.
 
 
-def test_smoothing_is_a_running_mean():
-    values = np.random.default_rng(0).normal(size=100)
-    expected = [values[max(0, i - 2) : i + 3].mean() for i in range(100)]
-    np.testing.assert_allclose(curves.smoothed(values), expected)
-    np.testing.assert_array_equal(curves.smoothed(values[:7]), values[:7])
-
-
 def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
     record = record_of(bare_run(tmp_path / "run"))
     flags = record, "images_per_second", "images/s"

@@ -5,6 +5,7 @@ import statistics
 
 import psutil
 import pytest
+from helpers.compilations import TELL_COMPILATIONS
 from helpers.processes import finish
 from helpers.tiny_run import EPOCH_STEPS, start_tiny
 
@@ -20,17 +21,6 @@ WINDOW = 500
 LAZY_THREADS = 8
 MAX_GROWTH = 0.02  # A state kept at each step would be twenty times that.
 
-# Says what is compiled, also what a cache held.
-LISTENING = """
-import jax
-
-def listen(event, _, *, fun_name="", **about):
-    if event == "/jax/core/compile/backend_compile_duration":
-        print("compiled", fun_name, file=sys.stderr, flush=True)
-
-jax.monitoring.register_event_duration_secs_listener(listen)
-"""
-
 
 @pytest.mark.faults
 def test_nothing_grows_in_2000_steps(tmp_path):
@@ -41,7 +31,7 @@ def test_nothing_grows_in_2000_steps(tmp_path):
         f"--config.eval_every_epochs={EPOCHS_BETWEEN_EVALUATIONS}",
         f"--config.checkpoint_every_steps={CHECKPOINT_EVERY_STEPS}",
     ]
-    process = start_tiny(tmp_path / "run", *more, before=LISTENING)
+    process = start_tiny(tmp_path / "run", *more, before=TELL_COMPILATIONS)
     watched = psutil.Process(process.pid)
     samples, compiled = {}, {}
     step = 0

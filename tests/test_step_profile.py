@@ -5,9 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.configs import named_config
-from helpers.networks import SMALL_INCEPTIONS
 
-from googlenet_flax.model import googlenet
 from googlenet_flax.runs.profile import StepProfile
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -60,8 +58,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_traced(tmp_path, monkeypatch):
-    monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+def test_a_run_is_traced(tmp_path, small_inceptions):
     config = named_config("digits") | {"width_multiplier": 0.25, "batch_size": 8}
     config |= {"train_split": "train[:32]", "eval_split": "test[:12]", "num_epochs": 1}
     config |= {"profile_steps": (2, 3)}

@@ -20,12 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
-from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import (
     AXIS_NAME,
-    check_batch_divides,
     replicate,
 )
 
@@ -293,13 +291,3 @@ def test_nan_logits_are_never_a_hit():
     output = GoogLeNetOutput(jnp.full((1, 10), jnp.nan), None, None)
     metrics = example_metrics(output, jnp.array([0]), aux_weight=0.3)
     assert metrics["accuracy"][0] == 0 and metrics["top5"][0] == 0
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_devices", "hint"),
-    [(10, 4, "batch_size=8 or 12"), (3, 4, "batch_size=4$")],
-)
-def test_refuses_a_batch_the_devices_cannot_share(batch_size, num_devices, hint):
-    with pytest.raises(UserError, match=hint):
-        check_batch_divides(batch_size, num_devices)
-    check_batch_divides(2 * num_devices, num_devices)

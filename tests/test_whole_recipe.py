@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.compilations import told_of_compilations
+from helpers.compilations import recorded_compilations
 from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.tiny_run import assert_same_run, copy_run, saved_steps
@@ -46,8 +46,8 @@ def small_network():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Returns the workdir of the run, and the names of the functions compiled."""
-    workdir, compiled = tmp_path_factory.mktemp("whole"), []
-    with told_of_compilations(compiled.append):
+    workdir = tmp_path_factory.mktemp("whole")
+    with recorded_compilations() as compiled:
         train_and_evaluate(CONFIG, workdir)
     return workdir, compiled
 

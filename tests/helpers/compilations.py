@@ -1,24 +1,46 @@
-"""What JAX compiles."""
+"""What JAX compiles, also what a cache held."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 
-COMPILATION = "/jax/core/compile/backend_compile_duration"  # Also of what a cache held.
-
 
 @contextlib.contextmanager
-def told_of_compilations(tell: Callable[[str], object]) -> Iterator[None]:
-    """Calls `tell` with the name of each function that is compiled inside."""
+def recorded_compilations() -> Iterator[list[str]]:
+    """Yields a list, to which each compilation inside adds the name of its function."""
+    compiled = []
 
     def listen(event, _, *, fun_name="", **about):
         del about
-        if event == COMPILATION:
-            tell(fun_name)
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield
+        yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+# For a process: says it on stderr, as "compiled jit(function)".
+TELL_COMPILATIONS = """
+import jax
+
+def listen(event, _, *, fun_name="", **about):
+    if event == "/jax/core/compile/backend_compile_duration":
+        print("compiled", fun_name, file=sys.stderr, flush=True)
+
+jax.monitoring.register_event_duration_secs_listener(listen)
+"""
+
+
+def compilations_by_step(err: str) -> dict[int, list[str]]:
+    """What was compiled after which step, as a run tells on stderr."""
+    step, compiled = 0, {}
+    for line in err.splitlines():
+        if line.startswith("compiled "):
+            compiled.setdefault(step, []).append(line.split(maxsplit=1)[1].strip())
+        elif line.startswith("step "):
+            step = int(line.split()[1].partition("/")[0])
+    return compiled

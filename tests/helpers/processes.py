@@ -39,8 +39,13 @@ def start(command, *args, before="", **options) -> subprocess.Popen:
     return start_python(*program, *args, **options)
 
 
-def start_python(*args, env=None, ignored=(), **options) -> subprocess.Popen:
-    """Starts `python ARGS`, which hears all signals but `ignored`.
+def start_python(*args, **options) -> subprocess.Popen:
+    """Starts `python ARGS`; see `start_program`."""
+    return start_program(sys.executable, *args, **options)
+
+
+def start_program(*args, env=None, ignored=(), **options) -> subprocess.Popen:
+    """Starts a program, which hears all signals but `ignored`.
 
     Further `options` are those of `subprocess.Popen`.
     """
@@ -52,7 +57,7 @@ def start_python(*args, env=None, ignored=(), **options) -> subprocess.Popen:
     options = {**pipes, "cwd": REPOSITORY, **options}
     with heard(ignored):
         return subprocess.Popen(
-            [sys.executable, *map(str, args)],
+            list(map(str, args)),
             text=True,
             env={**os.environ, **settings},
             **options,
