@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.networks import preprocess
 
+from googlenet_flax.config import Config
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
+from googlenet_flax.training import experiment
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
 from googlenet_flax.training.sharding import replicate, split_over_devices
 from googlenet_flax.training.step import eval_step
@@ -75,3 +80,18 @@ def test_every_example_counts_once(num_devices, batch_size, image_set):
     heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
     assert metrics["loss"] == pytest.approx(main_loss + 0.3 * heads, rel=1e-5)
     assert "count" not in metrics
+
+
+@pytest.mark.parametrize(("flag", "expected"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
+def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expected):
+    loaded = {}
+
+    def load_split(dataset, split, *, pictures, **_):
+        loaded.update(fraction=pictures.eval_fraction)
+        return type("Split", (), {"class_names": ("a", "b")})()
+
+    monkeypatch.setattr(experiment, "load_split", load_split)
+    description = ModelDescription("bn", 1.0, "float32", ("a", "b"), preprocess())
+    config = Config(dataset="folder", eval_fraction=0.2)
+    load_eval_split(evaluation_config(config, eval_fraction=flag), description)
+    assert loaded["fraction"] == expected

@@ -1,6 +1,7 @@
 """The commands `main` and `evaluate`, and what a whole run says and leaves."""
 
 import pytest
+from helpers.compilations import compilations_by_step
 from helpers.paths import DIGITS, REPOSITORY
 from helpers.processes import run
 from helpers.tiny_run import FINAL_STEP, copy_run, tiny_flags
@@ -31,6 +32,16 @@ def test_a_run_says_what_it_does(finished_run):
         assert row["loss"] == pytest.approx(row["main_loss"] + 0.3 * heads, rel=1e-5)
 
 
+def test_a_run_compiles_its_steps_once(finished_run):
+    """Of which the learning rate has two stairs; test_whole_recipe has four devices."""
+    compiled = compilations_by_step(finished_run[2])
+    # The first step, also where it was compiled ahead in another thread, and what its
+    # log needs; the first evaluation; and then nothing more.
+    start = compiled.pop(0)
+    assert start.count("jit(create_state)") == start.count("jit(_fun)") == 1
+    assert compiled == {5: ["jit(_fun)"]}
+
+
 def test_a_finished_run_says_so(finished_run, run_command, tmp_path, small_inceptions):
     workdir = copy_run(finished_run[0], tmp_path / "run")
     before = (workdir / "metrics.jsonl").read_text()
@@ -53,6 +64,18 @@ def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, run_command)
 def test_a_workdir_alone_is_not_enough(tmp_path, run_command, command, message):
     code, _, err = run_command(command, f"--workdir={tmp_path}")
     assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+def test_a_run_without_a_workdir_goes_to_runs_and_says_so(
+    tmp_path, monkeypatch, run_command
+):
+    monkeypatch.chdir(tmp_path)
+    refused = "--config.batch_size=100000"  # Ends the run before anything is compiled.
+    code, _, err = run_command(main, f"--config={DIGITS}", refused)
+    first, last = err.strip().splitlines()
+    assert code == 2 and "batch_size is 100000" in last
+    assert "workdir: runs/digits (choose another with --workdir=DIR)" in first
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
 
 
 def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path):
