@@ -93,21 +93,6 @@ def test_there_may_be_no_best_one(tmp_path):
         save_all(tmp_path, [None, None]).resolve("best")
 
 
-def test_weights_that_were_not_trained_here(tmp_path):
-    variables = {
-        "params": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)},
-        "batch_stats": {"mean": np.ones(3, np.float32)},
-    }
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_variables(variables, description=DESCRIPTION)
-        assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        assert checkpoints.labels[0].metrics is None
-        assert checkpoints.labels[0].description == DESCRIPTION
-        like = jax.eval_shape(lambda: variables)
-        restored = checkpoints.restore_variables(0, like, jax.devices()[:2])
-    jax.tree.map(np.testing.assert_array_equal, restored, variables)
-
-
 def test_a_save_replaces_the_same_step(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(tiny_state(1, 1.0), description=DESCRIPTION)

@@ -15,40 +15,29 @@ def traces(directory):
     return sorted(directory.glob("plugins/profile/*/*.xplane.pb"))
 
 
-def run(profile, steps):
-    """Runs the steps; returns those at whose end a trace was there."""
-    double = jax.jit(lambda x: 2 * x)
-    x = jnp.ones(3)
+@pytest.mark.parametrize(
+    ("profiled", "steps", "seen", "number"),
+    [
+        ((3, 4), range(1, 7), [4, 5, 6], 1),
+        ((3, 9), range(1, 5), [], 1),  # The run ends between them.
+        ((3, 9), range(5, 12), [9, 10, 11], 1),  # It is resumed between them.
+        ((), range(1, 4), [], 0),
+        ((1, 2), range(3, 5), [], 0),
+    ],
+)
+def test_a_trace_is_written_after_the_last_step(tmp_path, profiled, steps, seen, number):
+    """`seen` are the steps at whose end a trace is there, `number` how many at last."""
+    double, x, folder = jax.jit(lambda x: 2 * x), jnp.ones(3), tmp_path / "profile"
     traced = []
-    with profile:
+    with StepProfile(folder, profiled) as profile:
         for step in steps:
             profile.before(step)
             x = double(x)
             profile.after(step, x)
-            traced.append(bool(traces(profile._directory)))
-    return [step for step, there in zip(steps, traced, strict=True) if there]
-
-
-def test_a_trace_is_written_after_the_last_step(tmp_path):
-    profile = StepProfile(tmp_path / "profile", (3, 4))
-    assert run(profile, range(1, 7)) == [4, 5, 6]
-    (trace,) = traces(tmp_path / "profile")
-    assert trace.stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("profiled", "steps", "number"),
-    [
-        ((3, 9), range(1, 5), 1),  # The run ends between them.
-        ((3, 9), range(5, 12), 1),  # It is resumed between them.
-        ((), range(1, 4), 0),
-        ((1, 2), range(3, 5), 0),
-    ],
-)
-def test_a_run_has_its_part_of_the_steps(tmp_path, profiled, steps, number):
-    run(StepProfile(tmp_path / "profile", profiled), steps)
-    assert len(traces(tmp_path / "profile")) == number
-    assert (tmp_path / "profile").exists() == bool(number)
+            traced += [step] if traces(folder) else []
+    assert traced == seen
+    assert [trace.stat().st_size > 1000 for trace in traces(folder)] == [True] * number
+    assert folder.exists() == bool(number)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
