@@ -51,19 +51,16 @@ def test_a_finished_run_says_so(finished_run, run_command, tmp_path, small_incep
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, run_command):
+def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, refused):
     flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.batch_size=30"
-    code, _, err = run_command(main, *flags)
-    assert code == 2
-    assert err.strip().endswith("set --config.batch_size=28 or 32")
+    assert refused(main, *flags).endswith("set --config.batch_size=28 or 32")
 
 
 @pytest.mark.parametrize(
     ("command", "message"), [(main, "--config is missing"), (evaluate, "no run in")]
 )
-def test_a_workdir_alone_is_not_enough(tmp_path, run_command, command, message):
-    code, _, err = run_command(command, f"--workdir={tmp_path}")
-    assert code == 2 and message in err and len(err.splitlines()) == 1
+def test_a_workdir_alone_is_not_enough(tmp_path, refused, command, message):
+    assert message in refused(command, f"--workdir={tmp_path}")
 
 
 def test_a_run_without_a_workdir_goes_to_runs_and_says_so(
