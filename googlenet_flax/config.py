@@ -180,7 +180,7 @@ class Config:
     # Mirror each image at random, or one half of the images in even epochs and the other
     # in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
-    # Largest factor of random brightness, contrast and colour; 0 is off.
+    # Largest factor of random brightness, contrast and color; 0 is off.
     color_jitter: float = _between(0, 1, default=0.0)
     # Each training image is resized by one of these at random.
     interpolations: tuple[str, ...] = _field(
