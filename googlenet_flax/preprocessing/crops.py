@@ -138,11 +138,11 @@ def resample(
         centers = jnp.clip(centers, -0.5, limits - 0.5)  # A shifted box repeats the border.
         stored = jnp.arange(images.shape[1 + axis])
         distance = jnp.abs(stored - centers)
-        if methods is None:
-            weight = _bilinear(distance, step)
-        else:
-            each = [weigh(distance, step) for weigh in INTERPOLATIONS.values()]
-            weight = jnp.choose(methods[:, None, None], each, mode="clip")
+        weight = _bilinear(distance, step)
+        if methods is not None:
+            for index, weigh in enumerate(INTERPOLATIONS.values()):
+                is_own = (methods == index)[:, None, None]
+                weight = jnp.where(is_own, weigh(distance, step), weight)
         weight = jnp.where(stored < limits, weight, 0)
         weight /= jnp.sum(weight, axis=-1, keepdims=True)
         weights.append(weight.astype(images.dtype))
