@@ -1,44 +1,19 @@
 """Limits of the devices: operations and bytes per second."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_flax.analysis.chips import published
 from googlenet_flax.performance.timing import call_seconds
 
 CPU_MATMUL_SIDE = 2048
 MATMUL_SIDE = 8192
 COPY_ELEMENTS = 2**26  # float32: 256 MiB, more than most caches hold.
 COPIES = 8  # Number of copies in a call.
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Limits of one device per second as its vendor states them, for dense matrices."""
-
-    float32_flops: float  # Limit of the type in which XLA multiplies float32 by default.
-    bfloat16_flops: float
-    memory_bytes: float
-
-
-# The keys are prefixes of JAX's `device_kind`; the first that matches counts. XLA
-# multiplies float32 as TF32 on GPUs from Ampere on, and as bfloat16 on TPUs.
-CHIPS: Mapping[str, Chip] = {
-    "NVIDIA A100-SXM4-40GB": Chip(156e12, 312e12, 1.555e12),
-    "NVIDIA A100-SXM4-80GB": Chip(156e12, 312e12, 2.039e12),
-    "NVIDIA A100 80GB PCIe": Chip(156e12, 312e12, 1.935e12),
-    "NVIDIA H100 80GB HBM3": Chip(495e12, 989e12, 3.35e12),
-    "NVIDIA H100 PCIe": Chip(378e12, 756e12, 2.0e12),
-    "NVIDIA H200": Chip(495e12, 989e12, 4.8e12),
-    "TPU v4": Chip(275e12, 275e12, 1.2e12),
-    "TPU v5 lite": Chip(197e12, 197e12, 0.819e12),
-    "TPU v5e": Chip(197e12, 197e12, 0.819e12),
-    "TPU v5": Chip(459e12, 459e12, 2.765e12),
-    "TPU v6": Chip(918e12, 918e12, 1.64e12),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +26,7 @@ class Limits:
 
 
 def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Limits:
-    """Looks up the limits in `CHIPS`, and measures them for devices that are not there.
+    """Looks up the published limits, and measures those of devices that have none.
 
     Args:
       devices: Devices of one kind.
@@ -59,10 +34,8 @@ def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Li
       seconds: Duration of the measurement of each limit, in seconds.
     """
     kind, count = devices[0].device_kind, len(devices)
-    for name, chip in CHIPS.items():
-        if kind.startswith(name):
-            flops = chip.bfloat16_flops if dtype == "bfloat16" else chip.float32_flops
-            return Limits(flops * count, chip.memory_bytes * count, measured=False)
+    if chip := published(kind):
+        return Limits(chip.flops(dtype) * count, chip.memory_bytes * count, measured=False)
     flops = matmul_flops(devices, dtype, seconds)
     return Limits(flops, copy_bytes(devices, seconds), measured=True)
 

@@ -1,0 +1,45 @@
+"""Published limits of accelerators: operations and bytes per second, and memory."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Limits of one device as its vendor states them, for dense matrices."""
+
+    float32_flops: (
+        float  # A second, in the type in which XLA multiplies float32 by default.
+    )
+    bfloat16_flops: float  # A second.
+    memory_bytes: float  # Read and written a second.
+    memory_gib: float  # Capacity.
+
+    def flops(self, dtype: str) -> float:
+        """Returns the operations per second for operands of `"float32"` or `"bfloat16"`."""
+        return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
+
+
+# The keys are prefixes of JAX's `device_kind`; the first that matches counts. XLA
+# multiplies float32 as TF32 on GPUs from Ampere on, and as bfloat16 on TPUs. NVIDIA's data
+# sheets and https://cloud.google.com/tpu/docs/system-architecture-tpu-vm give all figures;
+# their gigabytes of memory are taken as GiB.
+CHIPS: Mapping[str, Chip] = {
+    "NVIDIA A100-SXM4-40GB": Chip(156e12, 312e12, 1.555e12, 40),
+    "NVIDIA A100-SXM4-80GB": Chip(156e12, 312e12, 2.039e12, 80),
+    "NVIDIA A100 80GB PCIe": Chip(156e12, 312e12, 1.935e12, 80),
+    "NVIDIA H100 80GB HBM3": Chip(495e12, 989e12, 3.35e12, 80),
+    "NVIDIA H100 PCIe": Chip(378e12, 756e12, 2.0e12, 80),
+    "NVIDIA H200": Chip(495e12, 989e12, 4.8e12, 141),
+    "TPU v4": Chip(275e12, 275e12, 1.2e12, 32),
+    "TPU v5 lite": Chip(197e12, 197e12, 0.819e12, 16),
+    "TPU v5e": Chip(197e12, 197e12, 0.819e12, 16),
+    "TPU v5": Chip(459e12, 459e12, 2.765e12, 95),
+    "TPU v6": Chip(918e12, 918e12, 1.64e12, 32),
+}
+
+
+def published(device_kind: str) -> Chip | None:
+    """Returns the limits of a kind of device, or None if they are not in `CHIPS`."""
+    names = (name for name in CHIPS if device_kind.startswith(name))
+    return CHIPS.get(next(names, ""))
