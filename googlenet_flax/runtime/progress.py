@@ -1,13 +1,17 @@
 """Display of a run's progress on the terminal."""
 
+import concurrent.futures
 import datetime
 import sys
 import time
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import tqdm
 
-from googlenet_flax.runtime.streams import say
+from googlenet_flax.runtime.streams import say, tell
+
+CLOCK_SECONDS = 30  # Time between two lines about a call that takes long.
 
 
 class Progress:
@@ -72,3 +76,34 @@ class Progress:
         if self._is_shown:
             with self._bar.external_write_mode(file=sys.stdout):
                 say(line, sys.stdout)
+
+
+def call_with_clock(task: str, call: Callable[[], Any]) -> Any:
+    """Calls a function that takes minutes, and shows on stderr how long it has taken.
+
+    The call runs in a thread of its own, so Ctrl-C ends the command meanwhile.
+
+    Args:
+      task: What the function does.
+      call: Function without arguments.
+
+    Returns:
+      The result of the function, which may also raise any error.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
+    start_seconds = time.monotonic()
+    with tqdm.tqdm(
+        desc=f"googlenet_flax: {task}",
+        bar_format="{desc}: {elapsed}",
+        disable=None,  # Shows it on a terminal only.
+        leave=False,
+        file=sys.stderr,
+    ) as clock:
+        pause_seconds = CLOCK_SECONDS if clock.disable else 1
+        while not concurrent.futures.wait([future], timeout=pause_seconds).done:
+            clock.refresh()
+            if clock.disable:
+                tell(f"{task}: {time.monotonic() - start_seconds:.0f} s")
+    return future.result()
