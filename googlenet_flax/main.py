@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from googlenet_flax.analysis.plan import describe_run
+from googlenet_flax.analysis.target import find_target
 from googlenet_flax.config import Config
 from googlenet_flax.runtime import command_line, distributed
 from googlenet_flax.runtime.errors import UserError
@@ -27,6 +28,12 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the network and the plan of the run; train nothing."
 )
+TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    "Chips that --dry_run compiles the step for; they need not be here: tpu:v5e:4x4 or "
+    "cuda:h100:8.",
+)
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     "",
@@ -42,6 +49,11 @@ PROCESS_ID = flags.DEFINE_integer(
 
 def _train() -> None:
     config = Config.of(CONFIG.value)
+    if TARGET.value is not None:
+        if not DRY_RUN.value:
+            raise UserError("--target needs --dry_run: a target is compiled for, not run")
+        print(describe_run(config, find_target(TARGET.value)))
+        return
     if DRY_RUN.value:
         use_onednn_for(config.dtype)
         print(describe_run(config))

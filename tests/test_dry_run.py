@@ -16,7 +16,7 @@ def plan_of(**fields) -> dict[str, str]:
 
 @pytest.fixture
 def uncompiled(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")
+    monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "Table 1\n")
     monkeypatch.chdir(tmp_path)
 

@@ -1,11 +1,20 @@
 """The plan of a run, described in words and numbers without training."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from googlenet_flax.analysis.cost import image_cost
+from googlenet_flax.analysis.cost import ImageCost, image_cost
 from googlenet_flax.analysis.table1 import format_table_1
+from googlenet_flax.analysis.target import (
+    Target,
+    collectives,
+    compile_for,
+    rate_bounds,
+    step_bytes,
+)
 from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.fabricated import SPLIT_SIZES, stand_in
@@ -21,20 +30,26 @@ NEED_DATA = ("steps", "image size", "learning rate", "evaluations", "operations"
 RATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # Parts of the run at which the rate is listed.
 
 
-def describe_run(config: Config) -> str:
+def describe_run(config: Config, target: Target | None = None) -> str:
     """Describes the network as Table 1 prints it, and the plan of the run.
 
     The data are read if they are there, so errors in them are found, but nothing is
     prepared or trained. Missing data are replaced by stand-ins of the same sizes, if the
     sizes are known.
 
+    Args:
+      config: Config of the run.
+      target: Devices that the run would use, by default those of this process.
+
     Raises:
-      UserError: The config or the data are wrong.
+      UserError: The config or the data are wrong, the target's devices cannot share a
+        batch, or a step does not fit into their memory.
     """
     splits, unknown = _load_or_stand_in(config)
-    experiment = build_experiment(config, jax.local_devices(), *splits)
+    devices = target.devices if target else jax.local_devices()
+    experiment = build_experiment(config, devices, *splits)
     model = experiment.description.create_model()
-    plan = {**_plan(experiment), **unknown}
+    plan = {**_plan(experiment, target), **unknown}
     lines = [f"{name + ':':<14} {text}" for name, text in plan.items()]
     return "\n".join([format_table_1(model, config.image_size), "", *lines])
 
@@ -65,7 +80,7 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
     return stand_ins, unknown
 
 
-def _plan(experiment: Experiment) -> dict[str, str]:
+def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
     """Describes each aspect of a run in words."""
     config, devices = experiment.config, experiment.devices
     total_steps = experiment.total_steps
@@ -90,7 +105,8 @@ def _plan(experiment: Experiment) -> dict[str, str]:
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     model = experiment.description.create_model()
     head_only = config.trainable == "head"
-    flops = image_cost(model, config.image_size, head_only=head_only).training_flops
+    cost = image_cost(model, config.image_size, head_only=head_only)
+    flops = cost.training_flops
     return {
         **plan,
         "learning rate": f"{rates} ({config.schedule})",
@@ -98,20 +114,49 @@ def _plan(experiment: Experiment) -> dict[str, str]:
         "operations": f"{flops / 1e9:.3g} GFLOP to train on an image of "
         f"{config.image_size} px, {flops * config.batch_size * total_steps / 1e15:.3g} "
         "PFLOP in all",
-        "memory": _memory(experiment),
+        **_largest_step(experiment, cost, target),
     }
 
 
-def _memory(experiment: Experiment) -> str:
-    """Describes the memory of each device for the largest step, as the compiler plans."""
-    compiled = experiment.compile_train_step(experiment.total_steps - 1)
-    plan = compiled.memory_analysis()
+def _largest_step(
+    experiment: Experiment, cost: ImageCost, target: Target | None
+) -> dict[str, str]:
+    """Describes the step of the largest images as it was compiled."""
+
+    def compile_step() -> Any:
+        return experiment.compile_train_step(experiment.total_steps - 1)
+
+    if target is None:
+        return {"memory": _memory(compile_step().memory_analysis())}
+    compiled = compile_for(target, compile_step)
+    exchanges = [
+        f"{count} {kind} of {size / 1e6:.3g} MB"
+        for kind, (count, size) in collectives(compiled.as_text()).items()
+    ]
+    return {
+        "target": f"{target}: the step compiles; it was not run",
+        "memory": f"{_memory(compiled.memory_analysis())}, of {target.memory_gib:.3g} GiB",
+        "exchange": f"{', '.join(exchanges) or 'nothing'} a step, on each device",
+        "bound": _bound(rate_bounds(target, cost, experiment.config.dtype)),
+    }
+
+
+def _bound(rates: Mapping[str, float]) -> str:
+    """Describes the lowest upper bound of the images per second, and then the others."""
+    lowest, *others = sorted((rate, limit) for limit, rate in rates.items())
+    rest = "".join(f", {rate:,.0f} by {limit}" for rate, limit in others)
+    return (
+        f"at most {lowest[0]:,.0f} images/s by {lowest[1]}{rest}, at the published peaks; "
+        "not a prediction"
+    )
+
+
+def _memory(plan: Any) -> str:
+    """Describes the memory of each device for a step, as the compiler plans it."""
     if plan is None:
         return "this platform's compiler does not say"
-    inputs = plan.argument_size_in_bytes
-    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    needed = inputs + outputs + plan.temp_size_in_bytes
     return (
-        f"{needed / 2**30:.3g} GiB of each device for a step, {inputs / 2**20:,.0f} MiB of "
-        "it parameters, momentum and images; by the compiler's plan"
+        f"{step_bytes(plan) / 2**30:.3g} GiB of each device for a step, "
+        f"{plan.argument_size_in_bytes / 2**20:,.0f} MiB of it parameters, momentum and "
+        "images; by the compiler's plan"
     )

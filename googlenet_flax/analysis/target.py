@@ -1,0 +1,237 @@
+"""Targets: chips that are not here, for which the step of a run is compiled and not run.
+
+JAX describes the devices of a target, and the compiler of its platform needs nothing else.
+It says whether the step compiles, how much memory it takes and what the devices exchange.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from googlenet_flax.analysis.chips import Chip, published
+from googlenet_flax.analysis.cost import ImageCost
+from googlenet_flax.runtime.errors import UserError, optional_package
+from googlenet_flax.runtime.progress import call_with_clock
+
+# Number of dimensions of a slice's name, and devices of the largest: a pod of TPUs, as
+# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm gives it, or a host of GPUs.
+SLICES: Mapping[str, tuple[int, int]] = {
+    "tpu:v4": (3, 4096),
+    "tpu:v5e": (2, 256),
+    "tpu:v5p": (3, 8960),
+    "tpu:v6e": (2, 256),
+    "cuda:h100": (1, 8),
+}
+# A platform, a chip and sizes; libtpu crashes on a size of 0.
+NAME = re.compile("([a-z]+:[a-z0-9]+):([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*)")
+# Where no TPU is, libtpu would ask a server of Google Cloud for these and print errors.
+LIBTPU_ENVIRONMENT: Mapping[str, str] = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+# Share of a GPU's memory that JAX takes (https://docs.jax.dev, "GPU memory allocation").
+GPU_MEMORY_SHARE = 0.75
+# Text of a GpuTargetConfigProto of XLA, for a card in an SXM5 socket: NVIDIA's H100 white
+# paper, table 16 of the CUDA C++ programming guide, and cuDNN 9.28 and CUDA 13.0.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 28 patch: 1 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+# A collective in the text of a program: `%name = SHAPE all-reduce(%operand, ...)`. One that
+# runs beside others has a start and a done; only the done has the shape of the result.
+COLLECTIVE = re.compile(rf" = ([^%\"]*) ({COLLECTIVES})(?:-done)?\(")
+ARRAY = re.compile(r"(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices of one kind that need not be here."""
+
+    name: str  # Such as "tpu:v5e:4x4".
+    devices: list[jax.Device]
+    chip: Chip
+
+    def __str__(self) -> str:
+        return f"{self.name} ({len(self.devices)} x {self.devices[0].device_kind})"
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory of each device that a step can have, in GiB."""
+        share = GPU_MEMORY_SHARE if self.name.startswith("cuda") else 1
+        return share * self.chip.memory_gib
+
+
+def find_target(name: str) -> Target:
+    """Looks up a target; call it before JAX uses a device.
+
+    JAX computes on the CPU afterwards.
+
+    Args:
+      name: Platform, chip and slice as JAX's topologies name them, such as `"tpu:v5e:4x4"`,
+        or the number of GPUs of a host, as in `"cuda:h100:8"`.
+
+    Raises:
+      UserError: There is no such target, or a package for it is missing.
+    """
+    match = NAME.fullmatch(name)
+    chip, shape = match.groups() if match else ("", "")
+    sizes = [int(size) for size in shape.split("x") if size]
+    dimensions, most = SLICES.get(chip, (0, 0))
+    if len(sizes) != dimensions or math.prod(sizes) > most:
+        shapes = {1: "N", 2: "XxY", 3: "XxYxZ"}
+        known = [f"{chip}:{shapes[n]} up to {most}" for chip, (n, most) in SLICES.items()]
+        raise UserError(
+            f"--target is {name!r} but must be like tpu:v5e:4x4; there are "
+            f"{', '.join(known)} devices"
+        )
+    jax.config.update("jax_platforms", "cpu")
+    # A program for other devices cannot be loaded from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    find = _find_tpus if chip.startswith("tpu") else _find_gpus
+    with _explained(name, "choose another slice, or install packages that match JAX"):
+        devices = find(name, chip.partition(":")[2], shape)
+    limits = published(devices[0].device_kind)
+    assert limits is not None
+    return Target(name, devices, limits)
+
+
+def _find_tpus(name: str, kind: str, shape: str) -> list[jax.Device]:
+    with optional_package("libtpu", f"--target={name}", extra="tpu"):
+        import libtpu  # noqa: F401, PLC0415 - optional
+    for variable, value in LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # JAX joins the two cores of a chip into one device; for v4 this must be said.
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **options).devices
+
+
+def _find_gpus(name: str, kind: str, shape: str) -> list[jax.Device]:
+    with optional_package("jax-cuda13-plugin", f"--target={name}", extra="cuda-target"):
+        import jax_cuda13_plugin  # noqa: F401, PLC0415 - optional
+    shape = f"1x1x{shape}"  # Partitions, hosts and GPUs of each host.
+    topology = topologies.get_topology_desc(
+        shape, "cuda", topology=shape, target_config={"h100": H100}[kind]
+    )
+    return topology.devices
+
+
+@contextlib.contextmanager
+def _explained(name: str, complaint: str) -> Iterator[None]:
+    """Turns an error of a compiler into a `UserError` with `complaint` about the target."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        cause = " ".join(str(error).split())
+        if "lockfile" in cause:
+            complaint = "another process uses libtpu: wait until it has ended, or set "
+            complaint += "ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+        elif "RESOURCE_EXHAUSTED" in cause:
+            used = re.search(r"Used (\S+) of (\S+) hbm", cause)
+            complaint = _does_not_fit(*used.groups() if used else ("more", "the memory"))
+        elif "ptxas" in cause:
+            complaint = "ptxas was not found: pip install nvidia-cuda-nvcc"
+        else:
+            complaint += f" ({cause[:200]})"
+        raise UserError(f"--target={name}: {complaint}") from error
+
+
+def _does_not_fit(needed: str, available: str) -> str:
+    return (
+        f"the step needs {needed} of {available} on each device: set a smaller "
+        "--config.batch_size or a larger --config.accumulation_steps, or use more devices"
+    )
+
+
+def compile_for(target: Target, compile_step: Callable[[], Any]) -> Any:
+    """Calls `compile_step`, which compiles the step of a run, and shows how long it takes.
+
+    Raises:
+      UserError: The step does not compile, or not fit into the memory of a device.
+    """
+    with _explained(target.name, "the step does not compile"):
+        compiled = call_with_clock(f"compiling for {target}, takes minutes", compile_step)
+    needed = step_bytes(compiled.memory_analysis()) / 2**30
+    if needed > target.memory_gib:
+        complaint = _does_not_fit(f"{needed:.3g} GiB", f"{target.memory_gib:.3g} GiB")
+        raise UserError(f"--target={target.name}: {complaint}")
+    return compiled
+
+
+def step_bytes(plan: Any) -> int:
+    """Returns the bytes of a device that a step needs, by its `memory_analysis()`."""
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + outputs + plan.temp_size_in_bytes
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Counts the collectives in a compiled program.
+
+    Args:
+      program: Text of the program of one device, as `compiled.as_text()` returns it.
+
+    Returns:
+      The number and the bytes of the results by kind, such as `"all-reduce"`.
+    """
+    found = collections.defaultdict(list)
+    for shape, kind in COLLECTIVE.findall(program):
+        found[kind].append(_shape_bytes(shape))
+    return {kind: (len(sizes), sum(sizes)) for kind, sizes in found.items()}
+
+
+def _shape_bytes(shape: str) -> int:
+    """Returns the bytes of a shape such as `(bf16[8,3]{1,0}, f32[])`, without padding."""
+    bits = 0
+    for width, sizes in ARRAY.findall(shape):
+        bits += int(width or 8) * math.prod(int(size) for size in sizes.split(",") if size)
+    return bits // 8
+
+
+def rate_bounds(target: Target, cost: ImageCost, dtype: str) -> dict[str, float]:
+    """Computes upper bounds of the images per second that a target trains on.
+
+    Args:
+      target: Devices that share each batch.
+      cost: Cost of one image.
+      dtype: Type of the activations, `"float32"` or `"bfloat16"`.
+
+    Returns:
+      By what bounds it, `"operations"` or `"memory traffic"`, the rate at which the devices
+      would reach their published peak.
+    """
+    chip, count = target.chip, len(target.devices)
+    return {
+        "operations": count * chip.flops(dtype) / cost.training_flops,
+        "memory traffic": count * chip.memory_bytes / cost.training_bytes,
+    }

@@ -1,0 +1,258 @@
+"""Plans for chips that are not here; the quick tests ask no compiler of theirs."""
+
+import importlib.util
+import re
+import sys
+import threading
+from types import SimpleNamespace
+
+import jax
+import pytest
+from helpers.paths import DIGITS
+from helpers.processes import finish, start
+
+from googlenet_flax import main
+from googlenet_flax.analysis import target
+from googlenet_flax.analysis.cost import ImageCost
+from googlenet_flax.analysis.target import SLICES, collectives, find_target, rate_bounds
+from googlenet_flax.model.convolution import FASTEST, STOCK
+from googlenet_flax.runtime import progress
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.experiment import Experiment
+
+# Lines of steps that were compiled for four H100s and four TPUs v5e.
+CUDA_PROGRAM = """
+ENTRY %main.1_spmd (param.1: f32[2,6]) -> f32[2,6] {
+  %psum.1 = f32[2,6]{1,0} all-reduce(%fusion.63), channel_id=1, to_apply=%region_4.5
+  %all-reduce-start.1 = ((f32[2,6]{1,0}), f32[2,6]{1,0}) all-reduce-start(%fusion.62)
+  %fusion.7 = f32[8]{0} fusion(%all-reduce-start.1), kind=kLoop, calls=%computation.7
+  %all-reduce-done.1 = f32[2,6]{1,0} all-reduce-done(%all-reduce-start.1)
+  %all-gather-start = (f32[24]{0}, f32[96]{0}) all-gather-start(%fusion.8)
+  %all-gather-done = f32[96]{0} all-gather-done(%all-gather-start), dimensions={0}
+}
+"""
+TPU_PROGRAM = """
+%computation.3 (param_0.1: bf16[8,3]) -> (bf16[8,3], f32[]) {
+  ROOT %a = (bf16[8,3]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}) all-reduce(%param_0.1, %p)
+}
+ENTRY %main.2_spmd (param.1: f32[2,64]) -> f32[2,64] {
+  %b = f32[2,64]{1,0:T(2,128)S(1)} all-reduce(%f), metadata={op_name="jit(_fun)/psum"}
+  %c = (f32[4]{0}, s32[], u8[4], pred[2], s8[1], /*index=5*/f32[8]{0}) all-reduce(%q, %r)
+  %d = f32[4]{0:T(128)} get-tuple-element(%c), index=0, metadata={op_name=" all-reduce("}
+  %collective-permute.1 = f32[2]{0} collective-permute(%x), source_target_pairs={{0,1}}
+}
+"""
+GIB = 2**30
+
+
+class Compiled:
+    """A compiled step that needs this much memory."""
+
+    def __init__(self, gib: float):
+        self.gib = gib
+
+    def as_text(self):
+        return TPU_PROGRAM
+
+    def memory_analysis(self):
+        return SimpleNamespace(
+            argument_size_in_bytes=GIB,
+            output_size_in_bytes=GIB,
+            alias_size_in_bytes=GIB,
+            temp_size_in_bytes=(self.gib - 1) * GIB,
+        )
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Four devices of each chip that are not here; returns how to set the compiled step."""
+    kinds = {"tpu": "TPU v5 lite", "gpu": "NVIDIA H100 80GB HBM3"}
+    for platform, kind in kinds.items():
+        devices = [SimpleNamespace(platform=platform, device_kind=kind)] * 4
+        monkeypatch.setattr(target, f"_find_{platform}s", lambda *_, found=devices: found)
+
+    def set_step(compile_step):
+        monkeypatch.setattr(Experiment, "compile_train_step", lambda *_: compile_step())
+
+    set_step(lambda: Compiled(2.5))
+    cache = jax.config.jax_enable_compilation_cache
+    yield set_step
+    jax.config.update("jax_enable_compilation_cache", cache)
+
+
+def plan(run_command, name, *args):
+    tiny = [f"--config={DIGITS}", "--config.width_multiplier=0.1"]
+    return run_command(main, *tiny, "--dry_run", f"--target={name}", *args)
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+    assert collectives(CUDA_PROGRAM) == {
+        "all-reduce": (2, 2 * 2 * 6 * 4),
+        "all-gather": (1, 96 * 4),
+    }
+    assert collectives(TPU_PROGRAM) == {
+        "all-reduce": (3, (8 * 3 * 2 + 4) + 2 * 64 * 4 + (16 + 4 + 4 + 2 + 1 + 32)),
+        "collective-permute": (1, 8),
+    }
+    assert collectives("ENTRY %main { ROOT %dot.1 = f32[2,2]{1,0} dot(%a, %b) }") == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "v5e:4x4", "tpu:v5e:4", "tpu:v5e:4x0", "tpu:v5e:17x16", "tpu:v5e:4x4x1"),
+        *(
+            "tpu:v7x:2x2",
+            "cuda:h100:9",
+            "cuda:a100:8",
+            "cuda:h100:0",
+            f"tpu:v5e:{'9' * 5000}",
+        ),
+    ],
+)
+def test_an_unknown_target_is_refused_with_those_that_are_known(name):
+    with pytest.raises(UserError, match=r"--target is .*tpu:v5e:XxY up to 256") as error:
+        find_target(name)
+    assert all(chip in str(error.value) for chip in SLICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "hint"),
+    [
+        ("tpu:v5e:2x2", "libtpu", r"needs libtpu: .*googlenet_flax\[tpu\]"),
+        ("cuda:h100:1", "jax_cuda13_plugin", r"plugin: .*googlenet_flax\[cuda-target\]"),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch, elsewhere, name, module, hint):
+    monkeypatch.undo()  # Looks for the devices.
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=hint):
+        find_target(name)
+
+
+def test_a_plan_for_tpus(elsewhere, run_command):
+    code, out, err = plan(run_command, "tpu:v5e:2x2")
+    assert (code, err) == (0, "")
+    text = dict(re.findall(r"^([a-z ]+): +(.*)$", out, flags=re.MULTILINE))
+    assert text["steps"].endswith("on 4 x TPU v5 lite")
+    assert (
+        text["target"] == "tpu:v5e:2x2 (4 x TPU v5 lite): the step compiles; it was not run"
+    )
+    assert text["memory"].startswith("2.5 GiB of each device for a step, 1,024 MiB of it")
+    assert text["memory"].endswith(", of 16 GiB")
+    exchange = "3 all-reduce of 0.000623 MB, 1 collective-permute of 8e-06 MB a step"
+    assert text["exchange"] == f"{exchange}, on each device"
+    assert re.match(
+        r"at most [\d,]+ images/s by memory traffic, [\d,]+ by op", text["bound"]
+    )
+    assert text["bound"].endswith("not a prediction")
+
+
+def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere):
+    cost = ImageCost(forward_flops=0, training_flops=197 * 10**9, training_bytes=819e6)
+    tpus = find_target("tpu:v5e:2x2")
+    for dtype in ("float32", "bfloat16"):
+        bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
+        assert rate_bounds(tpus, cost, dtype) == pytest.approx(bounds)
+    gpus = find_target("cuda:h100:4")
+    half, whole = (rate_bounds(gpus, cost, dtype) for dtype in ("float32", "bfloat16"))
+    assert whole["operations"] == pytest.approx(4 * 989e12 / 197e9)
+    assert half["operations"] == pytest.approx(4 * 495e12 / 197e9)
+
+
+def refuse(message):
+    def compile_step():
+        raise jax.errors.JaxRuntimeError(message)
+
+    return compile_step
+
+
+@pytest.mark.parametrize(
+    ("name", "compile_step", "hint"),
+    [
+        ("tpu:v5e:2x2", lambda: Compiled(17), "needs 17 GiB of 16 GiB on each device"),
+        ("cuda:h100:4", lambda: Compiled(61), "needs 61 GiB of 60 GiB on each device"),
+        (
+            "tpu:v5e:2x2",
+            refuse("RESOURCE_EXHAUSTED: ... Used 17.53G of 15.75G hbm. Exceeded"),
+            "needs 17.53G of 15.75G on each device: set a smaller --config.batch_size",
+        ),
+        (
+            "tpu:v5e:2x2",
+            refuse("INTERNAL: no\nmatter"),
+            "not compile (INTERNAL: no matter)",
+        ),
+        ("cuda:h100:4", refuse("INTERNAL: no ptxas"), "pip install nvidia-cuda-nvcc"),
+        ("tpu:v5e:2x2", refuse("ABORTED: libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
+    ],
+)
+def test_what_does_not_compile_or_fit_is_one_line(
+    elsewhere, run_command, name, compile_step, hint
+):
+    elsewhere(compile_step)
+    code, out, err = plan(run_command, name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"googlenet_flax: --target={name}: ") and hint in err
+    assert err.count("\n") == 1
+
+
+def test_the_devices_of_the_target_must_share_a_batch(elsewhere, run_command):
+    code, _, err = plan(run_command, "tpu:v5e:2x2", "--config.batch_size=30")
+    assert code == 2 and "4 devices cannot share equally" in err and err.count("\n") == 1
+
+
+def test_a_target_is_not_trained_on(run_command):
+    code, _, err = run_command(main, f"--config={DIGITS}", "--target=tpu:v5e:2x2")
+    assert code == 2 and "--target needs --dry_run" in err and err.count("\n") == 1
+
+
+def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_command):
+    used = set()
+    create_model = ModelDescription.create_model
+
+    def create(description, devices=(), **options):
+        model = create_model(description, devices, **options)
+        used.update([model.arithmetic] if devices else [])
+        return model
+
+    monkeypatch.setattr(ModelDescription, "create_model", create)
+    for name, expected in {"tpu:v5e:2x2": STOCK, "cuda:h100:4": FASTEST["gpu"]}.items():
+        used.clear()
+        assert plan(run_command, name)[0] == 0
+        assert used == {expected}
+
+
+def test_a_long_call_says_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "CLOCK_SECONDS", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr(progress, "tell", lambda line: (print(line), told.set()))
+    result = progress.call_with_clock("a task", lambda: told.wait(60))
+    assert result is True
+    assert re.match(r"a task: \d+ s\n", capsys.readouterr().out)
+    with pytest.raises(ZeroDivisionError):
+        progress.call_with_clock("a task", lambda: 1 / 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("tpu:v5e:2x2", "libtpu"),
+        ("tpu:v4:2x2x1", "libtpu"),
+        ("cuda:h100:4", "jax_cuda13_plugin"),
+    ],
+)
+def test_the_real_step_compiles(name, module):
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    tiny = [f"--config={DIGITS}", "--config.width_multiplier=0.1", "--config.variant=seed"]
+    process = start("main", *tiny, "--dry_run", f"--target={name}", env={"XLA_FLAGS": ""})
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "the step compiles" in out and ", on 4 x " in out
+    # One exchange of the gradients, 4 bytes each, and of a few metrics.
+    count, size = re.search(r"exchange: +(\d+) all-reduce of ([\d.]+) MB", out).groups()
+    assert 1 <= int(count) <= 3
+    parameters = int(re.search(r"with heads +([\d,]+)", out)[1].replace(",", ""))
+    assert float(size) == pytest.approx(4e-6 * parameters, rel=0.01)
