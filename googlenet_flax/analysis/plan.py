@@ -130,13 +130,13 @@ def _largest_step(
         return {"memory": _memory(compile_step().memory_analysis())}
     compiled = compile_for(target, compile_step)
     exchanges = [
-        f"{count} {kind} of {size / 1e6:.3g} MB"
+        f"{count} {kind} ({size / 1e6:.3g} MB in all)"
         for kind, (count, size) in collectives(compiled.as_text()).items()
     ]
     return {
         "target": f"{target}: the step compiles; it was not run",
         "memory": f"{_memory(compiled.memory_analysis())}, of {target.memory_gib:.3g} GiB",
-        "exchange": f"{', '.join(exchanges) or 'nothing'} a step, on each device",
+        "exchange": f"{', '.join(exchanges) or 'nothing'}, on each device in a step",
         "bound": _bound(rate_bounds(target, cost, experiment.config.dtype)),
     }
 

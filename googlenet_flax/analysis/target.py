@@ -7,6 +7,7 @@ It says whether the step compiles, how much memory it takes and what the devices
 import collections
 import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import os
 import re
@@ -30,8 +31,11 @@ SLICES: Mapping[str, tuple[int, int]] = {
     "tpu:v6e": (2, 256),
     "cuda:h100": (1, 8),
 }
+# What each platform needs, and the extra of this package that installs it.
+PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]}
+EXTRAS = {"tpu": "tpu", "cuda": "cuda-target"}
 # A platform, a chip and sizes; libtpu crashes on a size of 0.
-NAME = re.compile("([a-z]+:[a-z0-9]+):([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*)")
+NAME = re.compile("([a-z]+):([a-z0-9]+):([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*)")
 # Where no TPU is, libtpu would ask a server of Google Cloud for these and print errors.
 LIBTPU_ENVIRONMENT: Mapping[str, str] = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -40,8 +44,9 @@ LIBTPU_ENVIRONMENT: Mapping[str, str] = {
 }
 # Share of a GPU's memory that JAX takes (https://docs.jax.dev, "GPU memory allocation").
 GPU_MEMORY_SHARE = 0.75
-# Text of a GpuTargetConfigProto of XLA, for a card in an SXM5 socket: NVIDIA's H100 white
-# paper, table 16 of the CUDA C++ programming guide, and cuDNN 9.28 and CUDA 13.0.
+# Public facts about an H100 in an SXM5 socket, as XLA's own description gives them
+# (xla/backends/gpu/target_config/specs/h100_sxm.txtpb), with CUDA 13.0 and cuDNN 9.28: the
+# text of a GpuTargetConfigProto. JAX ships none.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -105,10 +110,27 @@ def find_target(name: str) -> Target:
     Raises:
       UserError: There is no such target, or a package for it is missing.
     """
+    platform, kind, shape = _parts(name)
+    for package in PACKAGES[platform]:
+        with optional_package(package, f"--target={name}", extra=EXTRAS[platform]):
+            importlib.metadata.version(package)
+    jax.config.update("jax_platforms", "cpu")
+    # A program for other devices cannot be loaded from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    find = {"tpu": _find_tpus, "cuda": _find_gpus}[platform]
+    with _explained(name, "choose another slice, or install packages that match JAX"):
+        devices = find(kind, shape)
+    limits = published(devices[0].device_kind)
+    assert limits is not None
+    return Target(name, devices, limits)
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Splits the name of a target into platform, chip and slice, and checks them."""
     match = NAME.fullmatch(name)
-    chip, shape = match.groups() if match else ("", "")
+    platform, kind, shape = match.groups() if match else ("", "", "")
     sizes = [int(size) for size in shape.split("x") if size]
-    dimensions, most = SLICES.get(chip, (0, 0))
+    dimensions, most = SLICES.get(f"{platform}:{kind}", (0, 0))
     if len(sizes) != dimensions or math.prod(sizes) > most:
         shapes = {1: "N", 2: "XxY", 3: "XxYxZ"}
         known = [f"{chip}:{shapes[n]} up to {most}" for chip, (n, most) in SLICES.items()]
@@ -116,20 +138,10 @@ def find_target(name: str) -> Target:
             f"--target is {name!r} but must be like tpu:v5e:4x4; there are "
             f"{', '.join(known)} devices"
         )
-    jax.config.update("jax_platforms", "cpu")
-    # A program for other devices cannot be loaded from the cache.
-    jax.config.update("jax_enable_compilation_cache", False)
-    find = _find_tpus if chip.startswith("tpu") else _find_gpus
-    with _explained(name, "choose another slice, or install packages that match JAX"):
-        devices = find(name, chip.partition(":")[2], shape)
-    limits = published(devices[0].device_kind)
-    assert limits is not None
-    return Target(name, devices, limits)
+    return platform, kind, shape
 
 
-def _find_tpus(name: str, kind: str, shape: str) -> list[jax.Device]:
-    with optional_package("libtpu", f"--target={name}", extra="tpu"):
-        import libtpu  # noqa: F401, PLC0415 - optional
+def _find_tpus(kind: str, shape: str) -> list[jax.Device]:
     for variable, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # JAX joins the two cores of a chip into one device; for v4 this must be said.
@@ -137,9 +149,7 @@ def _find_tpus(name: str, kind: str, shape: str) -> list[jax.Device]:
     return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **options).devices
 
 
-def _find_gpus(name: str, kind: str, shape: str) -> list[jax.Device]:
-    with optional_package("jax-cuda13-plugin", f"--target={name}", extra="cuda-target"):
-        import jax_cuda13_plugin  # noqa: F401, PLC0415 - optional
+def _find_gpus(kind: str, shape: str) -> list[jax.Device]:
     shape = f"1x1x{shape}"  # Partitions, hosts and GPUs of each host.
     topology = topologies.get_topology_desc(
         shape, "cuda", topology=shape, target_config={"h100": H100}[kind]
@@ -160,8 +170,6 @@ def _explained(name: str, complaint: str) -> Iterator[None]:
         elif "RESOURCE_EXHAUSTED" in cause:
             used = re.search(r"Used (\S+) of (\S+) hbm", cause)
             complaint = _does_not_fit(*used.groups() if used else ("more", "the memory"))
-        elif "ptxas" in cause:
-            complaint = "ptxas was not found: pip install nvidia-cuda-nvcc"
         else:
             complaint += f" ({cause[:200]})"
         raise UserError(f"--target={name}: {complaint}") from error
