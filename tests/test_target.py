@@ -177,18 +177,22 @@ def refuse(message):
 @pytest.mark.parametrize(
     ("name", "compile_step", "hint"),
     [
-        ("tpu:v5e:2x2", lambda: Compiled(17), "needs 17 GiB of 16 GiB on each device"),
-        ("cuda:h100:4", lambda: Compiled(61), "needs 61 GiB of 60 GiB on each device"),
         (
             "tpu:v5e:2x2",
-            refuse("RESOURCE_EXHAUSTED: ... Used 17.53G of 15.75G hbm. Exceeded"),
-            "needs 17.53G of 15.75G on each device: set a smaller --config.batch_size",
+            lambda: Compiled(17),
+            "not fit into the devices (17 GiB of 16 GiB)",
+        ),
+        (
+            "cuda:h100:4",
+            lambda: Compiled(61),
+            "not fit into the devices (61 GiB of 60 GiB)",
         ),
         (
             "tpu:v5e:2x2",
-            refuse("INTERNAL: no\nmatter"),
-            "not compile (INTERNAL: no matter)",
+            refuse("RESOURCE_EXHAUSTED: (15.9G) exceeds HBM (15.75G). HLO module: x."),
+            "(15.9G) exceeds HBM (15.75G)): set a smaller --config.batch_size",
         ),
+        ("tpu:v5e:2x2", refuse("INTERNAL: a\nb"), "does not compile (INTERNAL: a b)"),
         ("tpu:v5e:2x2", refuse("ABORTED: libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
     ],
 )

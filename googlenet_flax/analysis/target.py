@@ -168,16 +168,15 @@ def _explained(name: str, complaint: str) -> Iterator[None]:
             complaint = "another process uses libtpu: wait until it has ended, or set "
             complaint += "ALLOW_MULTIPLE_LIBTPU_LOAD=1"
         elif "RESOURCE_EXHAUSTED" in cause:
-            used = re.search(r"Used (\S+) of (\S+) hbm", cause)
-            complaint = _does_not_fit(*used.groups() if used else ("more", "the memory"))
+            complaint = _does_not_fit(cause.partition(". ")[0])
         else:
             complaint += f" ({cause[:200]})"
         raise UserError(f"--target={name}: {complaint}") from error
 
 
-def _does_not_fit(needed: str, available: str) -> str:
+def _does_not_fit(reason: str) -> str:
     return (
-        f"the step needs {needed} of {available} on each device: set a smaller "
+        f"the step does not fit into the devices ({reason}): set a smaller "
         "--config.batch_size or a larger --config.accumulation_steps, or use more devices"
     )
 
@@ -189,11 +188,11 @@ def compile_for(target: Target, compile_step: Callable[[], Any]) -> Any:
       UserError: The step does not compile, or not fit into the memory of a device.
     """
     with _explained(target.name, "the step does not compile"):
-        compiled = call_with_clock(f"compiling for {target}, takes minutes", compile_step)
+        compiled = call_with_clock(f"compiling for {target} takes minutes", compile_step)
     needed = step_bytes(compiled.memory_analysis()) / 2**30
     if needed > target.memory_gib:
-        complaint = _does_not_fit(f"{needed:.3g} GiB", f"{target.memory_gib:.3g} GiB")
-        raise UserError(f"--target={target.name}: {complaint}")
+        reason = _does_not_fit(f"{needed:.3g} GiB of {target.memory_gib:.3g} GiB")
+        raise UserError(f"--target={target.name}: {reason}")
     return compiled
 
 
