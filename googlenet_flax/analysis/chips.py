@@ -8,12 +8,11 @@ from collections.abc import Mapping
 class Chip:
     """Limits of one device as its vendor states them, for dense matrices."""
 
-    float32_flops: (
-        float  # A second, in the type in which XLA multiplies float32 by default.
-    )
-    bfloat16_flops: float  # A second.
-    memory_bytes: float  # Read and written a second.
-    memory_gib: float  # Capacity.
+    # Operations a second on float32, in the type in which XLA multiplies it by default.
+    float32_flops: float
+    bfloat16_flops: float  # Operations a second on bfloat16.
+    memory_bytes: float  # Bytes that the memory reads or writes in a second.
+    memory_gib: float  # Capacity of the memory.
 
     def flops(self, dtype: str) -> float:
         """Returns the operations per second for operands of `"float32"` or `"bfloat16"`."""
