@@ -87,7 +87,7 @@ def compare(x_shape, kernel_shape, stride, padding, arithmetic):
 
 
 def convolution_shapes(function, *args):
-    """Of what XLA's convolutions in it give, dimensions sorted: gradients permute them."""
+    """Yields the sorted shape of what each of XLA's convolutions returns."""
     for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
         if equation.primitive.name == "conv_general_dilated":
             yield sorted(equation.outvars[0].aval.shape)

@@ -133,7 +133,7 @@ def expected_probabilities(number, picture, crops):
 
 
 def expected_metrics(numbers, examples, crops, aux_weight=0.5):
-    """Of the mean over members; `examples` are pairs of a picture and its label."""
+    """Computes metrics of the mean over members from pairs of a picture and its label."""
     rows = []
     for picture, label in examples:
         each = [expected_probabilities(number, picture, crops) for number in numbers]

@@ -74,7 +74,7 @@ def draw_images(size):
 
 @functools.cache
 def create_network(variant, size, inceptions):
-    """Of three blocks (`small`) or nine (`whole`), all narrow."""
+    """Creates a narrow network of three blocks (`small`) or of nine (`whole`)."""
     whole = functools.partial(create_model, num_classes=10, width_multiplier=0.1)
     build = {"small": small_googlenet, "whole": whole}[inceptions]
     googlenet = build(variant, arithmetic=formats.STOCK)
@@ -84,7 +84,7 @@ def create_network(variant, size, inceptions):
 
 @functools.cache
 def expected_outputs(network):
-    """Of `draw_images`; written out, but for the network itself."""
+    """Computes the logits of `draw_images`, with all but the network written out."""
     pixels = draw_images(network.preprocess.image_size)[..., ::-1] * np.float32(1 / 100)
     inputs = (pixels - np.float32([1, 0.8, 1.2])) / np.float32([0.9, 1, 1.3])
     apply = jax.jit(functools.partial(network.model.apply, train=False))

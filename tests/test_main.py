@@ -33,7 +33,7 @@ def test_a_run_says_what_it_does(finished_run):
 
 
 def test_a_run_compiles_its_steps_once(finished_run):
-    """Of which the learning rate has two stairs; test_whole_recipe has four devices."""
+    """Runs on one device with two stairs; test_whole_recipe has four devices."""
     compiled = compilations_by_step(finished_run[2])
     # The first step, also where it was compiled ahead in another thread, and what its
     # log needs; the first evaluation; and then nothing more.

@@ -99,7 +99,7 @@ def bn_logits():
     ],
 )
 def test_heads_answer_to_their_own_names_and_taps(bn_logits, path, heads):
-    """Of `bn`, which has no original; test_parity proves those of the others."""
+    """Checks `bn`, which has no original; test_parity checks the other variants."""
     apply, variables = bn_logits
     flat = traverse_util.flatten_dict(variables)
     flat["params", *path] = flat["params", *path] + 1.0
