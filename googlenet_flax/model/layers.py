@@ -102,7 +102,9 @@ class ConvBlock(nn.Module):
 
     def activate(self, y: jax.Array) -> jax.Array:
         """Applies batch norm, if there is any, and ReLU to a convolution `[B, H, W, F]`."""
-        return ops.relu(y if self.bn is None else self.bn(y))
+        if self.bn is None:
+            return ops.relu(y)
+        return nn.relu(self.bn(y))  # The gradient of a norm needs its input anyway.
 
 
 def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
