@@ -128,7 +128,7 @@ NEVER = [
 @pytest.fixture
 def no_memory_plan(monkeypatch):
     """Leaves out the parts of a plan for which the network is traced and compiled."""
-    monkeypatch.setattr(plan, "_memory", lambda _: "not asked")
+    monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "")
 
 
