@@ -264,6 +264,7 @@ def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
         ("classifier", "2", 2),
         ("inception_4a", "15", 15),
         ("inception_4a", "", None),
+        ("pool", "", None),
     ],
 )
 def test_channels(network, layer, channel, expected):

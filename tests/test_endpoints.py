@@ -40,13 +40,14 @@ def test_logits_are_those_of_the_network(network):
     """The last block explains them: behind it are a mean and one layer."""
     model, variables, images = network
     output = model.apply(variables, images, train=False)
-    names = ["aux_4a", "aux_4d", "inception_5a", "classifier"]
+    names = ["aux_4a", "aux_4d", "inception_5a", "pool", "classifier"]
     found = activations(model, variables, images, names)
     np.testing.assert_array_equal(found["classifier"], output.logits)
     np.testing.assert_array_equal(found["aux_4a"], output.aux_4a)
     np.testing.assert_array_equal(found["aux_4d"], output.aux_4d)
     layer = variables["params"]["classifier"]
     pooled = np.asarray(found["inception_5a"], np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(found["pool"], pooled, rtol=1e-5)
     expected = pooled @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(found["classifier"], expected, rtol=1e-4, atol=1e-4)
 

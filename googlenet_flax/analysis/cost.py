@@ -31,7 +31,7 @@ def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]
     """Computes the shapes of the parameters and of the outputs for one image.
 
     Returns:
-      The tree of the parameters, and shapes `[H, W, C]` or `[num_classes]` by the names of
+      The tree of the parameters, and shapes `[H, W, C]` or `[C]` by the names of
       `endpoints.ENDPOINTS`.
     """
     initialize = functools.partial(

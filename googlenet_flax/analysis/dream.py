@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from googlenet_flax.analysis.cost import layer_shapes
-from googlenet_flax.analysis.endpoints import ENDPOINTS, MAPS
+from googlenet_flax.analysis.endpoints import ENDPOINTS, LOGITS
 from googlenet_flax.analysis.gradient_ascent import (
     MIN_SIDE,
     WHITE,
@@ -118,10 +118,10 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
     """
     if layer not in ENDPOINTS:
         raise UserError(f"--layer is {layer!r} but must be one of {', '.join(ENDPOINTS)}")
-    names = () if layer in MAPS else description.class_names
+    names = description.class_names if layer in LOGITS else ()
     more = ", ..." if len(names) > MAX_NAMED_CLASSES else ""
     listed = ", ".join(names[:MAX_NAMED_CLASSES]) + more
-    if not channel and layer in MAPS:
+    if not channel and not names:
         return Objective(layer)
     if not channel:
         raise UserError(f"{layer} needs --channel=CLASS, one of {listed}")

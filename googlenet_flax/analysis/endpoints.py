@@ -17,7 +17,8 @@ from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, Goog
 
 # Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
 MAPS = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS)
-ENDPOINTS = (*MAPS, *AUX_TAPS.values(), "classifier")  # The last three give logits.
+LOGITS = (*AUX_TAPS.values(), "classifier")
+ENDPOINTS = (*MAPS, "pool", *LOGITS)  # `pool` is the mean of each channel of the last map.
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:
@@ -40,8 +41,8 @@ def activations(
       names: Parts of the network, from `ENDPOINTS`.
 
     Returns:
-      Outputs by name: maps are float `[B, H, W, C]`; heads and classifier give logits
-      `[B, num_classes]`.
+      Outputs by name: maps are float `[B, H, W, C]`; `pool`, which dropout follows, is
+      float `[B, C]`; heads and classifier give logits `[B, num_classes]`.
 
     Raises:
       ValueError: The network has no part of that name.

@@ -15,6 +15,7 @@ from googlenet_flax.model.layers import (
     AuxClassifier,
     ConvBlock,
     Dropout,
+    GlobalAveragePool,
     Inception,
     InceptionWidths,
 )
@@ -223,7 +224,7 @@ class GoogLeNet(nn.Module):
                 head = self._aux_classifier(AUX_TAPS[name], conv, dense)
                 aux[AUX_TAPS[name]] = head(x, example_ids, train=train)
 
-        x = jnp.mean(x, axis=(1, 2))  # [B, 1024]
+        x = GlobalAveragePool(name="pool")(x)  # [B, 1024]
         x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         logits = dense(self.num_classes, dtype=x.dtype, name="classifier")(x)

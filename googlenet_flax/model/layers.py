@@ -159,6 +159,15 @@ class Inception(nn.Module):
         return jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
 
 
+class GlobalAveragePool(nn.Module):
+    """The mean over height and width."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, C]`."""
+        return jnp.mean(x, axis=(1, 2))
+
+
 class Dropout(nn.Module):
     """Dropout with a mask that is a function of the `"dropout"` key and the example's id.
 
