@@ -8,7 +8,7 @@ import json
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
 from googlenet_flax.runs.checkpoint_evaluation import evaluate_checkpoints
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.evaluation import format_metrics
 
@@ -22,12 +22,7 @@ def main() -> None:
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
     add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
-    add("--dataset", help="data set to evaluate on; default: the run's")
-    add("--data_dir", help="folder of the data; default: the run's")
-    add("--split", help="TFDS split; default: the run's eval_split")
-    fraction_help = "tested part of a folder without splits; default: the run's"
-    add("--eval_fraction", type=float, help=fraction_help)
-    add("--batch_size", type=int, help="pictures per batch; default: the run's")
+    add_data_flags(parser)
     add("--json", action="store_true", help="print the metrics as one JSON object")
     args = parser.parse_args()
     with running():
@@ -42,7 +37,7 @@ def main() -> None:
             raw=args.raw_weights,
             dataset=args.dataset,
             data_dir=args.data_dir,
-            eval_split=args.split,
+            eval_split=args.eval_split,
             eval_fraction=args.eval_fraction,
             batch_size=args.batch_size,
         )

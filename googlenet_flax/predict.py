@@ -11,7 +11,12 @@ import jax
 
 from googlenet_flax.data.decode import printable
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
-from googlenet_flax.runs.prediction import Prediction, find_pictures, join_paths, predict
+from googlenet_flax.runs.prediction import (
+    Prediction,
+    describe_missing,
+    find_pictures,
+    predict,
+)
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
@@ -55,13 +60,8 @@ def main() -> None:
                 failed += 1
                 sys.stdout.flush()  # Keeps both streams in order on a terminal.
                 tell(f"{printable(prediction.path)} cannot be read: {prediction.error}")
-        problems = []
-        if failed:
-            problems.append(f"{failed} of {len(pictures)} pictures could not be read")
-        if empty_folders:
-            problems.append(f"there is no picture in {join_paths(empty_folders)}")
-        if problems:
-            raise UserError("; ".join(problems))
+        if missing := describe_missing(failed, len(pictures), empty_folders):
+            raise UserError(missing)
 
 
 def _print_rows(prediction: Prediction, width: int) -> None:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from googlenet_flax.data.decode import BadImageError, decode_image, find_images, printable
+from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.sharding import round_up_to_devices
 
 Decoded = tuple[np.ndarray, tuple[int, int]]
 
@@ -51,6 +53,16 @@ def join_paths(paths: Iterable[str | os.PathLike[str]]) -> str:
     return ", ".join(map(printable, paths))
 
 
+def describe_missing(failed: int, total: int, empty_folders: Sequence[pathlib.Path]) -> str:
+    """Says which pictures a command had to leave out; returns "" if there are none."""
+    problems = []
+    if failed:
+        problems.append(f"{failed} of {total} pictures could not be read")
+    if empty_folders:
+        problems.append(f"there is no picture in {join_paths(empty_folders)}")
+    return "; ".join(problems)
+
+
 def predict(
     predictor: Predictor,
     pictures: Sequence[pathlib.Path],
@@ -69,25 +81,37 @@ def predict(
       num_crops: Number of crops of each picture whose softmax is averaged (see
         `evaluation_crops`).
     """
-    num_devices = len(predictor.devices)
-    batch_size = -(-min(batch_size, len(pictures)) // num_devices) * num_devices
-    storage_size = predictor.description.preprocess.storage_size
     class_names = predictor.description.class_names
-    for chunk, decoded in _decode(pictures, storage_size, batch_size):
-        batch = {
-            "image": np.zeros((batch_size, storage_size, storage_size, 3), np.uint8),
-            "extent": np.ones((batch_size, 2), np.int32),
-        }
-        for row, result in enumerate(decoded):
-            if not isinstance(result, BadImageError):
-                batch["image"][row], batch["extent"][row] = result
+    for paths, errors, batch in read_batches(predictor, pictures, batch_size):
         probabilities = np.exp(predictor.log_probabilities(batch, num_crops)["main"])
-        for path, result, row in zip(chunk, decoded, probabilities, strict=False):
+        for path, error, row in zip(paths, errors, probabilities, strict=False):
+            best = () if error else np.argsort(-row, kind="stable")[:top]
+            classes = tuple((class_names[i], float(row[i])) for i in best)
+            yield Prediction(path, classes, error)
+
+
+def read_batches(
+    predictor: Predictor, pictures: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[tuple[Sequence[pathlib.Path], list[str], Batch]]:
+    """Yields pictures in batches of equal size, as the network takes them.
+
+    Returns:
+      The paths; for each the reason why it cannot be read, or ""; and `image` and `extent`
+      in the form of a batch of a `Split`, with black in the place of missing pictures.
+    """
+    batch_size = min(batch_size, len(pictures))
+    batch_size = round_up_to_devices(batch_size, len(predictor.devices))
+    size = predictor.description.preprocess.storage_size
+    for paths, decoded in _decode(pictures, size, batch_size):
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
+        extents = np.ones((batch_size, 2), np.int32)
+        errors = [""] * len(paths)
+        for row, result in enumerate(decoded):
             if isinstance(result, BadImageError):
-                yield Prediction(path, (), str(result))
-                continue
-            best = np.argsort(-row, kind="stable")[:top]
-            yield Prediction(path, tuple((class_names[i], float(row[i])) for i in best))
+                errors[row] = str(result)
+            else:
+                images[row], extents[row] = result
+        yield paths, errors, {"image": images, "extent": extents}
 
 
 def _decode(

@@ -66,6 +66,11 @@ class Predictor:
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(checkpoint_step, description, variables, devices, parallel_step)
 
+    def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns `image` and `extent`, if there is one, with an axis of devices."""
+        inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
+        return split_over_devices(inputs, len(self.devices))
+
     def log_probabilities(
         self, batch: Mapping[str, np.ndarray], num_crops: int
     ) -> LogProbabilities:
@@ -76,8 +81,7 @@ class Predictor:
             devices must be able to share the examples equally.
           num_crops: Number of crops of each picture (see `evaluation_crops`).
         """
-        inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
-        shards = split_over_devices(inputs, len(self.devices))
+        shards = self.split(batch)
         total: Any = None
         for crop in evaluation_crops(num_crops, self.description.preprocess.crop_fraction):
             one = self.step(self.variables, shards, crop)

@@ -4,14 +4,19 @@ import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from googlenet_flax.runtime.errors import UserError, writing
 
 OUT_WAY_OUT = "fix that, or name another file with --out=FILE"
 
 
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file atomically: a crash or an error leaves the old file unchanged.
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a file that atomically takes the place of `path` when the block ends.
+
+    A crash or an error leaves the old file unchanged.
 
     Raises:
       OSError: The file cannot be written; no temporary file is left behind.
@@ -20,13 +25,19 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # The data must reach the disk before the rename.
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as `replacing` does, and raises the same errors."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def check_writable(file: pathlib.Path) -> None:

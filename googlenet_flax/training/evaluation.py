@@ -12,7 +12,7 @@ from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.sharding import split_over_devices
+from googlenet_flax.training.sharding import round_up_to_devices, split_over_devices
 from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
@@ -63,7 +63,7 @@ def evaluate_split(
       watch: Iterates over the batches for the evaluation, and may raise to end it.
     """
     num_devices *= distributed.num_processes()
-    batch_size = -(-batch_size // num_devices) * num_devices
+    batch_size = round_up_to_devices(batch_size, num_devices)
     rows = distributed.process_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
     counted = expected = 0.0
@@ -82,12 +82,16 @@ def evaluate_split(
 
 
 def padded_batches(
-    split: Split, examples: np.ndarray, batch_size: int, rows: slice = slice(None)
+    split: Split,
+    examples: np.ndarray,
+    batch_size: int,
+    rows: slice = slice(None),
+    task: str = "evaluating",
 ) -> Iterator[Batch]:
     """Yields batches of equal size, with a `mask` that is false for padding.
 
     `examples` holds the numbers of the examples in the split, int `[N]`, at least one.
-    Only the `rows` of each batch are read.
+    Only the `rows` of each batch are read. A progress bar shows the `task`.
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]
@@ -98,7 +102,7 @@ def padded_batches(
     ]
     batches = zip(split.batches(indices), masks, strict=True)
     hidden = None if distributed.is_first() else True  # None shows it on a terminal only.
-    bar = tqdm.tqdm(batches, "evaluating", len(starts), leave=False, disable=hidden)
+    bar = tqdm.tqdm(batches, task, len(starts), leave=False, disable=hidden)
     for batch, mask in bar:
         readable = batch.pop("readable", True)
         yield {**batch, "mask": mask & readable}

@@ -38,6 +38,11 @@ def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, 
     }
 
 
+def round_up_to_devices(batch_size: int, num_devices: int) -> int:
+    """Returns the smallest size from `batch_size` on that devices can share equally."""
+    return -(-batch_size // num_devices) * num_devices
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Copies a tree to all devices with the sharding that the steps return.
 
