@@ -1,12 +1,13 @@
 """Evaluates a trained network, or the mean of several.
 
 python -m googlenet_flax.evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
+python -m googlenet_flax.evaluate --workdir=DIR --expect=0.698 --tolerance=0.003
 """
 
 import json
 
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
-from googlenet_flax.runs.checkpoint_evaluation import evaluate_checkpoints
+from googlenet_flax.runs.checkpoint_evaluation import check_accuracy, evaluate_checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError
@@ -23,12 +24,19 @@ def main() -> None:
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
     add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
     add_data_flags(parser)
+    add("--expect", type=float, help="accuracy to expect, as a fraction; else exit code 5")
+    tolerance_help = "largest difference from --expect; default: 0.001"
+    add("--tolerance", type=float, default=0.001, help=tolerance_help)
     add("--json", action="store_true", help="print the metrics as one JSON object")
     args = parser.parse_args()
     with running():
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
             raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
+        for name in ("expect", "tolerance"):
+            value = getattr(args, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"--{name} is {value} but must be a fraction from 0 to 1")
         workdirs = {workdir.path.resolve(): workdir for workdir in map(Workdir, paths)}
         metrics = evaluate_checkpoints(
             list(workdirs.values()),
@@ -45,6 +53,8 @@ def main() -> None:
             print(json.dumps(metrics))
         else:
             print(f"checkpoint {metrics['step']}: {format_metrics(metrics)}")
+        if args.expect is not None:
+            check_accuracy(metrics["accuracy"], args.expect, args.tolerance)
 
 
 if __name__ == "__main__":

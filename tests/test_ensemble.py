@@ -20,9 +20,10 @@ from helpers.written_out import color_blocks, softmax
 from googlenet_flax import evaluate
 from googlenet_flax.data import load_split
 from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluation_crops
-from googlenet_flax.runs.checkpoint_evaluation import sum_averaged
+from googlenet_flax.runs.checkpoint_evaluation import check_accuracy, sum_averaged
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UnexpectedResultError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
 
@@ -236,6 +237,30 @@ def test_the_command(members, evaluate_json):
         assert_same(evaluate_json(*flags, "--crops=2")[0], both, rtol=1e-6)
 
 
+def test_an_accuracy_that_is_not_the_expected_one(members, loaded, run_command):
+    flags = (f"--workdir={members[0]}", "--json")
+    _, out, _ = run_command(evaluate, *flags)
+    accuracy = json.loads(out)["accuracy"]
+    low, high = accuracy - 0.25, accuracy + 0.25
+    near = low if low >= 0 else high
+    for tolerance, expected in [(0.25, 0), (0.2499, 5)]:
+        more = (f"--expect={near}", f"--tolerance={tolerance}")
+        code, printed, err = run_command(evaluate, *flags, *more)
+        assert code == expected and json.loads(printed)["accuracy"] == accuracy
+        assert err.count("\n") == (code != 0)
+        assert not code or f"the accuracy is {accuracy:g}, but --expect={near:g} and" in err
+
+
+def test_a_difference_equal_to_the_tolerance_is_accepted():
+    assert abs(0.701 - 0.698) > 0.003  # Rounding.
+    check_accuracy(0.701, 0.698, 0.003)
+    check_accuracy(0.695, 0.698, 0.003)
+    for accuracy in (0.70102, 0.69498):  # One of 50,000 pictures more.
+        with pytest.raises(UnexpectedResultError, match=r"allow 0.695 to 0.701$") as error:
+            check_accuracy(accuracy, 0.698, 0.003)
+        assert error.value.exit_code == 5
+
+
 def test_a_run_named_twice_counts_once(
     members, loaded, evaluate_json, tmp_path, monkeypatch
 ):
@@ -271,6 +296,8 @@ def test_other_classes_are_refused(members, tmp_path, refused, loaded, names):
         (["--workdir=RUN", "--ensemble=nowhere"], "no run in"),
         (["--workdir=RUN", "--checkpoint=5"], "no checkpoint '5'"),
         (["--workdir=RUN", "--batch_size=-4"], "batch_size"),
+        (["--workdir=RUN", "--expect=69.8"], "--expect is 69.8 but must be a fraction"),
+        (["--workdir=RUN", "--expect=1", "--tolerance=nan"], "--tolerance is nan but"),
     ],
     ids=str,
 )

@@ -15,13 +15,14 @@ from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runs.predictor import Predictor, mean_log_probabilities
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import UnexpectedResultError, UserError
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import Sums, create_eval_step, evaluate_split
 from googlenet_flax.training.experiment import load_config_split
 from googlenet_flax.training.losses import example_metrics
 
+ROUNDING = 1e-9  # Accepts differences equal to the tolerance: 0.701 - 0.698 > 0.003.
 IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no config.
 
 
@@ -120,6 +121,20 @@ def evaluate_checkpoints(
     for path, reason in split.unreadable.items():
         tell(f"skipped {path}: {reason}")
     return {"step": first.checkpoint_step, **metrics}
+
+
+def check_accuracy(accuracy: float, expected: float, tolerance: float) -> None:
+    """Compares an accuracy with a known one; all are fractions.
+
+    Raises:
+      UnexpectedResultError: They differ by more than the tolerance.
+    """
+    if abs(accuracy - expected) > tolerance + ROUNDING:
+        raise UnexpectedResultError(
+            f"the accuracy is {accuracy:.6g}, but --expect={expected:g} and "
+            f"--tolerance={tolerance:g} allow {expected - tolerance:.6g} to "
+            f"{expected + tolerance:.6g}"
+        )
 
 
 def sum_averaged(

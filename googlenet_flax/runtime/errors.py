@@ -60,6 +60,12 @@ class NotFiniteError(RunError):
     is_shared = True
 
 
+class UnexpectedResultError(RunError):
+    """A result is not the one that the user expects."""
+
+    exit_code = 5
+
+
 class StoppedBySignal(RunError):
     """The run was asked to stop and has saved its state."""
 
