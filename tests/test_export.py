@@ -252,9 +252,11 @@ def test_command_writes_a_function(tmp_path, network, export_to, format_name, he
     assert fields["checkpoint_step"] == 0
     assert set(fields["done_inside"]) < set(fields["preprocess"])
     assert fields["input"] == "images: float32 [batch, 83, 83, 3], RGB, 0 to 255"
+    is_stablehlo = format_name == "stablehlo"
+    assert fields.get("jax_version") == (jax.__version__ if is_stablehlo else None)
     expected = {name: expected_outputs(network)[name] for name in ("logits", *heads)}
     check(LOAD[format_name](out.read_bytes())(draw_images(83)), expected)
-    side = [out.with_name(out.name + ".json")] if format_name == "stablehlo" else []
+    side = [out.with_name(out.name + ".json")] if is_stablehlo else []
     assert sorted(tmp_path.iterdir()) == [out, *side]  # And nothing temporary.
 
 

@@ -64,6 +64,7 @@ def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exp
         data = safetensors.write(portable, metadata)
         return Exported(data, metadata, _compare_leaves(data, network))
     if format_name == "stablehlo":
+        metadata["jax_version"] = jax.__version__  # Its age decides who can read the file.
         data, run = stablehlo.write(portable), stablehlo.run
     else:
         data, run = onnx.write(portable, metadata), onnx.run
