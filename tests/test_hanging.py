@@ -140,12 +140,15 @@ def workdir(tmp_path_factory, pictures):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("command", ["predict", "evaluate", "report"])
-def test_other_commands_end(pictures, workdir, start_hanging, command):
-    path = pictures / "test" / "bee" / "03.png"
-    paths = [pictures / "test"] if command == "predict" else []
-    process = start_hanging(command, f"--workdir={workdir}", *paths, path=path)
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report", "features"])
+def test_other_commands_end(pictures, workdir, tmp_path, start_hanging, command):
+    path, out = pictures / "test" / "bee" / "03.png", tmp_path / "out"
+    out.mkdir()
+    more = {"predict": [pictures / "test"], "features": [f"--out={out / 'new.npz'}"]}
+    args = (f"--workdir={workdir}", *more.get(command, []))
+    process = start_hanging(command, *args, path=path)
     assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"
+    assert not list(out.iterdir())
 
 
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):

@@ -19,9 +19,9 @@ FLOORS = [
     {"analysis", "importers", "exporters"},
     {"performance", "reports"},
     {"train"},
-    {"main", "evaluate", "predict", "import_weights", "export", "report", "dream"},
+    {"main", "evaluate", "predict", "features", "import_weights", "export", "report"},
 ]
-COMMANDS = FLOORS[-1] | {"benchmark"}
+COMMANDS = FLOORS[-1] | {"benchmark", "dream"}
 FLOORS[-1] = COMMANDS
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that only some folders may import, and these only inside functions where "late".

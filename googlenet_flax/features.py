@@ -1,0 +1,91 @@
+"""Writes what a part of a trained network computes for pictures, as an NPZ file.
+
+python -m googlenet_flax.features --workdir=DIR --out=FILE.npz IMAGE_OR_FOLDER...
+python -m googlenet_flax.features --workdir=DIR --out=FILE.npz --split=test
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from googlenet_flax.analysis.endpoints import ENDPOINTS
+from googlenet_flax.analysis.features import (
+    NORMS,
+    check_out,
+    create_extractor,
+    picture_batches,
+    split_batches,
+    write_features,
+)
+from googlenet_flax.data.decode import printable
+from googlenet_flax.runs.checkpoint_evaluation import IMPORT_DEFAULTS, evaluation_config
+from googlenet_flax.runs.prediction import describe_missing, find_pictures
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
+from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.streams import tell
+from googlenet_flax.training.experiment import load_config_split
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argument_parser("features", __doc__)
+    add = parser.add_argument
+    pictures_help = "pictures or folders of them; without any, the split is read"
+    add("pictures", nargs="*", metavar="IMAGE_OR_FOLDER", help=pictures_help)
+    add("--workdir", required=True, help="directory of a run or import")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add("--out", required=True, type=pathlib.Path, help="new NPZ file to write")
+    layer_help = f"part of the network: {', '.join(ENDPOINTS)}; default: pool"
+    add("--layer", default="pool", choices=ENDPOINTS, metavar="LAYER", help=layer_help)
+    norm_help = "l2 divides the features of each picture by their Euclidean norm"
+    add("--normalize", default="none", choices=NORMS, help=norm_help)
+    add_data_flags(parser)
+    args = parser.parse_args()
+    with running():
+        _write(args)
+
+
+def _write(args: argparse.Namespace) -> None:
+    """Computes and writes the features that the flags name."""
+    data = {
+        name: getattr(args, name)
+        for name in ("dataset", "data_dir", "eval_split", "eval_fraction")
+    }
+    if args.pictures and any(value is not None for value in data.values()):
+        raise UserError("name pictures or a split, as with --split=test, but not both")
+    check_out(args.out)
+    workdir, missing = Workdir(args.workdir), ""
+    run = IMPORT_DEFAULTS if args.pictures else workdir.load_config()
+    config = evaluation_config(run, **data, batch_size=args.batch_size)
+    pictures, empty_folders = find_pictures(args.pictures) if args.pictures else ([], [])
+    predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices())
+    extract = create_extractor(predictor, args.layer, args.normalize)
+    if pictures:
+        batches = picture_batches(predictor, pictures, config.batch_size)
+        shape = write_features(args.out, extract, batches)
+        failed = len(pictures) - shape[0]
+        missing = describe_missing(failed, len(pictures), empty_folders)
+    else:
+        # The data may have other classes than the network, so they name their own.
+        network = dataclasses.replace(predictor.description, class_names=())
+        split = load_config_split(config, config.eval_split, network=network)
+        batches = split_batches(predictor, split, config.batch_size)
+        class_names = np.array(split.class_names)
+        shape = write_features(args.out, extract, batches, class_names=class_names)
+        for path, reason in split.unreadable.items():
+            tell(f"skipped {path}: {reason}")
+    print(
+        f"Done: {printable(args.out)}, features {list(shape)} of {args.layer}, step "
+        f"{predictor.checkpoint_step}"
+    )
+    if missing:
+        raise UserError(missing)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Features of pictures and of splits, as files."""
+
+import contextlib
+import functools
+import resource
+import signal
+import tracemalloc
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from helpers.images import cut_out
+from helpers.networks import numpy_variables
+from helpers.processes import finish, wait_for_line
+from helpers.small_networks import create_small, small_networks
+from helpers.tiny_run import start_small
+from helpers.untrained_runs import describe, write_run
+from helpers.written_out import color_blocks
+
+from googlenet_flax import features as command
+from googlenet_flax.analysis.features import split_batches, write_features
+from googlenet_flax.data import load_split
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
+
+STORED = 48  # Pixels; pictures that are not larger are read as they are.
+DESCRIPTION = describe(  # Nothing is as it would be by default.
+    width_multiplier=0.25,
+    class_names=("ant", "bee", "cat"),
+    storage_size=STORED,
+    image_size=81,
+    crop_fraction=0.875,
+    input_scale=1 / 127.5,
+    input_mean=(1.0, 0.8, 1.2),
+    channel_order="BGR",
+)
+MODEL = create_small(DESCRIPTION)
+SIZES = [(40, 48), (48, 31), (48, 48), (9, 48), (3, 3), (1, 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_seconds():
+    with small_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return numpy_variables(MODEL)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, variables):
+    recipe = {"dataset": "digits", "eval_split": "test[:10]", "batch_size": 4}
+    return write_run(tmp_path_factory.mktemp("run"), DESCRIPTION, variables, **recipe)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of six pictures, which are named in the order of their pixels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    arrays = [color_blocks(number, *size) for number, size in enumerate(SIZES)]
+    for number, pixels in enumerate(arrays):
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder, arrays
+
+
+@pytest.fixture(scope="module")
+def predictor(workdir):
+    """Loads the network on four devices."""
+    return Predictor.load(Workdir(workdir), "best", jax.devices())
+
+
+@pytest.fixture
+def features_to(workdir, predictor, monkeypatch, run_command):
+    """Runs the command, but without loading the network each time."""
+
+    def load(asked, checkpoint, devices):
+        assert (asked.path, checkpoint) == (workdir, "best")
+        assert list(devices) == list(predictor.devices)
+        return predictor
+
+    def features_to(out, *args):
+        monkeypatch.setattr(Predictor, "load", load)
+        return run_command(command, f"--workdir={workdir}", f"--out={out}", *args)
+
+    return features_to
+
+
+@pytest.fixture
+def mean_colors(monkeypatch):
+    """Puts the mean color of an image in the place of what the network computes."""
+    monkeypatch.setattr(command, "create_extractor", lambda *_: mean_color)
+
+
+def mean_color(batch):
+    return batch["image"].mean(axis=(1, 2), dtype=np.float32)
+
+
+def load(path):
+    with np.load(path) as arrays:  # Refuses pickles.
+        return dict(arrays)
+
+
+# What the numbers are.
+
+
+def expected_logits(variables, pictures):
+    """Logits of pictures, with the preprocessing written out."""
+    inputs = []
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        length = min(height, width) * 0.875
+        box = ((height - length) / 2, (width - length) / 2, length, length)
+        inputs.append(cut_out(picture, box, 81)[..., ::-1] / 127.5 - [1.0, 0.8, 1.2])
+    apply = jax.jit(functools.partial(MODEL.apply, train=False))
+    return apply(variables, np.array(inputs, np.float32)).logits
+
+
+def test_features_explain_the_logits(tmp_path, features_to, variables, pictures):
+    """Between the pooled vector and the logits there is one layer."""
+    folder, arrays = pictures
+    out = tmp_path / "pool.npz"
+    code, printed, err = features_to(out, "--batch_size=3", folder)
+    assert (code, err) == (0, "")
+    assert printed == f"Done: {out}, features [6, 16] of pool, step 0\n"
+    found = load(out)
+    assert found.keys() == {"features", "picture"}
+    assert found["picture"].tolist() == [str(folder / f"{n}.png") for n in range(6)]
+    layer = variables["params"]["classifier"]
+    logits = found["features"] @ layer["kernel"] + layer["bias"]
+    expected = expected_logits(variables, arrays)
+    assert np.ptp(expected, axis=0).min() > 0.05, "all pictures are alike to it"
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["inception_5a", "conv1", "aux_4a"])
+def test_any_layer_and_its_norm(tmp_path, features_to, pictures, layer):
+    for norm in ("none", "l2"):
+        out = tmp_path / f"{norm}.npz"
+        code, _, err = features_to(
+            out, f"--layer={layer}", f"--normalize={norm}", pictures[0]
+        )
+        assert code == 0, err
+    plain, unit = (load(tmp_path / f"{norm}.npz")["features"] for norm in ("none", "l2"))
+    assert plain.ndim == (2 if layer == "aux_4a" else 4)
+    lengths = np.linalg.norm(plain.reshape(6, -1).astype(np.float64), axis=1)
+    expected = plain / lengths.reshape(-1, *[1] * (plain.ndim - 1))
+    np.testing.assert_allclose(unit, expected, rtol=1e-5, atol=1e-7)
+    if layer == "inception_5a":  # The last map of this network.
+        features_to(tmp_path / "pool.npz", pictures[0])
+        pooled = plain.mean(axis=(1, 2), dtype=np.float64)
+        np.testing.assert_allclose(load(tmp_path / "pool.npz")["features"], pooled, 1e-5)
+
+
+# What the file holds.
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_a_split_has_indices_and_labels(tmp_path, predictor, batch_size):
+    digits = load_split("digits", "test[:10]", data_dir="")
+    batches = split_batches(predictor, digits, batch_size)
+    names = np.array(digits.class_names)
+    write_features(tmp_path / "new.npz", mean_color, batches, class_names=names)
+    found = load(tmp_path / "new.npz")
+    assert found.keys() == {"features", "index", "label", "class_names"}
+    np.testing.assert_array_equal(found["index"], np.arange(10))
+    np.testing.assert_array_equal(found["label"], digits.labels)
+    np.testing.assert_allclose(found["features"], digits.images.mean(axis=(1, 2)), 1e-6)
+    assert found["class_names"].tolist() == list("0123456789")
+
+
+@pytest.mark.parametrize("flags", [[], ["--split=train[5:8]"]], ids=str)
+def test_the_split_is_the_runs_unless_it_is_named(
+    tmp_path, features_to, mean_colors, flags
+):
+    """It has ten classes, and the network three."""
+    out = tmp_path / "new.npz"
+    code, printed, err = features_to(out, *flags)
+    assert (code, err) == (0, "")
+    digits = load_split("digits", "train[5:8]" if flags else "test[:10]", data_dir="")
+    np.testing.assert_array_equal(load(out)["label"], digits.labels)
+    assert f"features [{len(digits)}, 1] of pool" in printed
+
+
+def test_broken_pictures_are_named_and_the_rest_is_written(
+    tmp_path, pictures, features_to, mean_colors
+):
+    good = [pictures[0] / "0.png", pictures[0] / "2.png"]
+    broken = [tmp_path / "cut.png", tmp_path / "missing.png"]
+    broken[0].write_bytes(good[0].read_bytes()[:99])
+    (tmp_path / "nothing").mkdir()
+    out = tmp_path / "new.npz"
+    files = (good[0], *broken, good[1], tmp_path / "nothing")
+    code, printed, err = features_to(out, "--batch_size=4", *files)
+    assert code == 2 and printed.startswith(f"Done: {out}, features [2, 3]")
+    *lines, last = err.splitlines()
+    for line, path in zip(lines, broken, strict=True):
+        assert line.startswith(f"googlenet_flax: {path} cannot be read: ")
+    assert last.startswith("googlenet_flax: 2 of 4 pictures could not be read; there is no")
+    assert load(out)["picture"].tolist() == list(map(str, good))
+    whole = [color_blocks(0, 40, 48), color_blocks(2, 48, 48)]
+    expected = [pixels.sum(axis=(0, 1)) / STORED**2 for pixels in whole]
+    np.testing.assert_allclose(load(out)["features"], expected, rtol=1e-5)
+
+
+def test_without_a_readable_picture_there_is_no_file(tmp_path, features_to, mean_colors):
+    code, printed, err = features_to(tmp_path / "new.npz", tmp_path / "missing.png")
+    assert code == 2 and not printed and "nothing was written" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out=old.npz"], "old.npz exists: delete it, or name another --out=FILE"),
+        (["--out=new.npy"], "--out is new.npy but must end in .npz"),
+        (["--out=nowhere/new.npz"], "cannot be written (No such file"),
+        (["--out=new.npz", "--split=test", "a.png"], "pictures or a split"),
+        (["--out=new.npz", "--batch_size=-1", "a.png"], "batch_size is -1 but must be"),
+        (["--out=new.npz", "--split=tset"], "tset"),
+        (["--out=new.npz", "--checkpoint=9", "a.png"], "no checkpoint '9'"),
+        (["--out=new.npz", "--workdir=nowhere"], "no run in"),
+    ],
+    ids=str,
+)
+def test_refused_at_the_door(tmp_path, workdir, refused, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.npz").write_text("old")
+    assert message in refused(command, f"--workdir={workdir}", *flags)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+# What remains when something fails.
+
+
+def batches_of(features, count):
+    mask = np.ones(len(features), bool)
+    return ({"mask": mask, "features": features} for _ in range(count))
+
+
+def passed_on(batch):
+    return batch.pop("features")
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_an_interruption_leaves_nothing(tmp_path, number):
+    def interrupted():
+        yield from batches_of(np.ones((4, 8), np.float32), number)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_features(tmp_path / "new.npz", passed_on, interrupted())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limit", [2**19, 2**20 + 100], ids=["features", "whole file"])
+def test_a_full_disk_leaves_nothing(tmp_path, limit):
+    batches = batches_of(np.ones((4, 2**16), np.float32), 1)
+    with file_size_limit(limit), pytest.raises(UserError, match="File too large"):
+        write_features(tmp_path / "new.npz", passed_on, batches)
+    assert not list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """Limits the files of this process to `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path):
+    """There are 64 MiB of features."""
+    one = np.ones((4, 2**16), np.float32)  # 1 MiB.
+    tracemalloc.start()
+    try:
+        shape = write_features(tmp_path / "new.npz", passed_on, batches_of(one, 64))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert shape == (256, 2**16) == load(tmp_path / "new.npz")["features"].shape
+    assert peak < 8 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(tmp_path, workdir, number):
+    """In the middle of 300 batches, of which each tells its end."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "out").mkdir()
+    for index in range(300):
+        PIL.Image.fromarray(color_blocks(index, 48, 48)).save(
+            tmp_path / "pictures" / f"{index}.png"
+        )
+    (tmp_path / "pictures" / "000.png").write_bytes(b"")  # It is told with its batch.
+    flags = (f"--workdir={workdir}", f"--out={tmp_path}/out/new.npz", "--batch_size=1")
+    process = start_small("features", *flags, tmp_path / "pictures")
+    wait_for_line(process, "000.png cannot be read")
+    process.send_signal(number)
+    code, out, _ = finish(process)
+    assert code in (128 + number, -number) and not out
+    assert not list((tmp_path / "out").iterdir())

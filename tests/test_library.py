@@ -1,0 +1,48 @@
+"""The code of `docs/library.md`, as a reader runs it from top to bottom."""
+
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from helpers.networks import numpy_variables
+from helpers.paths import REPOSITORY
+from helpers.pictures import write_pictures
+from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import describe, write_run
+
+from googlenet_flax import features
+
+PAGE = (REPOSITORY / "docs" / "library.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path, monkeypatch, run_command):
+    digits = describe(class_names=tuple("0123456789"), storage_size=16)
+    variables = numpy_variables(create_small(digits))
+    write_run(tmp_path / "runs/digits", digits, variables, dataset="digits")
+    write_pictures(tmp_path, {"photos": 6})
+    monkeypatch.chdir(tmp_path)
+    # The small network has no 4e, and a few digits are enough.
+    page = PAGE.replace("inception_4e", "inception_4d").replace("=train ", "=train[:40] ")
+    values, outs = {}, []
+    with small_networks():
+        for language, code in re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL):
+            if language == "python":
+                exec(code, values)
+                outs.append(values["out"])
+                continue
+            for line in code.splitlines():
+                exit_code, _, err = run_command(features, *shlex.split(line)[3:])
+                assert exit_code == 0, err
+    num_features, _ = variables["params"]["classifier"]["kernel"].shape
+    assert values["found"]["pool"].shape == (4, num_features)
+    assert values["nearest"][0] == 0 and len(values["nearest"]) == 5
+    assert values["classifier"].coef_.shape == (10, num_features)
+    linen, evaluated, trained = outs[0], *outs[-2:]
+    jax.tree.map(np.testing.assert_array_equal, evaluated, linen)
+    assert np.abs(trained.logits - linen.logits).max() > 1e-3
+    # A step in training has moved the statistics.
+    again = values["module"](values["images"], train=False)
+    assert np.abs(again.logits - linen.logits).max() > 1e-3
