@@ -19,27 +19,26 @@ from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 ARITHMETICS = {name: FASTEST[name] for name in FASTEST if name != "tpu"}
 HEADS = ("logits", "aux_4a", "aux_4d")
 
-# Bounds of the differences of any logit, statistic or gradient, of its leaf's largest.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+# Bound of the difference of any logit, statistic or gradient, of its leaf's largest.
+TOLERANCE = 1e-12
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def assert_close(actual, expected, *, rtol):
-    """Each leaf of a tree on the scale of its largest element."""
+def errors(actual, expected):
+    """Largest difference of each leaf, on the scale of its largest element."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     paths = jax.tree_util.tree_leaves_with_path(expected)
-    dead = 0
+    found = {}
     for (path, wanted), got in zip(paths, jax.tree.leaves(actual), strict=True):
         scale = np.abs(wanted).max()
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if scale == 0:  # A narrow branch whose ReLUs are all off for these images.
             assert not np.any(got), name
-            dead += 1
             continue
-        error = np.abs(got - wanted).max() / scale
-        assert error <= rtol, f"{name} differs by {error:.1e} of its largest"
-    assert dead < len(paths) / 10
+        found[name] = np.abs(got - wanted).max() / scale
+    assert len(found) > 0.9 * len(paths)
+    return found
 
 
 def step(model, variables, images):
@@ -70,28 +69,35 @@ def step(model, variables, images):
     return jax.device_get((*aux, grads))
 
 
-def compare_steps(build, platforms, *, size, dtype, batch_size=3):
-    """The step by each platform's arithmetic against that by XLA's own ops."""
-    with jax.enable_x64(dtype == "float64"):
-        rng = np.random.default_rng(0)
-        images = rng.uniform(-1, 1, (batch_size, size, size, 3)).astype(dtype)
+def steps(variant, size, dtype):
+    """The step by XLA's own ops and by each platform's arithmetic, from equal values."""
+    build = partial(create_model, variant, num_classes=10, width_multiplier=0.25)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (3, size, size, 3)).astype(np.float32)
+    with jax.enable_x64(True):  # In float32 too, so that both draw the same dropout masks.
         stock = build(arithmetic=STOCK, dtype=jnp.dtype(dtype))
-        variables = numpy_variables(stock, size)
-        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
-        expected = step(stock, variables, images)
-        for platform in platforms:
-            fast = stock.clone(arithmetic=FASTEST[platform])
-            actual = step(fast, variables, images)
-            assert_close(actual, expected, rtol=TOLERANCE[dtype])
+        variables = jax.tree.map(
+            lambda leaf: leaf.astype(np.float32).astype(dtype),
+            numpy_variables(stock, size),
+        )
+        return [
+            step(stock.clone(arithmetic=arithmetic), variables, images.astype(dtype))
+            for arithmetic in (STOCK, *ARITHMETICS.values())
+        ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [80, 96])
 @each_variant
-def test_network_computes_the_same(variant, size, dtype):
-    build = partial(create_model, variant, num_classes=10, width_multiplier=0.25)
-    compare_steps(build, ARITHMETICS, size=size, dtype=dtype)
+def test_network_computes_the_same(variant, size):
+    exact, *others = steps(variant, size, "float64")
+    for other in others:
+        assert max(errors(other, exact).values()) <= TOLERANCE
+    # Batch norm of three images multiplies rounding errors, those of XLA's own ops too.
+    stock, *others = (errors(each, exact) for each in steps(variant, size, "float32"))
+    for other in others:
+        for name, error in other.items():
+            assert error <= max(1e-5, 3 * stock[name]), (name, error, stock[name])
 
 
 def inception_step(arithmetic, norm, max_pool):
@@ -129,7 +135,7 @@ def test_block_computes_the_same(norm):
         expected = inception_step(STOCK, norm, stock_pool)
         for arithmetic in ARITHMETICS.values():
             actual = inception_step(arithmetic, norm, ops.max_pool)
-            assert_close(actual, expected, rtol=TOLERANCE["float64"])
+            assert max(errors(actual, expected).values()) <= TOLERANCE
 
 
 @each_variant
