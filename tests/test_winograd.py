@@ -55,6 +55,10 @@ def test_is_the_convolution(r, batch, height, width, channels, features, seed):
         (3, 7, 192, 384),
         (5, 14, 16, 48),
         (5, 7, 48, 128),
+        (3, 6, 96, 208),  # The same at 96 and at 64 px, in smaller tiles.
+        (5, 6, 16, 48),
+        (3, 2, 192, 384),
+        (5, 2, 48, 128),
         # The widest sum of a kernel's gradient, in conv2, in little.
         pytest.param(3, 56, 64, 192, marks=pytest.mark.slow),
         pytest.param(5, 28, 32, 96, marks=pytest.mark.slow),
@@ -68,7 +72,8 @@ def test_float32_is_as_good_as_it_need_be(r, size, channels, features):
     ours = output_and_gradients(winograd.convolve, *narrow)
     assert [array.dtype for array in ours] == [np.float32] * 3
     differences = largest_differences(ours, exact)
-    assert max(differences) < 1e-5, differences
+    # The eight points of 5x5 kernels are worse conditioned; processors sum in other orders.
+    assert max(differences) < {3: 1e-5, 5: 2e-5}[r], differences
 
 
 @each_size
@@ -117,7 +122,7 @@ LAVIN_DATA = [
 
 def test_transforms_of_the_usual_points_are_lavin_and_grays(monkeypatch):
     monkeypatch.setitem(winograd.POINTS, 3, tuple(map(Fraction, (0, 1, -1, 2, -2))))
-    ours = winograd._transforms.__wrapped__(3)
+    ours = winograd._transforms.__wrapped__(4, 3)
     published = map(np.array, (LAVIN_OUTPUT, LAVIN_WEIGHT, LAVIN_DATA))
     expected = points_apart(*published)
     np.testing.assert_allclose(expected.sum(axis=0), correlation(4, 3), atol=1e-15)
@@ -125,12 +130,13 @@ def test_transforms_of_the_usual_points_are_lavin_and_grays(monkeypatch):
 
 
 @each_size
-def test_transforms_compute_a_correlation(r):
-    output, weight, data = winograd._transforms(r)
-    assert output.shape == (4, 3 + r) and weight.shape == (3 + r, r)
-    assert data.shape == (3 + r, 3 + r)
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_transforms_compute_a_correlation(m, r):
+    output, weight, data = winograd._transforms(m, r)
+    n = m + r - 1
+    assert output.shape == (m, n) and weight.shape == (n, r) and data.shape == (n, n)
     total = points_apart(output, weight, data).sum(axis=0)
-    np.testing.assert_allclose(total, correlation(4, r), atol=1e-13)
+    np.testing.assert_allclose(total, correlation(m, r), atol=1e-13)
 
 
 def multiplications(jaxpr) -> int:
@@ -145,8 +151,17 @@ def multiplications(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize(("r", "expected"), [(3, 36 / 16), (5, 64 / 16)])
-def test_number_of_products(r, expected):
+@pytest.mark.parametrize(
+    ("r", "size", "expected"),
+    [
+        (3, (8, 12), 36 / 16),
+        (5, (8, 12), 64 / 16),
+        (3, (6, 3), 25 / 9),  # Tiles of 3x3 cover a map of 6x3 without a rest.
+        (5, (5, 5), 4 * 49 / 25),
+        (3, (2, 2), 16 / 4),
+    ],
+)
+def test_number_of_products(r, size, expected):
     """Lavin and Gray, section 3: `(m + r - 1)^2` for `m^2` outputs, not `m^2 r^2`."""
 
     def products(function):
@@ -154,18 +169,18 @@ def test_number_of_products(r, expected):
         total = 0
         for sizes in itertools.product((1, 2), repeat=3):
             batch, channels, features = sizes
-            x = jax.ShapeDtypeStruct((batch, 8, 12, channels), jnp.float32)
+            x = jax.ShapeDtypeStruct((batch, *size, channels), jnp.float32)
             kernel = jax.ShapeDtypeStruct((r, r, channels, features), jnp.float32)
             sign = (-1) ** sizes.count(1)
             total += sign * multiplications(jax.make_jaxpr(function)(x, kernel).jaxpr)
-        return total / (8 * 12)
+        return total / math.prod(size)
 
     def with_both_gradients(x, kernel):
         y, vjp = jax.vjp(winograd.convolve, x, kernel)
         return y, vjp(y)
 
-    assert products(winograd.convolve) == expected
-    assert products(with_both_gradients) == 3 * expected
+    assert products(winograd.convolve) == pytest.approx(expected)
+    assert products(with_both_gradients) == pytest.approx(3 * expected)
 
 
 @each_size

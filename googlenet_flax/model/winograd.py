@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Points at which the polynomials of the algorithm are evaluated, besides infinity. They
-# give output tiles of 4x4 for kernels of 3x3 and 5x5. For 3x3 they were found by a search;
-# the usual points 0, 1, -1, 2, -2 have twice the rounding error.
+# Points at which the polynomials of the algorithm are evaluated, besides infinity. All of
+# them give output tiles of 4x4 for kernels of 3x3 and 5x5, all but the last one 3x3, and so
+# on. For 3x3 they were found by a search; the usual points 0, 1, -1, 2, -2 have twice the
+# rounding error.
 POINTS = {
     3: tuple(Fraction(n, d) for n, d in ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2))),
     5: tuple(
@@ -46,8 +47,9 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x, kernel = x.astype(wide), kernel.astype(wide)
     batch, height, width, channels = x.shape
     r, features = kernel.shape[0], kernel.shape[-1]
-    output, weight, data = (matrix.astype(wide) for matrix in _transforms(r))
-    m, n = output.shape
+    m = _tile_size(height, width, r)
+    n = m + r - 1
+    output, weight, data = (matrix.astype(wide) for matrix in _transforms(m, r))
     grid = (-(-height // m), -(-width // m))
 
     tiles = _transformed_tiles(x, data, m, grid)  # [n^2, T, C]
@@ -61,6 +63,16 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     y = y.reshape(m, m, batch, *grid, features).transpose(2, 3, 0, 4, 1, 5)
     y = y.reshape(batch, grid[0] * m, grid[1] * m, features)
     return y[:, :height, :width].astype(dtype)
+
+
+def _tile_size(height: int, width: int, r: int) -> int:
+    """Returns the size of output tiles, 2 to 4 pixels, that needs the fewest products.
+
+    Small maps choose it: a map of 6x6 needs four tiles of 4x4 or of 3x3.
+    """
+    return min(
+        range(4, 1, -1), key=lambda m: -(-height // m) * -(-width // m) * (m + r - 1) ** 2
+    )
 
 
 def _transformed_tiles(
@@ -87,10 +99,9 @@ def _combine(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
 
 
 @functools.cache
-def _transforms(r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Computes `A^T` `[m, n]`, `G` `[n, r]` and `B^T` `[n, n]` by the Cook-Toom method."""
-    points = POINTS[r]
-    m = len(points) + 2 - r
+    points = POINTS[r][: m + r - 2]
     output = [[point**power for point in points] for power in range(m)]
     for power, row in enumerate(output):
         row.append(Fraction(int(power == m - 1)))
