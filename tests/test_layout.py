@@ -29,6 +29,8 @@ OUTSIDERS = {
     "ml_collections": {"runtime", "config", "main"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"reports"},
+    "pooch": {"runtime"},
+    "requests": {"runtime"},
     "flatbuffers": {"exporters"},
     "torch": {"importers"},
     "h5py": {"importers"},
@@ -92,7 +94,15 @@ def test_outsiders_are_imported_where_they_belong(module):
 
 
 # Together they take three times as long to import as all the rest.
-SLOW = {"grain", "matplotlib", "orbax", "sklearn", "tensorflow", "tensorflow_datasets"}
+SLOW = {
+    "grain",
+    "matplotlib",
+    "orbax",
+    "pooch",
+    "sklearn",
+    "tensorflow",
+    "tensorflow_datasets",
+}
 
 
 @pytest.mark.parametrize(

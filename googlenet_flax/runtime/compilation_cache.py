@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from googlenet_flax.runtime.files import user_cache_folder
+
 # One run adds about 3 MB; runs of other networks, versions and CPUs add more.
 MAX_BYTES = 500_000_000
 
@@ -25,10 +27,7 @@ def use_compilation_cache() -> None:
     if is_chosen or not config.jax_enable_compilation_cache:
         return
     try:
-        chosen = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The XDG specification ignores a relative path.
-        home = chosen if chosen.is_absolute() else pathlib.Path.home() / ".cache"
-        folder = home / "googlenet_flax" / "compilation"
+        folder = user_cache_folder("compilation")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # JAX executes the cached programs, so they must not come from another user.
         is_ours = folder.stat().st_uid == os.getuid()

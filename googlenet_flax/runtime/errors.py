@@ -83,7 +83,7 @@ def writing(path: str | os.PathLike[str], way_out: str = RESUME) -> Iterator[Non
         yield
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror}): {way_out}"
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}): {way_out}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Checks of output files, and their atomic replacement."""
+"""Output files, their checks and atomic replacement, and the cache of the user."""
 
 import contextlib
 import os
@@ -10,6 +10,20 @@ from typing import BinaryIO
 from googlenet_flax.runtime.errors import UserError, writing
 
 OUT_WAY_OUT = "fix that, or name another file with --out=FILE"
+
+
+def user_cache_folder(name: str) -> pathlib.Path:
+    """Returns the folder of this name in the cache of the user, which may not exist yet.
+
+    It is `~/.cache/googlenet_flax/NAME`; `$XDG_CACHE_HOME` replaces `~/.cache`.
+
+    Raises:
+      RuntimeError: The user has no home directory.
+    """
+    chosen = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification ignores a relative path.
+    home = chosen if chosen.is_absolute() else pathlib.Path.home() / ".cache"
+    return home / "googlenet_flax" / name
 
 
 @contextlib.contextmanager

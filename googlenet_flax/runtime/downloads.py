@@ -1,0 +1,132 @@
+"""Downloads of pinned files: the digest decides, and a file appears once it is complete."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import socket
+import threading
+import time
+import urllib.parse
+
+import pooch
+import requests
+import tqdm
+
+from googlenet_flax.runtime.errors import UserError, writing
+from googlenet_flax.runtime.streams import tell
+
+CONNECT_SECONDS = 2.0  # Longest time to look up and reach a server.
+SILENCE_SECONDS = 30.0  # Longest time that a server may send nothing.
+LEFTOVER_SECONDS = 3600.0  # Age at which a temporary file belongs to no live download.
+CHUNK_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file on the web, identified by its digest."""
+
+    name: str
+    url: str  # "" if no address is certain.
+    sha256: str
+    size_bytes: int = 0  # 0 if the exact size is not known.
+
+
+def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
+    """Returns the path of a file in a folder, and downloads it if it is not there.
+
+    A file of this name with another digest is replaced. The download is a temporary file
+    until it is complete and its digest is right, and is renamed then.
+
+    Args:
+      file: The file.
+      folder: Folder for nothing but downloads; leftovers of killed ones are deleted there.
+
+    Raises:
+      UserError: The file cannot be downloaded or written. Without a network, this takes
+        `CONNECT_SECONDS`.
+    """
+    path = folder / file.name
+    with writing(path, "fix that and run the same command again"):
+        if path.is_file() and pooch.file_hash(path) == file.sha256:
+            return path
+        _delete_leftovers(folder)
+        try:
+            _check_connection(file.url)
+            pooch.get_logger().setLevel("WARNING")  # It would announce the download too.
+            download = functools.partial(_download, file)
+            pooch.retrieve(file.url, file.sha256, file.name, folder, downloader=download)
+        except (requests.RequestException, ValueError) as error:
+            source = f" from {file.url}" if file.url else ""
+            reason = str(error).partition(". ")[0]
+            raise UserError(
+                f"{file.name} cannot be downloaded{source} ({reason}): get it elsewhere "
+                f"(SHA-256 {file.sha256}) and put it at {path}"
+            ) from error
+    return path
+
+
+def _download(file: RemoteFile, url: str, output_file: str, _: object) -> None:
+    """Downloads a file as `pooch.retrieve` asks for it, and shows the progress."""
+    with tqdm.tqdm(
+        desc=file.name,
+        total=file.size_bytes or 1,  # pooch sets it to what the server says.
+        unit="B",
+        unit_scale=True,
+        disable=None,  # Shows it on a terminal only.
+        leave=False,
+    ) as bar:
+        download = pooch.HTTPDownloader(
+            progressbar=bar,
+            chunk_size=CHUNK_BYTES,
+            timeout=SILENCE_SECONDS,
+            headers={"Accept-Encoding": "identity"},  # Content-Length is that of the file.
+            hooks={"response": functools.partial(_check_response, file, bar)},
+        )
+        download(url, output_file, None)
+
+
+def _check_response(
+    file: RemoteFile, bar: tqdm.tqdm, response: requests.Response, **_: object
+) -> None:
+    """Refuses a file of another size before it is read, and announces the right one."""
+    if response.is_redirect or not response.ok:
+        return
+    size_bytes = int(response.headers.get("Content-Length", file.size_bytes))
+    if file.size_bytes and size_bytes != file.size_bytes:
+        raise ValueError(f"{size_bytes:,} bytes instead of {file.size_bytes:,}")
+    if bar.disable:
+        size = f" ({size_bytes / 1e6:.1f} MB)" if size_bytes else ""
+        tell(f"downloading {file.name}{size} from {file.url}")
+
+
+def _check_connection(url: str) -> None:
+    """Raises a `ValueError` unless the server, or a proxy in front of it, answers soon."""
+    if not url:
+        raise ValueError("no address of it is certain")
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    parts = urllib.parse.urlsplit(
+        requests.utils.prepend_scheme_if_needed(proxy or url, "http")
+    )
+    address = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    answered = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+            answered.set()
+
+    # Runs in a thread, because the lookup of a host name has no timeout.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if not answered.is_set():
+        raise ValueError(f"{parts.netloc} cannot be reached")
+
+
+def _delete_leftovers(folder: pathlib.Path) -> None:
+    """Deletes temporary files of downloads whose process was killed."""
+    for path in folder.glob("tmp????????"):  # The names that `tempfile` gives, for pooch.
+        with contextlib.suppress(OSError):  # Another process may have deleted it.
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()

@@ -1,0 +1,179 @@
+"""Downloads from a server that answers well, badly or not at all."""
+
+import concurrent.futures
+import hashlib
+import os
+import resource
+import signal
+import time
+
+import pytest
+from helpers.processes import finish, start_python
+from helpers.servers import serving
+
+from googlenet_flax.runtime import downloads
+from googlenet_flax.runtime.downloads import RemoteFile, fetch
+from googlenet_flax.runtime.errors import UserError
+
+CONTENT = os.urandom(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+FAIL_SECONDS = 5
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def server():
+    wrong = bytes(len(CONTENT))
+    with serving({"w.bin": CONTENT, "wrong.bin": wrong, "short.bin": b"oops"}) as server:
+        yield server
+
+
+@pytest.fixture
+def remote(server):
+    """A file of the server, which has the name `w.bin` here whatever it is there."""
+
+    def remote(name="w.bin", **fields):
+        url = server.url(name)
+        return RemoteFile(**{"name": "w.bin", "url": url, "sha256": SHA256, **fields})
+
+    return remote
+
+
+def refusal(file, folder):
+    """Fetches what cannot be fetched; returns the line that says so."""
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        fetch(file, folder)
+    assert time.monotonic() - started < FAIL_SECONDS
+    line = str(error.value)
+    for part in (file.url, file.sha256, str(folder / file.name)):
+        assert part in line
+    return line
+
+
+@pytest.mark.parametrize("fault", ["", "?redirect", "?undeclared"])
+@pytest.mark.parametrize("size_bytes", [0, len(CONTENT)])
+def test_a_file_is_downloaded_once(server, remote, tmp_path, capfd, fault, size_bytes):
+    file, folder = remote(f"w.bin{fault}", size_bytes=size_bytes), tmp_path / "a" / "b"
+    path = fetch(file, folder)
+    assert path.read_bytes() == CONTENT and list(folder.iterdir()) == [path]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"downloading w.bin ({size_bytes / 1e6:.1f} MB)" in line or not size_bytes
+    before = len(server.requests)
+    assert fetch(file, folder) == path
+    assert len(server.requests) == before and not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("w.bin?cut", {}, "150000 bytes read, 150000 more expected"),
+        ("w.bin?undeclared", {"sha256": "0" * 64}, f"but got {SHA256})"),
+        ("wrong.bin", {"size_bytes": len(CONTENT)}, f"expected {SHA256} but got"),
+        ("short.bin", {"size_bytes": len(CONTENT)}, "4 bytes instead of 300,000"),
+        ("absent.bin", {}, "404"),
+        ("absent.bin?redirect", {}, "404"),
+    ],
+)
+@pytest.mark.parametrize("before", [None, b"another file"])
+def test_what_is_not_the_file_is_refused(remote, tmp_path, name, fields, reason, before):
+    path = tmp_path / "w.bin"
+    if before:
+        path.write_bytes(before)
+    assert reason in refusal(remote(name, **fields), tmp_path)
+    assert (path.read_bytes() if before else None) == before
+    assert list(tmp_path.iterdir()) == [path] * bool(before)
+    assert fetch(remote(), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_stops_sending(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "SILENCE_SECONDS", 0.2)
+    assert "timed out" in refusal(remote("w.bin?slow"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_listens(remote, tmp_path):
+    """The port is free again once the server has closed it."""
+    with serving({}) as closed:
+        url = closed.url("w.bin")
+    assert "cannot be reached" in refusal(remote(url=url), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_address_is_certain(remote, tmp_path):
+    assert "no address of it is certain" in refusal(remote(url=""), tmp_path)
+    (tmp_path / "w.bin").write_bytes(CONTENT)  # Put there by the user.
+    assert fetch(remote(url=""), tmp_path) == tmp_path / "w.bin"
+
+
+def test_a_proxy_is_asked(server, remote, tmp_path, monkeypatch):
+    """The server stands in for the proxy; nobody else could know this host."""
+    monkeypatch.setenv("http_proxy", server.url("")[:-1])
+    url = "http://weights.invalid/w.bin"
+    assert fetch(remote(url=url), tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == url
+
+
+def test_a_full_disk(remote, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"w.bin cannot be written \(File too large\)"):
+            fetch(remote(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(remote, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"w.bin cannot be written \(Not a directory\)"):
+        fetch(remote(), tmp_path / "file")
+
+
+def test_several_at_once_and_leftovers(remote, tmp_path):
+    """Old leftovers of killed downloads go, and nothing else does."""
+    for name in ("tmp01234567", "tmpabcdefgh", "tmp.txt"):
+        (tmp_path / name).write_bytes(b"half")
+        if name != "tmpabcdefgh":
+            os.utime(tmp_path / name, (1, 1))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda _: fetch(remote(), tmp_path), range(4)))
+    assert set(paths) == {tmp_path / "w.bin"}
+    assert paths[0].read_bytes() == CONTENT
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["tmp.txt", "tmpabcdefgh", "w.bin"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_is_stopped(remote, tmp_path, number):
+    """It leaves no file of this name, and the next one downloads it anew."""
+    file = remote("w.bin?slow")
+    program = (
+        "import pathlib\n"
+        "from googlenet_flax.runtime.downloads import RemoteFile, fetch\n"
+        "from googlenet_flax.runtime.errors import exit_on_run_error\n"
+        f"with exit_on_run_error(): fetch({file}, pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    process = start_python("-c", program)
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    if number == signal.SIGINT:
+        assert code == 128 + number and err.splitlines()[-1].endswith("interrupted")
+        assert not list(tmp_path.iterdir())
+    else:
+        assert code == -number
+        (leftover,) = tmp_path.iterdir()
+        os.utime(leftover, (1, 1))
+    path = fetch(remote(), tmp_path)
+    assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
