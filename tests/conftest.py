@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0"  # Tests compile much and compute little.
 )
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -118,6 +119,10 @@ def small_cifar100(monkeypatch, tmp_path):
 
 def _place_archive(monkeypatch, folder, name, builder_class, examples_per_file):
     data = cifar_archive_bytes(name, examples_per_file)
-    monkeypatch.setattr(builder_class, "SHA256", hashlib.sha256(data).hexdigest())
+    sha256, size_bytes = hashlib.sha256(data).hexdigest(), len(data)
+    archive = dataclasses.replace(
+        builder_class.ARCHIVE, sha256=sha256, size_bytes=size_bytes
+    )
+    monkeypatch.setattr(builder_class, "ARCHIVE", archive)
     (folder / ARCHIVE_NAMES[name]).write_bytes(data)
     return folder

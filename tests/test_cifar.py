@@ -1,7 +1,6 @@
-import functools
-import http.server
+import dataclasses
+import shutil
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from helpers.archives import (
     CIFAR_FOLDERS,
     tensorflow_forbidden,
 )
+from helpers.servers import serving
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
 
@@ -88,7 +88,12 @@ def test_builder_and_archive_are_those_of_stock_tfds(name, tmp_path):
         for info in checksums.get_all_url_infos().values()
         if info.filename == ARCHIVE_NAMES[name]
     ]
-    assert ours.SHA256 == recorded.checksum
+    assert dataclasses.asdict(ours.ARCHIVE) == {
+        "name": recorded.filename,
+        "url": stock._cifar_info.url,
+        "sha256": recorded.checksum,
+        "size_bytes": recorded.size,
+    }
 
 
 def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(small_cifar10):
@@ -101,26 +106,21 @@ def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(small_
     np.testing.assert_array_equal(first.images, load(small_cifar10).images)
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 def test_the_archive_is_downloaded(small_cifar10, tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("server")
     path = archive_path(small_cifar10)
-    path = path.rename(folder / path.name)
-    handler = functools.partial(QuietHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
-        info = cifar.Cifar10(data_dir=folder)._cifar_info._replace(url=url)
-        monkeypatch.setattr(cifar.Cifar10, "_cifar_info", info)
-        loaded = load(small_cifar10, "test")
-        path.rename(folder / "moved")
-        with pytest.raises(UserError, match="404"):
-            load(tmp_path_factory.mktemp("other"))
-        server.shutdown()
-        thread.join()
-    assert len(loaded) == 20
+    content = path.read_bytes()
+    path.unlink()
+    with serving({path.name: content}) as server:
+        archive = dataclasses.replace(cifar.Cifar10.ARCHIVE, url=server.url(path.name))
+        monkeypatch.setattr(cifar.Cifar10, "ARCHIVE", archive)
+        assert len(load(small_cifar10, "test")) == 20
+        (kept,) = (small_cifar10 / "downloads/googlenet_flax").iterdir()
+        assert kept.read_bytes() == content
+        server.files.clear()
+        other = tmp_path_factory.mktemp("other")
+        with pytest.raises(UserError, match="404") as error:
+            load(other)
+        for part in (f"{other}/cifar10/3.0.2, {other}/{path.name}", "configs/digits.py"):
+            assert part in str(error.value)
+        shutil.copy(kept, other / "downloads/googlenet_flax")
+        assert len(load(other, "train")) == 100

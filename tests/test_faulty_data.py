@@ -1,5 +1,6 @@
 """Configs and data that cannot be trained on, and the line that says so."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -7,7 +8,6 @@ import os
 import pathlib
 import pickle
 import shutil
-import socket
 import time
 
 import pytest
@@ -16,6 +16,7 @@ from helpers.paths import DIGITS
 from helpers.pickles import CreatesFile
 from helpers.pictures import png_header, write_pictures
 from helpers.processes import last_line
+from helpers.servers import cut_network
 from helpers.tiny_run import (
     FINAL_STEP,
     copy_run,
@@ -128,14 +129,7 @@ def test_a_resumed_run_may_go_on_longer(finished_run, compilation_cache, tmp_pat
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal, seconds):
     """Host names are unknown, or their lookup takes a minute."""
-
-    def refuse(*args, **kwargs):
-        time.sleep(seconds)
-        raise OSError("Network is unreachable")
-
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    cut_network(monkeypatch, seconds)
     started = time.monotonic()
     line = refusal("--config.dataset=cifar10", f"--config.data_dir={tmp_path}")
     assert time.monotonic() - started < NOT_FOUND_SECONDS
@@ -153,7 +147,7 @@ def test_an_archive_that_is_not_the_official_one(tmp_path, run_command):
     code, _, err = run_command(main, *where, *flags)  # TFDS says what it begins.
     assert code == 2
     line = last_line(err)
-    assert str(path) in line and f"expected {cifar.Cifar10.SHA256}" in line
+    assert str(path) in line and f"expected {cifar.Cifar10.ARCHIVE.sha256}" in line
     assert path.exists()
     assert not (tmp_path / "cifar10" / "3.0.2").exists()
 
@@ -284,9 +278,11 @@ def test_an_archive_writes_nothing_anywhere(tmp_path):
     evil = {"../evil": b"1", str(tmp_path / "absolute"): b"2", "cifar-bin/fine": b"3"}
     data = tar_of({**evil, "link": None}, "w:gz")
     path.write_bytes(data)
-    sha256 = hashlib.sha256(data).hexdigest()
+    archive = dataclasses.replace(
+        cifar.Cifar10.ARCHIVE, sha256=hashlib.sha256(data).hexdigest()
+    )
     expected = {"evil": b"1", "absolute": b"2", "fine": b"3"}
-    assert cifar.read_archive(path, sha256, "URL") == expected
+    assert cifar.read_archive(path, archive) == expected
     assert sorted(tmp_path.rglob("*")) == [folder, path]
 
 

@@ -5,44 +5,40 @@ builders in this module write the same data set (name, version, features, keys a
 the examples) without it, and stock TFDS can read the result.
 """
 
-import contextlib
 import hashlib
 import io
 import pathlib
-import socket
 import tarfile
-import threading
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import cifar as stock
 
-from googlenet_flax.data.builders import find_archive, hand_placed_paths
+from googlenet_flax.data.builders import find_archive, hand_placed_paths, write_set
+from googlenet_flax.runtime.downloads import RemoteFile, fetch
 from googlenet_flax.runtime.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
-PROBE_TIMEOUT_SECONDS = 2.0
 
 
 class _CifarBuilder:
     """Overrides what the stock builders do with TensorFlow."""
 
-    SHA256: str  # Digest of the official archive, as TFDS records it.
+    ARCHIVE: RemoteFile
+    _archive: pathlib.Path  # Set by `prepare`.
 
     def _split_generators(self: Any, dl_manager):
-        archive = self._cifar_info
-        path = self._find_archive() or pathlib.Path(dl_manager.download(archive.url))
-        files = read_archive(path, self.SHA256, archive.url)
-        for feature, name in zip(archive.label_keys, archive.label_files, strict=True):
+        del dl_manager  # `prepare` downloads the archive.
+        names = self._cifar_info
+        files = read_archive(self._archive, self.ARCHIVE)
+        for feature, name in zip(names.label_keys, names.label_files, strict=True):
             self.info.features[feature].names = files[name].decode().split()
-        names = {"train": archive.train_files, "test": archive.test_files}
+        splits = {"train": names.train_files, "test": names.test_files}
         return {
-            split: self._read_examples(split, [files[name] for name in names[split]])
-            for split in names
+            split: self._read_examples(split, [files[name] for name in splits[split]])
+            for split in splits
         }
 
     def _read_examples(self: Any, split: str, blobs: list[bytes]):
@@ -55,46 +51,51 @@ class _CifarBuilder:
             example = dict(zip(features, map(int, labels), strict=True))
             yield index, {"id": f"{split}_{index:05d}", "image": png, **example}
 
-    def _find_archive(self: Any) -> pathlib.Path | None:
-        name = self._cifar_info.url.rpartition("/")[2]
-        return find_archive(name, pathlib.Path(self.data_dir_root))
-
     def prepare(self: Any) -> None:
         """Writes the data set as array_record, from an archive on disk or downloaded.
 
         Raises:
-          UserError: The archive cannot be found or downloaded, or is not the official one.
+          UserError: The archive cannot be found or downloaded, or is not the official one,
+            or the data set cannot be written.
         """
-        url, root, reason = self._cifar_info.url, pathlib.Path(self.data_dir_root), ""
-        if self._find_archive() or _can_connect(url):
-            try:
-                self.download_and_prepare(file_format="array_record")
-                return
-            except (OSError, tfds.download.DownloadError) as error:  # Or of requests.
-                reason = f" ({error})"
-        paths = [self.data_path, *hand_placed_paths(url.rpartition("/")[2], root)]
-        places, host = ", ".join(map(str, paths)), urllib.parse.urlsplit(url).netloc
-        raise UserError(
-            f"data set {self.name!r} was not found (looked at {places}) and {host} cannot "
-            f"be reached. Download {url} on another machine and put it into {root}, or "
-            "point --config.data_dir at a folder that holds the prepared set, or train on "
-            f"embedded data with --config=configs/digits.py{reason}"
-        )
+        root, name = pathlib.Path(self.data_dir_root), self.ARCHIVE.name
+        try:
+            self._archive = find_archive(name, root) or fetch(
+                self.ARCHIVE, root / "downloads" / "googlenet_flax"
+            )
+        except UserError as error:
+            places = ", ".join(map(str, [self.data_path, *hand_placed_paths(name, root)]))
+            raise UserError(
+                f"data set {self.name!r} was not found (looked at {places}): {error}, or "
+                "point --config.data_dir at a folder that holds the prepared set, or train "
+                "on embedded data with --config=configs/digits.py"
+            ) from error
+        write_set(self)
 
 
 class Cifar10(_CifarBuilder, stock.Cifar10, skip_registration=True):
     """TFDS `cifar10` 3.0.2."""
 
-    SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    ARCHIVE = RemoteFile(
+        name="cifar-10-binary.tar.gz",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        size_bytes=170_052_171,
+    )
 
 
 class Cifar100(_CifarBuilder, stock.Cifar100, skip_registration=True):
     """TFDS `cifar100` 3.0.2; `label` is the fine label."""
 
-    SHA256 = "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
+    ARCHIVE = RemoteFile(
+        name="cifar-100-binary.tar.gz",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        size_bytes=168_513_733,
+    )
 
 
-def read_archive(path: pathlib.Path, sha256: str, url: str) -> dict[str, bytes]:
+def read_archive(path: pathlib.Path, archive: RemoteFile) -> dict[str, bytes]:
     """Reads the files of the archive into memory; nothing is extracted to disk.
 
     Raises:
@@ -102,10 +103,10 @@ def read_archive(path: pathlib.Path, sha256: str, url: str) -> dict[str, bytes]:
     """
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if found != archive.sha256:
         raise UserError(
-            f"{path} is not the official archive (SHA-256 {found}, expected {sha256}): "
-            f"delete it and download {url} again"
+            f"{path} is not the official archive (SHA-256 {found}, expected "
+            f"{archive.sha256}): delete it and download {archive.url} again"
         )
     with tarfile.open(path) as tar:
         files = [(info.name, tar.extractfile(info)) for info in tar if info.isfile()]
@@ -126,21 +127,3 @@ def parse_records(
         planes = records[:, num_labels:].reshape(-1, channels, height, width)
         images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
         yield from zip(records[:, :num_labels], images, strict=True)
-
-
-def _can_connect(url: str) -> bool:
-    """Returns True if the server answers soon; TFDS would retry for minutes."""
-    parts = urllib.parse.urlsplit(url)
-    address = parts.hostname, parts.port or 443
-    answered = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection(address, timeout=PROBE_TIMEOUT_SECONDS).close()
-            answered.set()
-
-    # Runs in a thread, because the lookup of a host name has no timeout.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(PROBE_TIMEOUT_SECONDS)
-    return answered.is_set()

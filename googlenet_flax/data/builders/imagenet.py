@@ -32,7 +32,7 @@ from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder impo
     PNG_IMAGES,
 )
 
-from googlenet_flax.data.builders import find_archive, hand_placed_paths
+from googlenet_flax.data.builders import find_archive, hand_placed_paths, write_set
 from googlenet_flax.data.class_names import wordnet_numbers
 from googlenet_flax.runtime.errors import UserError
 
@@ -160,14 +160,7 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"them into {root}; --config.data_dir names another folder. A tree of "
                 "pictures in folders is read with --config.dataset=folder"
             )
-        try:
-            self.download_and_prepare(file_format="array_record")
-        except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
-            left = sorted(map(str, self.data_path.parent.glob("*.incomplete*")))
-            hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
-            raise UserError(
-                f"data set 'imagenet2012' cannot be written into {root} ({error}){hint}"
-            ) from error
+        write_set(self)
 
 
 def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
