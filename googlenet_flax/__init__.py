@@ -1,6 +1,20 @@
 """GoogLeNet (Inception v1) in JAX and Flax, trained with its auxiliary heads."""
 
+from typing import TYPE_CHECKING, Any
+
 from googlenet_flax.model.googlenet import GoogLeNet, GoogLeNetOutput, create_model
 from googlenet_flax.version import __version__
 
-__all__ = ["GoogLeNet", "GoogLeNetOutput", "__version__", "create_model"]
+if TYPE_CHECKING:
+    from googlenet_flax.importers.published import load_pretrained
+
+__all__ = ["GoogLeNet", "GoogLeNetOutput", "__version__", "create_model", "load_pretrained"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `load_pretrained` at its first use; the packages that it needs are slow."""
+    if name != "load_pretrained":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from googlenet_flax.importers.published import load_pretrained  # noqa: PLC0415 - slow
+
+    return load_pretrained

@@ -1,6 +1,6 @@
 """Imports the trained weights of another implementation into a workdir.
 
-python -m googlenet_flax.import_weights --from=FORMAT --weights=FILE --workdir=DIR
+python -m googlenet_flax.import_weights --from=FORMAT [--weights=FILE] --workdir=DIR
 """
 
 import pathlib
@@ -13,6 +13,7 @@ from googlenet_flax.importers.formats import (
     read_original,
     write_import,
 )
+from googlenet_flax.importers.published import describe_published, fetch_published
 from googlenet_flax.runtime.command import argument_parser, running
 
 
@@ -21,7 +22,11 @@ def main() -> None:
     parser = argument_parser("import_weights", __doc__)
     add = parser.add_argument
     add("--from", required=True, choices=FORMATS, dest="format_name", help="file format")
-    add("--weights", required=True, type=pathlib.Path, help="file of weights to import")
+    add(
+        "--weights",
+        type=pathlib.Path,
+        help="file of weights to import; default: the published one, which is downloaded",
+    )
     add("--workdir", required=True, help="new directory for the imported network")
     add("--image_size", type=int, default=224, help="input size in pixels; default: 224")
     add("--class_names", type=pathlib.Path, help="text file with one class name a line")
@@ -34,14 +39,16 @@ def main() -> None:
     args = parser.parse_args()
     with running():
         check_unused(args.workdir)
+        names = read_class_names(args.class_names) if args.class_names else ()
         imported = read_original(
             args.format_name,
-            args.weights,
+            args.weights or fetch_published(args.format_name),
             image_size=args.image_size,
-            class_names=read_class_names(args.class_names) if args.class_names else (),
+            class_names=names,
             transform_input={"true": True, "false": False}.get(args.transform_input),
         )
         write_import(imported, args.workdir)
+        print(describe_published(imported.origin["sha256"]), end="")
         print(f"{describe_import(imported)}\nDone: {args.workdir}")
 
 

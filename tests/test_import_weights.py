@@ -1,6 +1,7 @@
 """Weight files of the originals, and what only looks like one."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -21,20 +22,24 @@ import safetensors.numpy
 from flax import traverse_util
 from helpers.configs import named_config
 from helpers.networks import numpy_variables, preprocess
+from helpers.servers import cut_network, serving
 from helpers.small_networks import create_small, small_networks
 from helpers.steps import tiny_state
 from helpers.untrained_runs import write_run
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
+import googlenet_flax
 from googlenet_flax import evaluate, import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats
 from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.importers.formats import read_original, write_import
+from googlenet_flax.importers.published import PUBLISHED
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.downloads import RemoteFile
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.description import ModelDescription
@@ -690,3 +695,72 @@ def test_an_import_is_evaluated_on_a_dataset_that_is_named(tmp_path, refused):
     workdir = write_run(tmp_path, description, variables, imported_from={"format": "keras"})
     with small_networks():
         assert "--dataset" in refused(evaluate, f"--workdir={workdir}")
+
+
+# Published weights, in place of which a server has those of the tests.
+
+
+@pytest.fixture
+def server(files, tmp_path, monkeypatch):
+    content = files["torchvision"].read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving({"w.safetensors": content}) as server:
+        file = RemoteFile(
+            "w.safetensors",
+            server.url("w.safetensors"),
+            hashlib.sha256(content).hexdigest(),
+            len(content),
+        )
+        fake = dataclasses.replace(PUBLISHED["torchvision"], file=file)
+        monkeypatch.setitem(PUBLISHED, "torchvision", fake)
+        yield server
+
+
+def test_published_weights_are_downloaded_once(server, tmp_path, run_command):
+    flags = "--from=torchvision", f"--image_size={SIZE}", f"--workdir={tmp_path / 'run'}"
+    code, out, err = run_command(import_weights, *flags)
+    assert code == 0, err
+    assert "downloading w.safetensors" in err
+    published = PUBLISHED["torchvision"]
+    for words in (published.license, published.citation, published.claims, published.heads):
+        assert words in out
+    (cached,) = (tmp_path / "cache" / "googlenet_flax" / "weights").iterdir()
+    origin = Workdir(tmp_path / "run").read_config()["imported_from"]
+    assert origin["file"] == cached.name and origin["sha256"] == published.file.sha256
+    model, variables, description = googlenet_flax.load_pretrained(
+        "torchvision", image_size=SIZE
+    )
+    assert len(server.requests) == 1
+    assert_leaves(variables, expected_leaves("torchvision"))
+    assert model == description.create_model()
+    assert description == read("torchvision", cached).description
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED.keys() & formats.FORMATS))
+def test_published_weights_without_a_network(tmp_path, monkeypatch, refused, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cut_network(monkeypatch)
+    line = refused(import_weights, f"--from={name}", f"--workdir={tmp_path / 'run'}")
+    published = PUBLISHED[name]
+    place = tmp_path / "cache" / "googlenet_flax" / "weights" / published.file.name
+    address = published.file.url or published.page
+    for part in (address, published.file.sha256, f"put it at {place}", "--weights=FILE"):
+        assert part in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_format_without_published_weights(tmp_path, refused):
+    line = refused(import_weights, "--from=keras", f"--workdir={tmp_path / 'run'}")
+    assert "published for 'keras', but for torchvision" in line and "--weights=FILE" in line
+
+
+def test_published_digests():
+    for published in PUBLISHED.values():
+        file = published.file
+        assert len(bytes.fromhex(file.sha256)) == 32
+        assert not file.url or file.url.endswith(f"/{file.name}")
+    # torch.hub checks the digits in the name.
+    file = PUBLISHED["torchvision"].file
+    assert file.name == f"googlenet-{file.sha256[:8]}.pth"
+    assert file.sha256.startswith(formats.TORCHVISION_DIGEST)
