@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import safetensors.flax
 import safetensors.numpy
 from flax import traverse_util
+from helpers.caffemodels import chunk, new_caffemodel, old_caffemodel
 from helpers.configs import named_config
 from helpers.networks import numpy_variables, preprocess
 from helpers.servers import cut_network, serving
@@ -30,7 +32,7 @@ from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 import googlenet_flax
-from googlenet_flax import evaluate, import_weights
+from googlenet_flax import evaluate, export, import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats
 from googlenet_flax.importers import keras as keras_reader
@@ -173,7 +175,8 @@ def read(format_name, path, **options):
     return read_original(format_name, path, **{"image_size": SIZE, **options})
 
 
-FORMAT_OF = {suffix: name for name, suffix in SUFFIXES.items()} | {".pth": "torchvision"}
+FORMAT_OF = {suffix: name for name, suffix in SUFFIXES.items()}
+FORMAT_OF |= {".pth": "torchvision", ".caffemodel": "caffe"}
 
 
 @pytest.fixture
@@ -330,6 +333,94 @@ def test_torch_files(tmp_path):
         assert skipped == {name for name in state if name.endswith("num_batches_tracked")}
         expected = expected_leaves("torchvision")
         assert_leaves(imported.variables, expected, jnp.dtype(dtype))
+
+
+def layers_of(weights):
+    """The blobs of each layer, by Caffe's name of the layer."""
+    layers = {}
+    for name, values in weights.items():  # Each bias after its kernel.
+        layers.setdefault(name.removesuffix("_w_0").removesuffix("_b_0"), []).append(values)
+    return layers
+
+
+def without_legacy_sides(layers):
+    """The blobs as Caffe keeps them since 2015: a dense kernel has two dimensions."""
+    return {
+        name: [blob.reshape(blob.shape[2 * (blob.shape[:2] == (1, 1)) :]) for blob in blobs]
+        for name, blobs in layers.items()
+    }
+
+
+@pytest.mark.parametrize("version", ["old", "new"])
+def test_caffemodels(tmp_path, version):
+    """Both versions of the format hold every leaf, bit for bit."""
+    path, layers = tmp_path / "x.caffemodel", layers_of(weights_of("paper"))
+    if version == "old":
+        path.write_bytes(old_caffemodel(layers))
+    else:
+        path.write_bytes(new_caffemodel(without_legacy_sides(layers)))
+    imported, expected = read("caffe", path), expected_leaves("onnx")
+    assert_leaves(imported.variables, expected)
+    assert outcomes(imported) == (set(expected), set(), set())
+    (source,) = (line.source for line in imported.report if line.path == CLASSIFIER)
+    assert source == "loss3/classifier[0] float32[1024, 10]"
+    assert imported.description == ModelDescription(
+        "paper", 1.0, "float32", tuple("0123456789"), INPUTS["onnx"]
+    )
+
+
+def test_places365(tmp_path, refusal):
+    """Caffe's layers, trained on other classes."""
+    layers = without_legacy_sides(layers_of(weights_of("paper")))
+    for name in ("loss1/classifier", "loss2/classifier", "loss3/classifier"):
+        layers[name] = [np.ones((365, 1024), np.float32), np.ones(365, np.float32)]
+    path, names = tmp_path / "x.caffemodel", tuple(f"/p/place {n}" for n in range(365))
+    path.write_bytes(new_caffemodel(layers))
+    imported = read("caffe", path, class_names=names)
+    assert imported.description.class_names == names
+    assert imported.variables["params"]["aux_4d"]["classifier"]["bias"].shape == (365,)
+    (tmp_path / "names.txt").write_text("airfield\n" * 364)
+    words = refusal(path, f"--class_names={tmp_path / 'names.txt'}")
+    assert "--class_names has 364 lines" in words
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (old_caffemodel({"fc8": [np.ones((5, 4), np.float32)]}), "no main classifier"),
+        (old_caffemodel({"loss3/classifier": [np.ones(0, np.float32)]}), "of a classifier"),
+        (new_caffemodel({"loss3/classifier": [np.ones(6)]})[:-9], "or it is broken: "),
+        (new_caffemodel({"loss3/classifier": []}), "no main classifier"),
+        (chunk(100, chunk(1, b"\xff") + chunk(7, b"")), "or it is broken: "),
+        (chunk(100, chunk(7, chunk(5, b"12345"))), "or it is broken: "),
+        (
+            chunk(100, chunk(7, chunk(5, b"1234" * 6) + chunk(7, chunk(1, b"\7")))),
+            "broken: ",
+        ),
+    ],
+)
+def test_caffemodels_of_other_networks(tmp_path, refusal, content, words):
+    path = tmp_path / "x.caffemodel"
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+@pytest.mark.slow
+def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
+    """Exported again as ONNX, with the heads, they are those of Caffe's graph."""
+    path, out = tmp_path / "x.caffemodel", tmp_path / "x.onnx"
+    path.write_bytes(old_caffemodel(layers_of(weights_of("paper"))))
+    assert import_file(path)[0] == 0
+    flags = ("--format=onnx", "--aux_heads", f"--workdir={tmp_path / 'run'}")
+    code, _, err = run_command(export, *flags, f"--out={out}")
+    assert code == 0 and not err, err
+    session = onnxruntime.InferenceSession(out.read_bytes())
+    pixels = np.rint(draw_images("seed", SIZE) * 255)  # RGB, 0 to 255.
+    ours = session.run(["logits", *HEADS], {"images": pixels.astype(np.float32)})
+    theirs = caffe_googlenet.run(weights_of("paper"), draw_images("paper", SIZE))
+    for head, actual, expected in zip(("logits", *HEADS), ours, theirs, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, err_msg=head)
 
 
 # What is said of it.
@@ -594,12 +685,13 @@ def test_torch_files_without_a_state_dict(tmp_path, refusal, state):
 
 @pytest.mark.parametrize(
     ("suffix", "package"),
-    list(zip(FORMAT_OF, ("safetensors", "onnx", "h5py", "torch"), strict=True)),
+    list(zip(FORMAT_OF, ("safetensors", "onnx", "h5py", "torch", "protobuf"), strict=True)),
 )
 def test_packages_that_are_not_installed(
     tmp_path, monkeypatch, import_file, suffix, package
 ):
-    monkeypatch.setitem(sys.modules, package, None)
+    module = {"protobuf": "google.protobuf"}.get(package, package)
+    monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"weights")
     code, _, message = import_file(path)

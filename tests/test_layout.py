@@ -33,6 +33,7 @@ OUTSIDERS = {
     "requests": {"runtime"},
     "flatbuffers": {"exporters"},
     "torch": {"importers"},
+    "google": {"importers"},
     "h5py": {"importers"},
     "onnx": {"importers", "exporters"},
     "onnxruntime": {"exporters"},

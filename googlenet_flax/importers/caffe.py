@@ -1,8 +1,9 @@
-"""Reader of Caffe's bvlc_googlenet as an ONNX file of the model zoo."""
+"""Readers of Caffe's bvlc_googlenet: a `.caffemodel`, or an ONNX file of the model zoo."""
 
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,77 @@ from googlenet_flax.importers.leaves import (
 )
 
 STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
+# The messages of BVLC/caffe src/caffe/proto/caffe.proto that lead to the weights: number,
+# name and type of each field that is read. All are declared as repeated, which accepts
+# single values too. The packed floats of `data` are declared as the bytes that they are on
+# the wire, so that NumPy takes them without an object for each number.
+SCHEMA = {
+    "NetParameter": [(2, "layers", "V1LayerParameter"), (100, "layer", "LayerParameter")],
+    "V1LayerParameter": [(4, "name", "STRING"), (6, "blobs", "BlobProto")],
+    "LayerParameter": [(1, "name", "STRING"), (7, "blobs", "BlobProto")],
+    "BlobProto": [
+        (1, "num", "INT64"),
+        (2, "channels", "INT64"),
+        (3, "height", "INT64"),
+        (4, "width", "INT64"),
+        (5, "data", "BYTES"),
+        (7, "shape", "BlobShape"),
+    ],
+    "BlobShape": [(1, "dim", "INT64")],
+}
 
 
 def read(path: pathlib.Path) -> WeightFile:
+    """Reads the blobs of the layers of a `.caffemodel`, of any version of the format.
+
+    The blobs of a layer are its kernel and its bias, here named `LAYER[0]` and `LAYER[1]`.
+    A file whose name ends in `.onnx` is read by `read_onnx`.
+
+    Raises:
+      UserError: The file is not a `.caffemodel`, or the package protobuf is missing.
+    """
+    if path.suffix == ".onnx":
+        return read_onnx(path)
+    arrays = {}
+    with reading(path, "a model of Caffe", "protobuf"):
+        net = _create_net()
+        net.ParseFromString(path.read_bytes())
+        for layer in (*net.layers, *net.layer):
+            for number, blob in enumerate(layer.blobs):
+                # Before 2015 there was no `shape`, and every blob had four dimensions.
+                legacy_shape = (*blob.num, *blob.channels, *blob.height, *blob.width)
+                shape = blob.shape[0].dim if blob.shape else legacy_shape
+                values = np.frombuffer(b"".join(blob.data), "<f4")
+                arrays[f"{''.join(layer.name)}[{number}]"] = values.reshape(shape)
+    return WeightFile(arrays, dict(_sources("[0]", "[1]")), ())
+
+
+def _create_net() -> Any:
+    """Creates an empty protobuf message of the type NetParameter."""
+    from google.protobuf import (  # noqa: PLC0415 - optional package
+        descriptor_pb2,
+        descriptor_pool,
+        message_factory,
+    )
+
+    proto: Any = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for message_name, fields in SCHEMA.items():
+        message = proto.message_type.add(name=message_name)
+        for number, name, kind in fields:
+            field = message.field.add(number=number, name=name)
+            field.label = kinds.LABEL_REPEATED
+            if kind in SCHEMA:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, kind
+            else:
+                field.type = kinds.Type.Value(f"TYPE_{kind}")
+    pool: Any = descriptor_pool.DescriptorPool()  # Apart from that of an installed Caffe.
+    pool.AddSerializedFile(proto.SerializeToString())
+    net_parameter = pool.FindMessageTypeByName("caffe.NetParameter")
+    return message_factory.GetMessageClass(net_parameter)()
+
+
+def read_onnx(path: pathlib.Path) -> WeightFile:
     """Reads the initializers of an ONNX graph, which have Caffe's names of the layers.
 
     Raises:
@@ -35,10 +104,11 @@ def read(path: pathlib.Path) -> WeightFile:
         }
     # Integer arrays are shapes for Reshape nodes.
     skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
-    return WeightFile(arrays, dict(_sources()), skipped)
+    return WeightFile(arrays, dict(_sources("_w_0", "_b_0")), skipped)
 
 
-def _sources() -> Iterator[tuple[str, Source]]:
+def _sources(kernel: str, bias: str) -> Iterator[tuple[str, Source]]:
+    """Yields the source of each leaf; `kernel` and `bias` end the names in the file."""
     convs = {**STEM, **{conv: conv for conv in INCEPTION_CONVS}}
     kernels = {f"{ours}/conv": (theirs, hwio_from_oihw) for ours, theirs in convs.items()}
     for number, head in enumerate(HEADS, start=1):
@@ -47,5 +117,6 @@ def _sources() -> Iterator[tuple[str, Source]]:
         kernels[f"{head}/classifier"] = f"loss{number}/classifier", io_from_oi
     kernels["classifier"] = "loss3/classifier", io_from_oi
     for ours, (theirs, layout) in kernels.items():
-        yield f"params/{ours}/kernel", Source(f"{theirs}_w_0", layout)
-        yield f"params/{ours}/bias", Source(f"{theirs}_b_0")
+        yield f"params/{ours}/kernel", Source(f"{theirs}{kernel}", layout)
+        # Old Caffe models have three more dimensions of size 1 in front of a bias.
+        yield f"params/{ours}/bias", Source(f"{theirs}{bias}", np.ravel)

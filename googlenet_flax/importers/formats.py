@@ -27,6 +27,15 @@ CLASSIFIER = "params/classifier/kernel"
 # SHA-256 prefix in the name of torchvision's file googlenet-1378be20.pth. Its weights come
 # from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`.
 TORCHVISION_DIGEST = "1378be20"
+CAFFE_INPUT = Preprocess(  # BVLC/caffe models/bvlc_googlenet/train_val.prototxt.
+    storage_size=512,
+    image_size=224,
+    crop_fraction=224 / 256,
+    input_scale=1.0,
+    input_mean=(104.0, 117.0, 123.0),
+    input_std=(1.0, 1.0, 1.0),
+    channel_order="BGR",
+)
 
 
 class Format(NamedTuple):
@@ -51,19 +60,8 @@ FORMATS: Mapping[str, Format] = {
             channel_order="RGB",
         ),
     ),
-    "onnx": Format(
-        caffe.read,
-        "paper",
-        Preprocess(  # BVLC/caffe models/bvlc_googlenet/train_val.prototxt.
-            storage_size=512,
-            image_size=224,
-            crop_fraction=224 / 256,
-            input_scale=1.0,
-            input_mean=(104.0, 117.0, 123.0),
-            input_std=(1.0, 1.0, 1.0),
-            channel_order="BGR",
-        ),
-    ),
+    "caffe": Format(caffe.read, "paper", CAFFE_INPUT),
+    "onnx": Format(caffe.read_onnx, "paper", CAFFE_INPUT),
     "keras": Format(
         keras.read,
         "seed",
@@ -109,8 +107,9 @@ def read_original(
     """Reads a weight file and maps it to our parameter tree.
 
     Args:
-      format_name: `"torchvision"` (`.pth`, `.safetensors`), `"onnx"` (the model zoo's
-        googlenet and inception-v1) or `"keras"` (`.weights.h5` of the tutorial's network).
+      format_name: `"torchvision"` (`.pth`, `.safetensors`), `"caffe"` (`.caffemodel`),
+        `"onnx"` (the model zoo's googlenet and inception-v1) or `"keras"` (`.weights.h5` of
+        the tutorial's network).
       path: The file.
       image_size: Side of the network's input in pixels; for `seed` and `paper` it must be
         that of their training.
