@@ -28,6 +28,7 @@ descriptions = st.builds(
         input_std=st.tuples(finite, finite, finite),
         channel_order=st.sampled_from(["RGB", "BGR"]),
     ),
+    untrained_heads=st.sampled_from([(), ("aux_4d",), ("aux_4a", "aux_4d")]),
 )
 
 
@@ -49,8 +50,8 @@ def test_json_round_trip_is_the_identity(described):
 
 def test_all_that_shapes_the_network_input_is_in_the_config():
     assert set(Preprocess.__dataclass_fields__) <= set(FIELDS)
-    fields = set(ModelDescription.__dataclass_fields__) - {"class_names", "preprocess"}
-    assert fields <= set(FIELDS)
+    of_others = {"class_names", "preprocess", "untrained_heads"}
+    assert set(ModelDescription.__dataclass_fields__) - of_others <= set(FIELDS)
 
 
 def test_network_is_the_described_one():

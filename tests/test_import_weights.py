@@ -34,7 +34,7 @@ from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 import googlenet_flax
 from googlenet_flax import evaluate, export, import_weights
 from googlenet_flax.config import Config
-from googlenet_flax.importers import caffe, formats
+from googlenet_flax.importers import caffe, formats, torchvision
 from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.importers.formats import read_original, write_import
 from googlenet_flax.importers.published import PUBLISHED
@@ -248,6 +248,7 @@ def test_without_heads_they_are_random(tmp_path):
     weights = weights_of("paper")
     onnx.save(caffe_googlenet.create_model(weights, image_size=SIZE), tmp_path / "x.onnx")
     imported = read("onnx", tmp_path / "x.onnx")
+    assert imported.description.untrained_heads == HEADS
     expected, ours = expected_leaves("onnx"), flat(imported.variables)
     heads = {path for path in expected if path.split("/")[1] in HEADS}
     assert outcomes(imported)[:2] == (set(expected) - heads, heads)
@@ -268,6 +269,7 @@ def test_keras_without_heads(tmp_path):
     expected = expected_leaves("keras")
     absent = expected.keys() - weights.leaves.keys()
     assert {name.split("/")[1] for name in absent} == set(HEADS)
+    assert formats._untrained_heads(weights, "") == HEADS
     for name, values in weights.leaves.items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert not weights.unknown
@@ -421,6 +423,20 @@ def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
     for head, actual, expected in zip(("logits", *HEADS), ours, theirs, strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, err_msg=head)
+
+
+def test_heads_that_are_not_trained(files, monkeypatch):
+    """Those of torchvision's own file, and one whose batch norm has seen no batch."""
+    file = torchvision.read(files["torchvision"])
+    fresh = {**file.arrays, "aux2.conv.bn.running_mean": np.zeros(128, np.float32)}
+    assert formats._untrained_heads(file, "") == ()
+    assert formats._untrained_heads(file._replace(arrays=fresh), "") == ("aux_4d",)
+    digest = hashlib.sha256(files["torchvision"].read_bytes()).hexdigest()
+    monkeypatch.setattr(formats, "TORCHVISION_DIGEST", digest[:8])
+    imported = read("torchvision", files["torchvision"])
+    assert imported.description.untrained_heads == HEADS
+    last_line = formats.describe_import(imported).splitlines()[-1]
+    assert last_line == "untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
 
 
 # What is said of it.

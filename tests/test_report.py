@@ -52,6 +52,7 @@ DESCRIPTION = ModelDescription(
     dtype="float32",
     class_names=tuple("0123456789"),
     preprocess=preprocess(storage_size=8, input_scale=1 / 16),
+    untrained_heads=("aux_4a",),
 )
 CONFIG = {
     **{"dataset": "digits", "data_dir": "", "train_split": "train", "eval_split": "test"},
@@ -250,6 +251,7 @@ def test_training_is_that_of_the_rows(made):
     assert first[5:] == ["31.25%", "43.75%", "1.5"] and second[0] == "10"
     assert "11 of 15 steps done (73%)" in reader.text
     assert "Best accuracy: 62.50%, after step 5." in reader.text
+    assert "untrained heads, whose outputs mean nothing: aux_4a." in reader.text
     assert any("median 106.0" in image["alt"] for image in reader.images)
 
 

@@ -159,6 +159,22 @@ def test_another_number_of_classes(source, class_names):
     assert sorted(modules.split(", ")) == sorted(CLASSIFIERS)
 
 
+@pytest.mark.parametrize(
+    ("variant", "heads", "image_size"),
+    [("bn", ("aux_4d",), 80), ("seed", ("aux_4a", "aux_4d"), 224)],
+)
+def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
+    """With their statistics; at another size too, to which `seed` ties trained heads."""
+    run, theirs = source_run(tmp_path, changed(variant=variant, untrained_heads=heads))
+    after, said, fresh = start(run, changed(variant=variant, image_size=image_size))
+    expected = {
+        path: fresh[path] if path.split("/")[1] in heads else leaf
+        for path, leaf in flat(theirs).items()
+    }
+    assert_leaves(after, traverse_util.unflatten_dict(expected, sep="/"))
+    assert said.endswith(f"checkpoint 0; new, as not trained there: {', '.join(heads)}")
+
+
 @pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
 def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
     """The latest checkpoint is taken where none was evaluated."""

@@ -25,7 +25,8 @@ from googlenet_flax.training.description import ModelDescription
 
 CLASSIFIER = "params/classifier/kernel"
 # SHA-256 prefix in the name of torchvision's file googlenet-1378be20.pth. Its weights come
-# from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`.
+# from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`. Its
+# heads do not come from there: torchvision warns that they are not pretrained.
 TORCHVISION_DIGEST = "1378be20"
 CAFFE_INPUT = Preprocess(  # BVLC/caffe models/bvlc_googlenet/train_val.prototxt.
     storage_size=512,
@@ -119,7 +120,8 @@ def read_original(
         default only for torchvision's own trained weights.
 
     Returns:
-      The network. Its heads are random if the file has none.
+      The network. Its heads are random if the file has none, and its description names the
+      heads that are not trained.
 
     Raises:
       UserError: The file cannot be read, or it holds another network; the message names
@@ -150,6 +152,7 @@ def read_original(
         dtype="float32",
         class_names=_check_class_names(path, weights, class_names),
         preprocess=preprocess,
+        untrained_heads=_untrained_heads(weights, digest),
     )
     variables, report = _fit(path, weights, description)
     origin = {"format": format_name, "file": path.name, "sha256": digest}
@@ -181,6 +184,21 @@ def _check_class_names(
             "classes: one line for each"
         )
     return class_names
+
+
+def _untrained_heads(weights: WeightFile, digest: str) -> tuple[str, ...]:
+    """Names the heads that the file does not have, or has with their initial weights."""
+    if digest.startswith(TORCHVISION_DIGEST):
+        return HEADS
+    leaves = weights.leaves
+    present = {name.split("/")[1] for name in leaves}
+
+    def is_trained(head: str) -> bool:
+        # Means of exactly 0 are those of batch norm that has never seen a batch.
+        means = leaves.get(f"batch_stats/{head}/proj/bn/mean", 1)
+        return head in present and bool(np.any(means))
+
+    return tuple(head for head in HEADS if not is_trained(head))
 
 
 def _fit(
@@ -275,6 +293,7 @@ def describe_import(imported: Imported) -> str:
         f"input: {inputs.image_size} px {inputs.channel_order}, (pixel x "
         f"{inputs.input_scale:.6g} - {inputs.input_mean}) / {inputs.input_std}",
         f"{len(names)} classes: {names[0]!r} to {names[-1]!r}",
+        *imported.description.notes,
     ]
     return "\n".join([*leaves, *summary])
 

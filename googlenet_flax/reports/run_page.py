@@ -80,6 +80,8 @@ def create_run_page(material: Material) -> Page:
     page.text(_headline(record))
     for reason in material.missing:
         page.missing(reason)
+    for note in predictor.description.notes if predictor else ():
+        page.text(f"The network has {note}.")
     if record.rows and record.config:
         _add_training(page, record, record.config)
     if predictor and material.tested:

@@ -27,8 +27,9 @@ def warm_start(
 ) -> tuple[TrainState, str]:
     """Puts the weights of the best checkpoint of another run (or its latest) into a state.
 
-    If the number of classes differs, the last layer of each classifier keeps the random
-    weights of `state`, which is replicated over `devices` and described by `description`.
+    Heads that are not trained there keep the random weights of `state`, which is replicated
+    over `devices` and described by `description`. So does the last layer of each classifier
+    if the number of classes differs.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -42,18 +43,19 @@ def warm_start(
     theirs = checkpoints.labels[step].description
     _check_networks(source, theirs, description)
     weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
-    params, fresh = _fit(source, state.params, weights["params"], theirs, description)
+    variables, fresh = _fit(source, state.variables, weights, theirs, description)
+    origin = f"weights from {source.path}, checkpoint {step}"
+    if theirs.untrained_heads:
+        origin += f"; new, as not trained there: {', '.join(theirs.untrained_heads)}"
     if fresh:
-        news = f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
+        origin += f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
     elif theirs.class_names != description.class_names:
-        news = "; the classifiers were trained on other classes of the same number"
-    else:
-        news = ""
-    batch_stats = weights.get("batch_stats", {})
-    state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
+        origin += "; the classifiers were trained on other classes of the same number"
+    batch_stats = variables.get("batch_stats", {})
+    state = dataclasses.replace(state, params=variables["params"], batch_stats=batch_stats)
     if state.averages:
         state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
-    return state, f"weights from {source.path}, checkpoint {step}{news}"
+    return state, origin
 
 
 def _check_networks(
@@ -77,19 +79,22 @@ def _check_networks(
 
 def _fit(
     source: Workdir,
-    own_params: Params,
-    their_params: Params,
+    own_variables: Params,
+    their_variables: Params,
     theirs: ModelDescription,
     ours: ModelDescription,
 ) -> tuple[Params, list[str]]:
-    """Merges parameters, and returns them with the names of the layers that stay new.
+    """Merges variables, and returns them with the names of the last layers that stay new.
 
-    They are `their_params`, except for heads of other shapes, which are `own_params`.
+    They are `their_variables`, except for heads that are not trained there and last layers
+    of other shapes, which are `own_variables`.
     """
     fresh: dict[str, None] = {}  # In order, each once.
 
     def take(path, own, other):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        if path[1].key in theirs.untrained_heads:
+            return own
         if own.shape == other.shape:
             return other
         if not is_head(path):
@@ -102,5 +107,5 @@ def _fit(
         fresh[name.rpartition("/")[0]] = None
         return own
 
-    params = jax.tree_util.tree_map_with_path(take, own_params, their_params)
-    return params, list(fresh)
+    variables = jax.tree_util.tree_map_with_path(take, own_variables, their_variables)
+    return variables, list(fresh)

@@ -70,6 +70,13 @@ class ModelDescription:
     dtype: str
     class_names: tuple[str, ...]
     preprocess: Preprocess
+    untrained_heads: tuple[str, ...] = ()  # Such as "aux_4a"; empty in older checkpoints.
+
+    @property
+    def notes(self) -> list[str]:
+        """A line that says which heads are not trained, if there are any."""
+        heads = ", ".join(self.untrained_heads)
+        return [f"untrained heads, whose outputs mean nothing: {heads}"] if heads else []
 
     def create_model(
         self,
@@ -118,4 +125,5 @@ class ModelDescription:
             dtype=fields["dtype"],
             class_names=tuple(fields["class_names"]),
             preprocess=Preprocess(**preprocess),
+            untrained_heads=tuple(fields.get("untrained_heads", ())),
         )

@@ -1,0 +1,67 @@
+"""Heads that were never trained are not passed off as trained."""
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from helpers.configs import named_config
+from helpers.networks import numpy_variables
+from helpers.small_networks import create_small, small_networks
+from helpers.untrained_runs import describe, write_run
+
+from googlenet_flax import evaluate, export, predict, report
+from googlenet_flax.config import Config
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.experiment import create_experiment
+
+HEADS = ("aux_4a", "aux_4d")
+DESCRIPTION = describe(class_names=tuple("0123456789"), untrained_heads=HEADS)
+NOTE = "untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    variables = numpy_variables(create_small(DESCRIPTION))
+    path = tmp_path_factory.mktemp("run")
+    config = {**named_config("digits"), "eval_split": "test[:20]"}
+    return write_run(path, DESCRIPTION, variables, **config)
+
+
+def test_loading_the_network_says_so(workdir, capfd):
+    with small_networks():
+        Predictor.load(Workdir(workdir), "best", jax.devices()[:1])
+    assert capfd.readouterr() == ("", f"googlenet_flax: {workdir}: {NOTE}\n")
+
+
+@pytest.mark.slow
+def test_every_command_says_so(tmp_path, workdir, run_command):
+    picture = tmp_path / "a.png"
+    PIL.Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(picture)
+    commands = {
+        predict: [picture],
+        evaluate: [],
+        report: [f"--image={picture}"],
+        export: ["--format=onnx", "--aux_heads", f"--out={tmp_path / 'x.onnx'}"],
+    }
+    with small_networks():
+        for command, args in commands.items():
+            code, _, err = run_command(command, f"--workdir={workdir}", *args)
+            assert code == 0 and err.count(NOTE) == 1, err
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"The network has {NOTE}." in page
+
+
+def test_heads_of_older_checkpoints_count_as_trained():
+    fields = DESCRIPTION.to_json()
+    assert tuple(fields.pop("untrained_heads")) == HEADS
+    description = ModelDescription.from_json(fields)
+    assert description.untrained_heads == () and not description.notes
+
+
+@pytest.mark.parametrize(("weight", "untrained"), [(0.1, ()), (0, HEADS)])
+def test_heads_without_a_weight_in_the_loss_are_not_trained(weight, untrained):
+    config = Config.of({**named_config("digits"), "aux_weight": weight})
+    experiment = create_experiment(config, jax.local_devices())
+    assert experiment.description.untrained_heads == untrained
