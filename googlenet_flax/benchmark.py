@@ -1,6 +1,6 @@
 """Measures the training speed of a config and the share of its devices' limits.
 
-python -m googlenet_flax.benchmark [--config=configs/X.py] [--config.FIELD=...] [--json]
+googlenet benchmark [--config=RECIPE] [--config.FIELD=...] [--json]
 
 It trains on fabricated images of the config's shape, so it needs no data set. Only the
 input pipeline is measured on the real data set, if that is present; nothing is downloaded.
@@ -17,7 +17,7 @@ from googlenet_flax.performance.report import print_report
 from googlenet_flax.runtime import command_line
 from googlenet_flax.runtime.onednn import use_onednn_for
 
-CONFIG = command_line.define_config("configs/cifar10.py")
+CONFIG = command_line.define_config("cifar10")
 SECONDS = flags.DEFINE_float(
     "seconds", 10.0, "Seconds for which each figure is measured.", lower_bound=0.0
 )

@@ -1,6 +1,6 @@
 """Trains GoogLeNet from a config file.
 
-python -m googlenet_flax.main --config=configs/cifar10.py [--workdir=DIR]
+googlenet train --config=cifar10 [--workdir=DIR]
 """
 
 import contextlib
@@ -23,7 +23,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run, which is resumed if it exists; default: runs/ and the name of "
-    "the config file.",
+    "the recipe.",
 )
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the network and the plan of the run; train nothing."

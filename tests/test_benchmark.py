@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -97,17 +95,6 @@ def test_a_bad_config_is_refused(small_config):
         benchmark(small_config("digits", image_size=31), devices, seconds=0)
     with pytest.raises(UserError, match="batch_size is 4, which 3 devices cannot share"):
         benchmark(small_config("digits"), devices[:3], seconds=0)
-
-
-def test_without_the_default_config_the_way_out_is_named(tmp_path):
-    command = [sys.executable, "-m", "googlenet_flax.benchmark"]
-    process = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    code, out, err = process.returncode, process.stdout, process.stderr
-    assert (code, out) == (2, "")
-    assert "configs/cifar10.py" in err and "--config=FILE" in err
-    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.slow

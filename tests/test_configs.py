@@ -21,6 +21,12 @@ def test_config_is_flat_and_valid_and_has_exactly_the_fields(path):
     assert Config.of(config) == Config.of(dict(config))
 
 
+def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in CONFIG_FILES:
+        assert named_config(path.stem) == dict(load_config(path))
+
+
 @each_config
 def test_docstring_says_how_to_run_it_and_what_to_expect(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
@@ -69,8 +75,9 @@ def documented_runs() -> list[str]:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *CONFIG_FILES]
     text = "\n".join(page.read_text() for page in pages)
     text = text.replace("\\\n", " ").replace("seed=S", "seed=0")
-    commands = re.findall(r"googlenet_flax\.(?:main|benchmark)( .*--config=.*)", text)
-    return [command for command in commands if "configs/X.py" not in command]
+    command = r"googlenet(?: |_flax\.)(?:main|train|benchmark)( .*--config=.*)"
+    commands = re.findall(command, text)
+    return [command for command in commands if not re.search(r"=(configs/)?X", command)]
 
 
 @pytest.mark.parametrize("arguments", documented_runs(), ids=str.strip)

@@ -61,6 +61,10 @@ def refusal(tmp_path, refused):
         ("--config.image_size=31", ["image_size is 31 but must be 32"]),
         ("--config.batch_sise=8", ["batch_sise"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
+        (
+            "--config=nosuch",
+            ["nosuch is neither a file nor", "cifar10_fast, cifar10_quick"],
+        ),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),
         ("--workdir=", ["--workdir"]),
         ("extra", ["unknown argument 'extra'"]),
@@ -134,7 +138,7 @@ def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal,
     line = refusal("--config.dataset=cifar10", f"--config.data_dir={tmp_path}")
     assert time.monotonic() - started < NOT_FOUND_SECONDS
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    for part in (str(tmp_path), url, "configs/digits.py"):
+    for part in (str(tmp_path), url, "--config=digits"):
         assert part in line
     assert not list(tmp_path.rglob("*.incomplete*"))
 

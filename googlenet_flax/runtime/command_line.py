@@ -1,7 +1,10 @@
 """Command-line flags of the commands that take a config file."""
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -12,11 +15,43 @@ from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 flags.disclaim_key_flags()  # --help then lists the flags under the command.
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """Defines `--config=FILE`; `--config.FIELD=VALUE` overrides a field of it."""
-    return config_flags.DEFINE_config_file(
-        "config", default, "Config file with the recipe.", lock_config=True
+def find_recipes() -> dict[str, pathlib.Path]:
+    """Returns the config files of the package by name, such as `digits`.
+
+    An installed package holds them itself; in a clone they lie beside the package.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    files = [*package.glob("configs/*.py")] or package.parent.glob("configs/*.py")
+    return {file.stem: file for file in sorted(files)}
+
+
+class _RecipeParser(config_flags.config_flags.ConfigFileFlagParser):
+    """Parser of the name of a recipe or the path of a config file."""
+
+    def parse(self, path: str) -> Any:
+        recipes = find_recipes()
+        if path not in recipes and not os.path.exists(path.partition(":")[0]):
+            raise UserError(
+                f"--{self.name}={path} is neither a file nor a recipe: name one of "
+                f"{', '.join(recipes)}"
+            )
+        return super().parse(str(recipes.get(path, path)))
+
+
+def define_config(
+    default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder:
+    """Defines `--config`, the name of a recipe or the path of a config file.
+
+    `--config.FIELD=VALUE` overrides a field of it.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Name of a recipe, such as digits, or a config file.", flag_values
     )
+    flag_values["config"].parser = _RecipeParser("config")
+    if default is not None:
+        flags.set_default(holder, default)
+    return holder
 
 
 def run(

@@ -7,16 +7,17 @@ from unittest import mock
 import ml_collections
 from absl import flags
 from helpers.paths import REPOSITORY
-from ml_collections import config_flags
+
+from googlenet_flax.runtime import command_line
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
 
 
-def load_config(path: pathlib.Path, *overrides: str) -> ml_collections.ConfigDict:
-    """Reads a config file and the overrides as `googlenet_flax.main` does."""
+def load_config(recipe: pathlib.Path | str, *overrides: str) -> ml_collections.ConfigDict:
+    """Reads a recipe by its path or name, and the overrides, as `main` does."""
     flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=flag_values, lock_config=True)
-    argv = ["main", f"--config={path}", *overrides]
+    command_line.define_config(flag_values=flag_values)
+    argv = ["main", f"--config={recipe}", *overrides]
     with mock.patch.object(sys, "argv", argv):  # config_flags finds the overrides there.
         flag_values(argv)
     return flag_values.config
@@ -24,4 +25,4 @@ def load_config(path: pathlib.Path, *overrides: str) -> ml_collections.ConfigDic
 
 def named_config(name: str) -> dict:
     """Returns a shipped config, such as `digits`, as a dict."""
-    return dict(load_config(REPOSITORY / "configs" / f"{name}.py"))
+    return dict(load_config(name))

@@ -68,7 +68,7 @@ class _CifarBuilder:
             raise UserError(
                 f"data set {self.name!r} was not found (looked at {places}): {error}, or "
                 "point --config.data_dir at a folder that holds the prepared set, or train "
-                "on embedded data with --config=configs/digits.py"
+                "on embedded data with --config=digits"
             ) from error
         write_set(self)
 
