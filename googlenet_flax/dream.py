@@ -1,7 +1,7 @@
 """Draws a picture to which a layer or a class of the network responds strongly.
 
-python -m googlenet_flax.dream --workdir=DIR --layer=inception_4c --image=FILE --out=FILE
-python -m googlenet_flax.dream --workdir=DIR --layer=classifier --channel=cat --out=FILE
+googlenet dream --workdir=DIR --layer=inception_4c --image=FILE --out=FILE
+googlenet dream --workdir=DIR --layer=classifier --channel=cat --out=FILE
 """
 
 import pathlib

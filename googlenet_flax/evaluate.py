@@ -1,7 +1,7 @@
 """Evaluates a trained network, or the mean of several.
 
-python -m googlenet_flax.evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
-python -m googlenet_flax.evaluate --workdir=DIR --expect=0.698 --tolerance=0.003
+googlenet evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
+googlenet evaluate --workdir=DIR --expect=0.698 --tolerance=0.003
 """
 
 import json

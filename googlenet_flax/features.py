@@ -1,7 +1,7 @@
 """Writes what a part of a trained network computes for pictures, as an NPZ file.
 
-python -m googlenet_flax.features --workdir=DIR --out=FILE.npz IMAGE_OR_FOLDER...
-python -m googlenet_flax.features --workdir=DIR --out=FILE.npz --split=test
+googlenet features --workdir=DIR --out=FILE.npz IMAGE_OR_FOLDER...
+googlenet features --workdir=DIR --out=FILE.npz --split=test
 """
 
 import argparse

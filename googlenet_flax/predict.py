@@ -1,6 +1,6 @@
 """Classifies picture files with a trained network.
 
-python -m googlenet_flax.predict --workdir=DIR IMAGE_OR_FOLDER...
+googlenet predict --workdir=DIR IMAGE_OR_FOLDER...
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Writes an HTML page about a run, or one that compares several runs.
 
-python -m googlenet_flax.report --workdir=DIR [--image=FILE]
-python -m googlenet_flax.report --workdir=DIR1,DIR2
+googlenet report --workdir=DIR [--image=FILE]
+googlenet report --workdir=DIR1,DIR2
 
 The run may still be in progress or interrupted, and is not changed. The page says which
 parts are missing and why.

@@ -7,6 +7,8 @@ import sys
 import pytest
 from helpers.paths import REPOSITORY
 
+from googlenet_flax.__main__ import find_commands
+
 PACKAGE = REPOSITORY / "googlenet_flax"
 # Each floor may import from its own room and from the floors in front of it.
 FLOORS = [
@@ -22,7 +24,7 @@ FLOORS = [
     {"main", "evaluate", "predict", "features", "import_weights", "export", "report"},
 ]
 COMMANDS = FLOORS[-1] | {"benchmark", "dream"}
-FLOORS[-1] = COMMANDS
+FLOORS[-1:] = [COMMANDS, {"__main__"}]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Packages that only some folders may import, and these only inside functions where "late".
 OUTSIDERS = {
@@ -79,7 +81,8 @@ def test_imports_go_one_way(module):
 
 def test_the_top_holds_commands_config_and_the_loop():
     top = {path.stem for path in PACKAGE.glob("*.py")}
-    assert top == COMMANDS | {"__init__", "config", "train", "version"}
+    assert top == COMMANDS | {"__init__", "__main__", "config", "train", "version"}
+    assert find_commands().keys() == COMMANDS
 
 
 @pytest.mark.parametrize("module", TREES)

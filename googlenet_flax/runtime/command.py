@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 
 from absl import logging
@@ -12,12 +13,15 @@ from googlenet_flax.runtime.memory import keep_freed_memory
 
 
 def argument_parser(name: str, module_docstring: str | None) -> argparse.ArgumentParser:
-    """Creates the parser of `python -m googlenet_flax.NAME`.
+    """Creates the parser of a command, which is named as the user has called it.
 
-    The parser's description is the first line of the module's docstring.
+    That is `googlenet NAME` or `python -m googlenet_flax.NAME`. The parser's description is
+    the first line of the module's docstring.
     """
+    module = f"googlenet_flax.{name}"
+    is_module = module in sys.orig_argv
     return argparse.ArgumentParser(
-        prog=f"python -m googlenet_flax.{name}",
+        prog=f"python -m {module}" if is_module else f"googlenet {name.replace('_', '-')}",
         description=(module_docstring or "").partition("\n")[0],
     )
 

@@ -1,0 +1,51 @@
+"""Runs a command of the package by its name, as in `googlenet train --config=digits`."""
+
+import argparse
+import ast
+import pathlib
+import runpy
+import sys
+
+from googlenet_flax.version import __version__
+
+
+def find_commands() -> dict[str, str]:
+    """Returns the first line of the docstring of each command, by its module.
+
+    Commands are the modules at the top of the package that define `main`. They are read
+    and not imported, because importing them all takes seconds.
+    """
+    summaries = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        if "main" in functions:
+            summaries[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return summaries
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    summaries = find_commands()
+    modules = {name.replace("_", "-"): name for name in summaries if name != "main"}
+    modules = {"train": "main", **modules}
+    lines = [f"  {name:16}{summaries[module]}" for name, module in modules.items()]
+    parser = argparse.ArgumentParser(
+        prog="googlenet",
+        description="GoogLeNet (Inception v1) in JAX and Flax.",
+        epilog="\n".join(["commands:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"googlenet_flax {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    command_help = "command to run; `googlenet COMMAND --help` explains its arguments"
+    parser.add_argument("command", metavar="COMMAND", choices=modules, help=command_help)
+    first = [argument.replace("_", "-") for argument in sys.argv[1:2]]
+    module = modules[parser.parse_args(first).command]
+    del sys.argv[1]
+    # The same as `python -m`, whose flags and processes depend on what `__main__` is.
+    runpy.run_module(f"googlenet_flax.{module}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
