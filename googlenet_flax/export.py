@@ -1,6 +1,6 @@
 """Writes a trained network as a file for other programs.
 
-python -m googlenet_flax.export --workdir=DIR --format=onnx --out=FILE
+googlenet export --workdir=DIR --format=onnx --out=FILE
 """
 
 import os
@@ -9,6 +9,7 @@ import pathlib
 import jax
 
 from googlenet_flax.exporters.formats import FORMATS, export, write_files
+from googlenet_flax.runs.checkpoint import Checkpoints, best_name
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
@@ -22,7 +23,8 @@ def main() -> None:
     add("--workdir", required=True, help="directory of a run or import")
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
-    add("--out", required=True, help="file to write; stablehlo also writes FILE.json")
+    out_help = "file to write; stablehlo also writes FILE.json, and safetensors FILE.md"
+    add("--out", required=True, help=out_help)
     heads_help = "also export the heads' logits; safetensors always has their weights"
     add("--aux_heads", action="store_true", help=heads_help)
     args = parser.parse_args()
@@ -32,10 +34,14 @@ def main() -> None:
         # Follows links; otherwise the link itself would be replaced.
         out = pathlib.Path(os.path.realpath(os.path.expanduser(args.out)))
         check_writable(out)
-        predictor = Predictor.load(
-            Workdir(args.workdir), args.checkpoint, jax.local_devices()[:1]
+        workdir = Workdir(args.workdir)
+        predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices()[:1])
+        exported = export(
+            predictor,
+            args.format_name,
+            aux_heads=args.aux_heads,
+            accuracy=_accuracy(workdir, predictor.checkpoint_step),
         )
-        exported = export(predictor, args.format_name, aux_heads=args.aux_heads)
         write_files(out, exported, args.format_name)
         names = predictor.description.class_names
         if "input" in exported.metadata:
@@ -46,6 +52,16 @@ def main() -> None:
             f"Done: {args.out}, {len(exported.data) / 1e6:.1f} MB of step "
             f"{predictor.checkpoint_step}"
         )
+
+
+def _accuracy(workdir: Workdir, checkpoint_step: int) -> str:
+    """Says how accurate a checkpoint is; "" if the run has not evaluated it."""
+    config = workdir.load_config()
+    metrics = Checkpoints(workdir.checkpoints).labels[checkpoint_step].metrics
+    if config is None or metrics is None:
+        return ""
+    accuracy = metrics[best_name(metrics)]
+    return f"{accuracy:.2%} of the split {config.eval_split} of {config.dataset}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Imports the trained weights of another implementation into a workdir.
+"""Imports the weights of another implementation, or of an export, into a workdir.
 
-python -m googlenet_flax.import_weights --from=FORMAT [--weights=FILE] --workdir=DIR
+googlenet import-weights --from=FORMAT [--weights=FILE] --workdir=DIR
 """
 
 import pathlib
 
 from googlenet_flax.importers.formats import (
+    EXPORTED,
     FORMATS,
     check_unused,
     describe_import,
@@ -21,14 +22,16 @@ def main() -> None:
     """Runs the command."""
     parser = argument_parser("import_weights", __doc__)
     add = parser.add_argument
-    add("--from", required=True, choices=FORMATS, dest="format_name", help="file format")
+    formats = (*FORMATS, EXPORTED)
+    add("--from", required=True, choices=formats, dest="format_name", help="file format")
     add(
         "--weights",
         type=pathlib.Path,
         help="file of weights to import; default: the published one, which is downloaded",
     )
     add("--workdir", required=True, help="new directory for the imported network")
-    add("--image_size", type=int, default=224, help="input size in pixels; default: 224")
+    size_help = "input size in pixels; default: 224, or that of an exported network"
+    add("--image_size", type=int, help=size_help)
     add("--class_names", type=pathlib.Path, help="text file with one class name a line")
     add(
         "--transform_input",

@@ -1,5 +1,6 @@
 """Each kind of file, read again by the program that it is meant for."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,13 +24,15 @@ from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
 from helpers.written_out import color_blocks
 
-from googlenet_flax import create_model
+from googlenet_flax import create_model, import_weights
 from googlenet_flax import export as command
 from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
-from googlenet_flax.exporters.network import Network
+from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
@@ -284,6 +287,49 @@ def test_command_writes_safetensors(tmp_path, network, export_to):
     jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
 
 
+def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command):
+    """To the last bit, from a file that describes itself."""
+    file, again = tmp_path / "caf\udce9.safetensors", tmp_path / "again"
+    assert export_to(file, "safetensors")[0] == 0
+    flags = ("--from=googlenet_flax", f"--weights={file}", f"--workdir={again}")
+    code, printed, err = run_command(import_weights, *flags)
+    assert code == 0 and "0 left at random, 0 skipped" in printed, err
+    predictor = Predictor.load(Workdir(again), "best", jax.local_devices()[:1])
+    assert predictor.description == DESCRIPTION
+    variables = jax.device_get(predictor.variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
+    logits = expected_outputs(dataclasses.replace(network, variables=variables))
+    jax.tree.map(np.testing.assert_array_equal, logits, expected_outputs(network))
+
+
+def test_the_model_card_says_what_the_network_takes(tmp_path, export_to):
+    out = tmp_path / "ants.safetensors"
+    assert export_to(out, "safetensors")[0] == 0
+    card = (tmp_path / "ants.safetensors.md").read_text()
+    front_matter, text = card.split("---\n")[1:]
+    assert "pipeline_tag: image-classification" in front_matter
+    for fact in ("`bn`", "5, from 'ant' to '\"dog\"'", "83 x 83 pixels", "0.875", "BGR"):
+        assert fact in text
+    assert "(pixel * 0.01 - (1.0, 0.8, 1.2)) / (0.9, 1.0, 1.3)" in text
+    assert "Accuracy: not measured" in text and f"--weights={out.name}" in text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({}, "does not describe its network: write it with googlenet_flax.export"),
+        ({"variant": "vgg"}, "is not a file of safetensors, or it is broken"),
+    ],
+)
+def test_other_safetensors_files_are_refused(tmp_path, refused, metadata, reason):
+    file = tmp_path / "other.safetensors"
+    tensors = {"classifier/kernel": np.zeros((3, 3), np.float32)}
+    safetensors.numpy.save_file(tensors, file, metadata)
+    flags = ("--from=googlenet_flax", f"--weights={file}", f"--workdir={tmp_path / 'run'}")
+    assert reason in refused(import_weights, *flags)
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize(
     ("module", "format_name"),
     [
@@ -347,10 +393,11 @@ def test_places_that_are_no_file(refusal, out, reason):
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, format_name):
     out = tmp_path / "file"
     out.write_text("old")
+    metadata = describe(DESCRIPTION, 0, done_inside=False)
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=full))
     with pytest.raises(UserError, match="No space left"):
-        formats.write_files(out, formats.Exported(b"new", {}, ""), format_name)
+        formats.write_files(out, formats.Exported(b"new", metadata, ""), format_name)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.exporters import onnx, safetensors, stablehlo
+from googlenet_flax.exporters import model_card, onnx, safetensors, stablehlo
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.runs.predictor import Predictor
@@ -20,6 +20,7 @@ from googlenet_flax.runtime.files import write_out
 Format = Literal["stablehlo", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")
 METADATA_SUFFIX = ".json"  # A StableHLO file cannot hold text, so there is a second file.
+CARD_SUFFIX = ".md"  # Not README.md, which another file in the folder may have.
 TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
 SMALLEST = np.finfo(np.float32).tiny  # Avoids division by 0.
 BLOCKS = 8  # Number of color blocks along each side of a test image.
@@ -34,7 +35,9 @@ class Exported:
     verified: str  # Result of the comparison, or the reason why there is none.
 
 
-def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exported:
+def export(
+    predictor: Predictor, format_name: Format, *, aux_heads: bool, accuracy: str = ""
+) -> Exported:
     """Exports a network in float32, and compares the result with the network.
 
     Args:
@@ -43,6 +46,7 @@ def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exp
         size; `"safetensors"` contains the weights only.
       aux_heads: Output the logits of the heads too. A `"safetensors"` file always contains
         the weights of the heads.
+      accuracy: Accuracy of the network in words, for the metadata; "" if unknown.
 
     Returns:
       The contents of the file. They are not compared with the network if the package
@@ -60,6 +64,8 @@ def export(predictor: Predictor, format_name: Format, *, aux_heads: bool) -> Exp
     metadata = describe(
         description, predictor.checkpoint_step, done_inside=format_name != "safetensors"
     )
+    if accuracy:
+        metadata["accuracy"] = accuracy
     if format_name == "safetensors":
         data = safetensors.write(portable, metadata)
         return Exported(data, metadata, _compare_leaves(data, network))
@@ -126,14 +132,16 @@ def _compare_leaves(data: bytes, network: Network) -> str:
 
 
 def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> None:
-    """Writes the file completely or not at all, after the metadata file of StableHLO.
+    """Writes the file completely or not at all, after the text file beside it if any.
 
     Raises:
       UserError: A file cannot be written.
     """
-    files = {out: exported.data}
+    beside = {}
     if format_name == "stablehlo":
-        text = json.dumps(exported.metadata, indent=2) + "\n"
-        files = {out.with_name(out.name + METADATA_SUFFIX): text.encode(), **files}
-    for path, data in files.items():
-        write_out(path, data)
+        beside[METADATA_SUFFIX] = json.dumps(exported.metadata, indent=2) + "\n"
+    if format_name == "safetensors":
+        beside[CARD_SUFFIX] = model_card.write(exported.metadata, out.name)
+    for suffix, text in beside.items():
+        write_out(out.with_name(out.name + suffix), text.encode(errors="backslashreplace"))
+    write_out(out, exported.data)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
-from googlenet_flax.importers import caffe, keras, torchvision
+from googlenet_flax.importers import caffe, exported, keras, torchvision
 from googlenet_flax.importers.leaves import HEADS, WeightFile
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
@@ -28,6 +28,7 @@ CLASSIFIER = "params/classifier/kernel"
 # from TensorFlow and expect pixels from -1 to 1, so torchvision sets `transform_input`. Its
 # heads do not come from there: torchvision warns that they are not pretrained.
 TORCHVISION_DIGEST = "1378be20"
+EXPORTED = "googlenet_flax"  # Name of the format that `googlenet_flax.export` writes.
 CAFFE_INPUT = Preprocess(  # BVLC/caffe models/bvlc_googlenet/train_val.prototxt.
     storage_size=512,
     image_size=224,
@@ -101,7 +102,7 @@ def read_original(
     format_name: str,
     path: pathlib.Path,
     *,
-    image_size: int = 224,
+    image_size: int | None = None,
     class_names: tuple[str, ...] = (),
     transform_input: bool | None = None,
 ) -> Imported:
@@ -109,13 +110,14 @@ def read_original(
 
     Args:
       format_name: `"torchvision"` (`.pth`, `.safetensors`), `"caffe"` (`.caffemodel`),
-        `"onnx"` (the model zoo's googlenet and inception-v1) or `"keras"` (`.weights.h5` of
-        the tutorial's network).
+        `"onnx"` (the model zoo's googlenet and inception-v1), `"keras"` (`.weights.h5` of
+        the tutorial's network) or `"googlenet_flax"` (`.safetensors` of
+        `googlenet_flax.export`).
       path: The file.
-      image_size: Side of the network's input in pixels; for `seed` and `paper` it must be
-        that of their training.
-      class_names: Names in the order of the classifier; by default those of ImageNet for
-        1000 classes, and numbers otherwise.
+      image_size: Side of the network's input in pixels; by default 224, or that of an
+        exported network. For `seed` and `paper` it must be that of their training.
+      class_names: Names in the order of the classifier; by default those of an exported
+        network, those of ImageNet for 1000 classes, and numbers otherwise.
       transform_input: Normalize the input as torchvision's `transform_input` does; by
         default only for torchvision's own trained weights.
 
@@ -129,17 +131,16 @@ def read_original(
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
-    smallest = VARIANTS[FORMATS[format_name].variant].min_image_size
-    if image_size < smallest:
-        raise UserError(f"--image_size is {image_size} but must be {smallest} or more")
     if transform_input is not None and format_name != "torchvision":
         raise UserError("--transform_input is for --from=torchvision alone: leave it out")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if format_name == EXPORTED:
+        return _read_exported(path, image_size, class_names, digest)
     if transform_input is None:
         transform_input = digest.startswith(TORCHVISION_DIGEST)
-    preprocess = FORMATS[format_name].preprocess
-    preprocess = dataclasses.replace(preprocess, image_size=image_size)
+    variant, preprocess = FORMATS[format_name].variant, FORMATS[format_name].preprocess
+    preprocess = _at_size(preprocess, variant, image_size)
     if transform_input:
         # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
         # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
@@ -147,7 +148,7 @@ def read_original(
         preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
     weights = FORMATS[format_name].read(path)
     description = ModelDescription(
-        variant=FORMATS[format_name].variant,
+        variant=variant,
         width_multiplier=1.0,
         dtype="float32",
         class_names=_check_class_names(path, weights, class_names),
@@ -157,6 +158,30 @@ def read_original(
     variables, report = _fit(path, weights, description)
     origin = {"format": format_name, "file": path.name, "sha256": digest}
     return Imported(description, variables, report, origin)
+
+
+def _read_exported(
+    path: pathlib.Path, image_size: int | None, class_names: tuple[str, ...], digest: str
+) -> Imported:
+    """Reads a network that was exported; its file also holds its description."""
+    weights, like = exported.read(path)
+    description = dataclasses.replace(
+        like,
+        class_names=_check_class_names(path, weights, class_names or like.class_names),
+        preprocess=_at_size(like.preprocess, like.variant, image_size),
+    )
+    variables, report = _fit(path, weights, description)
+    origin = {"format": EXPORTED, "file": path.name, "sha256": digest}
+    return Imported(description, variables, report, origin)
+
+
+def _at_size(preprocess: Preprocess, variant: str, image_size: int | None) -> Preprocess:
+    """Returns the preprocessing at another size, or as it is for None."""
+    size = preprocess.image_size if image_size is None else image_size
+    smallest = VARIANTS[variant].min_image_size
+    if size < smallest:
+        raise UserError(f"--image_size is {size} but must be {smallest} or more")
+    return dataclasses.replace(preprocess, image_size=size)
 
 
 def _check_class_names(

@@ -1,0 +1,47 @@
+"""Writer of the model card of an exported network, as the Hugging Face Hub shows it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """\
+---
+library_name: googlenet_flax
+pipeline_tag: image-classification
+tags: [googlenet, inception, flax, jax]
+---
+
+# GoogLeNet `{variant}`, {num_classes} classes
+
+The network of [Going deeper with convolutions](https://arxiv.org/abs/1409.4842) with both
+auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
+
+- Variant: `{variant}`, width multiplier {width_multiplier}
+- Accuracy: {accuracy}
+- Classes: {num_classes}, from {first!r} to {last!r}
+- Input: {image_size} x {image_size} pixels. Cut the central square out of the picture,
+  {crop_fraction} of its shorter side, and resize it bilinearly.
+- Normalization: (pixel * {input_scale} - {input_mean}) / {input_std}, for pixels from 0 to
+  255 with the channels in the order {channel_order}
+- Tensors: float32 in Flax's layouts, `[H, W, in, out]` for convolutions and `[in, out]`
+  for dense kernels; `mean` and `var` are the statistics of batch norm.
+
+The metadata of the file hold these facts and the names of all classes. To use the network:
+
+```bash
+pip install googlenet_flax safetensors
+googlenet import-weights --from=googlenet_flax --weights={file_name} --workdir=imported
+googlenet predict --workdir=imported photos/
+```
+"""
+
+
+def write(metadata: Mapping[str, Any], file_name: str) -> str:
+    """Formats the card of the network in a safetensors file with these metadata."""
+    names = metadata["class_names"]
+    return CARD.format(
+        **{"accuracy": "not measured", **metadata, **metadata["preprocess"]},
+        num_classes=len(names),
+        first=names[0],
+        last=names[-1],
+        file_name=file_name,
+    )
