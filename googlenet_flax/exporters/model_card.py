@@ -17,6 +17,7 @@ auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
 
 - Variant: `{variant}`, width multiplier {width_multiplier}
 - Accuracy: {accuracy}
+- Auxiliary classifiers that are not trained: {untrained}
 - Classes: {num_classes}, from {first!r} to {last!r}
 - Input: {image_size} x {image_size} pixels. Cut the central square out of the picture,
   {crop_fraction} of its shorter side, and resize it bilinearly.
@@ -40,6 +41,7 @@ def write(metadata: Mapping[str, Any], file_name: str) -> str:
     names = metadata["class_names"]
     return CARD.format(
         **{"accuracy": "not measured", **metadata, **metadata["preprocess"]},
+        untrained=", ".join(metadata["untrained_heads"]) or "none",
         num_classes=len(names),
         first=names[0],
         last=names[-1],
