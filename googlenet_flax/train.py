@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, Literal, NoReturn
@@ -31,7 +31,7 @@ from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_s
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment
-from googlenet_flax.training.loss_watch import LossWatch, not_finite
+from googlenet_flax.training.loss_watch import ChanceWatch, LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
 
 
@@ -45,6 +45,7 @@ class _Run:
     progress: Progress
     stop: StopRequest
     profile: StepProfile
+    chance: ChanceWatch
     losses: LossWatch = dataclasses.field(default_factory=LossWatch)
 
     def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
@@ -107,6 +108,8 @@ class _Run:
             row["images_per_second"] = rate
         self.write(row, step, "train")
         self.progress.report(step, loss=metrics["loss"], images_per_second=rate)
+        if warning := self.chance.add(step, metrics):
+            self.progress.say(warning)
 
     def evaluate_and_save(self, state: TrainState, step: int) -> None:
         """Evaluates, writes and shows a row of metrics, and saves the state with them."""
@@ -306,6 +309,7 @@ def _create_run(
         stack.enter_context(progress),
         stop,
         stack.enter_context(profile),
+        _watch_chance(experiment, read_rows(run_dir.metrics_file) if writer else []),
     )
     if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
         run.write(dict(evaluation), start_step, "eval")
@@ -314,6 +318,19 @@ def _create_run(
             "is written again from the checkpoint"
         )
     return run
+
+
+def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:
+    """Creates the watch of a run that has already logged `rows`, and reported on them."""
+    chance = ChanceWatch(
+        experiment.config,
+        num_classes=len(experiment.description.class_names),
+        epoch_steps=experiment.epoch_steps,
+    )
+    for row in rows:
+        if row["split"] == "train":
+            chance.add(row["step"], row)
+    return chance
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:

@@ -1,12 +1,21 @@
-"""Detection of the first loss that is not finite, without waiting for each step."""
+"""Detection of losses that are not finite, and of classifiers that do not learn."""
 
 import math
 from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
 
 import jax
 
+from googlenet_flax.config import Config
+from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.runtime.errors import NotFiniteError
 from googlenet_flax.training.state import Metrics
+
+AT_CHANCE = 0.99  # A classifier is at chance if its mean loss is this part of ln K or more.
+LEARNING = 0.9  # A classifier learns if its mean loss is below this part of ln K.
+CHANCE_STEPS = 500  # Shortest window, in updates.
+CHANCE_ROWS = 10  # Smallest number of logged steps in a window.
 
 
 class LossWatch:
@@ -35,6 +44,68 @@ class LossWatch:
         last = _to_floats(self._unchecked[-1][1]) if self._unchecked else {}
         self._unchecked.clear()
         return last
+
+
+class ChanceWatch:
+    """Detection of a classifier that stays at chance while another one learns.
+
+    Equal probabilities for all K classes have the loss ln K, also with label smoothing and
+    mixup. The losses of single steps are noisy, so the means of windows are compared, each
+    of an epoch or more, `CHANCE_STEPS` or more and `CHANCE_ROWS` logged steps or more. A
+    classifier is reported once. Nothing is reported if none learns, as at the start of a
+    run, or if the heads are not trained.
+
+    Args:
+      config: The config of the run.
+      num_classes: Number of classes, K.
+      epoch_steps: Number of updates in an epoch.
+    """
+
+    def __init__(self, config: Config, *, num_classes: int, epoch_steps: int):
+        self._config = config
+        self._chance = math.log(num_classes)
+        self._window_steps = max(epoch_steps, CHANCE_STEPS)
+        self._window_start = 0
+        self._window: list[dict[str, float]] = []  # Losses of each logged step.
+        self._reported: set[str] = set()
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> str:
+        """Adds the metrics logged after `step` updates.
+
+        Returns:
+          A line about classifiers that were at chance in the window that ends here, or "".
+        """
+        names = [name for name in metrics if name.endswith("_loss")]
+        self._window.append({name.removesuffix("_loss"): metrics[name] for name in names})
+        start, window = self._window_start, self._window
+        if step - start < self._window_steps or len(window) < CHANCE_ROWS:
+            return ""
+        self._window_start, self._window = step, []
+        means = {n: fmean(x.get(n, math.nan) for x in window) for n in window[-1]}
+        learning = {n: x for n, x in means.items() if x < LEARNING * self._chance}
+        stuck = {
+            name: mean
+            for name, mean in means.items()
+            if mean >= AT_CHANCE * self._chance and name not in self._reported
+        }
+        if not (learning and stuck and self._config.aux_weight):
+            return ""
+        self._reported.update(stuck)
+        return f"steps {start + 1} to {step}: {self._describe(stuck, learning)}"
+
+    def _describe(self, stuck: Mapping[str, float], learning: Mapping[str, float]) -> str:
+        config = self._config
+        stuck_means, means = (
+            ", ".join(f"{name} {mean:.2f}" for name, mean in each.items())
+            for each in (stuck, learning)
+        )
+        norm = "" if VARIANTS[config.variant].batch_norm else ", with --config.variant=bn"
+        return (
+            f"no better than guessing (loss {self._chance:.2f}): {stuck_means}; learning: "
+            f"{means}. Train in another --workdir with a lower --config.learning_rate (now "
+            f"{config.learning_rate:g}){norm} or with a longer --config.warmup_epochs (now "
+            f"{config.warmup_epochs:g}); see docs/runs.md"
+        )
 
 
 def not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
