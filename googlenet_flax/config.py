@@ -88,8 +88,7 @@ def _is_a(value: Any, expected: type) -> bool:
 
 
 def _are_numbers(values: tuple) -> bool:
-    """Checks a tuple of one number per channel."""
-    return len(values) == 3 and all(
+    return bool(values) and all(
         _is_a(value, float) and abs(value) <= MAX_NUMBER for value in values
     )
 
@@ -157,19 +156,21 @@ class Config:
     )
     # Part of the shorter side that the central square of evaluation takes.
     crop_fraction: float = _above(0, 1, default=1.0)
+    # Channels of the network's input: 1 is gray, 3 RGB and 4 RGBA.
+    input_channels: int = _between(1, 1024, default=3)
     # Factor on pixels of 0 to 255, applied first.
     input_scale: float = _above(0, 255, default=1 / 255)
     # Subtracted from each channel after scaling.
-    input_mean: tuple[float, float, float] = _field(
-        (0.0, 0.0, 0.0), "3 numbers, as (0.5, 0.5, 0.5)", _are_numbers
+    input_mean: tuple[float, ...] = _field(
+        (0.0, 0.0, 0.0), "a number for each channel, as (0.5, 0.5, 0.5)", _are_numbers
     )
     # Divides each channel at the end.
-    input_std: tuple[float, float, float] = _field(
+    input_std: tuple[float, ...] = _field(
         (1.0, 1.0, 1.0),
-        "3 numbers above 0, as (0.5, 0.5, 0.5)",
+        "a number above 0 for each channel, as (0.5, 0.5, 0.5)",
         lambda values: _are_numbers(values) and min(values) > 0,
     )
-    # Order of the channels of the input.
+    # Order of the three channels of the input.
     channel_order: str = _one_of("RGB", "BGR")
     # Padding around the stored image from which a random crop of its size is cut; 0 is off.
     crop_padding_pixels: int = _at_least(0, default=0)
@@ -180,7 +181,7 @@ class Config:
     # Mirror each image at random, or one half of the images in even epochs and the other
     # in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
-    # Largest factor of random brightness, contrast and color; 0 is off.
+    # Largest factor of random brightness, contrast and color, of RGB only; 0 is off.
     color_jitter: float = _between(0, 1, default=0.0)
     # Each training image is resized by one of these at random.
     interpolations: tuple[str, ...] = _field(
@@ -280,6 +281,7 @@ class Config:
         """Checks each field alone, and then those that depend on each other."""
         for field in dataclasses.fields(self):
             _check_field(field, getattr(self, field.name))
+        _check_channels(self)
         _check_image_size(self)
         _check_progressive_sizes(self)
         if self.trainable == "head" and not self.init_from:
@@ -354,6 +356,26 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
         )
     if not field.metadata["check"](value):
         raise UserError(f"config.{field.name} is {value!r} but must be {allowed}")
+
+
+def _check_channels(config: Config) -> None:
+    count = config.input_channels
+    for name in ("input_mean", "input_std"):
+        values = getattr(config, name)
+        if len(values) != count:
+            allowed = FIELDS[name].metadata["allowed"]
+            raise UserError(
+                f"config.{name} is {values!r} but must be {allowed}, and "
+                f"config.input_channels is {count}: set "
+                f"'--config.{name}={values[:1] * count!r}'"
+            )
+    for name in ("channel_order", "color_jitter"):
+        value, default = getattr(config, name), FIELDS[name].default
+        if count != 3 and value != default:
+            raise UserError(
+                f"config.{name} is {value!r} but is for 3 channels only, and "
+                f"config.input_channels is {count}: set --config.{name}={default}"
+            )
 
 
 def _check_image_size(config: Config) -> None:

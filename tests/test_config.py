@@ -46,6 +46,7 @@ OUT_OF_RANGE = {
     "image_size": [31, 0, -224],
     **dict.fromkeys(["crop_fraction", "crop_min_area"], (*NOT_POSITIVE, 1.01, 2)),
     "input_scale": [0.0, -1.0, 255.5, *NOT_FINITE],
+    "input_channels": [0, -1, 1025],
     "input_mean": NO_NUMBERS,
     "input_std": [*NO_NUMBERS, (1.0, 0.0, 1.0), (1, 0, 1), (1.0, -1.0, 1.0)],
     "channel_order": ["rgb", "", "GRB"],
@@ -133,7 +134,7 @@ EDGES = {
     **{"progressive_image_sizes": [()], "progressive_image_size_epochs": [()]},
     **{"schedule": ["linear"], "averaging": ["ema", "polyak"], "seed": [0, 2**31 - 1]},
     **{"input_mean": [(0, -3, 1e3)], "input_std": [(1, 1e-6, 300)]},
-    **{"channel_order": ["BGR"], "dtype": ["bfloat16"]},
+    **{"channel_order": ["BGR"], "dtype": ["bfloat16"], "input_channels": [3]},
 }
 
 

@@ -83,5 +83,5 @@ def documented_runs() -> list[str]:
 @pytest.mark.parametrize("arguments", documented_runs(), ids=str.strip)
 def test_documented_commands_have_valid_configs(arguments, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    flag, *overrides = re.findall(r"--config[.=][^\s`]+", arguments)
+    flag, *overrides = re.findall(r"--config[.=][^\s`']+", arguments)
     Config.of(load_config(flag.partition("=")[2], *overrides))

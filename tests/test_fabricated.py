@@ -33,3 +33,11 @@ def test_shapes_and_classes(dataset, side, num_classes):
     # Pictures that are streamed have extents.
     extents = [[20, 20]] * 2 if side == 20 else None
     assert extents == (batch["extent"].tolist() if "extent" in batch else None)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "channels"), [("folder", 4), ("mnist", 4), ("digits", 1), ("cifar10", 3)]
+)
+def test_channels_are_those_asked_for_unless_the_set_has_its_own(dataset, channels):
+    noise = fabricate(dataset, num_examples=2, storage_size=20, channels=4)
+    assert noise.images.shape[-1] == channels

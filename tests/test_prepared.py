@@ -27,6 +27,7 @@ def set_of(name, **features):
 GREY, NUMBER = image(28, 28, 1), tfds.features.Scalar(np.int64)
 AnySize = set_of("AnySize", image=image(None, None, 3), label=LABEL)
 Mnist = set_of("Mnist", image=GREY, label=LABEL)  # TFDS knows its name and version.
+TinyAlpha = set_of("TinyAlpha", image=image(6, 9, 4), label=LABEL)
 UNFIT = {
     "no_label": (set_of("NoLabel", image=GREY), "label"),
     "number_label": (set_of("NumberLabel", image=GREY, label=NUMBER), "label"),
@@ -39,6 +40,7 @@ UNFIT = {
     ("builder_class", "name", "shape"),
     [
         (TinyColour, "tiny_colour", (6, 9, 3)),
+        (TinyAlpha, "tiny_alpha", (6, 9, 4)),
         (Mnist, "mnist:3.0.1", (28, 28, 1)),
     ],
 )

@@ -504,6 +504,16 @@ def test_channels_and_filters():
     np.testing.assert_allclose(filter_pictures(kernel, "BGR")[1, 0, 0], [0.5, 0.25, 1])
 
 
+@pytest.mark.parametrize(
+    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2])]
+)
+def test_filters_of_other_channels_are_shown_in_gray_or_color(channels, shown):
+    kernel = np.random.default_rng(0).normal(size=(2, 3, channels, 5))
+    pictures = filter_pictures(kernel, "RGB")
+    assert pictures.shape == (5, 2, 3, 3)
+    np.testing.assert_array_equal(pictures, filter_pictures(kernel[:, :, shown], "RGB"))
+
+
 # The record of a run.
 
 

@@ -67,3 +67,11 @@ def test_any_network_has_a_table():
     assert "97 px, 7 classes, widths times 0.3, 3x3 in place of 5x5" in text
     lines = re.findall("^(?:conv|incep|linear).*", text, re.MULTILINE)
     assert len(lines) == 12 and len({len(line) for line in lines}) <= 2
+
+
+@pytest.mark.slow
+def test_a_gray_input_has_a_third_of_the_kernel():
+    model = create_model("paper", num_classes=1000, input_channels=1)
+    (conv1, *_) = table_1(model, 224)
+    assert conv1.params == 7 * 7 * 64 + 64
+    assert "This network has input depth 1; the paper's" in format_table_1(model, 224)

@@ -164,8 +164,10 @@ def test_resumed_run_may_change(workdir):
 
 
 def test_resumed_run_must_not_change(workdir):
-    for name in sorted(set(FIELDS) - CHANGEABLE):
+    for name in sorted(set(FIELDS) - CHANGEABLE - {"input_channels"}):
         assert_refused(workdir, changed(name), name)
+    gray = {"input_channels": 1, "input_mean": (0.5,), "input_std": (0.5,)}
+    assert_refused(workdir, dataclasses.replace(FULL, **gray), *gray)
     both = changed("batch_size", changed("variant"))
     assert_refused(workdir, both, "batch_size", "variant")
 

@@ -21,7 +21,12 @@ from googlenet_flax.analysis.gradient_ascent import (
     gray_noise,
     octave_sizes,
 )
-from googlenet_flax.data.decode import BadImageError, decode_pixels, printable
+from googlenet_flax.data.decode import (
+    BadImageError,
+    check_channels,
+    decode_pixels,
+    printable,
+)
 from googlenet_flax.model.googlenet import AUX_TAPS, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -77,13 +82,14 @@ def draw(
     predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
     description, variables = predictor.description, predictor.variables
     model, preprocess = description.create_model(), description.preprocess
+    check_channels(channels := preprocess.input_channels)
     objective = choose_objective(layer, channel, description)
     noise_rng, rng = jax.random.split(jax.random.key(seed))
     if image:
-        start, defaults = load_picture(image, size), FROM_PICTURE
+        start, defaults = load_picture(image, size, channels), FROM_PICTURE
     else:
         side = size or max(preprocess.image_size, MIN_SIDE)
-        start, defaults = gray_noise(noise_rng, side, side), FROM_NOISE
+        start, defaults = gray_noise(noise_rng, (side, side, channels)), FROM_NOISE
     chosen = dataclasses.replace(defaults, **given)
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
@@ -97,14 +103,19 @@ def draw(
         raise UserError(
             f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
-    png = io.BytesIO()
-    picture = PIL.Image.fromarray(np.rint(np.asarray(pixels)).astype(np.uint8))
-    picture.save(png, format="PNG")
-    write_out(out, png.getvalue())
+    write_out(out, _to_png(np.asarray(pixels)))
     return (
         f"{printable(out)}: {width}x{height} pixels, objective of {part} from {before:.4g} "
         f"to {after:.4g}"
     )
+
+
+def _to_png(pixels: np.ndarray) -> bytes:
+    """Encodes a picture `[H, W, C]`, 0 to 255."""
+    picture, png = np.rint(pixels).astype(np.uint8), io.BytesIO()
+    is_gray = picture.shape[-1] == 1
+    PIL.Image.fromarray(picture[..., 0] if is_gray else picture).save(png, format="PNG")
+    return png.getvalue()
 
 
 def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
@@ -137,8 +148,8 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
     )
 
 
-def load_picture(path: str, size: int | None) -> jax.Array:
-    """Loads a picture, `[H, W, 3]`, 0 to 255, in the proportions of the file.
+def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
+    """Loads a picture, `[H, W, channels]`, 0 to 255, in the proportions of the file.
 
     Its longer side has `size` pixels; with None that of the file, up to `PICTURE_SIZE`.
 
@@ -147,7 +158,7 @@ def load_picture(path: str, size: int | None) -> jax.Array:
         network.
     """
     try:
-        pixels, full = decode_pixels(path, size or PICTURE_SIZE)
+        pixels, full = decode_pixels(path, size or PICTURE_SIZE, channels)
     except BadImageError as error:
         raise UserError(f"--image {printable(path)} cannot be read: {error}") from error
     extent = pixels.shape[:2]
@@ -165,7 +176,8 @@ def load_picture(path: str, size: int | None) -> jax.Array:
             f"--image of {full[1]}x{full[0]} pixels would be drawn at {width}x{height} but "
             f"each side must have {MIN_SIDE} or more: {way_out}"
         )
-    return jax.image.resize(pixels.astype(np.float32), (height, width, 3), "bilinear")
+    shape = height, width, channels
+    return jax.image.resize(pixels.astype(np.float32), shape, "bilinear")
 
 
 def check_head_size(

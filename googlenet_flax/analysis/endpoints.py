@@ -37,7 +37,7 @@ def activations(
     Args:
       model: A network of any variant.
       variables: Its parameters and, with batch norm, statistics.
-      images: float `[B, H, W, 3]`, preprocessed as the variant expects.
+      images: float `[B, H, W, C]`, preprocessed as the variant expects.
       names: Parts of the network, from `ENDPOINTS`.
 
     Returns:

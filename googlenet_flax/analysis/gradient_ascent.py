@@ -74,21 +74,21 @@ def dream(
     """Changes a picture so that the objective rises.
 
     The network may be of any variant. Only the scaling of `preprocess` is applied: the
-    picture, RGB `[H, W, 3]`, 0 to 255, is neither cut nor resized. Its sides must be at
+    picture, `[H, W, C]`, 0 to 255, is neither cut nor resized. Its sides must be at
     least `MIN_SIDE`. The jitter of each octave and step is drawn from `rng`.
 
     Returns:
-      The picture, float32 `[H, W, 3]`, 0 to 255, and its octaves from small to large.
+      The picture, float32 `[H, W, C]`, 0 to 255, and its octaves from small to large.
     """
     ascent = create_ascent(model, preprocess, settings.smoothness)
     image = jnp.asarray(image, jnp.float32)
     pixels = detail = jnp.zeros_like(image)
     stay = jnp.zeros(2, jnp.int32)
     octaves = []
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     for number, size in enumerate(octave_sizes(height, width, settings.octaves)):
         base, detail = (
-            jax.image.resize(x, (*size, 3), "bilinear") for x in (image, detail)
+            jax.image.resize(x, (*size, channels), "bilinear") for x in (image, detail)
         )
         pixels = base + detail
         before, _ = ascent(objective, variables, base, stay)
@@ -108,8 +108,8 @@ def create_ascent(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Creates a jitted function that computes the objective and the direction of ascent.
 
-    Its arguments are the objective, the variables, pixels `[H, W, 3]` and a shift, int
-    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, 3]` is that
+    Its arguments are the objective, the variables, pixels `[H, W, C]` and a shift, int
+    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, C]` is that
     of the picture itself, smoothed and of mean absolute value 1.
     """
 
@@ -146,13 +146,13 @@ def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]
     return sizes
 
 
-def gray_noise(rng: jax.Array, height: int, width: int) -> jax.Array:
-    """Draws a picture of noise around gray, float32 `[H, W, 3]`."""
-    return GRAY + NOISE * jax.random.normal(rng, (height, width, 3))
+def gray_noise(rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """Draws a picture of noise around gray, float32 of a shape `(H, W, C)`."""
+    return GRAY + NOISE * jax.random.normal(rng, shape)
 
 
 def _smooth(gradient: jax.Array, power: float) -> jax.Array:
-    """Divides the spectrum of a gradient `[H, W, 3]` by a power of the spatial frequency.
+    """Divides the spectrum of a gradient `[H, W, C]` by a power of the spatial frequency.
 
     Without this the picture fills with high-frequency noise. The division favors coarse
     structure, as in Olah et al. 2017, "Feature visualization".

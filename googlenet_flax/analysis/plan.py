@@ -74,7 +74,12 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
             unknown = dict.fromkeys(NEED_DATA, "unknown without the data")
             unknown["data"] = f"unknown, and 1,000 classes assumed: {error}"
     stand_ins: list[Split] = [
-        stand_in(config.dataset, num_examples=count, storage_size=config.storage_size)
+        stand_in(
+            config.dataset,
+            num_examples=count,
+            storage_size=config.storage_size,
+            channels=config.input_channels,
+        )
         for count in counts
     ]
     return stand_ins, unknown

@@ -193,6 +193,7 @@ def _notes(model: GoogLeNet, image_size: int) -> Iterator[str]:
     differences = {
         f"{image_size} px": image_size != 224,
         f"{model.num_classes} classes": model.num_classes != 1000,
+        f"input depth {model.input_channels}": model.input_channels != 3,
         f"widths times {model.width_multiplier}": model.width_multiplier != 1,
         "3x3 in place of 5x5": model.variant.kernel_5x5 != 5,
     }

@@ -1,4 +1,4 @@
-"""Search for picture files, and decoding of common formats into RGB arrays."""
+"""Search for picture files, and decoding of common formats into arrays."""
 
 import functools
 import io
@@ -24,6 +24,7 @@ MAX_PIXELS = 89_478_485  # Pillow warns of decompression bombs above the same nu
 # Pillow reduces cheaply to twice the target size, and only then resizes with antialiasing.
 # That is 4x faster than antialiasing all the way (PSNR between the two: 55 dB).
 REDUCING_GAP = 2
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels.
 Picture = str | os.PathLike[str] | bytes  # The path of a file, or the bytes of one.
 TRANSPOSE = {  # EXIF orientation to the operation that turns the picture upright.
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -71,53 +72,77 @@ def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     return sorted(found, key=pathlib.Path.as_posix)
 
 
-def decode_image(picture: Picture, storage_size: int) -> tuple[np.ndarray, tuple[int, int]]:
+def check_channels(channels: int) -> None:
+    """Checks that pictures can be decoded to this number of channels.
+
+    Raises:
+      UserError: It is not among `MODES`.
+    """
+    if channels not in MODES:
+        raise UserError(
+            f"config.input_channels is {channels} but pictures are read with 1 (gray), 3 "
+            "(RGB) or 4 (RGBA) channels: set --config.input_channels to one of them"
+        )
+
+
+def decode_image(
+    picture: Picture, storage_size: int, channels: int = 3
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Decodes a picture into the top-left corner of a square of side `S = storage_size`.
 
     The picture keeps its aspect ratio. It is reduced (bilinear, antialiased) until its
     longer side has at most `S` pixels, and never enlarged. It is turned according to its
-    EXIF orientation. Transparent pixels are blended with white. 16-bit gray values are
-    divided by 257. Floating-point gray values are read as 0 to 1 if none exceeds 1, and as
-    0 to 255 otherwise. Only the first frame of an animation is read.
+    EXIF orientation. Transparent pixels are blended with white, unless the result has an
+    alpha channel. 16-bit gray values are divided by 257. Floating-point gray values are
+    read as 0 to 1 if none exceeds 1, and as 0 to 255 otherwise. Only the first frame of an
+    animation is read.
 
     Args:
       picture: A BMP, GIF, JPEG (also MPO), PNG, PPM, TIFF or WebP file with any suffix,
         or the bytes of one.
       storage_size: Side of the square in pixels.
+      channels: 1 for gray (the luma of colors), 3 for RGB or 4 for RGBA.
 
     Returns:
-      uint8 `[S, S, 3]`, RGB, 0-255, zero outside the picture; and `(height, width)` of
+      uint8 `[S, S, channels]`, 0-255, zero outside the picture; and `(height, width)` of
       the picture in it.
 
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
+      UserError: Pictures have no such number of channels.
     """
-    pixels, _ = decode_pixels(picture, storage_size)
+    pixels, _ = decode_pixels(picture, storage_size, channels)
     height, width, _ = pixels.shape
-    image = np.zeros((storage_size, storage_size, 3), np.uint8)
+    image = np.zeros((storage_size, storage_size, channels), np.uint8)
     image[:height, :width] = pixels
     return image, (height, width)
 
 
-def decode_pixels(picture: Picture, longer_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_pixels(
+    picture: Picture, longer_side: int, channels: int = 3
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Decodes a picture as `decode_image` does, without a square around it.
 
     Returns:
-      uint8 `[H, W, 3]`, RGB, 0-255, with a longer side of at most `longer_side` pixels;
+      uint8 `[H, W, channels]`, 0-255, with a longer side of at most `longer_side` pixels;
       and `(height, width)` before the reduction.
 
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
+      UserError: Pictures have no such number of channels.
     """
+    check_channels(channels)
     _silence_pillow()
     try:
-        image, size = _read(picture, longer_side)
-        return np.asarray(image), size
+        image, size = _read(picture, longer_side, MODES[channels])
+        return np.asarray(image).reshape(image.height, image.width, channels), size
     except Exception as error:  # A broken file makes pillow raise nearly anything.
         raise BadImageError(_reason(picture, error)) from error
 
 
-def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[int, int]]:
+def _read(
+    picture: Picture, longer_side: int, mode: str
+) -> tuple[PIL.Image.Image, tuple[int, int]]:
     """Reads, reduces and turns a picture; also returns its full height and width."""
     if isinstance(picture, bytes):
         file = io.BytesIO(picture)
@@ -135,8 +160,9 @@ def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[in
         drafted = image.draft(None, gap_size)  # Decodes a JPEG at reduced size.
         image.load()
         box = drafted[1] if drafted else None
-        rgb = _convert_to_rgb(image)
-        reduced = rgb.resize(size, Resampling.BILINEAR, box, reducing_gap=REDUCING_GAP)
+        converted = _convert(image, mode)
+        bilinear = Resampling.BILINEAR
+        reduced = converted.resize(size, bilinear, box, reducing_gap=REDUCING_GAP)
         try:  # After loading, because pillow already turns TIFF files on loading.
             orientation = image.getexif().get(Base.Orientation)
         except Exception:  # Pictures with broken EXIF data are read unturned.
@@ -147,7 +173,7 @@ def _read(picture: Picture, longer_side: int) -> tuple[PIL.Image.Image, tuple[in
     return reduced.transpose(TRANSPOSE[orientation]), full_size
 
 
-def _convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _convert(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):  # Gray, floating point or 16 bits.
         values = np.nan_to_num(np.asarray(image))
         if image.mode != "F":
@@ -155,13 +181,13 @@ def _convert_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         elif values.max() <= 1:
             values = values * 255
         levels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-        return PIL.Image.fromarray(levels).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
+        return PIL.Image.fromarray(levels).convert(mode)
+    if mode == "RGBA" or not image.has_transparency_data:
+        return image.convert(mode)
     opaque = image.convert("RGBA")
     canvas = PIL.Image.new("RGB", image.size, "white")
     canvas.paste(opaque, mask=opaque)
-    return canvas
+    return canvas.convert(mode)
 
 
 def _reason(picture: Picture, error: Exception) -> str:

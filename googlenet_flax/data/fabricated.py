@@ -13,7 +13,8 @@ KNOWN_SETS = {
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
 }
-OTHER_SET = (32, 32, 3), 1000  # The classes of a folder are counted only when it is read.
+OTHER_SIDE = 32
+OTHER_CLASSES = 1000  # Those of a folder are counted only when it is read.
 # Number of examples in each split of the data sets that this package prepares.
 SPLIT_SIZES: Mapping[str, Mapping[str, int]] = {
     "cifar10": {"train": 50_000, "test": 10_000},
@@ -34,18 +35,22 @@ class FabricatedPictures(ImageSet):
             yield {**batch, "extent": extents}
 
 
-def stand_in(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
+def stand_in(
+    dataset: str, *, num_examples: int, storage_size: int, channels: int = 3
+) -> ImageSet:
     """Creates any number of black images that share the memory of one value.
 
     The name of the data set, as for `data.load_split`, determines their shape and classes.
     A folder gets 1000 classes; a data set that is not known here gets 1000 classes and
-    color images of 32 px. `storage_size` is the side in pixels for `STREAMED_SETS`.
+    images of 32 px. `storage_size` is the side in pixels for `STREAMED_SETS`. Where the
+    name does not determine their number, the images have `channels`.
     """
     known = dataset.partition(":")[0]
-    shape, num_classes = KNOWN_SETS.get(known, OTHER_SET)
-    kind = ImageSet
+    kind, side = ImageSet, OTHER_SIDE
     if known in STREAMED_SETS:
-        kind, shape = FabricatedPictures, (storage_size, storage_size, 3)
+        kind, side = FabricatedPictures, storage_size
+    other = (side, side, channels), OTHER_CLASSES
+    shape, num_classes = KNOWN_SETS.get(known, other)
     return kind(
         images=np.broadcast_to(np.uint8(0), (num_examples, *shape)),
         labels=np.broadcast_to(np.int32(0), num_examples),
@@ -53,9 +58,9 @@ def stand_in(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
     )
 
 
-def fabricate(dataset: str, *, num_examples: int, storage_size: int) -> ImageSet:
+def fabricate(dataset: str, *, num_examples: int, **options: int) -> ImageSet:
     """Fabricates noise with random labels; the arguments are those of `stand_in`."""
-    black = stand_in(dataset, num_examples=num_examples, storage_size=storage_size)
+    black = stand_in(dataset, num_examples=num_examples, **options)
     rng, num_classes = np.random.default_rng(0), len(black.class_names)
     return dataclasses.replace(
         black,

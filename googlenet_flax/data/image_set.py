@@ -15,6 +15,7 @@ class PictureOptions:
     """Options for pictures that are read while the network trains."""
 
     storage_size: int  # Longer side in pixels to which pictures are reduced.
+    input_channels: int = 3  # Channels that pictures are read with.
     eval_fraction: float = 0.0  # Fraction of a folder for the test split; 0: no split.
     on_bad_image: str = "stop"  # "stop" at an unreadable picture, or "skip" it.
     decode_workers: int = 0  # Number of decoding processes; 0 decodes in threads.
@@ -49,7 +50,7 @@ class Split(Protocol):
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields one batch for each array of example numbers, in order.
 
-        A batch holds `image` uint8 `[B, h, w, 1 or 3]`, RGB; `label` int32 `[B]`; and
+        A batch holds `image` uint8 `[B, h, w, C]`, such as RGB; `label` int32 `[B]`; and
         `index` int32 `[B]`, the number of each example. Pictures of different sizes are in
         the top-left corner of `image`, and `extent` int32 `[B, 2]` holds their height and
         width. If pictures can be unreadable, `readable` bool `[B]` is False where another
@@ -66,15 +67,15 @@ class ImageSet:
       ValueError: A shape, type or label is invalid, or there are no images.
     """
 
-    images: np.ndarray  # uint8 [N, h, w, 1 or 3], RGB
+    images: np.ndarray  # uint8 [N, h, w, C], such as gray, RGB or RGBA
     labels: np.ndarray  # int32 [N]
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         shape, dtype, known = self.images.shape, self.images.dtype, len(self.class_names)
-        if len(shape) != 4 or shape[-1] not in (1, 3) or dtype != np.uint8:
+        if len(shape) != 4 or dtype != np.uint8:
             raise ValueError(
-                f"images must be uint8 [N, h, w, 1 or 3], got {dtype} {list(shape)}"
+                f"images must be uint8 [N, h, w, C], got {dtype} {list(shape)}"
             )
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high >= known:

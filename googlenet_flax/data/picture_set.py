@@ -10,7 +10,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
-from googlenet_flax.data.decode import BadImageError, Picture, decode_image
+from googlenet_flax.data.decode import BadImageError, Picture, check_channels, decode_image
 from googlenet_flax.data.image_set import Batch, PictureOptions
 from googlenet_flax.data.read_ahead import read_ahead
 from googlenet_flax.runtime.errors import UserError
@@ -45,13 +45,20 @@ class PictureSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-    """The pictures of a split, of any sizes, with labels and class names."""
+    """The pictures of a split, of any sizes, with labels and class names.
+
+    Raises:
+      UserError: Pictures cannot be read with `options.input_channels`.
+    """
 
     pictures: PictureSource
     class_names: tuple[str, ...]
     options: PictureOptions
     # Names of the pictures skipped so far, each with the reason.
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_channels(self.options.input_channels)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -69,7 +76,7 @@ class PictureSet:
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields batches as `Split.batches` describes them, decoded ahead of time.
 
-        `image` is uint8 `[B, S, S, 3]` and zero outside the picture. Where `readable` is
+        `image` is uint8 `[B, S, S, C]` and zero outside the picture. Where `readable` is
         False, image, label and index are those of the next readable picture, and
         `unreadable` holds the reason. Closing the iterator ends its threads or processes.
 
@@ -144,7 +151,8 @@ class _Decoder:
         """
         count, size, total = len(requested), self.options.storage_size, len(self.pictures)
         tries = total if self.options.on_bad_image == "skip" else 1
-        images = np.zeros((count, size, size, 3), np.uint8)
+        channels = self.options.input_channels
+        images = np.zeros((count, size, size, channels), np.uint8)
         extents = np.zeros((count, 2), np.int32)
         labels = np.zeros(count, np.int32)
         indices = np.full(count, -1, np.int32)
@@ -154,7 +162,7 @@ class _Decoder:
                 index = (example + offset) % total
                 try:
                     picture, label = self.pictures.read(index)
-                    images[row], extents[row] = decode_image(picture, size)
+                    images[row], extents[row] = decode_image(picture, size, channels)
                 except BadImageError as error:
                     reasons[row] = reasons[row] or str(error)
                 else:

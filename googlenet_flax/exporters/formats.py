@@ -13,6 +13,7 @@ import numpy as np
 from googlenet_flax.exporters import model_card, onnx, safetensors, stablehlo
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.files import write_out
@@ -42,7 +43,7 @@ def export(
 
     Args:
       predictor: The network.
-      format_name: `"stablehlo"` and `"onnx"` take RGB pixels, 0 to 255, at the network's
+      format_name: `"stablehlo"` and `"onnx"` take pixels, 0 to 255, at the network's
         size; `"safetensors"` contains the weights only.
       aux_heads: Output the logits of the heads too. A `"safetensors"` file always contains
         the weights of the heads.
@@ -74,7 +75,7 @@ def export(
         data, run = stablehlo.write(portable), stablehlo.run
     else:
         data, run = onnx.write(portable, metadata), onnx.run
-    images = _draw_images(description.preprocess.image_size)
+    images = _draw_images(description.preprocess)
     try:
         outputs = run(data, images)
     except ImportError:
@@ -83,15 +84,16 @@ def export(
     return Exported(data, metadata, _compare_outputs(outputs, network, images))
 
 
-def _draw_images(size: int) -> np.ndarray:
-    """Draws test images, float32 `[2, size, size, 3]`, 0 to 255: noise, and color blocks.
+def _draw_images(inputs: Preprocess) -> np.ndarray:
+    """Draws test images, float32 `[2, S, S, C]`, 0 to 255: noise, and color blocks.
 
     Noise alone is not enough, as an error in local response norm would hardly change the
     logits of noise.
     """
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (size, size, 3))
-    colors = rng.integers(0, 256, (BLOCKS, BLOCKS, 3))
+    size, channels = inputs.image_size, inputs.input_channels
+    noise = rng.integers(0, 256, (size, size, channels))
+    colors = rng.integers(0, 256, (BLOCKS, BLOCKS, channels))
     block = np.arange(size) * BLOCKS // size
     return np.stack([noise, colors[block][:, block]]).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The network that is exported: a function from RGB pixels to logits in float32."""
+"""The network that is exported: a function from pixels to logits in float32."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ DONE_INSIDE = ("channel_order", "input_scale", "input_mean", "input_std")
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
 class Network:
-    """Function from square RGB images, 0 to 255, at the network's size to logits."""
+    """Function from square images, 0 to 255, at the network's size to logits."""
 
     model: GoogLeNet  # Computes in float32; has heads only if their logits are exported.
     variables: Mapping[str, Any]  # NumPy arrays, always with those of the heads.
     preprocess: Preprocess
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Computes logits float32 `[B, num_classes]` of images float32 `[B, S, S, 3]`.
+        """Computes logits float32 `[B, num_classes]` of images float32 `[B, S, S, C]`.
 
         They are named as in `GoogLeNetOutput`: `logits`, and with heads `aux_4a` and
         `aux_4d`.
@@ -65,8 +65,11 @@ def describe(
         "done_inside": list(DONE_INSIDE) if done_inside else [],
     }
     if done_inside:
-        size = description.preprocess.image_size
-        fields["input"] = f"{IMAGES}: float32 [batch, {size}, {size}, 3], RGB, 0 to 255"
+        inputs = description.preprocess
+        size, channels = inputs.image_size, inputs.input_channels
+        order = "RGB, " if channels == 3 else ""
+        shape = f"[batch, {size}, {size}, {channels}]"
+        fields["input"] = f"{IMAGES}: float32 {shape}, {order}0 to 255"
     return fields
 
 

@@ -214,7 +214,7 @@ def _aux_classifier(graph: Graph, x: Map, path: str, windows: ops.Windows) -> st
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     """Serializes the network as an ONNX file.
 
-    The input is `images`, `[batch, S, S, 3]`. The outputs are `logits` and, if the model
+    The input is `images`, `[batch, S, S, C]`. The outputs are `logits` and, if the model
     has heads, their logits.
 
     Raises:
@@ -225,12 +225,13 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     graph = Graph(onnx, network.leaves())
     outputs = _build(graph, network)
     size, num_classes = network.preprocess.image_size, network.model.num_classes
+    channels = network.preprocess.input_channels
     tensor = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
     proto = onnx.helper.make_model(
         onnx.helper.make_graph(
             graph.nodes,
             "googlenet",
-            [tensor(IMAGES, shape=[BATCH, size, size, 3])],
+            [tensor(IMAGES, shape=[BATCH, size, size, channels])],
             [tensor(name, shape=[BATCH, num_classes]) for name in outputs],
             graph.weights,
         ),

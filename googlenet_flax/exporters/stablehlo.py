@@ -29,8 +29,8 @@ def write(network: Network) -> bytes:
     from jax import export  # noqa: PLC0415 - slow
 
     (batch,) = export.symbolic_shape("batch")
-    size = network.preprocess.image_size
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    size, channels = network.preprocess.image_size, network.preprocess.input_channels
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
 
     def googlenet(images: jax.Array) -> dict[str, jax.Array]:
         return network(images)

@@ -171,6 +171,7 @@ class GoogLeNet(nn.Module):
     axis_name: str | None = None  # Mapped axis that batch norm averages over too.
     freeze_norm: bool = False  # Normalize with running statistics in training too.
     width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
+    input_channels: int = 3
     arithmetic: Arithmetic = STOCK
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
@@ -187,8 +188,8 @@ class GoogLeNet(nn.Module):
         """Classifies a batch.
 
         Args:
-          images: float `[B, H, W, 3]`, preprocessed as the variant's original expects;
-            `H` and `W` at least `variant.min_image_size`.
+          images: float `[B, H, W, input_channels]`, preprocessed as the variant's
+            original expects; `H` and `W` at least `variant.min_image_size`.
           train: Whether to apply dropout and to normalize with the statistics of the
             batch. This needs the `"dropout"` rng and, with batch norm,
             `mutable=["batch_stats"]`.
@@ -196,9 +197,9 @@ class GoogLeNet(nn.Module):
             and its id. Default: the position in the batch.
 
         Raises:
-          ValueError: The images are not `[B, H, W, 3]` or too small.
+          ValueError: The images are of another shape or too small.
         """
-        _check_images(images, self.variant.min_image_size)
+        _check_images(images, self.input_channels, self.variant.min_image_size)
         if example_ids is None:
             example_ids = jnp.arange(images.shape[0])
         variant = self.variant
@@ -289,9 +290,9 @@ class GoogLeNet(nn.Module):
         )
 
 
-def _check_images(images: jax.Array, min_size: int) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [B, H, W, 3], got {list(images.shape)}")
+def _check_images(images: jax.Array, channels: int, min_size: int) -> None:
+    if images.ndim != 4 or images.shape[-1] != channels:
+        raise ValueError(f"images must be [B, H, W, {channels}], got {list(images.shape)}")
     if min(images.shape[1:3]) < min_size:
         raise ValueError(
             f"images are {images.shape[1]}x{images.shape[2]} pixels; the network needs at "
@@ -308,6 +309,7 @@ def create_model(
     axis_name: str | None = None,
     freeze_norm: bool = False,
     width_multiplier: float = 1.0,
+    input_channels: int = 3,
     platform: str | None = None,
     arithmetic: Arithmetic | None = None,
 ) -> GoogLeNet:
@@ -323,7 +325,9 @@ def create_model(
       axis_name: Mapped axis whose devices share batch norm statistics in training.
       freeze_norm: Whether to normalize with the running statistics in training too, for
         layers that are not trained.
-      width_multiplier: Factor on every channel count but the classes; the paper has 1.
+      width_multiplier: Factor on every channel count but those of the input and the
+        classes; the paper has 1.
+      input_channels: Channels of the images: 1 is gray, 3 RGB and 4 RGBA.
       platform: Platform of the devices that will run the network (`device.platform`);
         default: that of JAX's default device.
       arithmetic: How to compute the network; default: what is fastest on the platform.
@@ -344,5 +348,6 @@ def create_model(
         axis_name=axis_name,
         freeze_norm=freeze_norm,
         width_multiplier=width_multiplier,
+        input_channels=input_channels,
         arithmetic=arithmetic or fastest(platform or jax.default_backend(), dtype),
     )

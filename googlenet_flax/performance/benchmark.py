@@ -4,7 +4,7 @@ Each rate is the median over ten windows of calls after a warm-up.
 
 - Training is the step of `googlenet_flax.main`, with batches fed from the host.
 - Forward only computes the logits of the main classifier from images that are already
-  preprocessed and on the devices, `[B, H, W, 3]` float32.
+  preprocessed and on the devices, `[B, H, W, C]` float32.
 - The input pipeline is the host's work for a batch (reading, decoding, gathering) when
   nothing else runs. The transfer to the devices is part of the training step.
 """
@@ -89,6 +89,7 @@ def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experime
         config.dataset,
         num_examples=config.batch_size,
         storage_size=config.storage_size,
+        channels=config.input_channels,
     )
     endless = dataclasses.replace(config, max_steps=MAX_NUMBER)
     return build_experiment(endless, devices, train_set=noise, eval_set=noise)

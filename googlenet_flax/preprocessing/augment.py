@@ -8,11 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS, crop_boxes, resample
-from googlenet_flax.preprocessing.preprocess import Preprocess, as_rgb, whole_extents
+from googlenet_flax.preprocessing.preprocess import (
+    LUMA,
+    Preprocess,
+    whole_extents,
+    with_channels,
+)
 
 CROP_ATTEMPTS = 10  # Boxes drawn before the largest allowed box is taken.
 FLIPS = ("none", "random", "alternating")
-LUMA = (0.299, 0.587, 0.114)  # Weights of red, green and blue, Rec. ITU-R BT.601.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Augment:
         """Augments and preprocesses images of a training batch.
 
         Args:
-          images: uint8 `[B, h, w, 1 or 3]`, RGB.
+          images: Stored images, uint8 `[B, h, w, c]`.
           rngs: keys `[B]`; image `i` uses only `rngs[i]`.
           preprocess: Preprocessing of the network.
           extents: Height and width of each picture, as `Preprocess` takes them.
@@ -47,7 +51,7 @@ class Augment:
             `"alternating"`.
 
         Returns:
-          The network's input, float32 `[B, H, W, 3]`.
+          The network's input, float32 `[B, H, W, C]`.
         """
         split = jax.vmap(partial(jax.random.split, num=4), out_axes=1)
         shift_rngs, crop_rngs, flip_rngs, color_rngs = split(rngs)
@@ -84,7 +88,7 @@ class Augment:
         crop_rngs: jax.Array,
         method_rngs: jax.Array,
     ) -> jax.Array:
-        """Cuts the crops of a batch at the network's size, RGB float32 from 0 to 255."""
+        """Cuts the crops of a batch at the network's size, float32 from 0 to 255."""
         methods = None
         if self.interpolations != ("bilinear",):  # Section 6: random methods.
             names = list(INTERPOLATIONS)
@@ -100,7 +104,8 @@ class Augment:
             boxes = crop_boxes(extents, preprocess.crop)
         pixels = images.astype(jnp.float32)
         pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
-        return as_rgb(jnp.clip(pixels, 0, 255))  # Cubic weights overshoot.
+        pixels = jnp.clip(pixels, 0, 255)  # Cubic weights overshoot.
+        return with_channels(pixels, preprocess.input_channels)
 
     def _draw_box(self, extent: jax.Array, rng: jax.Array) -> jax.Array:
         """Draws a box `[4]` in a picture: top, left, height and width (section 6).
@@ -134,7 +139,7 @@ class Augment:
         return jnp.clip(brightness * (mean + contrast * (colored - mean)), 0, 255)
 
     def _cut_out(self, pixels: jax.Array, rng: jax.Array) -> jax.Array:
-        """Sets a square around a random pixel of `[H, W, 3]` to 0 (arXiv 1708.04552).
+        """Sets a square around a random pixel of `[H, W, C]` to 0 (arXiv 1708.04552).
 
         The part of the square beyond the border is dropped.
         """

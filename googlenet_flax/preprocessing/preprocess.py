@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_flax.preprocessing.crops import Crop, central_crop, crop_boxes, resample
+from googlenet_flax.runtime.errors import UserError
+
+LUMA = (0.299, 0.587, 0.114)  # Weights of red, green and blue, Rec. ITU-R BT.601.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +25,14 @@ class Preprocess:
     image_size: int  # Side of the network's input in pixels.
     crop_fraction: float  # Side of the central square, as a fraction of the shorter side.
     input_scale: float
-    input_mean: tuple[float, float, float]
-    input_std: tuple[float, float, float]
+    input_mean: tuple[float, ...]
+    input_std: tuple[float, ...]
     channel_order: str  # "RGB" or "BGR".
+
+    @property
+    def input_channels(self) -> int:
+        """The number of channels of the input, C."""
+        return len(self.input_mean)
 
     @property
     def crop(self) -> Crop:
@@ -34,10 +42,10 @@ class Preprocess:
     def __call__(
         self, images: jax.Array, extents: jax.Array | None = None, crop: Crop | None = None
     ) -> jax.Array:
-        """Maps uint8 `[B, h, w, 1 or 3]` in RGB to float32 `[B, H, W, 3]`.
+        """Maps stored images, uint8 `[B, h, w, c]`, to float32 `[B, H, W, C]`.
 
         Args:
-          images: The stored images; a gray one gets three equal channels.
+          images: The stored images; `with_channels` says what `c` may be.
           extents: int `[B, 2]`, height and width of each picture, which lies in the top
             left corner of its image; None means that every picture fills its image.
           crop: The crop to take instead of the one that evaluation uses.
@@ -47,28 +55,44 @@ class Preprocess:
     def cut(
         self, images: jax.Array, extents: jax.Array | None, crop: Crop | None = None
     ) -> jax.Array:
-        """Cuts and resizes a crop to RGB float32 `[B, H, W, 3]`, still from 0 to 255."""
+        """Cuts and resizes a crop to float32 `[B, H, W, C]`, still from 0 to 255."""
         height, width = images.shape[1:3]
         if crop is None and extents is None and self.crop_fraction == 1 and height == width:
             size = (images.shape[0], self.image_size, self.image_size, images.shape[3])
-            return as_rgb(jax.image.resize(images.astype(jnp.float32), size, "bilinear"))
+            pixels = jax.image.resize(images.astype(jnp.float32), size, "bilinear")
+            return with_channels(pixels, self.input_channels)
         crop = crop or self.crop
         if extents is None:
             extents = whole_extents(images)
         boxes = crop_boxes(extents, crop)
         pixels = resample(images.astype(jnp.float32), boxes, self.image_size, extents)
-        return as_rgb(jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels))
+        pixels = jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels)
+        return with_channels(pixels, self.input_channels)
 
     def normalize(self, pixels: jax.Array) -> jax.Array:
-        """Maps RGB from 0 to 255 to the network's channel order, scale, mean and std."""
+        """Maps pixels from 0 to 255 to the network's channel order, scale, mean and std."""
         x = pixels[..., ::-1] if self.channel_order == "BGR" else pixels
         mean, std = jnp.asarray(self.input_mean), jnp.asarray(self.input_std)
         return (x * self.input_scale - mean) / std
 
 
-def as_rgb(images: jax.Array) -> jax.Array:
-    """Repeats a single channel three times: `[B, H, W, 1 or 3]` to `[B, H, W, 3]`."""
-    return jnp.broadcast_to(images, (*images.shape[:3], 3))
+def with_channels(images: jax.Array, channels: int) -> jax.Array:
+    """Maps images `[B, H, W, c]` to `[B, H, W, channels]`.
+
+    A single channel is repeated, and RGB becomes gray by its luma.
+
+    Raises:
+      UserError: The numbers of channels differ in another way.
+    """
+    stored = images.shape[-1]
+    if (stored, channels) == (3, 1):
+        return jnp.sum(images * jnp.asarray(LUMA), axis=-1, keepdims=True)
+    if stored not in (1, channels):
+        raise UserError(
+            f"the images have {stored} channels and the network's input has {channels}: "
+            f"set --config.input_channels={stored}, or choose other data"
+        )
+    return jnp.broadcast_to(images, (*images.shape[:3], channels))
 
 
 def whole_extents(images: jax.Array) -> jax.Array:

@@ -55,11 +55,14 @@ def gather(
         missing.append(f"Predictions and weights are not shown: {error}.")
         return Material(record, missing)
     description, tested = predictor.description, None
+    preprocess = description.preprocess
     picture = None
     if image:
         name = printable(image)
         try:
-            decoded = decode_image(image, description.preprocess.storage_size)
+            decoded = decode_image(
+                image, preprocess.storage_size, preprocess.input_channels
+            )
         except BadImageError as error:
             raise UserError(f"--image={name} cannot be read: {error}") from error
         picture = Picture(name, *decoded)
@@ -75,7 +78,7 @@ def gather(
     if picture is None:
         missing.append("No picture is shown: name a picture with --image=FILE.")
         return Material(record, missing, predictor, tested)
-    model, preprocess = description.create_model(), description.preprocess
+    model = description.create_model()
     view = look_inside(model, preprocess, predictor.variables, picture)
     return Material(record, missing, predictor, tested, view)
 

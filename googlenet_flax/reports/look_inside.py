@@ -34,7 +34,7 @@ class Picture(NamedTuple):
     """A picture in the form in which data sets store it."""
 
     name: str  # Description of the picture, in words.
-    pixels: np.ndarray  # uint8 [h, w, 1 or 3], RGB.
+    pixels: np.ndarray  # uint8 [h, w, C].
     extent: Sequence[int] | None = None  # Height and width in `pixels`; None for all of it.
 
 
@@ -93,12 +93,18 @@ def _top_score(classifier: str) -> Callable[[GoogLeNetOutput], jax.Array]:
 
 
 def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np.ndarray:
-    """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`.
+    """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`, RGB.
 
     The arguments are those of `Preprocess.cut`.
     """
-    pixels = preprocess.cut(jnp.asarray(images), extents)
-    return np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
+    pixels = shown_channels(np.asarray(preprocess.cut(jnp.asarray(images), extents)))
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def shown_channels(images: np.ndarray) -> np.ndarray:
+    """Returns the first three channels of `[..., C]`, or the first one three times."""
+    channels = [0, 1, 2] if images.shape[-1] >= 3 else [0, 0, 0]
+    return images[..., channels]
 
 
 def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -140,12 +146,12 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
-    """Scales the filters of conv1, `[h, w, 3, N]`, to pictures.
+    """Scales the filters of conv1, `[h, w, C, N]`, to pictures.
 
     `channel_order` is that of the network's input. The pictures are float `[N, h, w, 3]`,
     0 to 1; a weight of 0 is gray.
     """
-    filters = np.moveaxis(np.asarray(kernel, np.float64), -1, 0)
+    filters = shown_channels(np.moveaxis(np.asarray(kernel, np.float64), -1, 0))
     if channel_order == "BGR":
         filters = filters[..., ::-1]
     largest = np.abs(filters).max()

@@ -10,6 +10,7 @@ import numpy as np
 
 from googlenet_flax.data.decode import BadImageError, decode_image, find_images, printable
 from googlenet_flax.data.image_set import Batch
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.sharding import round_up_to_devices
@@ -101,9 +102,10 @@ def read_batches(
     """
     batch_size = min(batch_size, len(pictures))
     batch_size = round_up_to_devices(batch_size, len(predictor.devices))
-    size = predictor.description.preprocess.storage_size
-    for paths, decoded in _decode(pictures, size, batch_size):
-        images = np.zeros((batch_size, size, size, 3), np.uint8)
+    inputs = predictor.description.preprocess
+    shape = inputs.storage_size, inputs.storage_size, inputs.input_channels
+    for paths, decoded in _decode(pictures, inputs, batch_size):
+        images = np.zeros((batch_size, *shape), np.uint8)
         extents = np.ones((batch_size, 2), np.int32)
         errors = [""] * len(paths)
         for row, result in enumerate(decoded):
@@ -115,13 +117,13 @@ def read_batches(
 
 
 def _decode(
-    pictures: Sequence[pathlib.Path], storage_size: int, batch_size: int
+    pictures: Sequence[pathlib.Path], inputs: Preprocess, batch_size: int
 ) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded | BadImageError]]]:
     """Yields batches of decoded pictures, while threads decode the next batch."""
 
     def decode(path: pathlib.Path) -> Decoded | BadImageError:
         try:
-            return decode_image(path, storage_size)
+            return decode_image(path, inputs.storage_size, inputs.input_channels)
         except BadImageError as error:
             return error
 

@@ -96,13 +96,15 @@ class ModelDescription:
             width_multiplier=self.width_multiplier,
             axis_name=axis_name,
             freeze_norm=freeze_norm,
+            input_channels=self.preprocess.input_channels,
             platform=devices[0].platform if devices else None,
         )
 
     def initialize(self, rng: jax.Array) -> Any:
         """Draws random parameters and statistics of the network."""
-        size = self.preprocess.image_size
-        return self.create_model().init(rng, jnp.zeros((1, size, size, 3)), train=False)
+        size, channels = self.preprocess.image_size, self.preprocess.input_channels
+        images = jnp.zeros((1, size, size, channels))
+        return self.create_model().init(rng, images, train=False)
 
     def variables_like(self) -> Any:
         """Returns shapes and types of the network's parameters and statistics."""

@@ -343,11 +343,13 @@ def load_config_split(
 ) -> Split:
     """Loads a split of the data set of a config, like `data.load_split`.
 
-    Pictures are read as for `network`, if one is given: with its classes and size.
+    Pictures are read as for `network`, if one is given: with its classes, size and
+    channels.
     """
     fields = _shared_fields(config, PictureOptions)
     if network is not None:
         fields["storage_size"] = network.preprocess.storage_size
+        fields["input_channels"] = network.preprocess.input_channels
         fields["class_names"] = network.class_names
     return load_split(
         config.dataset,

@@ -51,7 +51,7 @@ def create_state(
     `image_size` is the side of the network's input in pixels. With `averages` the state
     also holds averages of the weights.
     """
-    images = jnp.zeros((1, image_size, image_size, 3))
+    images = jnp.zeros((1, image_size, image_size, model.input_channels))
     variables = model.init(rng, images, train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

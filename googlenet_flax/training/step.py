@@ -49,7 +49,7 @@ class Inputs:
     epoch_steps: int = 1  # Steps per epoch, for alternating flips.
 
     def __call__(self, batch: Batch, rngs: StepRngs, step: jax.Array) -> jax.Array:
-        """Returns augmented and preprocessed images, float32 `[B, S, S, 3]`."""
+        """Returns augmented and preprocessed images, float32 `[B, S, S, C]`."""
         flips = None
         if self.augment.flip == "alternating":
             epoch = step // self.epoch_steps

@@ -73,9 +73,9 @@ def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1,
 
 def numpy_variables(model: GoogLeNet, size: int = 80):
     """Variables in the ranges of a real start, without compiling sixty generators."""
+    images = jnp.zeros((1, size, size, model.input_channels))
     shapes = jax.eval_shape(
-        lambda rng: model.init(rng, jnp.zeros((1, size, size, 3)), train=False),
-        jax.random.key(0),
+        lambda rng: model.init(rng, images, train=False), jax.random.key(0)
     )
     rng = np.random.default_rng(0)
 

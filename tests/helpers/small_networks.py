@@ -17,6 +17,7 @@ def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeN
         num_classes=len(description.class_names),
         dtype=description.dtype,
         width_multiplier=description.width_multiplier,
+        input_channels=description.preprocess.input_channels,
         **fields,
     )
 
