@@ -140,7 +140,10 @@ def config_of(pictures, **fields):
 @pytest.mark.parametrize("fields", CHANNELS)
 def test_every_command(tmp_path, small_inceptions, run_command, pictures, fields):
     run, count = tmp_path / "run", fields["input_channels"]
-    train_and_evaluate(config_of(pictures, **fields), run)
+    colored = {"input_mean": (0.5,) * 3, "input_std": (0.25,) * 3}
+    train_and_evaluate(config_of(pictures, **colored), tmp_path / "rgb")
+    config = config_of(pictures, **fields, init_from=str(tmp_path / "rgb"))
+    train_and_evaluate(config, run)
     picture = next((pictures / "test" / "ant").iterdir())
     out = tmp_path / "drawn.png"
 

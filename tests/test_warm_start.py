@@ -3,6 +3,7 @@ import dataclasses
 import io
 import shlex
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
 from helpers.small_networks import create_small, small_networks
 from helpers.untrained_runs import describe, save_weights, write_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
@@ -22,7 +25,7 @@ from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.label import Label, label_leaves
-from googlenet_flax.runs.warm_start import warm_start
+from googlenet_flax.runs.warm_start import convert_kernel, warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -261,6 +264,59 @@ def test_what_must_not_differ(tmp_path, source_fields):
     for path, leaf in flat(theirs).items():
         if not is_classifier(path):
             np.testing.assert_array_equal(after[path], leaf, err_msg=path)
+
+
+def of_channels(count, mean=0.5, **fields):
+    """Describes the network with other input channels, which all have one mean."""
+    own = {"input_mean": (mean,) * count, "input_std": (0.25,) * count}
+    return changed(**{**own, **fields})
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    theirs=st.sampled_from([1, 3]),
+    channels=st.integers(1, 9),
+    order=st.sampled_from(["RGB", "BGR"]),
+)
+def test_conv1_responds_as_before_where_channels_are_equal(theirs, channels, order):
+    """Each channel of the larger input is a copy of one of the smaller input."""
+    rng, fewer = np.random.default_rng(0), min(theirs, channels)
+    kernel, pixels = rng.normal(size=(7, 7, theirs, 4)), rng.normal(size=(7, 7, fewer))
+    inputs, theirs_inputs = (pixels[..., np.arange(n) % fewer] for n in (channels, theirs))
+    if order == "BGR":
+        theirs_inputs = theirs_inputs[..., ::-1]
+    described = of_channels(theirs, channel_order=order).preprocess
+    converted = convert_kernel(kernel, described, channels)
+    assert converted.shape == (7, 7, channels, 4)
+    response = partial(np.einsum, "hwc,hwcf->f")
+    expected = response(theirs_inputs, kernel)
+    np.testing.assert_allclose(response(inputs, converted), expected, rtol=1e-9)
+
+
+def test_another_number_of_channels(tmp_path):
+    """A mean for each color is averaged, and all but `conv1` stay as they were."""
+    colors = {"input_mean": (104.0, 117.0, 124.0), "input_std": (1.0, 2.0, 3.0)}
+    theirs = changed(**colors, channel_order="BGR")
+    run, weights = source_run(tmp_path, theirs)
+    message = refusal(run, of_channels(4))
+    assert "--config.input_mean='(124.0, 117.0, 104.0, 124.0)'" in message
+    message = refusal(run, of_channels(1))
+    options = "--config.input_mean='(115.0,)' --config.input_std='(2.0,)'"
+    assert message.endswith(f"set {options}")
+    after, said, _ = start(run, changed(input_mean=(115.0,), input_std=(2.0,)))
+    assert said.endswith("; conv1 was converted from 3 to 1 input channels")
+    kernel = weights["params"]["conv1"]["conv"]["kernel"]
+    name = "params/conv1/conv/kernel"
+    summed = kernel.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(after[name], summed, rtol=1e-5, atol=1e-6)
+    assert_leaves({**after, name: kernel}, weights)
+
+
+@pytest.mark.slow
+def test_alpha_is_no_color(tmp_path):
+    run, _ = source_run(tmp_path, of_channels(4))
+    message = refusal(run, of_channels(3))
+    assert "set --config.input_channels=4 --config.input_mean=" in message
 
 
 def test_sources_without_weights(tmp_path):

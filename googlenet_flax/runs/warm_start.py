@@ -2,11 +2,14 @@
 
 import dataclasses
 import shlex
+import statistics
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -16,7 +19,8 @@ from googlenet_flax.training.state import Params, TrainState
 
 NETWORK_FIELDS = ("variant", "width_multiplier")
 # The weights fit only an input that is scaled the same way.
-INPUT_FIELDS = ("input_scale", "input_mean", "input_std", "channel_order")
+INPUT_FIELDS = ("input_channels", "input_scale", "input_mean", "input_std", "channel_order")
+CONVERTIBLE_CHANNELS = (1, 3)  # Alpha, for example, stands for no color.
 
 
 def warm_start(
@@ -30,6 +34,7 @@ def warm_start(
     Heads that are not trained there keep the random weights of `state`, which is replicated
     over `devices` and described by `description`. So does the last layer of each classifier
     if the number of classes differs.
+    If the number of input channels differs, `conv1` is converted by `convert_kernel`.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -41,7 +46,8 @@ def warm_start(
     checkpoints = Checkpoints(source.checkpoints)
     step = checkpoints.resolve("latest" if checkpoints.best_step is None else "best")
     theirs = checkpoints.labels[step].description
-    _check_networks(source, theirs, description)
+    inputs = _convert_input(theirs.preprocess, description.preprocess)
+    _check_networks(source, dataclasses.replace(theirs, preprocess=inputs), description)
     weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
     variables, fresh = _fit(source, state.variables, weights, theirs, description)
     origin = f"weights from {source.path}, checkpoint {step}"
@@ -51,6 +57,9 @@ def warm_start(
         origin += f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
     elif theirs.class_names != description.class_names:
         origin += "; the classifiers were trained on other classes of the same number"
+    old, new = (x.preprocess.input_channels for x in (theirs, description))
+    if old != new:
+        origin += f"; conv1 was converted from {old} to {new} input channels"
     batch_stats = variables.get("batch_stats", {})
     state = dataclasses.replace(state, params=variables["params"], batch_stats=batch_stats)
     if state.averages:
@@ -77,6 +86,64 @@ def _check_networks(
         )
 
 
+def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
+    """Tells for which channels of another network's input each of ours stands.
+
+    Ours stands for theirs if their numbers in RGB differ by a multiple of the smaller
+    count: gray for red, green and blue; the first and the fourth of 4 channels for red.
+
+    Returns:
+      bool `[their channels, channels]`.
+    """
+    numbers = np.arange(count := theirs.input_channels)
+    if theirs.channel_order == "BGR":
+        numbers = numbers[::-1]
+    return np.subtract.outer(numbers, np.arange(channels)) % min(count, channels) == 0
+
+
+def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
+    """Converts the kernel of `conv1` to another number of input channels.
+
+    Where each channel equals those that it stands for, the response is the same apart from
+    rounding: that of a gray picture is that of its RGB copy. So kernels are summed over the
+    channels that one stands for, or shared out among the channels that stand for one.
+
+    Args:
+      kernel: `[h, w, C, F]`.
+      theirs: The input of the network that the kernel is from.
+      channels: The number of channels of the new input.
+
+    Returns:
+      `[h, w, channels, F]`.
+    """
+    mapping = _channel_map(theirs, channels)
+    shares = mapping / mapping.sum(axis=1, keepdims=True)
+    return np.einsum("hwcf,cd->hwdf", kernel, shares).astype(kernel.dtype)
+
+
+def _convert_input(theirs: Preprocess, ours: Preprocess) -> Preprocess:
+    """Returns the input that their weights need after the conversion of `conv1`.
+
+    Mean and deviation are those of the channels that ours stands for, on average. If the
+    count of channels is the same, or cannot be converted, nothing is changed.
+    """
+    count = theirs.input_channels
+    if count == ours.input_channels or count not in CONVERTIBLE_CHANNELS:
+        return theirs
+    columns = _channel_map(theirs, ours.input_channels).T
+
+    def average(values: tuple[float, ...]) -> tuple[float, ...]:
+        chosen = (np.flatnonzero(column).tolist() for column in columns)
+        return tuple(statistics.mean(values[i] for i in rows) for rows in chosen)
+
+    return dataclasses.replace(
+        theirs,
+        input_mean=average(theirs.input_mean),
+        input_std=average(theirs.input_std),
+        channel_order=ours.channel_order,
+    )
+
+
 def _fit(
     source: Workdir,
     own_variables: Params,
@@ -87,7 +154,8 @@ def _fit(
     """Merges variables, and returns them with the names of the last layers that stay new.
 
     They are `their_variables`, except for heads that are not trained there and last layers
-    of other shapes, which are `own_variables`.
+    of other shapes, which are `own_variables`, and for the kernel of a `conv1` with other
+    channels, which is converted.
     """
     fresh: dict[str, None] = {}  # In order, each once.
 
@@ -97,6 +165,9 @@ def _fit(
             return own
         if own.shape == other.shape:
             return other
+        if name == "conv1/conv/kernel":
+            kernel = convert_kernel(np.asarray(other), theirs.preprocess, own.shape[2])
+            return jax.device_put(kernel, own.sharding)
         if not is_head(path):
             raise UserError(
                 f"--config.init_from={source.path} does not fit: {name} is "
