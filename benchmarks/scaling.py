@@ -23,14 +23,17 @@ from collections.abc import Sequence
 import jax
 
 from googlenet_flax import create_model
-from googlenet_flax.model.googlenet import VARIANTS
+from googlenet_flax.model.googlenet import INCEPTIONS, VARIANTS
 from googlenet_flax.runs.metrics import read_rows
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)
 NUM_BYTES = 4  # Bytes of a float32, the type of gradients and statistics.
 NORM_STATISTICS = 2  # Mean and mean of squares of each channel.
-NORM_EXCHANGES = 2  # All-reduces per norm: the statistics, and their gradients.
+NORM_PASSES = 2  # The statistics, and their gradients.
+# Norms that wait for each other: those of the stem, and in each block the norms of the
+# reductions and of the convolutions behind them. XLA exchanges each group together.
+NORM_GROUPS = 3 + 2 * len(INCEPTIONS)
 IMAGES_PER_PROCESS = 32
 MEASURED_STEPS = 30
 
@@ -41,7 +44,7 @@ class Exchange:
 
     gradient_bytes: int  # Size of all gradients, which are exchanged in one all-reduce.
     norm_bytes: int  # Size of the statistics of all norms and of their gradients.
-    num_norms: int  # Norms, which wait for their exchanges one after the other.
+    norm_exchanges: int  # All-reduces of statistics, which wait for each other.
 
 
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
@@ -58,8 +61,8 @@ def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
     channels = sizes.get("batch_stats", 0) // 2  # Each has a mean and a variance.
     return Exchange(
         gradient_bytes=NUM_BYTES * sizes["params"],
-        norm_bytes=NUM_BYTES * NORM_EXCHANGES * NORM_STATISTICS * channels,
-        num_norms=len(jax.tree.leaves(variables.get("batch_stats", {}))) // 2,
+        norm_bytes=NUM_BYTES * NORM_PASSES * NORM_STATISTICS * channels,
+        norm_exchanges=NORM_PASSES * NORM_GROUPS if channels else 0,
     )
 
 
@@ -84,8 +87,7 @@ def efficiency(
     """
     share = (num_devices - 1) / num_devices
     sent_bytes = 2 * share * (exchange.gradient_bytes + exchange.norm_bytes)
-    num_all_reduces = 1 + NORM_EXCHANGES * exchange.num_norms
-    waiting = 2 * num_all_reduces * math.log2(num_devices) * latency_seconds
+    waiting = 2 * (1 + exchange.norm_exchanges) * math.log2(num_devices) * latency_seconds
     return step_seconds / (step_seconds + sent_bytes / bytes_per_second + waiting)
 
 
@@ -106,7 +108,8 @@ def expect(flags: argparse.Namespace) -> str:
         lines.append(f"| {count:,} | {' | '.join(shares)} |")
     facts = [
         f"{variant} {exchange.gradient_bytes / 1e6:.1f} MB of gradients, "
-        f"{exchange.num_norms} norms, {exchange.norm_bytes / 1e3:.1f} kB of statistics"
+        f"{exchange.norm_exchanges} exchanges of "
+        f"{exchange.norm_bytes / 1e3:.1f} kB of statistics"
         for variant, exchange in exchanges.items()
     ]
     return "\n".join([*lines, "", *facts])
