@@ -331,6 +331,21 @@ _local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_b
 
 def _neighbor_sum(x: jax.Array, size: int) -> jax.Array:
     """Sums `size` channels around each channel, `[B, H, W, C]`."""
+    return jax.lax.platform_dependent(
+        x,
+        tpu=functools.partial(_neighbor_product, size=size),
+        default=functools.partial(_shifted_sum, size=size),
+    )
+
+
+def _neighbor_product(x: jax.Array, size: int) -> jax.Array:
+    """Computes the sum as a matrix product, without the shifted copies that TPUs store."""
+    channels, half = x.shape[-1], size // 2
+    near = np.tri(channels, k=half) - np.tri(channels, k=-half - 1)
+    return jnp.matmul(x, near.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def _shifted_sum(x: jax.Array, size: int) -> jax.Array:
     half = size // 2
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)))
     return functools.reduce(
