@@ -14,6 +14,7 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.files import check_writable
+from googlenet_flax.runtime.streams import tell
 
 
 def main() -> None:
@@ -46,6 +47,8 @@ def main() -> None:
         names = predictor.description.class_names
         if "input" in exported.metadata:
             print(f"input: {exported.metadata['input']}")
+        for note in predictor.description.notes if args.aux_heads else ():
+            tell(note)
         print(
             f"{len(names)} classes: {names[0]!r} to {names[-1]!r}\n"
             f"{exported.verified}\n"

@@ -41,8 +41,12 @@ def main() -> None:
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
         pictures, empty_folders = find_pictures(args.paths)
+        workdir, devices = Workdir(args.workdir), jax.local_devices()
+        predictor = Predictor.load(workdir, args.checkpoint, devices)
+        for note in predictor.description.notes:
+            tell(note)
         predictions = predict(
-            Predictor.load(Workdir(args.workdir), args.checkpoint, jax.local_devices()),
+            predictor,
             pictures,
             top=args.top,
             batch_size=args.batch_size,

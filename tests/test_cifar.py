@@ -120,7 +120,7 @@ def test_the_archive_is_downloaded(small_cifar10, tmp_path_factory, monkeypatch)
         other = tmp_path_factory.mktemp("other")
         with pytest.raises(UserError, match="404") as error:
             load(other)
-        for part in (f"{other}/cifar10/3.0.2, {other}/{path.name}", "configs/digits.py"):
+        for part in (f"{other}/cifar10/3.0.2, {other}/{path.name}", "--config=digits"):
             assert part in str(error.value)
         shutil.copy(kept, other / "downloads/googlenet_flax")
         assert len(load(other, "train")) == 100

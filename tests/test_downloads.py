@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
+import random
 import resource
 import signal
 import time
@@ -15,7 +16,7 @@ from googlenet_flax.runtime import downloads
 from googlenet_flax.runtime.downloads import RemoteFile, fetch
 from googlenet_flax.runtime.errors import UserError
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FAIL_SECONDS = 5
 

@@ -43,6 +43,7 @@ SECOND = dataclasses.replace(  # It sees another crop in another scale and order
     preprocess=preprocess(
         storage_size=48, input_scale=1 / 64, input_mean=(1.5, 2.0, 2.5), channel_order="BGR"
     ),
+    untrained_heads=("aux_4a", "aux_4d"),
 )
 DESCRIPTIONS = (FIRST, SECOND)
 RECIPE = {
@@ -202,8 +203,10 @@ def test_the_mean_of_softmax(members, folder, evaluate_json, numbers, crops, bat
         f"--batch_size={batch_size}",
     )
     assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops))
-    assert err.count("\n") == 1
-    assert f"skipped {folder}/test/3/broken.png: " in err
+    skipped, *notes = err.splitlines()
+    assert f"skipped {folder}/test/3/broken.png: " in skipped
+    note = f"{members[1]}: untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
+    assert notes == [f"googlenet_flax: {note}"] * (1 in numbers)
 
 
 def test_small_probabilities_are_not_lost(predictors):

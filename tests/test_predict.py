@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -235,6 +236,23 @@ def test_json(tmp_path, command_of, predictor):
         pairs = [(entry["name"], entry["probability"]) for entry in row["classes"]]
         assert pairs == [(name, pytest.approx(p, 1e-4)) for name, p in prediction.classes]
     assert "Zoë" in out and "zoë" in out
+
+
+def test_untrained_heads_are_named(
+    tmp_path, workdir, command_of, predictor, monkeypatch, run_command
+):
+    """On stderr, beside the answers of the main classifier."""
+    file = save(tmp_path / "a.png", coloured(0))
+    _, answers, _ = command_of("--json", file)
+    untrained = dataclasses.replace(DESCRIPTION, untrained_heads=("aux_4d",))
+    monkeypatch.setattr(
+        Predictor,
+        "load",
+        lambda *args: dataclasses.replace(predictor, description=untrained),
+    )
+    line = "googlenet_flax: untrained heads, whose outputs mean nothing: aux_4d\n"
+    args = (f"--workdir={workdir}", "--json", file)
+    assert run_command(command, *args) == (0, answers, line)
 
 
 @pytest.mark.parametrize(("form", "batch_size"), [("table", 4), ("json", 1), ("json", 32)])

@@ -120,6 +120,9 @@ def evaluate_checkpoints(
     )
     for path, reason in split.unreadable.items():
         tell(f"skipped {path}: {reason}")
+    for workdir, predictor in zip(workdirs, predictors, strict=True):
+        for note in predictor.description.notes:
+            tell(f"{workdir.path}: {note}")
     return {"step": first.checkpoint_step, **metrics}
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import outputs_by_name
 from googlenet_flax.training.sharding import split_over_devices
@@ -44,8 +43,7 @@ class Predictor:
     ) -> Self:
         """Loads the network of a checkpoint: `best`, `latest` or a step.
 
-        The weights are the averages if the run averaged them, unless `raw` is true. A line
-        on stderr names the heads that are not trained.
+        The weights are the averages if the run averaged them, unless `raw` is true.
 
         Raises:
           UserError: There is no such run or checkpoint.
@@ -65,8 +63,6 @@ class Predictor:
             logits = outputs_by_name(output)
             return {name: jax.nn.log_softmax(values) for name, values in logits.items()}
 
-        for note in description.notes:
-            tell(f"{workdir.path}: {note}")
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(checkpoint_step, description, variables, devices, parallel_step)
 
