@@ -25,7 +25,7 @@ def test_what_the_originals_exchange():
     torchvision = scaling.exchange_of("torchvision", 1000, 224)
     assert torchvision.gradient_bytes == 4 * 13_004_888
     assert torchvision.norm_bytes == 4 * 4 * 15_072 // 2
-    assert torchvision.norm_exchanges == 42  # As in a program compiled for 16 TPUs v5e.
+    assert torchvision.norm_exchanges == 42  # As in a program for 256 TPUs v5e.
 
 
 def test_efficiency_by_hand():
