@@ -353,7 +353,7 @@ def without_legacy_sides(layers):
     }
 
 
-@pytest.mark.parametrize("version", ["old", "new"])
+@pytest.mark.parametrize("version", ["old", pytest.param("new", marks=pytest.mark.slow)])
 def test_caffemodels(tmp_path, version):
     """Both versions of the format hold every leaf, bit for bit."""
     path, layers = tmp_path / "x.caffemodel", layers_of(weights_of("paper"))
