@@ -1,0 +1,56 @@
+"""Draws the accuracy of runs over the minutes since their start.
+
+    python benchmarks/accuracy_over_minutes.py --out=FILE.png LABEL=WORKDIR...
+
+Runs that were stopped and resumed are refused, because the clock went on in between.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from googlenet_flax.runs.metrics import read_rows
+
+
+def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[float]]:
+    """Reads the evaluations: minutes since the start of the run, and accuracies in %."""
+    starts = (workdir / "starts.jsonl").read_text().splitlines()
+    if len(starts) != 1:
+        sys.exit(f"{workdir} was started {len(starts)} times: its minutes are unknown")
+    start = json.loads(starts[0])["time"]
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "eval"]
+    minutes = [(row["unix_seconds"] - start) / 60 for row in rows]
+    return [0.0, *minutes], [10.0, *(100 * row["accuracy"] for row in rows)]
+
+
+def main() -> None:
+    """Draws a line for each run, from guessing at the start."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="PNG file to write")
+    parser.add_argument("runs", nargs="+", metavar="LABEL=WORKDIR")
+    args = parser.parse_args()
+    mpl.use("Agg")
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for run in args.runs:
+        label, _, workdir = run.rpartition("=")
+        minutes, accuracies = minutes_and_accuracies(pathlib.Path(workdir))
+        (line,) = axis.plot(minutes, accuracies, marker=".", label=label)
+        last = f"{accuracies[-1]:.2f} %\n"
+        axis.annotate(
+            last, (minutes[-1], accuracies[-1]), color=line.get_color(), ha="center"
+        )
+    style = {"color": "#888888", "linewidth": 1, "linestyle": ":"}
+    axis.axhline(78, label="the tutorial's 78 %", **style)
+    axis.set(xlabel="minutes", ylabel="accuracy on the test images, %", ylim=(0, 100))
+    axis.set_xlim(left=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    figure.savefig(args.out, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
