@@ -19,10 +19,10 @@ auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
 - Accuracy: {accuracy}
 - Auxiliary classifiers that are not trained: {untrained}
 - Classes: {num_classes}, from {first!r} to {last!r}
-- Input: {image_size} x {image_size} pixels. Cut the central square out of the picture,
-  {crop_fraction} of its shorter side, and resize it bilinearly.
-- Normalization: (pixel * {input_scale} - {input_mean}) / {input_std}, for pixels from 0 to
-  255 with the channels in the order {channel_order}
+- Input: {image_size} x {image_size} pixels, channels: {channels}. Cut the central square
+  out of the picture, {crop_fraction} of its shorter side, and resize it bilinearly.
+- Normalization of pixels from 0 to 255:
+  (pixel * {input_scale} - {input_mean}) / {input_std}
 - Tensors: float32 in Flax's layouts, `[H, W, in, out]` for convolutions and `[in, out]`
   for dense kernels; `mean` and `var` are the statistics of batch norm.
 
@@ -38,9 +38,11 @@ googlenet predict --workdir=imported photos/
 
 def write(metadata: Mapping[str, Any], file_name: str) -> str:
     """Formats the card of the network in a safetensors file with these metadata."""
-    names = metadata["class_names"]
+    names, preprocess = metadata["class_names"], metadata["preprocess"]
+    count = len(preprocess["input_mean"])
     return CARD.format(
-        **{"accuracy": "not measured", **metadata, **metadata["preprocess"]},
+        **{"accuracy": "not measured", **metadata, **preprocess},
+        channels=preprocess["channel_order"] if count == 3 else count,
         untrained=", ".join(metadata["untrained_heads"]) or "none",
         num_classes=len(names),
         first=names[0],

@@ -312,10 +312,11 @@ def describe_import(imported: Imported) -> str:
     counts = collections.Counter(line.outcome for line in imported.report)
     inputs = imported.description.preprocess
     names = imported.description.class_names
+    order = f" {inputs.channel_order}" if inputs.input_channels == 3 else ""
     summary = [
         f"{counts['loaded']} leaves loaded, {counts['random']} left at random, "
         f"{counts['skipped']} skipped",
-        f"input: {inputs.image_size} px {inputs.channel_order}, (pixel x "
+        f"input: {inputs.image_size} px{order}, (pixel x "
         f"{inputs.input_scale:.6g} - {inputs.input_mean}) / {inputs.input_std}",
         f"{len(names)} classes: {names[0]!r} to {names[-1]!r}",
         *imported.description.notes,
