@@ -79,6 +79,9 @@ def _write(args: argparse.Namespace) -> None:
         shape = write_features(args.out, extract, batches, class_names=class_names)
         for path, reason in split.unreadable.items():
             tell(f"skipped {path}: {reason}")
+    description = predictor.description
+    for note in description.notes if args.layer in description.untrained_heads else ():
+        tell(note)
     print(
         f"Done: {printable(args.out)}, features {list(shape)} of {args.layer}, step "
         f"{predictor.checkpoint_step}"

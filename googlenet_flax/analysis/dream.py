@@ -32,6 +32,7 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
 from googlenet_flax.runtime.files import check_writable, write_out
+from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
 
 # Few rough steps are enough to change a picture; gray noise needs many smooth ones.
@@ -82,7 +83,8 @@ def draw(
     predictor = Predictor.load(Workdir(workdir), checkpoint, jax.local_devices()[:1])
     description, variables = predictor.description, predictor.variables
     model, preprocess = description.create_model(), description.preprocess
-    check_channels(channels := preprocess.input_channels)
+    channels = preprocess.input_channels
+    check_channels(channels)
     objective = choose_objective(layer, channel, description)
     noise_rng, rng = jax.random.split(jax.random.key(seed))
     if image:
@@ -104,6 +106,8 @@ def draw(
             f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
     write_out(out, _to_png(np.asarray(pixels)))
+    for note in description.notes if layer in description.untrained_heads else ():
+        tell(note)
     return (
         f"{printable(out)}: {width}x{height} pixels, objective of {part} from {before:.4g} "
         f"to {after:.4g}"
