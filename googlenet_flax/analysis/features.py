@@ -147,7 +147,7 @@ def write_features(
             for name, array in {**arrays, **more}.items():
                 with archive.open(f"{name}.npy", "w") as entry:
                     np.lib.format.write_array(entry, array)
-            # Copied, since mapping the rows into memory would count as memory of its own.
+            # Copied in pieces, as rows mapped into memory would count as used memory.
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             rows.seek(0)
             with archive.open("features.npy", "w", force_zip64=True) as entry:

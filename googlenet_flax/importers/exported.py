@@ -17,7 +17,8 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
     """Reads the weights and statistics of a network, and its description.
 
     Raises:
-      UserError: The file is no such file, or the package safetensors is missing.
+      UserError: The file was not written by `export`, or the package safetensors is
+        missing.
     """
     with reading(path, "a file of safetensors", "safetensors"):
         import safetensors  # noqa: PLC0415 - optional package

@@ -1,4 +1,4 @@
-"""Trained weights that others publish: what they say of them, and where they are."""
+"""Trained weights that others publish, with their addresses, licenses and claims."""
 
 import dataclasses
 import pathlib

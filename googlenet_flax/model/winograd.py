@@ -68,7 +68,8 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _tile_size(height: int, width: int, r: int) -> int:
     """Returns the size of output tiles, 2 to 4 pixels, that needs the fewest products.
 
-    Small maps choose it: a map of 6x6 needs four tiles of 4x4 or of 3x3.
+    Those of 4x4 need the fewest for large maps. A map of 6x6 takes four tiles of 4x4 or of
+    3x3, and those of 3x3 need fewer.
     """
     return min(
         range(4, 1, -1), key=lambda m: -(-height // m) * -(-width // m) * (m + r - 1) ** 2

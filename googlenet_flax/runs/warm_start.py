@@ -33,8 +33,8 @@ def warm_start(
 
     Heads that are not trained there keep the random weights of `state`, which is replicated
     over `devices` and described by `description`. So does the last layer of each classifier
-    if the number of classes differs.
-    If the number of input channels differs, `conv1` is converted by `convert_kernel`.
+    if the number of classes differs. If the number of input channels differs, `conv1` is
+    converted by `convert_kernel`.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -87,15 +87,17 @@ def _check_networks(
 
 
 def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
-    """Tells for which channels of another network's input each of ours stands.
+    """Computes which channels of another network's input and of ours correspond.
 
-    Ours stands for theirs if their numbers in RGB differ by a multiple of the smaller
-    count: gray for red, green and blue; the first and the fourth of 4 channels for red.
+    They do if their numbers, counted in the order RGB, are equal modulo the smaller count.
+    Gray corresponds to red, green and blue, and red to the first and the fourth of 4
+    channels.
 
     Returns:
       bool `[their channels, channels]`.
     """
-    numbers = np.arange(count := theirs.input_channels)
+    count = theirs.input_channels
+    numbers = np.arange(count)
     if theirs.channel_order == "BGR":
         numbers = numbers[::-1]
     return np.subtract.outer(numbers, np.arange(channels)) % min(count, channels) == 0
@@ -104,9 +106,10 @@ def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
 def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
     """Converts the kernel of `conv1` to another number of input channels.
 
-    Where each channel equals those that it stands for, the response is the same apart from
-    rounding: that of a gray picture is that of its RGB copy. So kernels are summed over the
-    channels that one stands for, or shared out among the channels that stand for one.
+    If several channels correspond to one of ours, their kernels are summed. If one
+    corresponds to several of ours, its kernel is divided by their number and repeated. The
+    response to a picture whose corresponding channels are equal stays the same apart from
+    rounding: a gray picture gives that of its RGB copy.
 
     Args:
       kernel: `[h, w, C, F]`.
@@ -124,8 +127,9 @@ def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.
 def _convert_input(theirs: Preprocess, ours: Preprocess) -> Preprocess:
     """Returns the input that their weights need after the conversion of `conv1`.
 
-    Mean and deviation are those of the channels that ours stands for, on average. If the
-    count of channels is the same, or cannot be converted, nothing is changed.
+    Mean and standard deviation of a channel are averaged over the channels of theirs that
+    correspond to it. If the number of channels is the same, or cannot be converted, nothing
+    is changed.
     """
     count = theirs.input_channels
     if count == ours.input_channels or count not in CONVERTIBLE_CHANNELS:

@@ -1,4 +1,4 @@
-"""Downloads of pinned files: the digest decides, and a file appears once it is complete."""
+"""Downloads of files with a known digest, which appear only once they are complete."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from googlenet_flax.runtime.streams import tell
 
 CONNECT_SECONDS = 2.0  # Longest time to look up and reach a server.
 SILENCE_SECONDS = 30.0  # Longest time that a server may send nothing.
-LEFTOVER_SECONDS = 3600.0  # Age at which a temporary file belongs to no live download.
+LEFTOVER_SECONDS = 3600.0  # Age from which a temporary file is that of a killed download.
 CHUNK_BYTES = 1 << 16
 
 
@@ -40,7 +40,7 @@ def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
 
     Args:
       file: The file.
-      folder: Folder for nothing but downloads; leftovers of killed ones are deleted there.
+      folder: Folder for nothing but downloads; temporary files of killed ones are deleted.
 
     Raises:
       UserError: The file cannot be downloaded or written. Without a network, this takes
