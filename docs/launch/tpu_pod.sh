@@ -15,7 +15,7 @@ set -euo pipefail
 : "${TPU_NAME:?must name the slice}" "${ZONE:?must name the zone of the slice}"
 : "${NFS:?must be HOST:/SHARE of the file system for all workers, such as Filestore}"
 MOUNT=${MOUNT:-/mnt/shared}
-PYTHON=${PYTHON:-python3} # Command on the workers for Python 3.11 to 3.13.
+PYTHON=${PYTHON:-python3} # Command on the workers for Python 3.11 to 3.14.
 
 on_all() {
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$1"
