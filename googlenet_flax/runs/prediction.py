@@ -1,9 +1,8 @@
 """Classification of picture files with a trained network."""
 
 import concurrent.futures
-import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,15 +42,9 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathli
             empty_folders.append(path)
         pictures += found
     if not pictures:
-        raise UserError(
-            f"there is no picture in {join_paths(paths)}: name files or another folder"
-        )
+        folders = ", ".join(map(printable, paths))
+        raise UserError(f"there is no picture in {folders}: name files or another folder")
     return pictures, empty_folders
-
-
-def join_paths(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """Joins paths with commas for one line of a message."""
-    return ", ".join(map(printable, paths))
 
 
 def describe_missing(failed: int, total: int, empty_folders: Sequence[pathlib.Path]) -> str:
@@ -60,7 +53,8 @@ def describe_missing(failed: int, total: int, empty_folders: Sequence[pathlib.Pa
     if failed:
         problems.append(f"{failed} of {total} pictures could not be read")
     if empty_folders:
-        problems.append(f"there is no picture in {join_paths(empty_folders)}")
+        folders = ", ".join(map(printable, empty_folders))
+        problems.append(f"there is no picture in {folders}")
     return "; ".join(problems)
 
 
