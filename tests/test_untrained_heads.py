@@ -9,7 +9,7 @@ from helpers.networks import numpy_variables
 from helpers.small_networks import create_small, small_networks
 from helpers.untrained_runs import describe, write_run
 
-from googlenet_flax import evaluate, export, predict, report
+from googlenet_flax import evaluate, export, features, predict, report
 from googlenet_flax.config import Config
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.experiment import create_experiment
@@ -35,6 +35,7 @@ def test_every_command_says_so(tmp_path, workdir, run_command):
         predict: [picture],
         evaluate: ["--json"],
         export: ["--format=onnx", "--aux_heads", f"--out={tmp_path / 'x.onnx'}"],
+        features: ["--layer=aux_4a", f"--out={tmp_path / 'x.npz'}", picture],
         report: [f"--image={picture}"],  # On the page.
     }
     with small_networks():
