@@ -8,7 +8,7 @@ import pathlib
 
 from googlenet_flax.analysis.dream import FROM_NOISE, FROM_PICTURE, PICTURE_SIZE, draw
 from googlenet_flax.analysis.endpoints import ENDPOINTS
-from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
 
 SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
 SETTINGS = {
@@ -24,8 +24,7 @@ def main() -> None:
     """Runs the command."""
     parser = argument_parser("dream", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add_run_flags(parser)
     add("--layer", required=True, help=f"layer that responds: {', '.join(ENDPOINTS)}")
     add("--channel", default="", help="channel of the layer, or class of a classifier")
     add("--image", default="", help="picture to start from; default: gray noise")

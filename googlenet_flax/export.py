@@ -12,7 +12,7 @@ from googlenet_flax.exporters.formats import FORMATS, export, write_files
 from googlenet_flax.runs.checkpoint import Checkpoints, best_name
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
 from googlenet_flax.runtime.files import check_writable
 from googlenet_flax.runtime.streams import tell
 
@@ -21,8 +21,7 @@ def main() -> None:
     """Runs the command."""
     parser = argument_parser("export", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add_run_flags(parser)
     add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
     out_help = "file to write; stablehlo also writes FILE.json, and safetensors FILE.md"
     add("--out", required=True, help=out_help)

@@ -25,7 +25,12 @@ from googlenet_flax.runs.checkpoint_evaluation import IMPORT_DEFAULTS, evaluatio
 from googlenet_flax.runs.prediction import describe_missing, find_pictures
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
+from googlenet_flax.runtime.command import (
+    add_data_flags,
+    add_run_flags,
+    argument_parser,
+    running,
+)
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.experiment import load_config_split
@@ -37,8 +42,7 @@ def main() -> None:
     add = parser.add_argument
     pictures_help = "pictures or folders of them; without any, the split is read"
     add("pictures", nargs="*", metavar="IMAGE_OR_FOLDER", help=pictures_help)
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add_run_flags(parser)
     add("--out", required=True, type=pathlib.Path, help="new NPZ file to write")
     layer_help = f"part of the network: {', '.join(ENDPOINTS)}; default: pool"
     add("--layer", default="pool", choices=ENDPOINTS, metavar="LAYER", help=layer_help)

@@ -19,7 +19,7 @@ from googlenet_flax.runs.prediction import (
 )
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.streams import tell
 
@@ -29,8 +29,7 @@ def main() -> None:
     parser = argument_parser("predict", __doc__)
     add = parser.add_argument
     add("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures or folders of them")
-    add("--workdir", required=True, help="directory of a run or import")
-    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+    add_run_flags(parser)
     add("--top", type=int, default=5, help="classes to print for each picture; default: 5")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
     add("--batch_size", type=int, default=32, help="pictures per batch; default: 32")

@@ -110,7 +110,7 @@ def fetch_published(name: str) -> pathlib.Path:
     if name not in PUBLISHED:
         raise UserError(
             f"no trained weights are published for {name!r}, but for "
-            f"{', '.join(PUBLISHED)}: name a file with --weights=FILE"
+            f"{', '.join(PUBLISHED)}: import a file with import_weights --weights=FILE"
         )
     published = PUBLISHED[name]
     try:

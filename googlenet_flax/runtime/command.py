@@ -26,6 +26,13 @@ def argument_parser(name: str, module_docstring: str | None) -> argparse.Argumen
     )
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose a trained network."""
+    add = parser.add_argument
+    add("--workdir", required=True, help="directory of a run or import")
+    add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose a split, with the names of the fields of the config."""
     add = parser.add_argument
@@ -34,7 +41,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--split", dest="eval_split", help="TFDS split; default: the run's eval_split")
     fraction_help = "tested part of a folder without splits; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
-    add("--batch_size", type=int, help="pictures per batch; default: the run's")
+    add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
 
 
 @contextlib.contextmanager
