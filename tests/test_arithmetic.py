@@ -93,11 +93,12 @@ def test_network_computes_the_same(variant, size):
     exact, *others = steps(variant, size, "float64")
     for other in others:
         assert max(errors(other, exact).values()) <= TOLERANCE
-    # Batch norm of three images multiplies rounding errors, those of XLA's own ops too.
+    # Batch norm of three images multiplies rounding errors, those of XLA's own ops too. A
+    # convolution by Winograd's algorithm errs up to eight times as much as a direct one.
     stock, *others = (errors(each, exact) for each in steps(variant, size, "float32"))
     for other in others:
         for name, error in other.items():
-            assert error <= max(1e-5, 3 * stock[name]), (name, error, stock[name])
+            assert error <= max(1e-5, 10 * stock[name]), (name, error, stock[name])
 
 
 def inception_step(arithmetic, norm, max_pool):
