@@ -16,6 +16,7 @@ import pathlib
 import sys
 
 import grain  # noqa: F401 Defines flags, which must exist before `flagsaver` saves them.
+import jax
 import pytest
 from absl.testing import flagsaver
 from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
@@ -47,6 +48,8 @@ def compilation_cache(shared_folder) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     os.environ |= variables  # JAX has read its own: only other processes will see them.
+    # Commands that run here would turn on the user's cache, for all later tests too.
+    jax.config.update("jax_compilation_cache_dir", "")
     return variables
 
 
