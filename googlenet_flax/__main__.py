@@ -43,7 +43,7 @@ def main() -> None:
     first = [argument.replace("_", "-") for argument in sys.argv[1:2]]
     module = modules[parser.parse_args(first).command]
     del sys.argv[1]
-    # The same as `python -m`, whose flags and processes depend on what `__main__` is.
+    # Flags of absl and worker processes need the command as `__main__`.
     runpy.run_module(f"googlenet_flax.{module}", run_name="__main__", alter_sys=True)
 
 

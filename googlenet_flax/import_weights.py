@@ -16,6 +16,7 @@ from googlenet_flax.importers.formats import (
 )
 from googlenet_flax.importers.published import describe_published, fetch_published
 from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.errors import UserError
 
 
 def main() -> None:
@@ -41,6 +42,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     with running():
+        if args.transform_input and args.format_name != "torchvision":
+            raise UserError(
+                "--transform_input is for --from=torchvision alone: leave it out"
+            )
         check_unused(args.workdir)
         names = read_class_names(args.class_names) if args.class_names else ()
         imported = read_original(

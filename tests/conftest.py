@@ -26,6 +26,7 @@ from helpers.tiny_run import copy_run, train_well
 
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.predictor import Predictor
 
 
 def pytest_collection_modifyitems(items):
@@ -106,6 +107,22 @@ def run_command(monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     return run_command
+
+
+@pytest.fixture
+def run_with(run_command, monkeypatch):
+    """Runs a command on a run whose network is loaded already; returns what it says."""
+
+    def run_with(predictor, workdir, command, *args):
+        def load(asked, checkpoint, devices):
+            assert (asked.path, checkpoint) == (workdir, "best")
+            assert list(devices) == list(predictor.devices)
+            return predictor
+
+        monkeypatch.setattr(Predictor, "load", load)
+        return run_command(command, f"--workdir={workdir}", *args)
+
+    return run_with
 
 
 @pytest.fixture

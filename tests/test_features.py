@@ -74,17 +74,11 @@ def predictor(workdir):
 
 
 @pytest.fixture
-def features_to(workdir, predictor, monkeypatch, run_command):
+def features_to(workdir, predictor, run_with):
     """Runs the command, but without loading the network each time."""
 
-    def load(asked, checkpoint, devices):
-        assert (asked.path, checkpoint) == (workdir, "best")
-        assert list(devices) == list(predictor.devices)
-        return predictor
-
     def features_to(out, *args):
-        monkeypatch.setattr(Predictor, "load", load)
-        return run_command(command, f"--workdir={workdir}", f"--out={out}", *args)
+        return run_with(predictor, workdir, command, f"--out={out}", *args)
 
     return features_to
 

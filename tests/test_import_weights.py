@@ -426,7 +426,7 @@ def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
 
 
 def test_heads_that_are_not_trained(files, monkeypatch):
-    """Those of torchvision's own file, and one whose batch norm has seen no batch."""
+    """Heads of torchvision's own file, and a head whose batch norm has seen no batch."""
     file = torchvision.read(files["torchvision"])
     fresh = {**file.arrays, "aux2.conv.bn.running_mean": np.zeros(128, np.float32)}
     assert formats._untrained_heads(file, "") == ()

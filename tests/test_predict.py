@@ -62,17 +62,11 @@ def predictor(workdir):
 
 
 @pytest.fixture
-def command_of(workdir, predictor, monkeypatch, run_command):
+def command_of(workdir, predictor, run_with):
     """Runs the command, but without compiling the network each time."""
 
-    def load(asked, checkpoint, devices):
-        assert (asked.path, checkpoint) == (workdir, "best")
-        assert list(devices) == list(predictor.devices)
-        return predictor
-
     def command_of(*args):
-        monkeypatch.setattr(Predictor, "load", load)
-        return run_command(command, f"--workdir={workdir}", *args)
+        return run_with(predictor, workdir, command, *args)
 
     return command_of
 

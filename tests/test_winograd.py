@@ -55,7 +55,7 @@ def test_is_the_convolution(r, batch, height, width, channels, features, seed):
         (3, 7, 192, 384),
         (5, 14, 16, 48),
         (5, 7, 48, 128),
-        (3, 6, 96, 208),  # The same at 96 and at 64 px, in smaller tiles.
+        (3, 6, 96, 208),  # Those convolutions at 96 and 64 px, in smaller tiles.
         (5, 6, 16, 48),
         (3, 2, 192, 384),
         (5, 2, 48, 128),

@@ -213,11 +213,11 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
     """
     found = collections.defaultdict(list)
     for shape, kind in COLLECTIVE.findall(program):
-        found[kind].append(_shape_bytes(shape))
+        found[kind].append(shape_bytes(shape))
     return {kind: (len(sizes), sum(sizes)) for kind, sizes in found.items()}
 
 
-def _shape_bytes(shape: str) -> int:
+def shape_bytes(shape: str) -> int:
     """Returns the bytes of a shape such as `(bf16[8,3]{1,0}, f32[])`, without padding."""
     bits = 0
     for width, sizes in ARRAY.findall(shape):

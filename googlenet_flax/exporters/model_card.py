@@ -26,10 +26,10 @@ auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
 - Tensors: float32 in Flax's layouts, `[H, W, in, out]` for convolutions and `[in, out]`
   for dense kernels; `mean` and `var` are the statistics of batch norm.
 
-The metadata of the file hold these facts and the names of all classes. To use the network:
+The metadata of the file hold these facts and the names of all classes. To use the network,
+install googlenet_flax with its extra `import`, and run:
 
 ```bash
-pip install googlenet_flax safetensors
 googlenet import-weights --from=googlenet_flax --weights={file_name} --workdir=imported
 googlenet predict --workdir=imported photos/
 ```

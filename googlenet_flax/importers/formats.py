@@ -131,8 +131,6 @@ def read_original(
     """
     if not path.is_file():
         raise UserError(f"--weights={path} is not a file")
-    if transform_input is not None and format_name != "torchvision":
-        raise UserError("--transform_input is for --from=torchvision alone: leave it out")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if format_name == EXPORTED:
