@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -73,10 +74,7 @@ def draw(
         out of its limits, or the file cannot be written.
     """
     given: Any = {name: value for name, value in settings.items() if value is not None}
-    for name, value in {**given, "size": size, "seed": seed}.items():
-        lowest, highest = LIMITS[name]
-        if value is not None and not lowest <= value <= highest:
-            raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
+    _check_limits({**given, "size": size, "seed": seed})
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
     check_writable(out)
@@ -88,11 +86,11 @@ def draw(
     objective = choose_objective(layer, channel, description)
     noise_rng, rng = jax.random.split(jax.random.key(seed))
     if image:
-        start, defaults = load_picture(image, size, channels), FROM_PICTURE
+        start = load_picture(image, size, channels)
     else:
         side = size or max(preprocess.image_size, MIN_SIDE)
-        start, defaults = gray_noise(noise_rng, (side, side, channels)), FROM_NOISE
-    chosen = dataclasses.replace(defaults, **given)
+        start = gray_noise(noise_rng, (side, side, channels))
+    chosen = dataclasses.replace(FROM_PICTURE if image else FROM_NOISE, **given)
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
     with out_of_memory_hint("lower --size"):
@@ -112,6 +110,14 @@ def draw(
         f"{printable(out)}: {width}x{height} pixels, objective of {part} from {before:.4g} "
         f"to {after:.4g}"
     )
+
+
+def _check_limits(flags: Mapping[str, float | None]) -> None:
+    """Raises a `UserError` that names the first flag out of its limits."""
+    for name, value in flags.items():
+        lowest, highest = LIMITS[name]
+        if value is not None and not lowest <= value <= highest:
+            raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
 
 
 def _to_png(pixels: np.ndarray) -> bytes:
