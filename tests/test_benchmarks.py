@@ -21,6 +21,7 @@ from googlenet_flax.training.state import TrainState
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import compare
+import compiled
 import gpu
 import ours
 import peer
@@ -458,3 +459,25 @@ def test_our_networks_are_measured_though_one_fails(monkeypatch, run_command):
     assert row["name"] == keys[1][0] and len(row["train_windows"]) >= 3
     assert min(row[speed] for speed in (*compare.SPEEDS, "limit")) > 0
     assert row["peak_memory_bytes"] > 1e6 and row["compile_seconds"] > 0
+
+
+PROGRAM = """HloModule step
+
+%inner (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+
+ENTRY %main (a: f32[4,8], b: f32[8]) -> bf16[4] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %both = (f32[4]{0}, f32[4]{0}) fusion(%a, %b, %b), config={"estimated_cycles":"70"}
+  %one = f32[4]{0} get-tuple-element(%both), index=0
+  ROOT %out = bf16[4]{0} convert(%one), config={"estimated_cycles":"5"}
+}
+"""
+
+
+def test_figures_of_a_compiled_program():
+    # The fusion reads 128 and 32 bytes and writes 32; the conversion reads 16 and writes 8.
+    assert compiled.traffic_bytes(PROGRAM) == 128 + 32 + 32 + 16 + 8
+    assert compiled.estimated_cycles(PROGRAM) == 75
