@@ -74,7 +74,8 @@ class _Run:
     ) -> tuple[TrainState, Metrics]:
         """Makes the update after `step` updates; the first one may compile first."""
         self.profile.before(step + 1)
-        state, metrics = self.experiment.train_step(step)(state, batch)
+        experiment = self.experiment
+        state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)
         if is_first:
             jax.block_until_ready(state)

@@ -101,11 +101,11 @@ def test_a_step_learns_from_every_channel(channels):
         input_std=(0.25,) * channels,
     )
     tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
-    fields = {"augment": augment(), "seed": 0, "aux_weight": 0.3}
+    fields = {"augment": augment(), "aux_weight": 0.3}
     step = bind_step(model=model, tx=tx, preprocess=inputs, **fields)
     batch = {"image": random_images(2, 16, 16, channels), "label": np.arange(2)}
     state = start_state(model, tx)
-    after, metrics = jax.jit(step)(state, {**batch, "index": np.arange(2)})
+    after, metrics = jax.jit(step)(state, {**batch, "index": np.arange(2)}, 0)
     assert np.isfinite(metrics["loss"])
     old, new = (x.params["conv1"]["conv"]["kernel"] for x in (state, after))
     assert old.shape == (7, 7, channels, 16)

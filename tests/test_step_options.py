@@ -72,7 +72,7 @@ def square_batch(size, first_index=17):
 
 def step_with(**fields):
     off = {"model": Linear(), "tx": TX, "preprocess": PREPROCESS, "augment": augment()}
-    return bind_step(**{**off, "seed": 3, "aux_weight": 0.3, **fields})
+    return bind_step(**{**off, "aux_weight": 0.3, **fields})
 
 
 @cache
@@ -80,10 +80,11 @@ def compiled_step(**fields):
     return jax.jit(step_with(**fields))
 
 
-def run_with_view(batch, *, step=0, **fields):
+def run_with_view(batch, *, step=0, seed=3, **fields):
     """The metrics of a step, and the images that the network is shown in it."""
     state = linear_state(step=jnp.asarray(step, jnp.int32))
-    state, metrics = compiled_step(model=Linear(keeps_images=True), **fields)(state, batch)
+    step = compiled_step(model=Linear(keeps_images=True), **fields)
+    state, metrics = step(state, batch, seed)
     return metrics, np.asarray(state.batch_stats["images"])
 
 
@@ -117,7 +118,7 @@ def test_label_smoothing_is_that_of_its_paper(smoothing):
     # arXiv 1512.00567, section 7: q'(k) = (1 - eps) * delta(k, y) + eps / K.
     batch = square_batch(8)
     targets = (1 - smoothing) * np.eye(10)[batch["label"]] + smoothing / 10
-    _, metrics = compiled_step(label_smoothing=smoothing)(linear_state(), batch)
+    _, metrics = compiled_step(label_smoothing=smoothing)(linear_state(), batch, 3)
     assert_losses(metrics, losses_against(batch["image"] / 255, targets))
 
 
@@ -175,7 +176,7 @@ def test_partners_are_the_same_on_any_number_of_devices():
         devices = jax.devices()[:count]
         step = parallel_train_step(step_with(axis_name=AXIS_NAME, **fields), devices)
         state = replicate(linear_state(), devices)
-        state, metrics = step(state, split_over_devices(batch, count))
+        state, metrics = step(state, split_over_devices(batch, count), 3)
         metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
         results.append(jax.device_get((state.params, state.opt_state, metrics)))
     assert_same_tree(*results, rtol=1e-5)
@@ -202,11 +203,11 @@ def test_weight_of_the_heads_may_fall():
     batch, falling_step = square_batch(8), compiled_step(aux_weight=falling)
     for step, weight in ((0, 0.3), (5, 0.15), (10, 0.0)):
         state = linear_state(step=jnp.asarray(step, jnp.int32))
-        after, metrics = falling_step(state, batch)
+        after, metrics = falling_step(state, batch, 3)
         heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
         expected = metrics["main_loss"] + weight * heads
         assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
-        same, _ = compiled_step(aux_weight=weight)(state, batch)
+        same, _ = compiled_step(aux_weight=weight)(state, batch, 3)
         assert_same_tree(after.params, same.params, rtol=1e-6)
 
 
@@ -222,8 +223,8 @@ def test_averages_against_numpy(kind, start):
     for number in range(6):
         batch = square_batch(8, first_index=8 * number)
         batch["image"] = np.roll(batch["image"], number, axis=1)
-        state, _ = step(state, batch)
-        raw, _ = plain(raw, batch)
+        state, _ = step(state, batch, 3)
+        raw, _ = plain(raw, batch, 3)
         history.append(jax.device_get(raw.variables))
         if number <= start:
             expected = history[-1]
@@ -251,7 +252,7 @@ def test_parts_of_a_batch_give_the_update_of_the_whole():
     results = []
     for parts in (1, 2):
         step = compiled_step(accumulation_steps=parts, **fields)
-        state, metrics = step(linear_state(), batch)
+        state, metrics = step(linear_state(), batch, 3)
         results.append((state.params, state.opt_state, metrics))
     assert_same_tree(*results, rtol=1e-5)
 
@@ -259,7 +260,7 @@ def test_parts_of_a_batch_give_the_update_of_the_whole():
 @pytest.mark.parametrize("parts", [1, 4])
 def test_statistics_are_updated_part_after_part(parts):
     batch = square_batch(8)
-    state, _ = compiled_step(accumulation_steps=parts)(linear_state(), batch)
+    state, _ = compiled_step(accumulation_steps=parts)(linear_state(), batch, 3)
     mean = np.full(SIDE, 0.2)
     for part in np.split(batch["image"] / 255, parts):
         mean = 0.9 * mean + 0.1 * part[:, 0, :, 0].mean(axis=0)

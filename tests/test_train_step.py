@@ -117,7 +117,7 @@ def jitted_train_step(step, devices):
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS_NAME))
     return jax.jit(
         step,
-        in_shardings=(replicated, rows),
+        in_shardings=(replicated, rows, replicated),
         out_shardings=(replicated, replicated),
         donate_argnums=0,
     )
@@ -132,14 +132,14 @@ def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
         tx = create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
         batch, devices = random_batch(8), jax.devices()
         expected = run_steps(model, batch, devices=devices, num_steps=1, tx=tx)
-        fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3}
+        fields = {"preprocess": PREPROCESS, "augment": AUGMENT}
         step = bind_step(model=model, tx=tx, aux_weight=0.3, **fields)
         state = replicate(start_state(model, tx), devices)
-        actual = jitted_train_step(step, devices)(state, batch)
+        actual = jitted_train_step(step, devices)(state, batch, 3)
         assert_same_tree(jax.device_get(actual), expected, rtol=1e-9)
 
 
-def test_randomness_is_a_function_of_the_step():
+def test_randomness_is_a_function_of_seed_and_step():
     model, tx = (
         small_googlenet("seed"),
         create_optimizer(lambda step: 0.0, momentum=0.9, weight_decay=0.0),
@@ -150,15 +150,16 @@ def test_randomness_is_a_function_of_the_step():
             tx=tx,
             preprocess=PREPROCESS,
             augment=AUGMENT,
-            seed=0,
             aux_weight=0.3,
         )
     )
     state, batch = start_state(model, tx), random_batch(4)
-    after, first = step(state, batch)
-    _, again = step(state, batch)
-    _, second = step(after, batch)  # The rate is 0: only the step has changed.
-    assert first["loss"] == again["loss"] != second["loss"]
+    after, first = step(state, batch, 0)
+    _, again = step(state, batch, 0)
+    _, second = step(after, batch, 0)  # The rate is 0: only the step has changed.
+    _, other = step(state, batch, 1)
+    assert first["loss"] == again["loss"]
+    assert first["loss"] != second["loss"] and first["loss"] != other["loss"]
 
 
 def test_update_is_sgd_with_momentum_and_decay_of_kernels():
@@ -194,13 +195,12 @@ def test_head_only_trains_the_last_layers_alone():
         tx=tx,
         preprocess=PREPROCESS,
         augment=augment(),
-        seed=3,
         aux_weight=0.3,
     )
     before = start_state(model, tx)
     # The running statistics are those of no batch, so that an update would show.
     assert before.batch_stats
-    after, _ = jax.jit(step)(before, random_batch(4))
+    after, _ = jax.jit(step)(before, random_batch(4), 0)
     trained = {f"{head}/{leaf}" for head in HEADS for leaf in ("kernel", "bias")}
     was, now = leaves_by_path(before.params), leaves_by_path(after.params)
     changed = {name for name in was if not np.array_equal(was[name], now[name])}

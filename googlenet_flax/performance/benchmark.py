@@ -104,7 +104,7 @@ def _measure_training(
       Fields of the report, and the state after these steps.
     """
     _say("the first training step")
-    state, batches = experiment.fresh_state(), experiment.batches(0)
+    state, batches, seed = experiment.fresh_state(), experiment.batches(0), experiment.seed
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
     batch = next(batches)
     events: list[str] = []
@@ -114,17 +114,17 @@ def _measure_training(
 
     jax.monitoring.register_event_listener(listen)
     started = time.monotonic()
-    compiled = step.lower(state, batch).compile()  # The calls below do not recompile.
+    compiled = step.lower(state, batch, seed).compile()  # The calls below do not recompile.
     give_large_steps_back(compiled)
     compile_seconds = time.monotonic() - started
     jax.monitoring.unregister_event_listener(listen)
-    state, metrics = step(state, batch)
+    state, metrics = step(state, batch, seed)
     jax.block_until_ready(metrics)
     first_step_seconds = time.time() - psutil.Process().create_time()
 
     def next_step() -> Any:
         nonlocal state
-        state, metrics = step(state, next(batches))
+        state, metrics = step(state, next(batches), seed)
         return metrics
 
     _say("training")

@@ -38,7 +38,7 @@ from googlenet_flax.training.sharding import (
 from googlenet_flax.training.state import Batch, Metrics, Params, TrainState, create_state
 from googlenet_flax.training.step import Inputs, train_step
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, np.int32], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,6 @@ class Experiment:
             ),
             tx=self.tx,
             objective=self.objective,
-            seed=config.seed,
             averaging=self.averaging,
             accumulation_steps=config.accumulation_steps,
             unroll_accumulation=self.devices[0].platform == "cpu",
@@ -194,6 +193,11 @@ class Experiment:
         # With optimization, compiling the random generators of some sixty kernels, which
         # run once, takes most of the time of a start.
         return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+
+    @property
+    def seed(self) -> np.int32:
+        """The seed of the run, as its train steps take it."""
+        return np.int32(self.config.seed)
 
     @property
     def _key(self) -> jax.Array:
@@ -256,7 +260,7 @@ class Experiment:
         }
         jitted: Any = self.train_step(step)
         return jitted.lower(
-            replicated_like(self.state_like, self.devices), batch_like
+            replicated_like(self.state_like, self.devices), batch_like, self.seed
         ).compile()
 
     def evaluate(self, state: TrainState, watch: Watch = iter) -> dict[str, float]:

@@ -7,23 +7,24 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.state import Batch, Metrics, TrainState
+from googlenet_flax.training.state import Metrics, TrainState
 
 AXIS_NAME = "batch"
 
 
 def parallel_train_step(
     step: Callable[..., tuple[TrainState, Metrics]], devices: Sequence[jax.Device]
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Shards a train step over devices.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Shards a train step of state, batch and seed over devices.
 
     The state is replicated, without an axis of devices, and donated. The batch is
     `[D, B/D, ...]` (see `split_over_devices`), and the metrics are `[D]` equal values.
+    The seed is an argument, so that runs with other seeds use the same compiled program.
     """
     return jax.pmap(
         step,
         axis_name=AXIS_NAME,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=(None, 0),
         donate_argnums=(0,),
         devices=devices,

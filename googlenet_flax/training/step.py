@@ -33,7 +33,7 @@ class StepRngs:
     dropout: jax.Array
 
     @classmethod
-    def of(cls, seed: int, step: jax.Array) -> "StepRngs":
+    def of(cls, seed: int | jax.Array, step: jax.Array) -> "StepRngs":
         """Derives the keys of the update that follows `step` updates."""
         run = jax.random.key(seed, impl="threefry2x32")
         augment, dropout = jax.random.split(jax.random.fold_in(run, step))
@@ -66,12 +66,12 @@ class Inputs:
 def train_step(
     state: TrainState,
     batch: Batch,
+    seed: int | jax.Array,
     *,
     model: GoogLeNet,
     tx: optax.GradientTransformation,
     inputs: Callable[[Batch, StepRngs, jax.Array], jax.Array],
     objective: Objective,
-    seed: int,
     averaging: Averaging | None = None,
     accumulation_steps: int = 1,
     unroll_accumulation: bool = False,
@@ -82,12 +82,12 @@ def train_step(
     Args:
       state: The state before the update.
       batch: A batch of a `data.image_set.Split`; for mixup from `with_partners`.
+      seed: Seed of augmentation, mixup and dropout, int32 `[]`. The random values of an
+        example are a function of seed, step and index of the example.
       model: The network; its own `axis_name` equals this function's.
       tx: The optimizer, from `create_optimizer`.
       inputs: Function from a batch to the network's input, such as `Inputs`.
       objective: The loss.
-      seed: Seed of augmentation, mixup and dropout. The random values of an example are a
-        function of seed, step and index of the example.
       averaging: The average of weights and statistics to update; None for none.
       accumulation_steps: Number of parts of the batch that pass through the network in
         turn, each with batch statistics of its own.

@@ -57,7 +57,7 @@ def augment(**fields) -> Augment:
 
 
 def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1, **fields):
-    """A training step of `(state, batch)`; fields of the objective are named alone."""
+    """A step of `(state, batch, seed)`; fields of the objective are named alone."""
     objective = {
         field.name: fields.pop(field.name)
         for field in dataclasses.fields(Objective)

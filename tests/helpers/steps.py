@@ -52,7 +52,7 @@ def start_state(model, tx):
 def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
     """Trains on one batch; returns the state and the metrics of the last step."""
     tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
-    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "seed": 3, "aux_weight": 0.3}
+    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "aux_weight": 0.3}
     step = bind_step(
         model=model.clone(axis_name=AXIS_NAME),
         tx=tx,
@@ -66,7 +66,8 @@ def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_f
     state = replicate(state, devices)
     batch = with_partners(batch) if "mixup_alpha" in step_fields else batch
     for _ in range(num_steps):
-        state, metrics = parallel_step(state, split_over_devices(batch, len(devices)))
+        shards = split_over_devices(batch, len(devices))
+        state, metrics = parallel_step(state, shards, 3)
     metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
     return jax.device_get((state, metrics))
 
