@@ -134,52 +134,37 @@ def read_original(
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if format_name == EXPORTED:
-        return _read_exported(path, image_size, class_names, digest)
-    if transform_input is None:
-        transform_input = digest.startswith(TORCHVISION_DIGEST)
-    variant, preprocess = FORMATS[format_name].variant, FORMATS[format_name].preprocess
-    preprocess = _at_size(preprocess, variant, image_size)
-    if transform_input:
-        # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
-        # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
-        half = (0.5, 0.5, 0.5)
-        preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
-    weights = FORMATS[format_name].read(path)
-    description = ModelDescription(
-        variant=variant,
-        width_multiplier=1.0,
-        dtype="float32",
-        class_names=_check_class_names(path, weights, class_names),
-        preprocess=preprocess,
-        untrained_heads=_untrained_heads(weights, digest),
+        weights, like = exported.read(path)
+    else:
+        weights = FORMATS[format_name].read(path)
+        preprocess = FORMATS[format_name].preprocess
+        if transform_input is None:
+            transform_input = digest.startswith(TORCHVISION_DIGEST)
+        if transform_input:
+            # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
+            # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
+            half = (0.5, 0.5, 0.5)
+            preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
+        like = ModelDescription(
+            variant=FORMATS[format_name].variant,
+            width_multiplier=1.0,
+            dtype="float32",
+            class_names=(),
+            preprocess=preprocess,
+            untrained_heads=_untrained_heads(weights, digest),
+        )
+    size = like.preprocess.image_size if image_size is None else image_size
+    smallest = VARIANTS[like.variant].min_image_size
+    if size < smallest:
+        raise UserError(f"--image_size is {size} but must be {smallest} or more")
+    description = dataclasses.replace(
+        like,
+        class_names=_check_class_names(path, weights, class_names or like.class_names),
+        preprocess=dataclasses.replace(like.preprocess, image_size=size),
     )
     variables, report = _fit(path, weights, description)
     origin = {"format": format_name, "file": path.name, "sha256": digest}
     return Imported(description, variables, report, origin)
-
-
-def _read_exported(
-    path: pathlib.Path, image_size: int | None, class_names: tuple[str, ...], digest: str
-) -> Imported:
-    """Reads a network that was exported; its file also holds its description."""
-    weights, like = exported.read(path)
-    description = dataclasses.replace(
-        like,
-        class_names=_check_class_names(path, weights, class_names or like.class_names),
-        preprocess=_at_size(like.preprocess, like.variant, image_size),
-    )
-    variables, report = _fit(path, weights, description)
-    origin = {"format": EXPORTED, "file": path.name, "sha256": digest}
-    return Imported(description, variables, report, origin)
-
-
-def _at_size(preprocess: Preprocess, variant: str, image_size: int | None) -> Preprocess:
-    """Returns the preprocessing at another size, or as it is for None."""
-    size = preprocess.image_size if image_size is None else image_size
-    smallest = VARIANTS[variant].min_image_size
-    if size < smallest:
-        raise UserError(f"--image_size is {size} but must be {smallest} or more")
-    return dataclasses.replace(preprocess, image_size=size)
 
 
 def _check_class_names(
@@ -215,13 +200,9 @@ def _untrained_heads(weights: WeightFile, digest: str) -> tuple[str, ...]:
         return HEADS
     leaves = weights.leaves
     present = {name.split("/")[1] for name in leaves}
-
-    def is_trained(head: str) -> bool:
-        # Means of exactly 0 are those of batch norm that has never seen a batch.
-        means = leaves.get(f"batch_stats/{head}/proj/bn/mean", 1)
-        return head in present and bool(np.any(means))
-
-    return tuple(head for head in HEADS if not is_trained(head))
+    # Means of exactly 0 are those of batch norm that has never seen a batch.
+    marks = (leaves.get(f"batch_stats/{h}/proj/bn/mean", h in present) for h in HEADS)
+    return tuple(head for head, mark in zip(HEADS, marks, strict=True) if not np.any(mark))
 
 
 def _fit(
@@ -252,20 +233,20 @@ def _fit(
             f"{path} is another network: googlenet_flax has no counterpart of its "
             f"{weights.unknown[0]}"
         )
-    variables, report, drawn = {}, [], {}
+    variables = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
     if absent:
         fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
         draw = jax.jit(description.initialize, compiler_options=fast)
         drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
+        variables |= {name: np.asarray(drawn[name]) for name in absent}
+    report = []
     for name in like:
         if name in absent:
-            variables[name] = np.asarray(drawn[name])
             report.append(ReportLine("random", name, "not in the file"))
         else:
-            values = leaves[name]
-            variables[name] = np.asarray(values, np.float32)
-            array = f"{weights.sources[name].name} {values.dtype}{list(values.shape)}"
-            report.append(ReportLine("loaded", name, array))
+            leaf, source = leaves[name], weights.sources[name].name
+            text = f"{source} {leaf.dtype}{list(leaf.shape)}"
+            report.append(ReportLine("loaded", name, text))
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
 
