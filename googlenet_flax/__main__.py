@@ -1,7 +1,6 @@
 """Runs a command of the package by its name, as in `googlenet train --config=digits`."""
 
 import argparse
-import ast
 import pathlib
 import runpy
 import sys
@@ -15,13 +14,13 @@ def find_commands() -> dict[str, str]:
     Commands are the modules at the top of the package that define `main`. They are read
     and not imported, because importing them all takes seconds.
     """
-    summaries = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-        if "main" in functions:
-            summaries[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return summaries
+    paths = sorted(pathlib.Path(__file__).parent.glob("[!_]*.py"))
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    return {
+        name: text.partition("\n")[0].strip('"')
+        for name, text in texts.items()
+        if "\ndef main(" in text
+    }
 
 
 def main() -> None:
