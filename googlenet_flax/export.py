@@ -3,17 +3,17 @@
 googlenet export --workdir=DIR --format=onnx --out=FILE
 """
 
-import os
-import pathlib
+from collections.abc import Mapping
 
 import jax
 
+from googlenet_flax.config import Config
 from googlenet_flax.exporters.formats import FORMATS, export, write_files
-from googlenet_flax.runs.checkpoint import Checkpoints, best_name
+from googlenet_flax.runs.checkpoint import best_name
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
-from googlenet_flax.runtime.files import check_writable
+from googlenet_flax.runtime.files import check_writable, out_file
 from googlenet_flax.runtime.streams import tell
 
 
@@ -24,25 +24,23 @@ def main() -> None:
     add_run_flags(parser)
     add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
     out_help = "file to write; stablehlo also writes FILE.json, and safetensors FILE.md"
-    add("--out", required=True, help=out_help)
+    add("--out", required=True, type=out_file, help=out_help)
     heads_help = "also export the heads' logits; safetensors always has their weights"
     add("--aux_heads", action="store_true", help=heads_help)
     args = parser.parse_args()
     # Accelerators multiply with less precision, which the comparison would not pass.
     jax.config.update("jax_platforms", "cpu")
     with running():
-        # Follows links; otherwise the link itself would be replaced.
-        out = pathlib.Path(os.path.realpath(os.path.expanduser(args.out)))
-        check_writable(out)
+        check_writable(args.out)
         workdir = Workdir(args.workdir)
         predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices()[:1])
         exported = export(
             predictor,
             args.format_name,
             aux_heads=args.aux_heads,
-            accuracy=_accuracy(workdir, predictor.checkpoint_step),
+            accuracy=_accuracy(workdir.load_config(), predictor.metrics),
         )
-        write_files(out, exported, args.format_name)
+        write_files(args.out, exported, args.format_name)
         names = predictor.description.class_names
         if "input" in exported.metadata:
             print(f"input: {exported.metadata['input']}")
@@ -56,10 +54,8 @@ def main() -> None:
         )
 
 
-def _accuracy(workdir: Workdir, checkpoint_step: int) -> str:
+def _accuracy(config: Config | None, metrics: Mapping[str, float] | None) -> str:
     """Says how accurate a checkpoint is; "" if the run has not evaluated it."""
-    config = workdir.load_config()
-    metrics = Checkpoints(workdir.checkpoints).labels[checkpoint_step].metrics
     if config is None or metrics is None:
         return ""
     accuracy = metrics[best_name(metrics)]

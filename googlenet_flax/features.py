@@ -6,7 +6,6 @@ googlenet features --workdir=DIR --out=FILE.npz --split=test
 
 import argparse
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
@@ -32,6 +31,7 @@ from googlenet_flax.runtime.command import (
     running,
 )
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.files import out_file
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.experiment import load_config_split
 
@@ -43,7 +43,7 @@ def main() -> None:
     pictures_help = "pictures or folders of them; without any, the split is read"
     add("pictures", nargs="*", metavar="IMAGE_OR_FOLDER", help=pictures_help)
     add_run_flags(parser)
-    add("--out", required=True, type=pathlib.Path, help="new NPZ file to write")
+    add("--out", required=True, type=out_file, help="new NPZ file to write")
     layer_help = f"part of the network: {', '.join(ENDPOINTS)}; default: pool"
     add("--layer", default="pool", choices=ENDPOINTS, metavar="LAYER", help=layer_help)
     norm_help = "l2 divides the features of each picture by their Euclidean norm"

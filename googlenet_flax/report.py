@@ -18,7 +18,7 @@ from googlenet_flax.reports.run_page import create_run_page
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
-from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable
+from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable, out_file
 from googlenet_flax.runtime.streams import tell
 
 # Default and help of each flag that a comparison of several runs does not take.
@@ -38,7 +38,8 @@ def main() -> None:
     add = parser.add_argument
     workdir_help = "directory of a run, or of several to compare, as DIR1,DIR2"
     add("--workdir", required=True, help=workdir_help)
-    add("--out", default="", help="HTML file to write; default: DIR/report/index.html")
+    out_help = "HTML file to write; default: DIR/report/index.html"
+    add("--out", type=out_file, help=out_help)
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
     flags = vars(parser.parse_args())
@@ -46,7 +47,7 @@ def main() -> None:
         print(printable(_write_report(**flags)))
 
 
-def _write_report(*, workdir: str, out: str, **flags: Any) -> pathlib.Path:
+def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pathlib.Path:
     """Writes the page of one run, or the page that compares several; returns the file."""
     paths = [path for path in workdir.split(",") if path]
     workdirs = list({each.path.resolve(): each for each in map(Workdir, paths)}.values())
@@ -61,7 +62,7 @@ def _write_report(*, workdir: str, out: str, **flags: Any) -> pathlib.Path:
         if not is_one and flags[name] != default:
             raise UserError(f"--{name} is for the report of one run: name one --workdir")
     name = "index.html" if is_one else "comparison.html"
-    file = pathlib.Path(out) if out else workdirs[0].path / "report" / name
+    file = out or workdirs[0].path / "report" / name
     with writing(file.parent, OUT_WAY_OUT):
         file.parent.mkdir(parents=True, exist_ok=True)
     check_writable(file)

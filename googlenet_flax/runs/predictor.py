@@ -30,6 +30,7 @@ class Predictor:
     description: ModelDescription
     variables: Params  # Replicated over the devices.
     devices: Sequence[jax.Device]
+    metrics: Mapping[str, float] | None  # Those of the evaluation of the checkpoint.
     step: Callable[..., dict[str, jax.Array]]  # Takes variables, shards and a `Crop`.
 
     @classmethod
@@ -51,7 +52,8 @@ class Predictor:
         workdir.read_config()  # Refuses a directory without a run.
         checkpoints = Checkpoints(workdir.checkpoints)
         checkpoint_step = checkpoints.resolve(checkpoint)
-        description = checkpoints.labels[checkpoint_step].description
+        label = checkpoints.labels[checkpoint_step]
+        description = label.description
         variables = checkpoints.restore_variables(
             checkpoint_step, description.variables_like(), devices, raw=raw
         )
@@ -64,7 +66,9 @@ class Predictor:
             return {name: jax.nn.log_softmax(values) for name, values in logits.items()}
 
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
-        return cls(checkpoint_step, description, variables, devices, parallel_step)
+        return cls(
+            checkpoint_step, description, variables, devices, label.metrics, parallel_step
+        )
 
     def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns `image` and `extent`, if there is one, with an axis of devices."""

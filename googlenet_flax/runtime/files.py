@@ -26,15 +26,21 @@ def user_cache_folder(name: str) -> pathlib.Path:
     return home / "googlenet_flax" / name
 
 
+def out_file(text: str) -> pathlib.Path:
+    """Returns the path of the file that `--out` names; `~` is the home directory."""
+    return pathlib.Path(os.path.expanduser(text))
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Opens a file that atomically takes the place of `path` when the block ends.
 
-    A crash or an error leaves the old file unchanged.
+    A crash or an error leaves the old file unchanged. Links are followed.
 
     Raises:
       OSError: The file cannot be written; no temporary file is left behind.
     """
+    path = pathlib.Path(os.path.realpath(path))  # Otherwise the link would be replaced.
     # NOTE: Not derived from the file's name, which may have the maximum length already.
     temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
@@ -63,7 +69,7 @@ def check_writable(file: pathlib.Path) -> None:
     with writing(file, OUT_WAY_OUT):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file: name another with --out=FILE")
-        tempfile.TemporaryFile(dir=file.parent).close()
+        tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(file))).close()
 
 
 def write_out(file: pathlib.Path, content: bytes) -> None:
