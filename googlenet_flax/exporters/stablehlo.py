@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from googlenet_flax.exporters.network import Network
 from googlenet_flax.runtime.errors import optional_package
@@ -26,8 +27,6 @@ def write(network: Network) -> bytes:
     """
     with optional_package("flatbuffers", "--format=stablehlo", "export"):
         import flatbuffers  # noqa: F401, PLC0415
-    from jax import export  # noqa: PLC0415 - slow
-
     (batch,) = export.symbolic_shape("batch")
     size, channels = network.preprocess.image_size, network.preprocess.input_channels
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
@@ -47,6 +46,4 @@ def write(network: Network) -> bytes:
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
     """Computes logits by name from the contents of the file alone."""
-    from jax import export  # noqa: PLC0415 - slow
-
     return jax.device_get(export.deserialize(bytearray(data)).call(images))

@@ -4,7 +4,6 @@ Keras numbers the layers of each class in the order of `model.layers`, which is 
 not by creation. In each inception block both reductions come first, and the heads are last.
 """
 
-import itertools
 import os
 import pathlib
 import re
@@ -93,13 +92,12 @@ def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
     matches = [re.fullmatch(r"dense(?:_(\d+))?", name) for name in names]
     fits = True
     if all(matches):
-        created = {
-            int(match[1] or 0): ours
-            for match, ours in zip(matches, DENSES, strict=True)
-            if match
-        }
-        pairs = list(itertools.pairwise(created[number] for number in sorted(created)))
-        fits = all((f"{head}/fc", f"{head}/classifier") in pairs for head in HEADS)
+        numbers = [int(match[1] or 0) for match in matches if match]
+        created = [ours for _, ours in sorted(zip(numbers, DENSES, strict=True))]
+        fits = all(
+            created.index(f"{head}/fc") + 1 == created.index(f"{head}/classifier")
+            for head in HEADS
+        )
     elif any("aux" in name for name in names):
         # The main classifier, and those of the heads.
         fits = ["aux" in name for name in names[2:]] == [False, True, True]

@@ -1,6 +1,7 @@
 """Initialization of a run with the weights of another run or of an import."""
 
 import dataclasses
+import itertools
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -87,33 +88,27 @@ def _check_networks(
 
 
 def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
-    """Computes which channels of another network's input and of ours correspond.
+    """Returns which channels of another network's input and of ours correspond.
 
-    They do if their numbers, counted in the order RGB, are equal modulo the smaller count.
-    Gray corresponds to red, green and blue, and red to the first and the fourth of 4
-    channels.
-
-    Returns:
-      bool `[their channels, channels]`.
+    They do if their numbers, counted in the order RGB, are equal modulo the smaller count:
+    gray is red, green and blue, and red is the first and the fourth of 4 channels. The
+    result is bool `[their channels, channels]`.
     """
     count = theirs.input_channels
-    numbers = np.arange(count)
-    if theirs.channel_order == "BGR":
-        numbers = numbers[::-1]
+    numbers = np.arange(count)[:: -1 if theirs.channel_order == "BGR" else 1]
     return np.subtract.outer(numbers, np.arange(channels)) % min(count, channels) == 0
 
 
 def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
     """Converts the kernel of `conv1` to another number of input channels.
 
-    If several channels correspond to one of ours, their kernels are summed. If one
-    corresponds to several of ours, its kernel is divided by their number and repeated. The
-    response to a picture whose corresponding channels are equal stays the same apart from
-    rounding: a gray picture gives that of its RGB copy.
+    Corresponding kernels are summed, and those that are repeated are divided by the number
+    of copies. The response to a picture whose corresponding channels are equal stays the
+    same apart from rounding: a gray picture gives that of its RGB copy.
 
     Args:
-      kernel: `[h, w, C, F]`.
-      theirs: The input of the network that the kernel is from.
+      kernel: `[h, w, C, F]`, of a network with the input `theirs`.
+      theirs: The input of that network.
       channels: The number of channels of the new input.
 
     Returns:
@@ -127,24 +122,19 @@ def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.
 def _convert_input(theirs: Preprocess, ours: Preprocess) -> Preprocess:
     """Returns the input that their weights need after the conversion of `conv1`.
 
-    Mean and standard deviation of a channel are averaged over the channels of theirs that
-    correspond to it. If the number of channels is the same, or cannot be converted, nothing
-    is changed.
+    Mean and standard deviation are averaged over the channels that correspond to one of
+    ours. Nothing is changed if the channels are as many, or cannot be converted.
     """
     count = theirs.input_channels
     if count == ours.input_channels or count not in CONVERTIBLE_CHANNELS:
         return theirs
     columns = _channel_map(theirs, ours.input_channels).T
-
-    def average(values: tuple[float, ...]) -> tuple[float, ...]:
-        chosen = (np.flatnonzero(column).tolist() for column in columns)
-        return tuple(statistics.mean(values[i] for i in rows) for rows in chosen)
-
+    mean, std = (
+        tuple(statistics.mean(itertools.compress(values, column)) for column in columns)
+        for values in (theirs.input_mean, theirs.input_std)
+    )
     return dataclasses.replace(
-        theirs,
-        input_mean=average(theirs.input_mean),
-        input_std=average(theirs.input_std),
-        channel_order=ours.channel_order,
+        theirs, input_mean=mean, input_std=std, channel_order=ours.channel_order
     )
 
 

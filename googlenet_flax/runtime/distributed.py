@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from googlenet_flax.runtime.errors import RunError, UserError
@@ -231,8 +232,6 @@ def to_global(tree: Any, sharding: NamedSharding) -> Any:
     """
     if num_processes() == 1:
         return tree
-    from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
-
     mesh: Any = sharding.mesh  # Its declared type also allows a mesh without devices.
     return multihost_utils.host_local_array_to_global_array(tree, mesh, sharding.spec)
 
@@ -241,8 +240,6 @@ def to_local(tree: Any, sharding: NamedSharding) -> Any:
     """Converts global arrays to those that `pmap` takes: the inverse of `to_global`."""
     if num_processes() == 1:
         return tree
-    from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
-
     mesh: Any = sharding.mesh
     return multihost_utils.global_array_to_host_local_array(tree, mesh, sharding.spec)
 
@@ -257,8 +254,6 @@ def _exchange(value: Any) -> list[Any]:
     """Gathers a JSON value of each process, in their order; every process must call it."""
     if num_processes() == 1:
         return [value]
-    from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
-
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
     # The padded size is a power of 2, because every new size is compiled.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 
 Batch = TypeVar("Batch")
 
@@ -41,8 +42,6 @@ class StopRequest:
         All processes of a distributed run must call this method equally often.
         """
         if self.signal_number is None and jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils  # noqa: PLC0415 - slow
-
             self._num_checks += 1
             if multihost_utils.reached_preemption_sync_point(self._num_checks):
                 self.signal_number = signal.SIGTERM
