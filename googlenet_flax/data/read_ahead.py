@@ -1,6 +1,7 @@
 """Prefetching of a grain data set in threads or processes."""
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
@@ -40,7 +41,11 @@ def read_ahead(
     """
     others = set(multiprocessing.active_children())
     start = _start_processes if workers else _start_threads
-    with contextlib.closing(start(dataset, buffer_size, workers)) as iterator:
+    with contextlib.ExitStack() as stack:
+        if workers:  # The exceptions that grain leaves keep blocks of shared memory.
+            stack.callback(gc.collect)
+        elements = contextlib.closing(start(dataset, buffer_size, workers))
+        iterator = stack.enter_context(elements)
         try:
             for _ in range(len(dataset)):
                 # NOTE: No variable holds the element, so that shared memory is freed early.
