@@ -1,14 +1,16 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.experiment import Experiment
 from googlenet_flax.training.schedule import (
-    cosine_decay,
-    linear_decay,
-    stage_of,
+    create_schedule,
     staircase_decay,
     steps_per_epoch,
     with_warmup,
@@ -81,14 +83,23 @@ def test_batch_larger_than_the_split_is_a_user_error(num_examples, batch_size):
     assert f"--config.batch_size={num_examples}" in message
 
 
+def decay(shape: str, *, steps: int, final: float, warmup: int = 0):
+    """A schedule of a run whose epochs have one step."""
+    config = Config(
+        schedule=shape,
+        learning_rate=0.4,
+        final_rate_fraction=final,
+        warmup_epochs=float(warmup),
+    )
+    return create_schedule(config, epoch_steps=1, total_steps=warmup + steps)
+
+
 PEERS = {
     "cosine": (
-        cosine_decay,
         lambda final, steps: optax.cosine_decay_schedule(0.4, steps, alpha=final),
         lambda done: (1 + np.cos(np.pi * done)) / 2,
     ),
-    "line": (
-        linear_decay,
+    "linear": (
         lambda final, steps: optax.linear_schedule(0.4, 0.4 * final, steps),
         lambda done: 1 - done,
     ),
@@ -99,8 +110,8 @@ PEERS = {
 @pytest.mark.parametrize("steps", [1, 100, 58_600])
 @pytest.mark.parametrize("shape", PEERS)
 def test_fall_is_that_of_optax(shape, steps, final):
-    decay, create_peer, closed_form = PEERS[shape]
-    schedule = decay(learning_rate=0.4, final_fraction=final, steps=steps)
+    create_peer, closed_form = PEERS[shape]
+    schedule = decay(shape, steps=steps, final=final)
     points = steps_around(0, steps // 3, steps // 2, steps, 2 * steps)
     rates, peer = rates_of(schedule, points), create_peer(final, steps)
     expected = [peer(step) for step in points]
@@ -115,9 +126,9 @@ def test_fall_is_that_of_optax(shape, steps, final):
 
 @pytest.mark.parametrize("warmup", [1, 5, 50])
 def test_warmup_before_a_cosine_is_that_of_optax(warmup):
-    falling = cosine_decay(learning_rate=0.4, final_fraction=0.1, steps=200)
+    schedule = decay("cosine", steps=200, final=0.1, warmup=warmup)
     steps = steps_around(0, warmup // 2, warmup, warmup + 100, warmup + 200, 400)
-    rates = rates_of(with_warmup(falling, warmup), steps)
+    rates = rates_of(schedule, steps)
     # That of optax has rate 0 at step 0, in which nothing is learnt; ours leaves it out.
     peer = optax.join_schedules(
         [
@@ -130,9 +141,9 @@ def test_warmup_before_a_cosine_is_that_of_optax(warmup):
     assert rates[0] == pytest.approx(0.4 / warmup, rel=1e-6)
     whole = optax.warmup_cosine_decay_schedule(0, 0.4, warmup, 200 + warmup, 0.04)
     later = [step for step in steps if step >= warmup]
-    ours = rates_of(with_warmup(falling, warmup), later)
+    ours = rates_of(schedule, later)
     np.testing.assert_allclose(ours, [whole(step) for step in later], rtol=1e-5)
-    rising = rates_of(with_warmup(falling, warmup), range(warmup))
+    rising = rates_of(schedule, range(warmup))
     expected = [whole(step + 1) for step in range(warmup)]
     np.testing.assert_allclose(rising, expected, rtol=1e-5)
 
@@ -147,10 +158,9 @@ def test_stairs_are_counted_from_the_end_of_the_warmup():
 
 
 @pytest.mark.parametrize("steps", [0, -5])
-@pytest.mark.parametrize("decay", [cosine_decay, linear_decay])
-def test_a_run_may_end_in_its_warmup(decay, steps):
-    falling = decay(learning_rate=0.4, final_fraction=0.0, steps=steps)
-    rates = rates_of(with_warmup(falling, 10), range(10))
+@pytest.mark.parametrize("shape", PEERS)
+def test_a_run_may_end_in_its_warmup(shape, steps):
+    rates = rates_of(decay(shape, steps=steps, final=0.0, warmup=10), range(10))
     np.testing.assert_allclose(rates, 0.04 * np.arange(1, 11), rtol=1e-5)
 
 
@@ -163,4 +173,5 @@ def test_a_run_may_end_in_its_warmup(decay, steps):
     ],
 )
 def test_a_stage_ends_with_the_update_that_fills_its_epochs(ends, stages):
-    assert {step: stage_of(step, ends) for step in stages} == stages
+    experiment = SimpleNamespace(stage_ends=ends, train_steps=range(len(ends) + 1))
+    assert {step: Experiment.train_step(experiment, step) for step in stages} == stages

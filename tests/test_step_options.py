@@ -6,6 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 from helpers.crops import assert_evenly_spread
@@ -17,7 +18,6 @@ from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.mixup import mixup_lambdas, with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.schedule import linear_decay
 from googlenet_flax.training.sharding import (
     AXIS_NAME,
     check_batch_divides,
@@ -199,7 +199,7 @@ def test_alternating_flips_last_an_epoch():
 
 
 def test_weight_of_the_heads_may_fall():
-    falling = linear_decay(learning_rate=0.3, final_fraction=0.0, steps=10)
+    falling = optax.linear_schedule(0.3, 0.0, 10)
     batch, falling_step = square_batch(8), compiled_step(aux_weight=falling)
     for step, weight in ((0, 0.3), (5, 0.15), (10, 0.0)):
         state = linear_state(step=jnp.asarray(step, jnp.int32))

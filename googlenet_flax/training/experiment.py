@@ -91,26 +91,9 @@ class Experiment:
     @cached_property
     def schedule(self) -> optax.Schedule:
         """The learning rate by step."""
-        config = self.config
-        warmup_steps = schedules.steps_within_a_run(
-            "warmup_epochs", config.warmup_epochs, self.epoch_steps
+        return schedules.create_schedule(
+            self.config, epoch_steps=self.epoch_steps, total_steps=self.total_steps
         )
-        if config.schedule == "staircase":
-            falling = schedules.staircase_decay(
-                learning_rate=config.learning_rate,
-                decay_rate=config.decay_rate,
-                decay_every_epochs=config.decay_every_epochs,
-                decay_offset_epochs=config.decay_offset_epochs,
-                epoch_steps=self.epoch_steps,
-            )
-        else:
-            decays = {"cosine": schedules.cosine_decay, "linear": schedules.linear_decay}
-            falling = decays[config.schedule](
-                learning_rate=config.learning_rate,
-                final_fraction=config.final_rate_fraction,
-                steps=self.total_steps - warmup_steps,
-            )
-        return schedules.with_warmup(falling, warmup_steps)
 
     @cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -128,23 +111,17 @@ class Experiment:
         config = self.config
         if config.averaging == "none":
             return None
-        start_step = config.average_from_epoch * self.epoch_steps
-        return Averaging(
-            kind=config.averaging,
-            decay=config.ema_decay,
-            start_step=schedules.steps_or_never(start_step),
-        )
+        start_step = min(config.average_from_epoch * self.epoch_steps, schedules.MAX_STEPS)
+        return Averaging(config.averaging, config.ema_decay, start_step)
 
     @property
     def objective(self) -> Objective:
         """The loss."""
         fields = _shared_fields(self.config, Objective)
         if self.config.final_aux_fraction != 1:
-            fields["aux_weight"] = schedules.linear_decay(
-                learning_rate=self.config.aux_weight,
-                final_fraction=self.config.final_aux_fraction,
-                steps=self.total_steps,
-            )
+            weight = self.config.aux_weight
+            last = weight * self.config.final_aux_fraction
+            fields["aux_weight"] = optax.linear_schedule(weight, last, self.total_steps)
         return Objective(**fields)
 
     @cached_property
@@ -214,7 +191,7 @@ class Experiment:
 
     def train_step(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
-        return self.train_steps[schedules.stage_of(step, self.stage_ends)]
+        return self.train_steps[sum(step >= end for end in self.stage_ends)]
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yields the batch of each update after `start_step` updates, `[D, B/D, ...]`.

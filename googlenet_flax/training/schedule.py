@@ -1,15 +1,17 @@
 """Learning rate schedules, and the conversion of epochs to steps."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from googlenet_flax.config import Config
 from googlenet_flax.runtime.errors import UserError
 
-MAX_STEPS = 2**31 - 1  # Steps are int32 on the device.
+# Steps are int32 on the device. What begins after so many steps never does, because the
+# last update of the longest run follows one step less.
+MAX_STEPS = 2**31 - 1
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -41,12 +43,30 @@ def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
     return steps
 
 
-def steps_or_never(steps: int) -> int:
-    """Limits the step of an event to int32; an event at the limit never happens.
+def create_schedule(
+    config: Config, *, epoch_steps: int, total_steps: int
+) -> optax.Schedule:
+    """Creates the learning rate of a run by step: a linear warm-up, and then its fall.
 
-    The last update of the longest run follows `MAX_STEPS - 1` steps.
+    Raises:
+      UserError: The warm-up has more steps than a run can have.
     """
-    return min(steps, MAX_STEPS)
+    warmup_steps = steps_within_a_run("warmup_epochs", config.warmup_epochs, epoch_steps)
+    rate, fraction = config.learning_rate, config.final_rate_fraction
+    steps = max(total_steps - warmup_steps, 1)  # A run may end in its warm-up.
+    if config.schedule == "staircase":
+        falling = staircase_decay(
+            learning_rate=rate,
+            decay_rate=config.decay_rate,
+            decay_every_epochs=config.decay_every_epochs,
+            decay_offset_epochs=config.decay_offset_epochs,
+            epoch_steps=epoch_steps,
+        )
+    elif config.schedule == "cosine":
+        falling = optax.cosine_decay_schedule(rate, steps, alpha=fraction)
+    else:
+        falling = optax.linear_schedule(rate, rate * fraction, steps)
+    return with_warmup(falling, warmup_steps)
 
 
 def staircase_decay(
@@ -65,9 +85,10 @@ def staircase_decay(
     offset 0. The Keras tutorial counts epochs from 1, which is offset 1.
     """
     stairs_before, epochs_into_stair = divmod(decay_offset_epochs, decay_every_epochs)
+    epochs_left = decay_every_epochs - epochs_into_stair
     first_rate = learning_rate * decay_rate**stairs_before
-    stair_steps = steps_or_never(decay_every_epochs * epoch_steps)
-    first_end = steps_or_never((decay_every_epochs - epochs_into_stair) * epoch_steps)
+    stair_steps = min(decay_every_epochs * epoch_steps, MAX_STEPS)
+    first_end = min(epochs_left * epoch_steps, MAX_STEPS)
 
     def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
@@ -77,21 +98,6 @@ def staircase_decay(
         return first_rate * jnp.power(decay_rate, stairs)
 
     return schedule
-
-
-def cosine_decay(
-    *, learning_rate: float, final_fraction: float, steps: int
-) -> optax.Schedule:
-    """Creates half a cosine from `learning_rate` to `final_fraction` of it, in `steps`."""
-    return optax.cosine_decay_schedule(learning_rate, max(steps, 1), alpha=final_fraction)
-
-
-def linear_decay(
-    *, learning_rate: float, final_fraction: float, steps: int
-) -> optax.Schedule:
-    """Creates a line from `learning_rate` to `final_fraction` of it, in `steps`."""
-    final_rate = learning_rate * final_fraction
-    return optax.linear_schedule(learning_rate, final_rate, max(steps, 1))
 
 
 def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
@@ -105,8 +111,3 @@ def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
         return (step + 1) / warmup_steps * schedule(0)
 
     return optax.join_schedules([rise, schedule], [warmup_steps])
-
-
-def stage_of(step: int, stage_ends: Sequence[int]) -> int:
-    """Returns the stage, from 0, of the update that follows `step` updates."""
-    return sum(step >= end for end in stage_ends)
