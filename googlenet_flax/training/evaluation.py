@@ -66,19 +66,17 @@ def evaluate_split(
     batch_size = round_up_to_devices(batch_size, num_devices)
     rows = distributed.process_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
-    counted = expected = 0.0
     for batch in watch(padded_batches(split, np.arange(len(split)), batch_size, rows)):
         batch_sums, count = sum_batch(batch)
-        counted += float(np.sum(count))
-        expected += float(np.sum(batch["mask"]))
-        sums.update(
-            {name: np.sum(v, dtype=np.float64).item() for name, v in batch_sums.items()}
-        )
-    counts = distributed.sum_over_all({"counted": counted, "expected": expected})
-    if counts["counted"] != counts["expected"]:
-        raise AssertionError(f"examples were lost or counted twice: {counts}")
+        parts = {**batch_sums, "counted": count, "expected": batch["mask"]}
+        sums.update({n: np.sum(v, dtype=np.float64).item() for n, v in parts.items()})
     totals = distributed.sum_over_all(sums)
-    return {name: total / counts["counted"] for name, total in totals.items()}
+    counted, expected = totals.pop("counted"), totals.pop("expected")
+    if counted != expected:
+        raise AssertionError(
+            f"examples were lost or counted twice: {counted} of {expected}"
+        )
+    return {name: total / counted for name, total in totals.items()}
 
 
 def padded_batches(
