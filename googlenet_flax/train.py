@@ -35,144 +35,6 @@ from googlenet_flax.training.loss_watch import ChanceWatch, LossWatch, not_finit
 from googlenet_flax.training.state import Batch, Metrics, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """One start of an experiment, with the objects that save and report progress."""
-
-    experiment: Experiment
-    checkpoints: Checkpoints
-    writer: MetricsWriter | None  # None except in the first process.
-    progress: Progress
-    stop: StopRequest
-    profile: StepProfile
-    chance: ChanceWatch
-    losses: LossWatch = dataclasses.field(default_factory=LossWatch)
-
-    def train(self, state: TrainState, start_step: int, *, was_evaluated: bool) -> None:
-        """Makes all updates after `start_step`; logs, evaluates and saves when due."""
-        experiment = self.experiment
-        if start_step and experiment.is_eval_due(start_step) and not was_evaluated:
-            self.stop.wait_for_loop = True
-            self.evaluate_and_save(state, start_step)  # The run stopped before this.
-        step = start_step
-        try:
-            with closing(experiment.batches(start_step)) as batches:
-                for batch in self.stop.interruptible(batches):
-                    self.stop.wait_for_loop = True
-                    state, metrics = self.update(
-                        state, batch, step, is_first=step == start_step
-                    )
-                    step += 1
-                    self.losses.add(step, metrics)
-                    self.after_step(state, step)
-        except StopRequested:  # The run was stopped while it waited for a batch.
-            self.losses.check()
-            self.save_and_stop(state, step)
-
-    def update(
-        self, state: TrainState, batch: Batch, step: int, *, is_first: bool
-    ) -> tuple[TrainState, Metrics]:
-        """Makes the update after `step` updates; the first one may compile first."""
-        self.profile.before(step + 1)
-        experiment = self.experiment
-        state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
-        self.profile.after(step + 1, state)
-        if is_first:
-            jax.block_until_ready(state)
-            self.progress.restart_clock(step + 1)
-        self.progress.advance()
-        return state, metrics
-
-    def after_step(self, state: TrainState, step: int) -> None:
-        """Logs, evaluates, saves and stops if due after `step` updates."""
-        experiment, config = self.experiment, self.experiment.config
-        is_log_due = experiment.is_due(config.log_every_steps, step)
-        is_save_due = experiment.is_due(config.checkpoint_every_steps, step)
-        is_eval_due = experiment.is_eval_due(step)
-        stopping = self.stop.is_due()
-        if is_log_due or is_save_due or is_eval_due or stopping:
-            metrics = self.losses.check()
-            if is_log_due:
-                self.log(metrics, step)
-        if stopping:
-            self.save_and_stop(state, step)
-        if is_eval_due:
-            self.evaluate_and_save(state, step)
-        elif is_save_due:
-            self.save(state)
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Writes and shows a row of training metrics."""
-        rate = self.progress.images_per_second(step)
-        row = {**metrics, "learning_rate": self.experiment.learning_rate(step - 1)}
-        if rate is not None:
-            row["images_per_second"] = rate
-        self.write(row, step, "train")
-        self.progress.report(step, loss=metrics["loss"], images_per_second=rate)
-        if warning := self.chance.add(step, metrics):
-            self.progress.say(warning)
-
-    def evaluate_and_save(self, state: TrainState, step: int) -> None:
-        """Evaluates, writes and shows a row of metrics, and saves the state with them."""
-        started = time.monotonic()
-        try:
-            metrics = self.experiment.evaluate(state, watch=self.stop.checked)
-        except StopRequested:
-            self.save_and_stop(state, step)
-        if not math.isfinite(metrics["loss"]):
-            raise not_finite(metrics, step)
-        seconds = time.monotonic() - started
-        self.write({**metrics, "eval_seconds": seconds}, step, "eval")
-        epoch = step // self.experiment.epoch_steps
-        self.progress.say(f"epoch {epoch}, step {step}: eval {format_metrics(metrics)}")
-        self.say_unreadable()
-        self.save(state, metrics)
-        self.progress.restart_clock(step)
-
-    def say_unreadable(self) -> None:
-        """Reports the unreadable pictures that were skipped so far, if any."""
-        unreadable = {
-            **self.experiment.train_set.unreadable,
-            **self.experiment.eval_set.unreadable,
-        }
-        if unreadable:
-            named = [f"{path} ({reason})" for path, reason in unreadable.items()]
-            self.progress.say(
-                f"unreadable pictures skipped so far: {len(named)}: {name_first(named, 5)}"
-            )
-
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to write a checkpoint."""
-        self.checkpoints.save(
-            state,
-            description=self.experiment.description,
-            data=self.experiment.data,
-            metrics=metrics,
-        )
-
-    def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
-        """Saves the state if it is not saved yet, and ends the run."""
-        self.checkpoints.wait()
-        if self.checkpoints.latest_step != step:
-            self.save(state)
-            self.checkpoints.wait()
-        number = self.stop.signal_number
-        assert number is not None
-        raise StoppedBySignal(
-            f"stopped by {signal.Signals(number).name} after step {step}; the state is "
-            "saved: run the same command to continue",
-            signal_number=number,
-        )
-
-    def write(
-        self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
-    ) -> None:
-        """Writes a row, in the first process."""
-        if self.writer is not None:
-            epoch = step // self.experiment.epoch_steps
-            self.writer.write(metrics, step=step, epoch=epoch, split=split)
-
-
 def train_and_evaluate(
     config: Config | Mapping[str, Any], workdir: str | os.PathLike[str]
 ) -> dict[str, float]:
@@ -205,22 +67,11 @@ def train_and_evaluate(
         _check_config(run_dir, checkpoints, config)
         experiment = create_experiment(config, jax.local_devices())
         _check_data(run_dir, experiment, checkpoints)
-        state = _restore(experiment, checkpoints)
-        start_step = 0 if state is None else int(state.step)
-        evaluation = None if state is None else checkpoints.labels[start_step].metrics
+        restored = _restore(experiment, checkpoints)
         run = _create_run(
-            stack,
-            run_dir,
-            experiment,
-            checkpoints,
-            stop,
-            start_step=start_step,
-            evaluation=evaluation,
+            stack, run_dir, experiment, checkpoints, stop=stop, restored=restored
         )
-        was_evaluated = evaluation is not None
-        is_finished = start_step >= experiment.total_steps and was_evaluated
-        state = _start(experiment, state, run.progress, is_finished=is_finished)
-        run.train(state, start_step, was_evaluated=was_evaluated)
+        run.train(run.start(restored))
         checkpoints.wait()
         best_step = checkpoints.best_step
         run.progress.say(f"Done. Results: {run_dir.path}; best step {best_step}")
@@ -252,86 +103,8 @@ def _open_workdir(
 @distributed.together()
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
     """Checks that a run may continue under `config`, and reports changed fields."""
-    if checkpoints.latest_step is not None:
-        changes = run_dir.check_resumable(config)
-        if changes:
-            tell_once(f"the config of this run has changed: {'; '.join(changes)}")
-
-
-@distributed.together()
-def _create_run(
-    stack: ExitStack,
-    run_dir: Workdir,
-    experiment: Experiment,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-    *,
-    start_step: int,
-    evaluation: Mapping[str, float] | None,
-) -> _Run:
-    """Creates the run and opens its files, which `stack` closes.
-
-    `evaluation` holds the metrics that were saved with the first state, if any.
-    """
-    config, is_first = experiment.config, distributed.is_first()
-    progress = Progress(
-        total_steps=experiment.total_steps,
-        start_step=start_step,
-        batch_size=config.batch_size,
-        is_shown=is_first,
-    )
-    profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
-    writer = None
-    if is_first:
-        run_dir.write_config(config.to_dict())
-        devices = distributed.all_devices(experiment.devices)
-        run_dir.write_start(
-            {
-                "step": start_step,
-                "epoch_steps": experiment.epoch_steps,
-                "total_steps": experiment.total_steps,
-                "environment": describe_environment(devices),
-            }
-        )
-        writer = MetricsWriter(
-            run_dir.metrics_file,
-            run_dir.tensorboard,
-            resume_step=start_step,
-            was_evaluated=evaluation is not None,
-        )
-        stack.enter_context(writer)
-        if config.wandb_project:
-            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
-            writer.mirror = stack.enter_context(mirror).write
-    run = _Run(
-        experiment,
-        checkpoints,
-        writer,
-        stack.enter_context(progress),
-        stop,
-        stack.enter_context(profile),
-        _watch_chance(experiment, read_rows(run_dir.metrics_file) if writer else []),
-    )
-    if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
-        run.write(dict(evaluation), start_step, "eval")
-        tell_once(
-            f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
-            "is written again from the checkpoint"
-        )
-    return run
-
-
-def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:
-    """Creates the watch of a run that has already logged `rows`, and reported on them."""
-    chance = ChanceWatch(
-        experiment.config,
-        num_classes=len(experiment.description.class_names),
-        epoch_steps=experiment.epoch_steps,
-    )
-    for row in rows:
-        if row["split"] == "train":
-            chance.add(row["step"], row)
-    return chance
+    if checkpoints.latest_step is not None and (changes := run_dir.check_resumable(config)):
+        tell_once(f"the config of this run has changed: {'; '.join(changes)}")
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
@@ -385,43 +158,250 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
 
 
 @distributed.together()
-def _start(
+def _create_run(
+    stack: ExitStack,
+    run_dir: Workdir,
     experiment: Experiment,
-    restored: TrainState | None,
-    progress: Progress,
+    checkpoints: Checkpoints,
     *,
-    is_finished: bool,
-) -> TrainState:
-    """Creates the first state unless it is restored, prints a summary, compiles the step.
+    stop: StopRequest,
+    restored: TrainState | None,
+) -> "_Run":
+    """Creates the run and opens its files, which `stack` closes."""
+    start_step, evaluation = 0, None
+    if restored is not None:
+        start_step = int(restored.step)
+        evaluation = checkpoints.labels[start_step].metrics
+    config, is_first = experiment.config, distributed.is_first()
+    progress = Progress(
+        total_steps=experiment.total_steps,
+        start_step=start_step,
+        batch_size=config.batch_size,
+        is_shown=is_first,
+    )
+    profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
+    writer = None
+    if is_first:
+        run_dir.write_config(config.to_dict())
+        devices = distributed.all_devices(experiment.devices)
+        run_dir.write_start(
+            {
+                "step": start_step,
+                "epoch_steps": experiment.epoch_steps,
+                "total_steps": experiment.total_steps,
+                "environment": describe_environment(devices),
+            }
+        )
+        writer = MetricsWriter(
+            run_dir.metrics_file,
+            run_dir.tensorboard,
+            resume_step=start_step,
+            was_evaluated=evaluation is not None,
+        )
+        stack.enter_context(writer)
+        if config.wandb_project:
+            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
+            writer.mirror = stack.enter_context(mirror).write
+    run = _Run(
+        experiment,
+        checkpoints,
+        stop,
+        start_step,
+        evaluation,
+        writer,
+        stack.enter_context(progress),
+        stack.enter_context(profile),
+        _watch_chance(experiment, read_rows(run_dir.metrics_file) if writer else []),
+    )
+    if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
+        run.write(dict(evaluation), start_step, "eval")
+        tell_once(
+            f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
+            "is written again from the checkpoint"
+        )
+    return run
 
-    A thread compiles, so that the state is created meanwhile and signals are handled. Each
-    of several processes compiles with its first call instead, because one process alone
-    cannot compile a `pmap` over all of them.
-    """
-    config, state, origin = experiment.config, restored, "from scratch"
-    if state is not None:
-        origin = f"resuming after step {int(state.step)}"
-    elif config.init_from:
-        fresh, source = experiment.fresh_state(), Workdir(config.init_from)
-        description, devices = experiment.description, experiment.devices
-        state, origin = warm_start(fresh, source, description, devices)
-    if is_finished:
-        origin = "finished before; nothing left to do"
-    progress.say(_summary(experiment, origin))
-    compiling = None
-    gc.disable()  # It would take a fifth of the time of tracing.
-    try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            if distributed.num_processes() == 1 and not is_finished:
-                step = 0 if state is None else int(state.step)
-                compiling = pool.submit(experiment.compile_train_step, step)
-            if state is None:
-                state = experiment.fresh_state()
-            if compiling is not None:
-                give_large_steps_back(compiling.result())
-    finally:
-        gc.enable()
-    return state
+
+def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:
+    """Creates the watch of a run that has already logged `rows`, and reported on them."""
+    chance = ChanceWatch(
+        experiment.config,
+        num_classes=len(experiment.description.class_names),
+        epoch_steps=experiment.epoch_steps,
+    )
+    for row in rows:
+        if row["split"] == "train":
+            chance.add(row["step"], row)
+    return chance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One start of an experiment, with the objects that save and report progress."""
+
+    experiment: Experiment
+    checkpoints: Checkpoints
+    stop: StopRequest
+    start_step: int  # Number of updates before this start.
+    evaluation: Mapping[str, float] | None  # Metrics saved with the first state, if any.
+    writer: MetricsWriter | None  # None except in the first process.
+    progress: Progress
+    profile: StepProfile
+    chance: ChanceWatch
+    losses: LossWatch = dataclasses.field(default_factory=LossWatch)
+
+    @distributed.together()
+    def start(self, restored: TrainState | None) -> TrainState:
+        """Creates the state unless it is restored, prints a summary, compiles the step.
+
+        A thread compiles, so that the state is created meanwhile and signals are handled.
+        Each of several processes compiles with its first call instead, because one process
+        alone cannot compile a `pmap` over all of them.
+        """
+        experiment, step = self.experiment, self.start_step
+        config, state, origin = experiment.config, restored, "from scratch"
+        is_finished = step >= experiment.total_steps and self.evaluation is not None
+        if is_finished:
+            origin = "finished before; nothing left to do"
+        elif state is not None:
+            origin = f"resuming after step {step}"
+        elif config.init_from:
+            fresh, source = experiment.fresh_state(), Workdir(config.init_from)
+            description, devices = experiment.description, experiment.devices
+            state, origin = warm_start(fresh, source, description, devices)
+        self.progress.say(_summary(experiment, origin))
+        compiling = None
+        gc.disable()  # It would take a fifth of the time of tracing.
+        try:
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                if distributed.num_processes() == 1 and not is_finished:
+                    compiling = pool.submit(experiment.compile_train_step, step)
+                if state is None:
+                    state = experiment.fresh_state()
+                if compiling is not None:
+                    give_large_steps_back(compiling.result())
+        finally:
+            gc.enable()
+        return state
+
+    def train(self, state: TrainState) -> None:
+        """Makes all updates after `start_step`; logs, evaluates and saves when due."""
+        step, experiment = self.start_step, self.experiment
+        if step and experiment.is_eval_due(step) and self.evaluation is None:
+            self.stop.wait_for_loop = True
+            self.evaluate_and_save(state, step)  # The run stopped before this.
+        try:
+            with closing(experiment.batches(step)) as batches:
+                for batch in self.stop.interruptible(batches):
+                    self.stop.wait_for_loop = True
+                    state, metrics = self.update(state, batch, step)
+                    step += 1
+                    self.losses.add(step, metrics)
+                    self.after_step(state, step)
+        except StopRequested:  # The run was stopped while it waited for a batch.
+            self.losses.check()
+            self.save_and_stop(state, step)
+
+    def update(
+        self, state: TrainState, batch: Batch, step: int
+    ) -> tuple[TrainState, Metrics]:
+        """Makes the update after `step` updates; the first one may compile first."""
+        self.profile.before(step + 1)
+        experiment = self.experiment
+        state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
+        self.profile.after(step + 1, state)
+        if step == self.start_step:
+            jax.block_until_ready(state)
+            self.progress.restart_clock(step + 1)
+        self.progress.advance()
+        return state, metrics
+
+    def after_step(self, state: TrainState, step: int) -> None:
+        """Logs, evaluates, saves and stops if due after `step` updates."""
+        experiment, config = self.experiment, self.experiment.config
+        is_log_due = experiment.is_due(config.log_every_steps, step)
+        is_save_due = experiment.is_due(config.checkpoint_every_steps, step)
+        is_eval_due = experiment.is_eval_due(step)
+        stopping = self.stop.is_due()
+        if is_log_due or is_save_due or is_eval_due or stopping:
+            metrics = self.losses.check()
+            if is_log_due:
+                self.log(metrics, step)
+        if stopping:
+            self.save_and_stop(state, step)
+        if is_eval_due:
+            self.evaluate_and_save(state, step)
+        elif is_save_due:
+            self.save(state)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Writes and shows a row of training metrics."""
+        rate = self.progress.images_per_second(step)
+        row = {**metrics, "learning_rate": self.experiment.learning_rate(step - 1)}
+        if rate is not None:
+            row["images_per_second"] = rate
+        self.write(row, step, "train")
+        self.progress.report(step, loss=metrics["loss"], images_per_second=rate)
+        if warning := self.chance.add(step, metrics):
+            self.progress.say(warning)
+
+    def evaluate_and_save(self, state: TrainState, step: int) -> None:
+        """Evaluates, writes and shows a row of metrics, and saves the state with them."""
+        started = time.monotonic()
+        try:
+            metrics = self.experiment.evaluate(state, watch=self.stop.checked)
+        except StopRequested:
+            self.save_and_stop(state, step)
+        if not math.isfinite(metrics["loss"]):
+            raise not_finite(metrics, step)
+        seconds = time.monotonic() - started
+        self.write({**metrics, "eval_seconds": seconds}, step, "eval")
+        epoch = step // self.experiment.epoch_steps
+        self.progress.say(f"epoch {epoch}, step {step}: eval {format_metrics(metrics)}")
+        self.say_unreadable()
+        self.save(state, metrics)
+        self.progress.restart_clock(step)
+
+    def say_unreadable(self) -> None:
+        """Reports the unreadable pictures that were skipped so far, if any."""
+        experiment = self.experiment
+        unreadable = experiment.train_set.unreadable | experiment.eval_set.unreadable
+        if unreadable:
+            named = [f"{path} ({reason})" for path, reason in unreadable.items()]
+            self.progress.say(
+                f"unreadable pictures skipped so far: {len(named)}: {name_first(named, 5)}"
+            )
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts to write a checkpoint."""
+        self.checkpoints.save(
+            state,
+            description=self.experiment.description,
+            data=self.experiment.data,
+            metrics=metrics,
+        )
+
+    def save_and_stop(self, state: TrainState, step: int) -> NoReturn:
+        """Saves the state if it is not saved yet, and ends the run."""
+        self.checkpoints.wait()
+        if self.checkpoints.latest_step != step:
+            self.save(state)
+            self.checkpoints.wait()
+        number = self.stop.signal_number
+        assert number is not None
+        raise StoppedBySignal(
+            f"stopped by {signal.Signals(number).name} after step {step}; the state is "
+            "saved: run the same command to continue",
+            signal_number=number,
+        )
+
+    def write(
+        self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
+    ) -> None:
+        """Writes a row, in the first process."""
+        if self.writer is not None:
+            epoch = step // self.experiment.epoch_steps
+            self.writer.write(metrics, step=step, epoch=epoch, split=split)
 
 
 def _summary(experiment: Experiment, origin: str) -> str:
