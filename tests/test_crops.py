@@ -15,9 +15,6 @@ from googlenet_flax.preprocessing.crops import (
     central_crop,
     crop_boxes,
     evaluation_crops,
-    paper_crops,
-    shifted_crops,
-    ten_crops,
 )
 
 # Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
@@ -123,14 +120,14 @@ def test_the_papers_144_crops(picture):
     squares = itertools.product((256, 288, 320, 352), (0, 1 / 2, 1))
     expected = [box for square in squares for box in windows(picture, *square)]
     assert len(expected) == 72
-    assert_boxes(paper_crops(), picture, expected)
+    assert_boxes(evaluation_crops(144, 0.875), picture, expected)
 
 
 @each_picture
 def test_ten_crops_are_224_pixels_of_256(picture):
     # Krizhevsky et al. 2012: of the central 256x256 of the picture resized to 256 pixels on
     # its shorter side, the four 224x224 corners and the centre, and their mirror images.
-    assert_boxes(ten_crops(), picture, windows(picture, 256, 1 / 2)[:5])
+    assert_boxes(evaluation_crops(10, 0.875), picture, windows(picture, 256, 1 / 2)[:5])
 
 
 @each_picture
@@ -140,7 +137,7 @@ def test_six_views_are_shifted_by_a_32nd(picture):
     top, left = ((side - length) / 2 + shifts for side in picture)
     sides = np.full(3, length)
     expected = np.stack([top, left, sides, sides], axis=1)
-    assert_boxes(shifted_crops(0.875), picture, expected)
+    assert_boxes(evaluation_crops(6, 0.875), picture, expected)
 
 
 def test_numbers_of_crops():
@@ -151,9 +148,6 @@ def test_numbers_of_crops():
         assert len(mirrored) == number // 2
     assert evaluation_crops(1, 0.875) == (None,)  # The network's own crop.
     assert evaluation_crops(2, 0.875) == (None, central_crop(0.875)._replace(mirror=True))
-    assert evaluation_crops(6, 0.875) == shifted_crops(0.875)
-    assert evaluation_crops(10, 0.875) == ten_crops()
-    assert evaluation_crops(144, 0.875) == paper_crops()
 
 
 # By an even factor each new centre lies between two equally near pixels.
@@ -235,7 +229,7 @@ def test_every_view_is_of_the_picture(extent, side, method):
     rows, columns = np.arange(STORED)[:, None], np.arange(STORED)
     inside = ((rows < extent[0]) & (columns < extent[1]))[None, :, :, None]
     image = np.where(inside, 77, 1e9)
-    for crop in shifted_crops(side):
+    for crop in evaluation_crops(6, side):
         box = np.asarray(crop_boxes(np.array([extent]), crop))
         out = cut(image, box, 5, [extent], method=method)
         np.testing.assert_allclose(out, 77, rtol=1e-4)  # And not NaN.

@@ -5,7 +5,7 @@ import pytest
 from helpers.images import cut_out, random_images
 from helpers.networks import preprocess
 
-from googlenet_flax.preprocessing.crops import Crop, ten_crops
+from googlenet_flax.preprocessing.crops import Crop, evaluation_crops
 
 # Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
 ATOL = 1e-3
@@ -79,7 +79,7 @@ def test_one_compilation_serves_all_crops():
     images, extents = jnp.asarray(random_images(2, 9, 7, 3)), jnp.array([[9, 7], [5, 6]])
     fields = {"image_size": 6, "input_mean": (1.0, 2.0, 3.0), "channel_order": "BGR"}
     once = jitted(**fields)
-    for crop in ten_crops()[4:6]:
+    for crop in evaluation_crops(10, 1.0)[4:6]:
         expected = preprocess(**fields)(images, extents, crop)
         np.testing.assert_allclose(once(images, extents, crop), expected, rtol=0, atol=ATOL)
     assert once._cache_size() == 1

@@ -37,41 +37,8 @@ def central_crop(side: float) -> Crop:
     return Crop(0.5, side, 0.5, 0.5)
 
 
-def _with_mirrors(crops: list[Crop]) -> tuple[Crop, ...]:
-    return (*crops, *(crop._replace(mirror=True) for crop in crops))
-
-
-def ten_crops() -> tuple[Crop, ...]:
-    """Returns four corners and the center of the middle square, and their mirror images.
-
-    Krizhevsky et al. 2012, section 4.1, cut 224 pixels from 256.
-    """
-    side = TRAINING_PIXELS / TEN_CROP_SCALE
-    return _with_mirrors([Crop(0.5, side, *place) for place in PLACES])
-
-
-def paper_crops() -> tuple[Crop, ...]:
-    """Returns the 144 crops of the paper's section 7.
-
-    They are 4 scales x 3 squares (left, middle, right; or top, middle, bottom) x 6 crops
-    (four corners, the center, and the whole square) x 2 (plain and mirrored).
-    """
-    crops = []
-    for scale, square in itertools.product(PAPER_SCALES, (0.0, 0.5, 1.0)):
-        side = TRAINING_PIXELS / scale
-        crops += [Crop(square, side, *place) for place in PLACES]
-        crops.append(Crop(square, 1.0, 0.5, 0.5))
-    return _with_mirrors(crops)
-
-
-def shifted_crops(side: float) -> tuple[Crop, ...]:
-    """Returns three crops (central, shifted up left, shifted down right), and mirrors."""
-    center = central_crop(side)
-    return _with_mirrors([center._replace(shift=shift) for shift in (0.0, -SHIFT, SHIFT)])
-
-
 def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
-    """Returns the crops whose predictions are averaged.
+    """Returns the crops whose predictions are averaged, half of them mirror images.
 
     Args:
       number: One of `CROP_NUMBERS`.
@@ -80,13 +47,21 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
     Returns:
       The crops; None is the network's own crop.
     """
-    return {
-        1: (None,),
-        2: (None, central_crop(side)._replace(mirror=True)),
-        6: shifted_crops(side),
-        10: ten_crops(),
-        144: paper_crops(),
-    }[number]
+    center = central_crop(side)
+    if number <= 2:
+        return (None, center._replace(mirror=True))[:number]
+    crops = []
+    if number == 6:  # The center, and shifted up left and down right.
+        crops = [center._replace(shift=shift) for shift in (0.0, -SHIFT, SHIFT)]
+    elif number == 10:  # Corners and center, Krizhevsky et al. 2012, section 4.1.
+        side = TRAINING_PIXELS / TEN_CROP_SCALE
+        crops = [Crop(0.5, side, *place) for place in PLACES]
+    else:  # Section 7: corners, center and the whole of 3 squares at each of 4 scales.
+        for scale, square in itertools.product(PAPER_SCALES, (0.0, 0.5, 1.0)):
+            side = TRAINING_PIXELS / scale
+            crops += [Crop(square, side, *place) for place in PLACES]
+            crops.append(Crop(square, 1.0, 0.5, 0.5))
+    return (*crops, *(crop._replace(mirror=True) for crop in crops))
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
