@@ -2,11 +2,10 @@
 
 import os
 
+from helpers.processes import XLA_FLAGS
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 "
-    "--xla_backend_optimization_level=0"  # Tests compile much and compute little.
-)
+os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"
 
 import dataclasses
 import fcntl

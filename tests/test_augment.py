@@ -17,15 +17,9 @@ ATOL = 1e-3
 METHODS = tuple(INTERPOLATIONS)
 
 
-# Optimization would take most of the time, and each program runs once.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
 @functools.cache
 def jitted(augmentation, network_input):
-    return quick_jit(
+    return jax.jit(
         lambda images, seeds, extents: augmentation(
             images,
             jax.vmap(jax.random.key)(seeds),
@@ -63,7 +57,7 @@ def test_augmentation_that_is_off_changes_nothing(channels, extents):
     evaluated = preprocess(image_size=7, crop_fraction=0.75, channel_order="BGR")
     np.testing.assert_array_equal(
         run(images, seeds, extents=extents, network_input=evaluated),
-        quick_jit(evaluated.__call__)(images, extents),
+        jax.jit(evaluated.__call__)(images, extents),
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.paths import DIGITS
-from helpers.processes import finish, start
+from helpers.processes import XLA_FLAGS, finish, start
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
@@ -71,8 +71,7 @@ def start_tiny(workdir, *more, **options) -> subprocess.Popen:
 
 def on_devices(number: int) -> dict[str, str]:
     """Returns the environment of a process with this number of devices."""
-    flags = f"--xla_force_host_platform_device_count={number}"
-    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+    return {"XLA_FLAGS": f"{XLA_FLAGS} --xla_force_host_platform_device_count={number}"}
 
 
 def tiny_flags(workdir) -> list[str]:
