@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from googlenet_flax.data.image_set import Split
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
@@ -100,12 +100,15 @@ class ModelDescription:
             platform=devices[0].platform if devices else None,
         )
 
+    def initialize(self, rng: jax.Array) -> Any:
+        """Draws random parameters and statistics of the network."""
+        size, channels = self.preprocess.image_size, self.preprocess.input_channels
+        images = jnp.zeros((1, size, size, channels))
+        return self.create_model().init(rng, images, train=False)
+
     def variables_like(self) -> Any:
         """Returns shapes and types of the network's parameters and statistics."""
-        size, channels = self.preprocess.image_size, self.preprocess.input_channels
-        images = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
-        initialize = partial(self.create_model().init, train=False)
-        return jax.eval_shape(initialize, jax.random.key(0), images)
+        return jax.eval_shape(self.initialize, jax.random.key(0))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON types, from which `from_json` restores them."""
