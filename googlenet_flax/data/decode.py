@@ -10,8 +10,8 @@ import warnings
 
 import numpy as np
 import PIL.Image
-from PIL.ExifTags import Base
-from PIL.Image import Resampling, Transpose
+import PIL.ImageOps
+from PIL.Image import Resampling
 
 from googlenet_flax.runtime.errors import UserError
 
@@ -26,15 +26,6 @@ MAX_PIXELS = 89_478_485  # Pillow warns of decompression bombs above the same nu
 REDUCING_GAP = 2
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels.
 Picture = str | os.PathLike[str] | bytes  # The path of a file, or the bytes of one.
-TRANSPOSE = {  # EXIF orientation to the operation that turns the picture upright.
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,  # From here on, height and width are swapped.
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 class BadImageError(Exception):
@@ -163,14 +154,13 @@ def _read(
         converted = _convert(image, mode)
         bilinear = Resampling.BILINEAR
         reduced = converted.resize(size, bilinear, box, reducing_gap=REDUCING_GAP)
-        try:  # After loading, because pillow already turns TIFF files on loading.
-            orientation = image.getexif().get(Base.Orientation)
-        except Exception:  # Pictures with broken EXIF data are read unturned.
-            orientation = None
-    if orientation not in TRANSPOSE:
-        return reduced, (height, width)
-    full_size = (height, width) if orientation < 5 else (width, height)
-    return reduced.transpose(TRANSPOSE[orientation]), full_size
+    reduced.info = image.info  # Conversions can lose it.
+    try:
+        upright = PIL.ImageOps.exif_transpose(reduced)
+    except Exception:  # Pictures with broken EXIF data are read unturned.
+        upright = reduced
+    is_on_side = upright.size != reduced.size
+    return upright, (width, height) if is_on_side else (height, width)
 
 
 def _convert(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
