@@ -89,7 +89,7 @@ def _joined_processes(config: Config) -> contextlib.AbstractContextManager:
 
 def main() -> None:
     """Runs the command."""
-    command_line.run(_train, CONFIG, required=(CONFIG,))
+    command_line.run(_train, CONFIG)
 
 
 if __name__ == "__main__":

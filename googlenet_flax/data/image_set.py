@@ -64,7 +64,7 @@ class ImageSet:
     """All images of a split, in memory, with labels and class names.
 
     Raises:
-      ValueError: A shape, type or label is invalid, or there are no images.
+      ValueError: A label is not that of a class, or there are no images.
     """
 
     images: np.ndarray  # uint8 [N, h, w, C], such as gray, RGB or RGBA
@@ -72,12 +72,7 @@ class ImageSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        shape, dtype, known = self.images.shape, self.images.dtype, len(self.class_names)
-        if len(shape) != 4 or dtype != np.uint8:
-            raise ValueError(
-                f"images must be uint8 [N, h, w, C], got {dtype} {list(shape)}"
-            )
-        low, high = self.labels.min(), self.labels.max()
+        low, high, known = self.labels.min(), self.labels.max(), len(self.class_names)
         if low < 0 or high >= known:
             raise ValueError(
                 f"labels run from {low} to {high} but there are {known} classes"

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.files import write_out
 
-Format = Literal["stablehlo", "onnx", "safetensors"]
-FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors")
+FORMATS = ("stablehlo", "onnx", "safetensors")
 METADATA_SUFFIX = ".json"  # A StableHLO file cannot hold text, so there is a second file.
 CARD_SUFFIX = ".md"  # Not README.md, which another file in the folder may have.
 TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
@@ -37,7 +36,7 @@ class Exported:
 
 
 def export(
-    predictor: Predictor, format_name: Format, *, aux_heads: bool, accuracy: str = ""
+    predictor: Predictor, format_name: str, *, aux_heads: bool, accuracy: str = ""
 ) -> Exported:
     """Exports a network in float32, and compares the result with the network.
 
@@ -133,7 +132,7 @@ def _compare_leaves(data: bytes, network: Network) -> str:
     return f"verified: {len(actual)} leaves read back bit for bit"
 
 
-def write_files(out: pathlib.Path, exported: Exported, format_name: Format) -> None:
+def write_files(out: pathlib.Path, exported: Exported, format_name: str) -> None:
     """Writes the file completely or not at all, after the text file beside it if any.
 
     Raises:

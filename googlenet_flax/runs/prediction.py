@@ -66,15 +66,10 @@ def predict(
     batch_size: int,
     num_crops: int = 1,
 ) -> Iterator[Prediction]:
-    """Classifies pictures in batches, in order.
+    """Classifies pictures in batches, in order, and names the `top` classes of each.
 
-    Args:
-      predictor: The network.
-      pictures: Picture files of any size in a format that `decode_image` reads.
-      top: Number of classes to name for each picture.
-      batch_size: Pictures per batch, rounded up to a multiple of the devices.
-      num_crops: Number of crops of each picture whose softmax is averaged (see
-        `evaluation_crops`).
+    `decode_image` describes the picture files. The batch size is rounded up to a multiple
+    of the devices. The softmax is averaged over the crops of `evaluation_crops`.
     """
     class_names = predictor.description.class_names
     for paths, errors, batch in read_batches(predictor, pictures, batch_size):

@@ -78,12 +78,10 @@ class Predictor:
     def log_probabilities(
         self, batch: Mapping[str, np.ndarray], num_crops: int
     ) -> LogProbabilities:
-        """Computes the log of the softmax averaged over crops.
+        """Computes the log of the softmax averaged over crops, as of `evaluation_crops`.
 
-        Args:
-          batch: `image` and optionally `extent` in the form of a batch of a `Split`. The
-            devices must be able to share the examples equally.
-          num_crops: Number of crops of each picture (see `evaluation_crops`).
+        The batch holds `image` and optionally `extent` as a batch of a `Split` does. The
+        devices must be able to share the examples equally.
         """
         shards = self.split(batch)
         total: Any = None

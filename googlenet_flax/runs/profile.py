@@ -10,11 +10,10 @@ from googlenet_flax.runtime.errors import writing
 
 
 class StepProfile:
-    """Profiler that traces the steps from the first to the last of `steps`.
+    """Profiler that writes `plugins/profile/TIME/` into a directory.
 
-    Args:
-      directory: Folder in which `jax.profiler` writes `plugins/profile/TIME/`.
-      steps: The first and the last step, counted from 1; empty for no trace.
+    It traces the steps from the first to the last of `steps`, counted from 1; with an empty
+    sequence it traces none.
     """
 
     def __init__(self, directory: pathlib.Path, steps: Sequence[int]):

@@ -54,27 +54,20 @@ def define_config(
     return holder
 
 
-def run(
-    command: Callable[[], None],
-    config: flags.FlagHolder,
-    *,
-    required: tuple[flags.FlagHolder, ...] = (),
-) -> None:
+def run(command: Callable[[], None], config: flags.FlagHolder) -> None:
     """Parses the command line, runs the command and ends the process.
 
-    The command may raise a `RunError`. Flags in `required` must be given.
+    The command may raise a `RunError`. A config without a default must be given.
     """
 
     def main(_: list[str]) -> None:
         with running():
             command()
 
-    app.run(main, flags_parser=functools.partial(_parse_flags, config, required))
+    app.run(main, flags_parser=functools.partial(_parse_flags, config))
 
 
-def _parse_flags(
-    config: flags.FlagHolder, required: tuple[flags.FlagHolder, ...], argv: list[str]
-) -> list[str]:
+def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
     """Parses the flags as absl does, but reports an error in one line."""
     logging.set_verbosity(logging.FATAL)  # ml_collections also logs the error.
     with exit_on_run_error():
@@ -88,9 +81,8 @@ def _parse_flags(
                 )
         except Exception as error:  # A config file may raise anything.
             raise UserError(f"{_in_one_line(error)}; see --help") from error
-        for flag in required:
-            if not flag.present:
-                raise UserError(f"--{flag.name} is missing; see --help")
+        if config.value is None:
+            raise UserError(f"--{config.name} is missing; see --help")
         if rest[1:]:
             raise UserError(f"unknown argument {rest[1]!r}; see --help")
     return rest

@@ -36,11 +36,8 @@ def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
     """Returns the path of a file in a folder, and downloads it if it is not there.
 
     A file of this name with another digest is replaced. The download is a temporary file
-    until it is complete and its digest is right, and is renamed then.
-
-    Args:
-      file: The file.
-      folder: Folder for nothing but downloads; temporary files of killed ones are deleted.
+    until it is complete and its digest is right, and is renamed then. The folder should
+    hold nothing but downloads: temporary files of killed ones are deleted.
 
     Raises:
       UserError: The file cannot be downloaded or written. Without a network, this takes

@@ -46,11 +46,8 @@ def machine_memory_bytes() -> int:
 def give_large_steps_back(compiled: Any) -> bool:
     """Undoes `keep_freed_memory` for a step so large that the heap could fill the memory.
 
-    Args:
-      compiled: The step as returned by `jax.jit(...).lower(...).compile()`.
-
-    Returns:
-      True if the setting was undone.
+    `compiled` is the step as returned by `jax.jit(...).lower(...).compile()`. Returns true
+    if the setting was undone.
     """
     plan = compiled.memory_analysis()
     max_kept_bytes = MAX_KEPT_FRACTION * machine_memory_bytes()

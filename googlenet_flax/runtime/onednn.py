@@ -9,15 +9,12 @@ _FLAG = "--xla_cpu_experimental_onednn_custom_call"
 
 
 def use_onednn_for(dtype: str) -> None:
-    """Turns oneDNN on if activations are bfloat16, for which it is the fastest on CPUs.
+    """Turns oneDNN on for activations in bfloat16, for which it is the fastest on CPUs.
 
     Call this function before anything is compiled, because XLA reads its flags only once.
     A value that the user has set in `XLA_FLAGS` is kept, and a jaxlib without oneDNN is
     left alone. Where oneDNN is on, compiled programs are not stored: jaxlib 0.12 fails to
     write those that use it.
-
-    Args:
-      dtype: Type of the network's activations.
     """
     if jaxlib.version.__version_info__ < (0, 12):
         return

@@ -81,14 +81,8 @@ class Progress:
 def call_with_clock(task: str, call: Callable[[], Any]) -> Any:
     """Calls a function that takes minutes, and shows on stderr how long it has taken.
 
-    The call runs in a thread of its own, so Ctrl-C ends the command meanwhile.
-
-    Args:
-      task: What the function does.
-      call: Function without arguments.
-
-    Returns:
-      The result of the function, which may also raise any error.
+    The call runs in a thread of its own, so Ctrl-C ends the command meanwhile. `task` says
+    what the function does. Its result is returned, and its errors are raised.
     """
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     future = pool.submit(call)
