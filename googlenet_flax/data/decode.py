@@ -64,11 +64,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def check_channels(channels: int) -> None:
-    """Checks that pictures can be decoded to this number of channels.
-
-    Raises:
-      UserError: It is not among `MODES`.
-    """
+    """Raises a `UserError` unless pictures can be decoded to this number of channels."""
     if channels not in MODES:
         raise UserError(
             f"config.input_channels is {channels} but pictures are read with 1 (gray), 3 "

@@ -255,11 +255,7 @@ _flatten = partial(traverse_util.flatten_dict, sep="/")
 
 
 def check_unused(path: str) -> None:
-    """Checks that a workdir holds no run; leftovers of a killed import may be replaced.
-
-    Raises:
-      UserError: The workdir holds a run.
-    """
+    """Raises a `UserError` if a workdir holds a run, not if it holds a broken import."""
     workdir = Workdir(path)
     if workdir.config_file.exists():
         raise UserError(f"workdir {path!r} holds a run: choose a new --workdir")

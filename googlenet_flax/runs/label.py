@@ -56,12 +56,9 @@ def label_leaves(items: Any) -> dict[str, str]:
 
 
 def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
-    """Compares the leaves of a label with those that a network expects.
+    """Raises a `UserError` that names the first leaves that a network expects otherwise.
 
     Orbax would cast types silently, and its errors about shapes are unclear.
-
-    Raises:
-      UserError: They differ; the message names the first leaves.
     """
     there = {path: leaf.rpartition(" ")[0] for path, leaf in saved.items()}
     here = {path: _shape(leaf) for path, leaf in named_leaves(items_like)}

@@ -201,10 +201,9 @@ def together() -> Iterator[None]:
 
 
 def check_same(facts: Mapping[str, Any], complaint: str) -> None:
-    """Checks that all processes pass the same facts, by name, as the first one.
+    """Raises a `UserError` unless all processes pass the same facts, by name.
 
-    Raises:
-      UserError: Facts differ; the message names them, followed by `complaint`.
+    The message names those that differ, followed by the `complaint`.
     """
     first, *others = _exchange(dict(facts))
     for number, other in enumerate(others, 1):

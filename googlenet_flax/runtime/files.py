@@ -61,11 +61,7 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def check_writable(file: pathlib.Path) -> None:
-    """Checks that the file that `--out` names can be written, before long work for it.
-
-    Raises:
-      UserError: It cannot.
-    """
+    """Raises a `UserError` unless the file that `--out` names can be written."""
     with writing(file, OUT_WAY_OUT):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file: name another with --out=FILE")
