@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import pathlib
 import socket
+import sys
 import threading
 import time
 import urllib.parse
+from typing import Any
 
 import pooch
 import requests
-import tqdm
 
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.streams import tell
@@ -51,7 +52,13 @@ def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
         try:
             _check_connection(file.url)
             pooch.get_logger().setLevel("WARNING")  # It would announce the download too.
-            download = functools.partial(_download, file)
+            download: Any = pooch.HTTPDownloader(
+                progressbar=sys.stderr.isatty(),
+                chunk_size=CHUNK_BYTES,
+                timeout=SILENCE_SECONDS,
+                headers={"Accept-Encoding": "identity"},  # Content-Length is of the file.
+                hooks={"response": functools.partial(_check_response, file)},
+            )
             pooch.retrieve(file.url, file.sha256, file.name, folder, downloader=download)
         except (requests.RequestException, ValueError) as error:
             source = f" from {file.url}" if file.url else ""
@@ -63,38 +70,15 @@ def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _download(file: RemoteFile, url: str, output_file: str, _: object) -> None:
-    """Downloads a file as `pooch.retrieve` asks for it, and shows the progress."""
-    with tqdm.tqdm(
-        desc=file.name,
-        total=file.size_bytes or 1,  # pooch sets it to what the server says.
-        unit="B",
-        unit_scale=True,
-        disable=None,  # Shows it on a terminal only.
-        leave=False,
-    ) as bar:
-        download = pooch.HTTPDownloader(
-            progressbar=bar,
-            chunk_size=CHUNK_BYTES,
-            timeout=SILENCE_SECONDS,
-            headers={"Accept-Encoding": "identity"},  # Content-Length is that of the file.
-            hooks={"response": functools.partial(_check_response, file, bar)},
-        )
-        download(url, output_file, None)
-
-
-def _check_response(
-    file: RemoteFile, bar: tqdm.tqdm, response: requests.Response, **_: object
-) -> None:
+def _check_response(file: RemoteFile, response: requests.Response, **_: object) -> None:
     """Refuses a file of another size before it is read, and announces the right one."""
     if response.is_redirect or not response.ok:
         return
     size_bytes = int(response.headers.get("Content-Length", file.size_bytes))
     if file.size_bytes and size_bytes != file.size_bytes:
         raise ValueError(f"{size_bytes:,} bytes instead of {file.size_bytes:,}")
-    if bar.disable:
-        size = f" ({size_bytes / 1e6:.1f} MB)" if size_bytes else ""
-        tell(f"downloading {file.name}{size} from {file.url}")
+    size = f" ({size_bytes / 1e6:.1f} MB)" if size_bytes else ""
+    tell(f"downloading {file.name}{size} from {file.url}")
 
 
 def _check_connection(url: str) -> None:
