@@ -10,15 +10,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from googlenet_flax.analysis import features
 from googlenet_flax.analysis.endpoints import ENDPOINTS
-from googlenet_flax.analysis.features import (
-    NORMS,
-    check_out,
-    create_extractor,
-    picture_batches,
-    split_batches,
-    write_features,
-)
 from googlenet_flax.data.decode import printable
 from googlenet_flax.runs.checkpoint_evaluation import IMPORT_DEFAULTS, evaluation_config
 from googlenet_flax.runs.prediction import describe_missing, find_pictures
@@ -47,7 +40,7 @@ def main() -> None:
     layer_help = f"part of the network: {', '.join(ENDPOINTS)}; default: pool"
     add("--layer", default="pool", choices=ENDPOINTS, metavar="LAYER", help=layer_help)
     norm_help = "l2 divides the features of each picture by their Euclidean norm"
-    add("--normalize", default="none", choices=NORMS, help=norm_help)
+    add("--normalize", default="none", choices=features.NORMS, help=norm_help)
     add_data_flags(parser)
     args = parser.parse_args()
     with running():
@@ -62,25 +55,25 @@ def _write(args: argparse.Namespace) -> None:
     }
     if args.pictures and any(value is not None for value in data.values()):
         raise UserError("name pictures or a split, as with --split=test, but not both")
-    check_out(args.out)
+    features.check_out(args.out)
     workdir, missing = Workdir(args.workdir), ""
     run = IMPORT_DEFAULTS if args.pictures else workdir.load_config()
     config = evaluation_config(run, **data, batch_size=args.batch_size)
     pictures, empty_folders = find_pictures(args.pictures) if args.pictures else ([], [])
     predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices())
-    extract = create_extractor(predictor, args.layer, args.normalize)
+    extract = features.create_extractor(predictor, args.layer, args.normalize)
     if pictures:
-        batches = picture_batches(predictor, pictures, config.batch_size)
-        shape = write_features(args.out, extract, batches)
+        batches = features.picture_batches(predictor, pictures, config.batch_size)
+        shape = features.write_features(args.out, extract, batches)
         failed = len(pictures) - shape[0]
         missing = describe_missing(failed, len(pictures), empty_folders)
     else:
         # The data may have other classes than the network, so they name their own.
         network = dataclasses.replace(predictor.description, class_names=())
         split = load_config_split(config, config.eval_split, network=network)
-        batches = split_batches(predictor, split, config.batch_size)
+        batches = features.split_batches(predictor, split, config.batch_size)
         class_names = np.array(split.class_names)
-        shape = write_features(args.out, extract, batches, class_names=class_names)
+        shape = features.write_features(args.out, extract, batches, class_names=class_names)
         for path, reason in split.unreadable.items():
             tell(f"skipped {path}: {reason}")
     description = predictor.description

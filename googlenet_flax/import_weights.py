@@ -5,15 +5,7 @@ googlenet import-weights --from=FORMAT [--weights=FILE] --workdir=DIR
 
 import pathlib
 
-from googlenet_flax.importers.formats import (
-    EXPORTED,
-    FORMATS,
-    check_unused,
-    describe_import,
-    read_class_names,
-    read_original,
-    write_import,
-)
+from googlenet_flax.importers import formats
 from googlenet_flax.importers.published import describe_published, fetch_published
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError
@@ -23,8 +15,8 @@ def main() -> None:
     """Runs the command."""
     parser = argument_parser("import_weights", __doc__)
     add = parser.add_argument
-    formats = (*FORMATS, EXPORTED)
-    add("--from", required=True, choices=formats, dest="format_name", help="file format")
+    kinds = (*formats.FORMATS, formats.EXPORTED)
+    add("--from", required=True, choices=kinds, dest="format_name", help="file format")
     add(
         "--weights",
         type=pathlib.Path,
@@ -46,18 +38,18 @@ def main() -> None:
             raise UserError(
                 "--transform_input is for --from=torchvision alone: leave it out"
             )
-        check_unused(args.workdir)
-        names = read_class_names(args.class_names) if args.class_names else ()
-        imported = read_original(
+        formats.check_unused(args.workdir)
+        names = formats.read_class_names(args.class_names) if args.class_names else ()
+        imported = formats.read_original(
             args.format_name,
             args.weights or fetch_published(args.format_name),
             image_size=args.image_size,
             class_names=names,
             transform_input={"true": True, "false": False}.get(args.transform_input),
         )
-        write_import(imported, args.workdir)
+        formats.write_import(imported, args.workdir)
         print(describe_published(imported.origin["sha256"]), end="")
-        print(f"{describe_import(imported)}\nDone: {args.workdir}")
+        print(f"{formats.describe_import(imported)}\nDone: {args.workdir}")
 
 
 if __name__ == "__main__":
