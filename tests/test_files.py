@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from googlenet_flax.runtime.files import replace_file
+from googlenet_flax.runtime.files import out_file, replace_file
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -35,3 +35,11 @@ def test_what_cannot_be_replaced_is_an_error(tmp_path):
         with pytest.raises(OSError):
             replace_file(path, b"new")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_the_home_directory_and_links(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert out_file("~/file") == tmp_path / "file"
+    (tmp_path / "link").symlink_to("file")
+    replace_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
