@@ -16,25 +16,12 @@ from googlenet_flax.model.googlenet import AUX_TAPS
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
+from googlenet_flax.training import evaluation, sharding
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
-from googlenet_flax.training.evaluation import (
-    EvalStep,
-    Watch,
-    create_eval_step,
-    evaluate_split,
-)
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.sharding import (
-    AXIS_NAME,
-    check_batch_divides,
-    parallel_train_step,
-    replicate,
-    replicated_like,
-    split_over_devices,
-)
 from googlenet_flax.training.state import Batch, Metrics, Params, TrainState, create_state
 from googlenet_flax.training.step import Inputs, train_step
 
@@ -131,30 +118,31 @@ class Experiment:
         step = partial(
             train_step,
             model=self.description.create_model(
-                self.devices, axis_name=AXIS_NAME, freeze_norm=config.trainable == "head"
+                self.devices,
+                axis_name=sharding.AXIS_NAME,
+                freeze_norm=config.trainable == "head",
             ),
             tx=self.tx,
             objective=self.objective,
             averaging=self.averaging,
             accumulation_steps=config.accumulation_steps,
             unroll_accumulation=self.devices[0].platform == "cpu",
-            axis_name=AXIS_NAME,
+            axis_name=sharding.AXIS_NAME,
         )
         augment = Augment(**_shared_fields(config, Augment))
         everywhere = distributed.all_devices(self.devices)
         steps = []
         for size in (*config.progressive_image_sizes, config.image_size):
             preprocess = dataclasses.replace(self.description.preprocess, image_size=size)
-            inputs = Inputs(preprocess, augment, self.epoch_steps)
-            steps.append(parallel_train_step(partial(step, inputs=inputs), everywhere))
+            sized = partial(step, inputs=Inputs(preprocess, augment, self.epoch_steps))
+            steps.append(sharding.parallel_train_step(sized, everywhere))
         return steps
 
     @cached_property
-    def eval_step(self) -> EvalStep:
+    def eval_step(self) -> evaluation.EvalStep:
         """The step that evaluates a batch."""
-        aux_weight = self.config.aux_weight
-        return create_eval_step(
-            self.description, aux_weight=aux_weight, devices=self.devices
+        return evaluation.create_eval_step(
+            self.description, aux_weight=self.config.aux_weight, devices=self.devices
         )
 
     @cached_property
@@ -187,7 +175,7 @@ class Experiment:
 
     def fresh_state(self) -> TrainState:
         """Creates a state with random weights, replicated over all devices."""
-        return replicate(self._create_state(self._key), self.devices)
+        return sharding.replicate(self._create_state(self._key), self.devices)
 
     def train_step(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
@@ -210,7 +198,7 @@ class Experiment:
             rows=range(rows.start - self.uses_mixup, rows.stop),
         )
         for batch in self.train_set.batches(order):
-            yield split_over_devices(self._to_step_batch(batch), len(self.devices))
+            yield sharding.split_over_devices(self._to_step_batch(batch), len(self.devices))
 
     @property
     def uses_mixup(self) -> bool:
@@ -237,17 +225,19 @@ class Experiment:
         }
         jitted: Any = self.train_step(step)
         return jitted.lower(
-            replicated_like(self.state_like, self.devices), batch_like, self.seed
+            sharding.replicated_like(self.state_like, self.devices), batch_like, self.seed
         ).compile()
 
-    def evaluate(self, state: TrainState, watch: Watch = iter) -> dict[str, float]:
+    def evaluate(
+        self, state: TrainState, watch: evaluation.Watch = iter
+    ) -> dict[str, float]:
         """Computes the metrics of the whole `eval_split`, also of averaged weights.
 
         The names of the latter begin with `averaged_`. `evaluate_split` describes `watch`.
         """
 
         def evaluate(variables: Params) -> dict[str, float]:
-            return evaluate_split(
+            return evaluation.evaluate_split(
                 partial(self.eval_step, variables),
                 self.eval_set,
                 batch_size=self.config.batch_size,
@@ -312,7 +302,7 @@ def build_experiment(
 
 def _check_batch(config: Config, devices: list[jax.Device]) -> None:
     num_devices = len(distributed.all_devices(devices))
-    check_batch_divides(config.batch_size, num_devices, config.accumulation_steps)
+    sharding.check_batch_divides(config.batch_size, num_devices, config.accumulation_steps)
 
 
 def load_config_split(
