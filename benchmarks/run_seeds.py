@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 
+from googlenet_flax.reports.comparison_page import create_comparison_page
+from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runs.workdir import Workdir
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ACCURACIES: Mapping[str, str] = {
@@ -93,31 +94,6 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def draw_curves(runs: Sequence[list[Row]], file: pathlib.Path) -> None:
-    """Draws loss and accuracy over the steps, with a line for each seed."""
-    mpl.use("Agg")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    titles = ("loss with weighted heads", "accuracy, %")
-    for axis, name, scale, title in zip(
-        axes, ("loss", "accuracy"), (1, 100), titles, strict=True
-    ):
-        axis.set(xlabel="step", ylabel=title)
-        axis.spines[["top", "right"]].set_visible(False)
-        for rows in runs:
-            # Colors of Okabe and Ito.
-            for split, color, marker in (
-                ("train", "#0072B2", None),
-                ("eval", "#D55E00", "."),
-            ):
-                points = [(r["step"], scale * r[name]) for r in rows if r["split"] == split]
-                style = {"color": color, "marker": marker, "linewidth": 1, "alpha": 0.7}
-                axis.plot(*zip(*points, strict=True), label=split, **style)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].legend(handles[:2], labels[:2], frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-
-
 def markdown(columns: Mapping[str, str]) -> str:
     """Formats a Markdown table of one row."""
     lines = [columns.keys(), ["---"] * len(columns), columns.values()]
@@ -149,8 +125,11 @@ def main() -> None:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    curves = flags.workdir / "curves.png"
-    draw_curves(runs, curves)
+    workdirs = [flags.workdir / f"seed-{seed}" for seed in flags.seeds]
+    curves = flags.workdir / "curves.html"
+    create_comparison_page([RunRecord.read(Workdir(path)) for path in workdirs]).write(
+        curves
+    )
     row = {
         "command": f"`{shlex.join(arguments)}`",
         "commit": commit or "unknown",

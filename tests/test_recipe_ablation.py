@@ -67,12 +67,6 @@ def test_a_row_of_one_seed_has_no_deviation_and_a_resumed_run_no_time():
     assert (columns["accuracy, %"], columns["seconds a run"]) == ("50.00", "resumed")
 
 
-def test_curves(tmp_path):
-    file = tmp_path / "curves.png"
-    run_seeds.draw_curves(RUNS, file)
-    assert file.read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_series_continues_where_it_was_interrupted(tmp_path, monkeypatch):
     calls, codes = [], [143, 0, 0]
 
