@@ -13,8 +13,9 @@ from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.style import (
     BLACK,
     BLUE,
-    CLASSIFIER_COLORS,
     CYCLE,
+    GREEN,
+    ORANGE,
     VERMILLION,
     new_figure,
     styled,
@@ -22,7 +23,7 @@ from googlenet_flax.reports.style import (
 )
 
 SMOOTHED_FRACTION = 0.04  # Window of a smoothed line, as a part of all logged steps.
-HEAD_MARKERS = {"aux_4a": "o", "aux_4d": "s"}
+HEADS = {"aux_4a": (ORANGE, "o--"), "aux_4d": (GREEN, "s--")}  # Color and style.
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -77,10 +78,9 @@ def classifier_figure(record: RunRecord, metric: str, y_label: str) -> Figure:
     plot_evaluation(top, main, "evaluation", VERMILLION, "o-")
     averaged = "evaluation, averaged weights"
     plot_evaluation(top, f"averaged_{main}", averaged, BLACK, "s--")
-    for head, marker in HEAD_MARKERS.items():
-        name, color = f"{head}_{metric}", CLASSIFIER_COLORS[head]
-        plot_training(bottom, name, f"{head}, training", color)
-        plot_evaluation(bottom, name, f"{head}, evaluation", color, f"{marker}--")
+    for head, (color, style) in HEADS.items():
+        plot_training(bottom, f"{head}_{metric}", f"{head}, training", color)
+        plot_evaluation(bottom, f"{head}_{metric}", f"{head}, evaluation", color, style)
     _finish(top, "main classifier", y_label)
     _finish(bottom, "auxiliary heads", y_label)
     bottom.set_xlabel(x_label)

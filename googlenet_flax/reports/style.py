@@ -19,7 +19,6 @@ Params = ParamSpec("Params")
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-CLASSIFIER_COLORS = {"main": BLUE, "aux_4a": ORANGE, "aux_4d": GREEN}
 
 WIDTH_INCHES = 6.0
 SHOWN_PIXELS_PER_INCH = 100  # A figure is 600 px wide on the page, with text of 11 px.
