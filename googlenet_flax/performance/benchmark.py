@@ -39,13 +39,10 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
 
 def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Report:
-    """Measures training, the forward pass and the input pipeline.
+    """Measures training, the forward pass and the input pipeline of random weights.
 
-    Args:
-      config: Config of the run. Its `init_from` is not read: the weights are random.
-      devices: Devices that share each batch.
-      seconds: Duration of the measurement of each figure, in seconds; at least three calls
-        are measured.
+    The devices share each batch. Each figure is measured for `seconds`, over at least three
+    calls.
 
     Raises:
       UserError: The config is wrong, or the devices cannot share its batch.

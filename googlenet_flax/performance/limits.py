@@ -26,12 +26,9 @@ class Limits:
 
 
 def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Limits:
-    """Looks up the published limits, and measures those of devices that have none.
+    """Looks up the limits of devices of one kind, and measures those of unknown kinds.
 
-    Args:
-      devices: Devices of one kind.
-      dtype: Type of the operands, `"float32"` or `"bfloat16"`.
-      seconds: Duration of the measurement of each limit, in seconds.
+    The operands are of type `dtype`. Each limit is measured for `seconds`.
     """
     kind, count = devices[0].device_kind, len(devices)
     if chip := published(kind):

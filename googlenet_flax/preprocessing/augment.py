@@ -155,15 +155,8 @@ def alternating_flips(rng: jax.Array, indices: jax.Array, epoch: jax.Array) -> j
     """Chooses the examples to mirror: a random half in even epochs, the others in odd ones.
 
     No example is seen the same way in two consecutive epochs (Jordan 2024, arXiv
-    2404.00498, section 3.6).
-
-    Args:
-      rng: Key that stays the same throughout a run.
-      indices: int `[B]`, numbers of the examples.
-      epoch: int `[]`, number of the epoch.
-
-    Returns:
-      bool `[B]`, true for the examples to mirror.
+    2404.00498, section 3.6). The key is the same throughout a run, `indices` int `[B]` are
+    the numbers of the examples, and the result is bool `[B]`.
     """
     bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(rng, index)))
     return bits(indices) ^ (epoch % 2 == 1)

@@ -65,14 +65,10 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
-    """Computes the box of a crop in each picture.
+    """Computes the boxes of a crop, whose numbers may be traced, in pixels.
 
-    Args:
-      extents: int `[B, 2]`, height and width of each picture in pixels.
-      crop: The crop, the same for all pictures; its numbers may be traced.
-
-    Returns:
-      float32 `[B, 4]`: top, left, height and width in pixels.
+    Extents are height and width of each picture, int `[B, 2]`, and boxes are top, left,
+    height and width, float32 `[B, 4]`.
     """
     sizes = extents.astype(jnp.float32)
     short = jnp.min(sizes, axis=1, keepdims=True)

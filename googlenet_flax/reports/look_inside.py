@@ -110,15 +110,9 @@ def shown_channels(images: np.ndarray) -> np.ndarray:
 def grad_cam(maps: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """Computes Grad-CAM: the positive part of the maps weighted by their mean gradients.
 
-    The source is Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2. The result is
-    divided by its largest value.
-
-    Args:
-      maps: Activation of a block, `[h, w, C]`.
-      gradient: Gradient of the score with respect to the maps, `[h, w, C]`.
-
-    Returns:
-      float64 `[h, w]`, 0 to 1; all 0 if no weighted sum is positive.
+    The source is Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2. The maps of a block
+    and the gradient of the score with respect to them are `[h, w, C]`. The result, float64
+    `[h, w]`, is divided by its largest value; it is 0 if no weighted sum is positive.
     """
     weights = np.asarray(gradient, np.float64).mean(axis=(0, 1))
     heat = np.maximum(np.asarray(maps, np.float64) @ weights, 0)

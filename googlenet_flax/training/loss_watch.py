@@ -54,11 +54,6 @@ class ChanceWatch:
     of an epoch or more, `CHANCE_STEPS` or more and `CHANCE_ROWS` logged steps or more. A
     classifier is reported once. Nothing is reported if none learns, as at the start of a
     run, or if the heads are not trained.
-
-    Args:
-      config: The config of the run.
-      num_classes: Number of classes, K.
-      epoch_steps: Number of updates in an epoch.
     """
 
     def __init__(self, config: Config, *, num_classes: int, epoch_steps: int):

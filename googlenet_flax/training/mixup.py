@@ -30,10 +30,8 @@ def partners_of(batch: Batch) -> Batch:
 def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array:
     """Draws the weight of each example in its mixture, float32 `[B]` from 0.5 to 1.
 
-    Args:
-      rng: Key of the train step.
-      indices: int `[B]`, the number of each example, on which its weight depends.
-      alpha: Both parameters of the Beta distribution.
+    It depends on the key of the step and on the number of the example, int `[B]`; `alpha`
+    is both parameters of the Beta distribution.
     """
 
     def draw(index: jax.Array) -> jax.Array:
