@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,11 +36,7 @@ def describe_run(config: Config, target: Target | None = None) -> str:
 
     The data are read if they are there, so errors in them are found, but nothing is
     prepared or trained. Missing data are replaced by stand-ins of the same sizes, if the
-    sizes are known.
-
-    Args:
-      config: Config of the run.
-      target: Devices that the run would use, by default those of this process.
+    sizes are known. The run is one on `target`, or on the devices of this process.
 
     Raises:
       UserError: The config or the data are wrong, the target's devices cannot share a
@@ -127,10 +124,7 @@ def _largest_step(
     experiment: Experiment, cost: ImageCost, target: Target | None
 ) -> dict[str, str]:
     """Describes the step of the largest images as it was compiled."""
-
-    def compile_step() -> Any:
-        return experiment.compile_train_step(experiment.total_steps - 1)
-
+    compile_step = partial(experiment.compile_train_step, experiment.total_steps - 1)
     if target is None:
         return {"memory": _memory(compile_step().memory_analysis())}
     compiled = compile_for(target, compile_step)

@@ -49,24 +49,14 @@ GPU_MEMORY_SHARE = 0.75
 # text of a GpuTargetConfigProto. JAX ships none.
 H100 = """
 gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
-  shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 l2_cache_size: 52428800
+  device_memory_size: 84929347584 memory_bandwidth: 3352320000000
   cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 28 patch: 1 }
@@ -203,10 +193,7 @@ def step_bytes(plan: Any) -> int:
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Counts the collectives in a compiled program.
-
-    Args:
-      program: Text of the program of one device, as `compiled.as_text()` returns it.
+    """Counts the collectives in a program as `compiled.as_text()` returns it.
 
     Returns:
       The number and the bytes of the results by kind, such as `"all-reduce"`.
@@ -228,14 +215,9 @@ def shape_bytes(shape: str) -> int:
 def rate_bounds(target: Target, cost: ImageCost, dtype: str) -> dict[str, float]:
     """Computes upper bounds of the images per second that a target trains on.
 
-    Args:
-      target: Devices that share each batch.
-      cost: Cost of one image.
-      dtype: Type of the activations, `"float32"` or `"bfloat16"`.
-
     Returns:
-      By what bounds it, `"operations"` or `"memory traffic"`, the rate at which the devices
-      would reach their published peak.
+      By what bounds it, `"operations"` of the type `dtype` or `"memory traffic"`, the rate
+      at which the devices would reach their published peak.
     """
     chip, count = target.chip, len(target.devices)
     return {
