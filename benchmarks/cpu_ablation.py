@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 
+import compare
 import jax
 import jax.numpy as jnp
 import ours
@@ -76,11 +77,7 @@ def main() -> None:
             print(f"{row}: {figures[-1]}", file=sys.stderr, flush=True)
     print("| | train images/s | forward images/s |\n|---|---|---|")
     for row, figures in rates.items():
-        train, forward = (
-            " / ".join(f"{f(column):.1f}" for f in (min, statistics.median, max))
-            for column in zip(*figures, strict=True)
-        )
-        print(f"| {row} | {train} | {forward} |")
+        print(compare.row([row, *map(compare.spread, zip(*figures, strict=True))]))
 
 
 if __name__ == "__main__":
