@@ -24,8 +24,6 @@ BENCHMARKS = pathlib.Path(__file__).parent
 REPOSITORY = BENCHMARKS.parent
 OURS = "ours"
 SPEEDS = ("train_images_per_second", "eval_images_per_second")
-COLUMNS = ("contender", "dtype", "device")
-SPEED_COLUMNS = ("train img/s", "ours / it", "forward img/s", "ours / it")
 
 Record = dict[str, Any]  # A measurement or an error of one contender in one round.
 
@@ -92,10 +90,6 @@ class Entry:
 
 def make_environment(name: str, folder: pathlib.Path) -> str:
     """Makes a virtual environment, unless it exists and its requirements are the same.
-
-    Args:
-      name: Name of the environment.
-      folder: Folder of the environment, which may exist.
 
     Returns:
       The path of its interpreter.
@@ -217,7 +211,9 @@ def table(records: Sequence[Record]) -> str:
     Each contender is compared with our network in the same dtype and the same round.
     """
     by_round = {(r["round"], r["dtype"]): r for r in records if r["name"] == OURS}
-    lines = [row(COLUMNS + SPEED_COLUMNS), row(["---"] * 3 + ["---:"] * 4)]
+    head = ["contender", "dtype", "device"]
+    head += ["train img/s", "ours / it", "forward img/s", "ours / it"]
+    lines = [row(head), row(["---"] * 3 + ["---:"] * 4)]
     for key in dict.fromkeys((record["name"], record["dtype"]) for record in records):
         own = [record for record in records if (record["name"], record["dtype"]) == key]
         if error := own[-1].get("error"):

@@ -46,9 +46,8 @@ def make_steps(
     """Compiles a network.
 
     Returns:
-      A function that starts a training step and returns its loss, a function that starts a
-      forward pass and returns its logits, and the figures of the compilation: its seconds,
-      and the device memory that XLA plans for the training step.
+      A function that starts a training step and returns its loss, one that starts a forward
+      pass, and the seconds of the compilation and the memory planned for the training step.
     """
     model = create_model(
         variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic

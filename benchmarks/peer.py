@@ -41,12 +41,7 @@ WINDOWS = 10
 def parse_flags(
     description: str, extra: Mapping[str, str] | None = None
 ) -> tuple[Work, argparse.Namespace]:
-    """Parses the flags that all peers have and the switches that only this one has.
-
-    Args:
-      description: Description of the peer, for `--help`.
-      extra: Help text of each switch of this peer, by its name.
-    """
+    """Parses the flags of all peers, and `extra` switches: their helps by name."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -92,12 +87,9 @@ def check_parameters(count: int, image_size: int) -> None:
 def images_per_second(
     step: Callable[[], Any], wait: Callable[[Any], Any], work: Work
 ) -> list[float]:
-    """Measures images per second in up to ten windows of steps.
+    """Measures images per second in up to ten windows of at least three steps in all.
 
-    Args:
-      step: Function that starts a step and returns its result.
-      wait: Function that waits for that result and all earlier ones.
-      work: Settings of the measurement; at least three steps are measured.
+    `step` starts a step, and `wait` waits for its result and all earlier ones.
     """
     step_seconds = math.inf
     for _ in range(WARM_UP_STEPS):
@@ -129,16 +121,11 @@ def measure_and_print(
 ) -> None:
     """Measures both steps and prints the line that `compare.py` and `gpu.py` read.
 
-    Args:
-      work: Settings of the measurement.
-      device: Name of the device.
-      train_step: Function that starts a training step and returns its loss.
-      eval_step: Function that starts a forward pass.
-      wait: Function that waits for a result, as in `images_per_second`.
-      facts: Function that returns further fields of the line, called at the end.
+    The steps and `wait` are those of `images_per_second`; a training step returns its loss.
+    `facts` is called at the end and returns further fields of the line.
 
     Raises:
-      ValueError: The loss that `train_step` returns is not finite.
+      ValueError: The loss is not finite.
     """
     answer = {"device": device, **dataclasses.asdict(work)}
     for name, step in (("train", train_step), ("eval", eval_step)):

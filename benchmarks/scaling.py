@@ -76,14 +76,9 @@ def efficiency(
 ) -> float:
     """Computes the rate of each device, divided by the rate of a single device.
 
-    The result is a lower bound, as no exchange is assumed to overlap with computation.
-
-    Args:
-      num_devices: Number of devices; the batch grows with it.
-      exchange: Data that the devices exchange.
-      step_seconds: Duration of a step on a single device.
-      bytes_per_second: Bytes that a device sends per second while it receives as many.
-      latency_seconds: Latency between neighbors in a tree of devices.
+    The batch grows with the number of devices. A device sends `bytes_per_second` while it
+    receives as many, and the latency is that between neighbors in a tree of devices. The
+    result is a lower bound, as no exchange is assumed to overlap with computation.
     """
     share = (num_devices - 1) / num_devices
     sent_bytes = 2 * share * (exchange.gradient_bytes + exchange.norm_bytes)
