@@ -168,11 +168,15 @@ def _create_run(
     restored: TrainState | None,
 ) -> "_Run":
     """Creates the run and opens its files, which `stack` closes."""
+    config, is_first = experiment.config, distributed.is_first()
     start_step, evaluation = 0, None
     if restored is not None:
         start_step = int(restored.step)
         evaluation = checkpoints.labels[start_step].metrics
-    config, is_first = experiment.config, distributed.is_first()
+    writer, rows = None, []
+    if is_first:
+        writer = _open_metrics(stack, run_dir, experiment, start_step, evaluation)
+        rows = read_rows(run_dir.metrics_file)
     progress = Progress(
         total_steps=experiment.total_steps,
         start_step=start_step,
@@ -180,29 +184,7 @@ def _create_run(
         is_shown=is_first,
     )
     profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
-    writer = None
-    if is_first:
-        run_dir.write_config(config.to_dict())
-        devices = distributed.all_devices(experiment.devices)
-        run_dir.write_start(
-            {
-                "step": start_step,
-                "epoch_steps": experiment.epoch_steps,
-                "total_steps": experiment.total_steps,
-                "environment": describe_environment(devices),
-            }
-        )
-        writer = MetricsWriter(
-            run_dir.metrics_file,
-            run_dir.tensorboard,
-            resume_step=start_step,
-            was_evaluated=evaluation is not None,
-        )
-        stack.enter_context(writer)
-        if config.wandb_project:
-            mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
-            writer.mirror = stack.enter_context(mirror).write
-    run = _Run(
+    return _Run(
         experiment,
         checkpoints,
         stop,
@@ -211,15 +193,47 @@ def _create_run(
         writer,
         stack.enter_context(progress),
         stack.enter_context(profile),
-        _watch_chance(experiment, read_rows(run_dir.metrics_file) if writer else []),
+        _watch_chance(experiment, rows),
     )
-    if writer is not None and evaluation and not writer.has_row(start_step, "eval"):
-        run.write(dict(evaluation), start_step, "eval")
+
+
+def _open_metrics(
+    stack: ExitStack,
+    run_dir: Workdir,
+    experiment: Experiment,
+    start_step: int,
+    evaluation: Mapping[str, float] | None,
+) -> MetricsWriter:
+    """Writes config and start of the run, and opens its metrics."""
+    config = experiment.config
+    run_dir.write_config(config.to_dict())
+    devices = distributed.all_devices(experiment.devices)
+    run_dir.write_start(
+        {
+            "step": start_step,
+            "epoch_steps": experiment.epoch_steps,
+            "total_steps": experiment.total_steps,
+            "environment": describe_environment(devices),
+        }
+    )
+    writer = MetricsWriter(
+        run_dir.metrics_file,
+        run_dir.tensorboard,
+        resume_step=start_step,
+        was_evaluated=evaluation is not None,
+    )
+    stack.enter_context(writer)
+    if config.wandb_project:
+        mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
+        writer.mirror = stack.enter_context(mirror).write
+    if evaluation and not writer.has_row(start_step, "eval"):
+        epoch = start_step // experiment.epoch_steps
+        writer.write(dict(evaluation), step=start_step, epoch=epoch, split="eval")
         tell_once(
             f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
             "is written again from the checkpoint"
         )
-    return run
+    return writer
 
 
 def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:
