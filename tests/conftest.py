@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4
 
 import dataclasses
 import fcntl
+import gc
 import hashlib
 import json
 import pathlib
@@ -26,6 +27,12 @@ from helpers.tiny_run import copy_run, train_well
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.predictor import Predictor
+
+
+def pytest_collection_finish():
+    """Spares the collector of garbage what was imported and will stay."""
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 def pytest_collection_modifyitems(items):
