@@ -15,7 +15,7 @@ def plan_of(**fields) -> dict[str, str]:
 
 
 @pytest.fixture
-def uncompiled(monkeypatch, tmp_path):
+def uncompiled(monkeypatch, tmp_path, small_inceptions):
     monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "Table 1\n")
     monkeypatch.chdir(tmp_path)

@@ -126,8 +126,8 @@ NEVER = [
 
 
 @pytest.fixture
-def no_memory_plan(monkeypatch):
-    """Leaves out the parts of a plan for which the network is traced and compiled."""
+def no_memory_plan(monkeypatch, small_inceptions):
+    """Leaves out the parts of a plan for which the network is compiled."""
     monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "")
 

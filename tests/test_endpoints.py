@@ -39,9 +39,14 @@ def test_shapes_are_those_that_table_1_prints():
 def test_logits_are_those_of_the_network(network):
     """The last block explains them: behind it are a mean and one layer."""
     model, variables, images = network
-    output = model.apply(variables, images, train=False)
     names = ["aux_4a", "aux_4d", "inception_5a", "pool", "classifier"]
-    found = activations(model, variables, images, names)
+
+    @jax.jit
+    def run(images):
+        output = model.apply(variables, images, train=False)
+        return output, activations(model, variables, images, names)
+
+    output, found = run(images)
     np.testing.assert_array_equal(found["classifier"], output.logits)
     np.testing.assert_array_equal(found["aux_4a"], output.aux_4a)
     np.testing.assert_array_equal(found["aux_4d"], output.aux_4d)
@@ -64,9 +69,15 @@ def test_the_gradient_goes_on_to_the_images(network):
     def score_of(images):
         return score(model.apply(variables, images, train=False)).sum()
 
-    _, gradient = activation_and_gradient(model, variables, images, "inception_4a", score)
-    _, to_images = jax.vjp(maps_of, images)
-    actual, expected = to_images(gradient)[0], jax.grad(score_of)(images)
+    @jax.jit
+    def gradients(images):
+        _, gradient = activation_and_gradient(
+            model, variables, images, "inception_4a", score
+        )
+        _, to_images = jax.vjp(maps_of, images)
+        return to_images(gradient)[0], jax.grad(score_of)(images)
+
+    actual, expected = gradients(images)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
 

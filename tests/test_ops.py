@@ -88,13 +88,17 @@ def test_max_pool_equals_xla_ties_included(
     max_pool = functools.partial(
         ops.max_pool, window=window, stride=stride, padding=padding, gather=gather
     )
-    ours, our_vjp = jax.vjp(max_pool, x)
-    stock, stock_vjp = jax.vjp(lambda x: stock_max_pool(x, window, stride, pads), x)
-    np.testing.assert_array_equal(ours, stock)
-    np.testing.assert_array_equal(max_pool(x), stock)
     # Integer cotangents: sums are exact, so the order of addition cannot matter.
-    grad = jnp.asarray(rng.integers(-9, 9, ours.shape), jnp.float32)
-    np.testing.assert_array_equal(our_vjp(grad)[0], stock_vjp(grad)[0])
+    shape = jax.eval_shape(max_pool, x).shape
+    grad = jnp.asarray(rng.integers(-9, 9, shape), jnp.float32)
+
+    @jax.jit
+    def run(x, grad):
+        ours, our_vjp = jax.vjp(max_pool, x)
+        stock, stock_vjp = jax.vjp(lambda x: stock_max_pool(x, window, stride, pads), x)
+        return (ours, max_pool(x), our_vjp(grad)), (stock, stock, stock_vjp(grad))
+
+    jax.tree.map(np.testing.assert_array_equal, *run(x, grad))
 
 
 def test_max_pool_orders_all_of_bfloat16():
@@ -233,9 +237,13 @@ def test_local_response_norm_and_its_gradient_equal_the_plain_formula(
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.normal(scale=100, size=(2, 3, 2, 9)))
         grad = jnp.asarray(rng.normal(size=x.shape))
-        ours, our_vjp = jax.vjp(lambda x: ops.local_response_norm(x, **settings), x)
-        expected, plain_vjp = jax.vjp(lambda x: plain(x, **settings), x)
+
+        def run(norm):
+            y, vjp = jax.vjp(functools.partial(norm, **settings), x)
+            return y, *vjp(grad)
+
+        ours, ours_grad = jax.jit(run, static_argnums=0)(ops.local_response_norm)
+        expected, plain_grad = jax.jit(run, static_argnums=0)(plain)
         np.testing.assert_allclose(ours, expected, rtol=1e-13)
-        ours_grad, plain_grad = our_vjp(grad)[0], plain_vjp(grad)[0]
         assert jnp.abs(plain_grad - grad).max() > 0.1  # The neighbours tell.
         np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-11, atol=1e-13)
