@@ -21,12 +21,13 @@ import pytest
 from absl.testing import flagsaver
 from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
 from helpers.compilations import TELL_COMPILATIONS
-from helpers.networks import SMALL_INCEPTIONS
+from helpers.networks import SMALL_INCEPTIONS, create_small
 from helpers.tiny_run import copy_run, train_well
 
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.training.description import ModelDescription
 
 
 def pytest_collection_finish():
@@ -64,6 +65,14 @@ def compilation_cache(shared_folder) -> dict[str, str]:
 def small_inceptions(monkeypatch):
     """Lets every network have three narrow blocks, which compile in seconds."""
     monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
+
+
+@pytest.fixture(scope="module")
+def small_networks():
+    """Lets every description create such a network, in all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelDescription, "create_model", create_small)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ import concurrent.futures
 import hashlib
 import os
 import random
-import resource
 import signal
 import time
 
 import pytest
+from helpers.full_disks import file_size_limit
 from helpers.processes import finish, start_python
 from helpers.servers import serving
 
@@ -122,13 +122,9 @@ def test_a_proxy_is_asked(server, remote, tmp_path, monkeypatch):
 
 
 def test_a_full_disk(remote, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"w.bin cannot be written \(File too large\)"):
-            fetch(remote(), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    words = r"w.bin cannot be written \(File too large\)"
+    with file_size_limit(len(CONTENT) // 2), pytest.raises(UserError, match=words):
+        fetch(remote(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,8 +10,7 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 from helpers.images import random_images
-from helpers.networks import numpy_variables, preprocess, small_googlenet
-from helpers.small_networks import create_small, small_networks
+from helpers.networks import create_small, numpy_variables, preprocess, small_googlenet
 from helpers.untrained_runs import write_run
 
 from googlenet_flax import dream as command
@@ -177,10 +176,9 @@ DESCRIPTION = ModelDescription(
 
 
 @pytest.fixture
-def network():
+def network(small_networks):
     """What is described compiles in seconds."""
-    with small_networks():
-        yield create_small(DESCRIPTION)
+    return create_small(DESCRIPTION)
 
 
 @pytest.fixture

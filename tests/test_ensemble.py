@@ -12,8 +12,7 @@ import PIL.Image
 import pytest
 from helpers.configs import named_config
 from helpers.images import cut_out
-from helpers.networks import numpy_variables, preprocess
-from helpers.small_networks import create_small, small_networks
+from helpers.networks import create_small, numpy_variables, preprocess
 from helpers.untrained_runs import write_run
 from helpers.written_out import color_blocks, softmax
 
@@ -27,6 +26,7 @@ from googlenet_flax.runtime.errors import UnexpectedResultError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
 CLASSES = tuple("0123456789")
@@ -56,12 +56,6 @@ RECIPE = {
 # Pictures of several shapes, and their labels.
 SHAPES = {(48, 48): 3, (30, 48): 1, (48, 25): 4, (48, 47): 1, (9, 9): 5, (48, 10): 9}
 EXAMPLES = [(color_blocks(label, *shape), label) for shape, label in SHAPES.items()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_seconds():
-    with small_networks():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +271,12 @@ def test_a_run_named_twice_counts_once(
         again = evaluate_json(f"--workdir={first}", f"--ensemble={second},{other}")
         assert len(loaded) == 2, other
         assert again == both, other
+
+
+def test_an_import_is_evaluated_on_a_dataset_that_is_named(tmp_path, refused):
+    imported = {"imported_from": {"format": "keras"}}
+    workdir = write_run(tmp_path, FIRST, variables_of(0), **imported)
+    assert "--dataset" in refused(evaluate, f"--workdir={workdir}")
 
 
 @pytest.mark.parametrize("names", ["1023456789", "abcdefg"])

@@ -1,8 +1,6 @@
 """Features of pictures and of splits, as files."""
 
-import contextlib
 import functools
-import resource
 import signal
 import tracemalloc
 
@@ -10,12 +8,12 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.images import cut_out
-from helpers.networks import numpy_variables
+from helpers.full_disks import file_size_limit
+from helpers.networks import create_small, numpy_variables
 from helpers.processes import finish, wait_for_line
-from helpers.small_networks import create_small, small_networks
 from helpers.tiny_run import start_small
-from helpers.untrained_runs import describe, write_run
+from helpers.untrained_runs import write_run
+from helpers.unusual_input import DESCRIPTION, STORED, inputs_of, write_pictures
 from helpers.written_out import color_blocks
 
 from googlenet_flax import features as command
@@ -25,25 +23,8 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 
-STORED = 48  # Pixels; pictures that are not larger are read as they are.
-DESCRIPTION = describe(  # Nothing is as it would be by default.
-    width_multiplier=0.25,
-    class_names=("ant", "bee", "cat"),
-    storage_size=STORED,
-    image_size=81,
-    crop_fraction=0.875,
-    input_scale=1 / 127.5,
-    input_mean=(1.0, 0.8, 1.2),
-    channel_order="BGR",
-)
+pytestmark = pytest.mark.usefixtures("small_networks")
 MODEL = create_small(DESCRIPTION)
-SIZES = [(40, 48), (48, 31), (48, 48), (9, 48), (3, 3), (1, 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_seconds():
-    with small_networks():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +42,7 @@ def workdir(tmp_path_factory, variables):
 def pictures(tmp_path_factory):
     """A folder of six pictures, which are named in the order of their pixels."""
     folder = tmp_path_factory.mktemp("pictures")
-    arrays = [color_blocks(number, *size) for number, size in enumerate(SIZES)]
-    for number, pixels in enumerate(arrays):
-        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder, arrays
+    return folder, write_pictures(folder)[1]
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +79,6 @@ def load(path):
 # What the numbers are.
 
 
-def expected_logits(variables, pictures):
-    """Logits of pictures, with the preprocessing written out."""
-    inputs = []
-    for picture in pictures:
-        height, width = picture.shape[:2]
-        length = min(height, width) * 0.875
-        box = ((height - length) / 2, (width - length) / 2, length, length)
-        inputs.append(cut_out(picture, box, 81)[..., ::-1] / 127.5 - [1.0, 0.8, 1.2])
-    apply = jax.jit(functools.partial(MODEL.apply, train=False))
-    return apply(variables, np.array(inputs, np.float32)).logits
-
-
 def test_features_explain_the_logits(tmp_path, features_to, variables, pictures):
     """Between the pooled vector and the logits there is one layer."""
     folder, arrays = pictures
@@ -125,7 +91,8 @@ def test_features_explain_the_logits(tmp_path, features_to, variables, pictures)
     assert found["picture"].tolist() == [str(folder / f"{n}.png") for n in range(6)]
     layer = variables["params"]["classifier"]
     logits = found["features"] @ layer["kernel"] + layer["bias"]
-    expected = expected_logits(variables, arrays)
+    apply = jax.jit(functools.partial(MODEL.apply, train=False))
+    expected = apply(variables, inputs_of(arrays)).logits
     assert np.ptp(expected, axis=0).min() > 0.05, "all pictures are alike to it"
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -171,7 +138,7 @@ def test_a_split_has_indices_and_labels(tmp_path, predictor, batch_size):
 def test_the_split_is_the_runs_unless_it_is_named(
     tmp_path, features_to, mean_colors, flags
 ):
-    """It has ten classes, and the network three."""
+    """It has ten classes, and the network seven."""
     out = tmp_path / "new.npz"
     code, printed, err = features_to(out, *flags)
     assert (code, err) == (0, "")
@@ -257,17 +224,6 @@ def test_a_full_disk_leaves_nothing(tmp_path, limit):
     with file_size_limit(limit), pytest.raises(UserError, match="File too large"):
         write_features(tmp_path / "new.npz", passed_on, batches)
     assert not list(tmp_path.iterdir())
-
-
-@contextlib.contextmanager
-def file_size_limit(size):
-    """Limits the files of this process to `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):

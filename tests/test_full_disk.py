@@ -9,6 +9,7 @@ import resource
 import shutil
 
 import pytest
+from helpers.full_disks import file_size_limit
 from helpers.paths import REPOSITORY
 from helpers.processes import finish, last_line
 from helpers.tiny_run import (
@@ -110,12 +111,8 @@ def test_a_disk_too_full_for_tensorboard(finished_run, run_to_6):
 
 
 def test_a_disk_too_full_for_the_config(tmp_path, run_command):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
-    try:
+    with file_size_limit(500):
         result = run_command(main, *tiny_flags(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_cannot_be_written(result, tmp_path / "config.json")
     assert not (tmp_path / "config.json").exists()
 

@@ -23,16 +23,14 @@ import safetensors.numpy
 from flax import traverse_util
 from helpers.caffemodels import chunk, new_caffemodel, old_caffemodel
 from helpers.configs import named_config
-from helpers.networks import numpy_variables, preprocess
+from helpers.networks import preprocess
 from helpers.servers import cut_network, serving
-from helpers.small_networks import create_small, small_networks
 from helpers.steps import tiny_state
-from helpers.untrained_runs import write_run
 from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 import googlenet_flax
-from googlenet_flax import evaluate, export, import_weights
+from googlenet_flax import export, import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats, torchvision
 from googlenet_flax.importers import keras as keras_reader
@@ -794,15 +792,6 @@ def test_a_class_names_file(tmp_path, files, import_file, mark):
     assert "10 classes: 'cat' to 'g'" in out
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.labels[0].description.class_names == tuple(names)
-
-
-def test_an_import_is_evaluated_on_a_dataset_that_is_named(tmp_path, refused):
-    digits = tuple("0123456789")
-    description = ModelDescription("seed", 0.25, "float32", digits, preprocess())
-    variables = numpy_variables(create_small(description))
-    workdir = write_run(tmp_path, description, variables, imported_from={"format": "keras"})
-    with small_networks():
-        assert "--dataset" in refused(evaluate, f"--workdir={workdir}")
 
 
 # Published weights, in place of which a server has those of the tests.

@@ -113,8 +113,7 @@ SLOW = {
     ("modules", "absent"),
     [
         ("googlenet_flax", {"PIL", "ml_collections"}),
-        ("googlenet_flax.main", set()),
-        ("googlenet_flax.evaluate, googlenet_flax.predict", set()),
+        ("googlenet_flax.main, googlenet_flax.evaluate, googlenet_flax.predict", set()),
     ],
 )
 def test_import_is_light(modules, absent):

@@ -6,10 +6,9 @@ import shlex
 import jax
 import numpy as np
 import pytest
-from helpers.networks import numpy_variables
+from helpers.networks import create_small, numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
-from helpers.small_networks import create_small, small_networks
 from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax import features
@@ -18,7 +17,7 @@ PAGE = (REPOSITORY / "docs" / "library.md").read_text()
 
 
 @pytest.mark.slow
-def test_the_page(tmp_path, monkeypatch, run_command):
+def test_the_page(tmp_path, monkeypatch, small_networks, run_command):
     digits = describe(class_names=tuple("0123456789"), storage_size=16)
     variables = numpy_variables(create_small(digits))
     write_run(tmp_path / "runs/digits", digits, variables, dataset="digits")
@@ -27,15 +26,14 @@ def test_the_page(tmp_path, monkeypatch, run_command):
     # The small network has no 4e, and a few digits are enough.
     page = PAGE.replace("inception_4e", "inception_4d").replace("=train ", "=train[:40] ")
     values, outs = {}, []
-    with small_networks():
-        for language, code in re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL):
-            if language == "python":
-                exec(code, values)
-                outs.append(values["out"])
-                continue
-            for line in code.splitlines():
-                exit_code, _, err = run_command(features, *shlex.split(line)[3:])
-                assert exit_code == 0, err
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL):
+        if language == "python":
+            exec(code, values)
+            outs.append(values["out"])
+            continue
+        for line in code.splitlines():
+            exit_code, _, err = run_command(features, *shlex.split(line)[3:])
+            assert exit_code == 0, err
     num_features, _ = variables["params"]["classifier"]["kernel"].shape
     assert values["found"]["pool"].shape == (4, num_features)
     assert values["nearest"][0] == 0 and len(values["nearest"]) == 5

@@ -8,12 +8,17 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from helpers.images import cut_out
-from helpers.networks import numpy_variables
+from helpers.networks import create_small, numpy_variables
 from helpers.processes import finish, start_python
-from helpers.small_networks import create_small, small_networks
 from helpers.tiny_run import start_small
-from helpers.untrained_runs import describe, write_run
+from helpers.untrained_runs import write_run
+from helpers.unusual_input import (
+    CLASS_NAMES,
+    DESCRIPTION,
+    STORED,
+    inputs_of,
+    write_pictures,
+)
 from helpers.written_out import color_blocks, softmax
 
 from googlenet_flax import predict as command
@@ -21,28 +26,9 @@ from googlenet_flax.runs.prediction import find_pictures, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 
-CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")
-STORED = 48  # Pixels; pictures that are not larger are read as they are.
-# Nothing is as it would be by default.
-DESCRIPTION = describe(
-    width_multiplier=0.25,
-    class_names=CLASS_NAMES,
-    storage_size=STORED,
-    image_size=81,
-    crop_fraction=0.875,
-    input_scale=1 / 127.5,
-    input_mean=(1.0, 0.8, 1.2),
-    input_std=(0.9, 1.0, 1.3),
-    channel_order="BGR",
-)
+pytestmark = pytest.mark.usefixtures("small_networks")
 MODEL = create_small(DESCRIPTION)
 PROBABILITY = {"rtol": 1e-4, "atol": 1e-6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_seconds():
-    with small_networks():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +77,6 @@ def network(variables, inputs):
     return softmax(apply(variables, padded).logits[: len(inputs)])
 
 
-def expected_probabilities(variables, pictures):
-    """Written out: the central square, resized, BGR, scaled, then the network."""
-    inputs = []
-    for picture in pictures:
-        height, width = picture.shape[:2]
-        length = min(height, width) * 0.875
-        box = ((height - length) / 2, (width - length) / 2, length, length)
-        bgr = cut_out(picture, box, 81)[..., ::-1]
-        inputs.append((bgr / 127.5 - [1.0, 0.8, 1.2]) / [0.9, 1.0, 1.3])
-    return network(variables, inputs)
-
-
 def all_probabilities(predictor, files, batch_size=4, **options):
     """`[N, classes]` in the order of the class names."""
     predictions = list(predict(predictor, files, top=7, batch_size=batch_size, **options))
@@ -114,11 +88,7 @@ def all_probabilities(predictor, files, batch_size=4, **options):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Six files, wide and high ones, and their pixels."""
-    folder = tmp_path_factory.mktemp("pictures")
-    sizes = [(40, 48), (48, 31), (48, 48), (9, 48), (3, 3), (1, 1)]
-    arrays = [coloured(number, *size) for number, size in enumerate(sizes)]
-    files = [save(folder / f"{n}.png", pixels) for n, pixels in enumerate(arrays)]
-    return files, arrays
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(4, 1), (4, 5), (4, 32), (1, 4)])
@@ -128,7 +98,7 @@ def test_probabilities_are_the_networks(
     files, arrays = pictures
     if num_devices == 1:
         predictor = Predictor.load(Workdir(workdir), "latest", jax.devices()[:1])
-    expected = expected_probabilities(variables, arrays)
+    expected = network(variables, inputs_of(arrays))
     assert np.ptp(expected, axis=0).max() > 0.05, "all pictures are alike to it"
     ours = all_probabilities(predictor, files, batch_size)
     np.testing.assert_allclose(ours, expected, **PROBABILITY)
@@ -149,15 +119,15 @@ def test_each_lists_its_classes_likeliest_first(predictor, pictures):
 def test_crops_are_averaged(predictor, variables, pictures):
     """Corners and centre of 224/256 of the middle square, and mirrored."""
     picture = pictures[1][0]
-    inputs, (height, width) = [], picture.shape[:2]
+    height, width = picture.shape[:2]
     short = min(height, width)
-    side = short * 224 / 256
+    side, boxes = short * 224 / 256, []
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)):
         top = (height - short) / 2 + (short - side) * row
         left = (width - short) / 2 + (short - side) * column
-        square = cut_out(picture, (top, left, side, side), 81)[..., ::-1]
-        inputs += [square, square[:, ::-1]]
-    inputs = [(x / 127.5 - [1.0, 0.8, 1.2]) / [0.9, 1.0, 1.3] for x in inputs]
+        boxes.append((top, left, side, side))
+    squares = inputs_of([picture] * 5, boxes)
+    inputs = np.concatenate([squares, squares[:, :, ::-1]])
     expected = network(variables, inputs).mean(axis=0)
     (ours,) = all_probabilities(predictor, pictures[0][:1], num_crops=10)
     np.testing.assert_allclose(ours, expected, **PROBABILITY)

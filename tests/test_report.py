@@ -14,8 +14,7 @@ import PIL.Image
 import pytest
 import sklearn.metrics
 from helpers.images import random_images
-from helpers.networks import numpy_variables, preprocess
-from helpers.small_networks import create_small, small_networks
+from helpers.networks import create_small, numpy_variables, preprocess
 from helpers.untrained_runs import write_run
 from helpers.written_out import softmax
 
@@ -110,10 +109,9 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def small_model():
+def small_model(small_networks):
     """The network of every description here: three narrow blocks, for the time it takes."""
-    with small_networks():
-        yield create_small(DESCRIPTION)
+    return create_small(DESCRIPTION)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from helpers.configs import named_config
-from helpers.networks import numpy_variables
-from helpers.small_networks import create_small, small_networks
+from helpers.networks import create_small, numpy_variables
 from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax import evaluate, export, features, predict, report
@@ -28,7 +27,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_command_says_so(tmp_path, workdir, run_command):
+def test_every_command_says_so(tmp_path, workdir, small_networks, run_command):
     picture = tmp_path / "a.png"
     PIL.Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(picture)
     commands = {
@@ -38,10 +37,9 @@ def test_every_command_says_so(tmp_path, workdir, run_command):
         features: ["--layer=aux_4a", f"--out={tmp_path / 'x.npz'}", picture],
         report: [f"--image={picture}"],  # On the page.
     }
-    with small_networks():
-        for command, args in commands.items():
-            code, _, err = run_command(command, f"--workdir={workdir}", *args)
-            assert code == 0 and err.count(NOTE) == (command is not report), err
+    for command, args in commands.items():
+        code, _, err = run_command(command, f"--workdir={workdir}", *args)
+        assert code == 0 and err.count(NOTE) == (command is not report), err
     page = (workdir / "report" / "index.html").read_text()
     assert f"The network has {NOTE}." in page
 

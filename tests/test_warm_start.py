@@ -11,10 +11,9 @@ import optax
 import pytest
 from flax import traverse_util
 from helpers.configs import load_config, named_config
-from helpers.networks import numpy_variables
+from helpers.networks import create_small, numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
-from helpers.small_networks import create_small, small_networks
 from helpers.untrained_runs import describe, save_weights, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +31,7 @@ from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.sharding import replicate
 from googlenet_flax.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 CLASSIFIERS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 FIELDS = {"class_names": tuple("0123456789"), "storage_size": 8, "input_scale": 1 / 255}
 DESCRIPTION = describe(**FIELDS)
@@ -50,12 +50,6 @@ def trained_variables(description, seed=1):
     return jax.tree.map(
         lambda leaf: leaf + rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32), start
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_trace():
-    with small_networks():
-        yield
 
 
 def source_run(path, description=DESCRIPTION):

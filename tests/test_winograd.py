@@ -151,6 +151,11 @@ def multiplications(jaxpr) -> int:
     return total
 
 
+def with_both_gradients(x, kernel):
+    y, vjp = jax.vjp(winograd.convolve, x, kernel)
+    return y, vjp(y)
+
+
 @pytest.mark.parametrize(
     ("r", "size", "expected"),
     [
@@ -173,10 +178,6 @@ def test_number_of_products(r, size, expected):
             total += sign * multiplications(jax.make_jaxpr(function)(x, kernel).jaxpr)
         return total / math.prod(size)
 
-    def with_both_gradients(x, kernel):
-        y, vjp = jax.vjp(winograd.convolve, x, kernel)
-        return y, vjp(y)
-
     assert products(winograd.convolve) == pytest.approx(expected)
     assert products(with_both_gradients) == pytest.approx(3 * expected)
 
@@ -185,10 +186,5 @@ def test_number_of_products(r, size, expected):
 def test_keeps_bfloat16(r):
     x = jax.ShapeDtypeStruct((2, 7, 6, 3), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((r, r, 3, 2), jnp.bfloat16)
-
-    def with_both_gradients(x, kernel):
-        y, vjp = jax.vjp(winograd.convolve, x, kernel)
-        return y, vjp(y)
-
     arrays = jax.tree.leaves(jax.eval_shape(with_both_gradients, x, kernel))
     assert [array.dtype for array in arrays] == [jnp.bfloat16] * 3

@@ -26,10 +26,7 @@ CIFAR_LABELS = {
         "label": (100, "fine_label_names.txt"),
     },
 }
-ARCHIVE_NAMES = {
-    "cifar10": "cifar-10-binary.tar.gz",
-    "cifar100": "cifar-100-binary.tar.gz",
-}
+ARCHIVE_NAMES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
 
 def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:

@@ -11,6 +11,7 @@ from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.step import Inputs, train_step
 
@@ -26,6 +27,18 @@ def small_googlenet(variant: str, **fields) -> GoogLeNet:
     """A GoogLeNet of three narrow blocks that compiles in seconds."""
     fields = {"num_classes": 10, "width_multiplier": 0.25, **fields}
     return GoogLeNet(variant=VARIANTS[variant], inceptions=SMALL_INCEPTIONS, **fields)
+
+
+def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeNet:
+    """Creates three narrow blocks with the variant and the classes of the description."""
+    return small_googlenet(
+        description.variant,
+        num_classes=len(description.class_names),
+        dtype=description.dtype,
+        width_multiplier=description.width_multiplier,
+        input_channels=description.preprocess.input_channels,
+        **fields,
+    )
 
 
 def preprocess(**fields) -> Preprocess:
