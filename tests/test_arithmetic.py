@@ -77,8 +77,7 @@ def steps(variant, size, dtype):
     with jax.enable_x64(True):  # In float32 too, so that both draw the same dropout masks.
         stock = build(arithmetic=STOCK, dtype=jnp.dtype(dtype))
         variables = jax.tree.map(
-            lambda leaf: leaf.astype(np.float32).astype(dtype),
-            numpy_variables(stock, size),
+            lambda leaf: leaf.astype(np.float32).astype(dtype), numpy_variables(stock, size)
         )
         return [
             step(stock.clone(arithmetic=arithmetic), variables, images.astype(dtype))

@@ -5,12 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers.archives import (
-    ARCHIVE_NAMES,
-    CIFAR_FILES,
-    CIFAR_FOLDERS,
-    tensorflow_forbidden,
-)
+from helpers.archives import ARCHIVE_NAMES, CIFAR_FILES, CIFAR_FOLDERS, tensorflow_forbidden
 from helpers.servers import serving
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher

@@ -331,11 +331,7 @@ def test_other_safetensors_files_are_refused(tmp_path, refused, metadata, reason
 
 @pytest.mark.parametrize(
     ("module", "format_name"),
-    [
-        ("onnx", "onnx"),
-        ("safetensors.numpy", "safetensors"),
-        ("flatbuffers", "stablehlo"),
-    ],
+    [("onnx", "onnx"), ("safetensors.numpy", "safetensors"), ("flatbuffers", "stablehlo")],
 )
 def test_a_missing_package_is_named(refusal, monkeypatch, module, format_name):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())

@@ -161,11 +161,7 @@ def test_running_statistics_follow_the_batch_with_flax_momentum():
     )()
     kernel = variables["params"]["conv1"]["conv"]["kernel"]
     activations = jax.lax.conv_general_dilated(
-        images,
-        kernel,
-        (2, 2),
-        ((3, 3), (3, 3)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        images, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     # torch's momentum 0.1: new = 0.9 * old + 0.1 * batch.
     statistics = updates["batch_stats"]["conv1"]["bn"]
@@ -187,8 +183,7 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
     model = create_model(variant, num_classes=10)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
-            lambda rng: model.init(rng, jnp.zeros(shape), train=False),
-            jax.random.key(0),
+            lambda rng: model.init(rng, jnp.zeros(shape), train=False), jax.random.key(0)
         )
 
 

@@ -151,8 +151,7 @@ def test_stopped_while_it_trains(tmp_path, finished_run, window, number):
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)],
+    ("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)]
 )
 def test_a_second_signal_ends_it_at_once(run_to_6, first, second):
     process = start_tiny(run_to_6)

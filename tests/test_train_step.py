@@ -22,10 +22,7 @@ from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.sharding import (
-    AXIS_NAME,
-    replicate,
-)
+from googlenet_flax.training.sharding import AXIS_NAME, replicate
 
 # All that a step can do besides.
 OPTIONS = {
@@ -146,11 +143,7 @@ def test_randomness_is_a_function_of_seed_and_step():
     )
     step = jax.jit(
         bind_step(
-            model=model,
-            tx=tx,
-            preprocess=PREPROCESS,
-            augment=AUGMENT,
-            aux_weight=0.3,
+            model=model, tx=tx, preprocess=PREPROCESS, augment=AUGMENT, aux_weight=0.3
         )
     )
     state, batch = start_state(model, tx), random_batch(4)
@@ -191,11 +184,7 @@ def test_head_only_trains_the_last_layers_alone():
     fields = {"momentum": 0.9, "weight_decay": 0.1}
     tx = create_optimizer(lambda step: 0.05, head_only=True, **fields)
     step = bind_step(
-        model=model,
-        tx=tx,
-        preprocess=PREPROCESS,
-        augment=augment(),
-        aux_weight=0.3,
+        model=model, tx=tx, preprocess=PREPROCESS, augment=augment(), aux_weight=0.3
     )
     before = start_state(model, tx)
     # The running statistics are those of no batch, so that an update would show.

@@ -87,10 +87,7 @@ class _Graph:
 
 
 def create_model(
-    weights: Weights,
-    *,
-    image_size: int = 224,
-    aux_heads: bool = False,
+    weights: Weights, *, image_size: int = 224, aux_heads: bool = False
 ) -> onnx.ModelProto:
     """The network from `data_0` to the logits `loss3/classifier`.
 
