@@ -88,16 +88,20 @@ def steps(variant, size, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [80, 96])
 @each_variant
-def test_network_computes_the_same(variant, size):
+def test_network_computes_the_same(variant, size, monkeypatch):
     exact, *others = steps(variant, size, "float64")
     for other in others:
         assert max(errors(other, exact).values()) <= TOLERANCE
-    # Batch norm of three images multiplies rounding errors, those of XLA's own ops too. A
-    # convolution by Winograd's algorithm errs up to eight times as much as a direct one.
+    # In float32, rounding puts some of half a million values on the other side of zero,
+    # where the gradient of ReLU jumps. A smooth function shows the rounding alone. Batch
+    # norm of three images multiplies it, that of XLA's own operations too.
+    monkeypatch.setattr(ops, "relu", jax.nn.softplus)
+    monkeypatch.setattr(nn, "relu", jax.nn.softplus)
+    exact, *_ = steps(variant, size, "float64")
     stock, *others = (errors(each, exact) for each in steps(variant, size, "float32"))
     for other in others:
         for name, error in other.items():
-            assert error <= max(1e-5, 10 * stock[name]), (name, error, stock[name])
+            assert error <= max(1e-5, 3 * stock[name]), (name, error, stock[name])
 
 
 def inception_step(arithmetic, norm, max_pool):
