@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.jaxprs import equations
-from helpers.networks import numpy_variables, small_googlenet
+from helpers.networks import numpy_variables, shapes_of, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.model import ops
@@ -146,10 +146,7 @@ def test_block_computes_the_same(norm):
 def test_variables_are_the_same(variant):
     def variables(arithmetic):
         model = small_googlenet(variant, arithmetic=arithmetic)
-        images = jnp.zeros((1, 80, 80, 3))
-        return jax.eval_shape(
-            lambda rng: model.init(rng, images, train=False), jax.random.key(0)
-        )
+        return shapes_of(model, 1, 80, 80, 3)[1]
 
     expected = variables(STOCK)
     for arithmetic in ARITHMETICS.values():
@@ -169,7 +166,7 @@ def test_variables_are_the_same(variant):
 def test_number_of_convolutions(arithmetic, expected):
     model = create_model("seed", num_classes=10, arithmetic=arithmetic)
     images = jnp.zeros((1, 80, 80, 3))
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    _, shapes = shapes_of(model, *images.shape)
     jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(shapes, images).jaxpr
     names = [equation.primitive.name for equation in equations(jaxpr)]
     assert names.count("conv_general_dilated") == expected

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers.networks import numpy_variables, small_googlenet
+from helpers.networks import numpy_variables, shapes_of, small_googlenet
 
 from googlenet_flax import create_model
 
@@ -13,11 +13,7 @@ from googlenet_flax import create_model
 @functools.cache
 def shapes(variant, size=224, **kwargs):
     """Collections of an initialised network, as shapes: no arithmetic is done."""
-    model = create_model(variant, **kwargs)
-    images = jnp.zeros((1, size, size, 3))
-    return jax.eval_shape(
-        lambda rng: model.init(rng, images, train=False), jax.random.key(0)
-    )
+    return shapes_of(create_model(variant, **kwargs), 1, size, size, 3)[1]
 
 
 def count(tree):
@@ -111,21 +107,14 @@ def test_heads_answer_to_their_own_names_and_taps(bn_logits, path, heads):
 
 def test_without_heads_none_is_built():
     model = small_googlenet("seed", aux_heads=False)
-    images = jnp.zeros((1, 80, 80, 3))
-    out, variables = jax.eval_shape(
-        lambda rng: model.init_with_output(rng, images, train=False), jax.random.key(0)
-    )
+    out, variables = shapes_of(model, 1, 80, 80, 3)
     assert out.aux_4a is None and out.aux_4d is None
     assert not any(name.startswith("aux") for name in variables["params"])
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     model = small_googlenet("bn", dtype=jnp.dtype("bfloat16"))
-    out, variables = jax.eval_shape(
-        lambda rng: model.init_with_output(rng, jnp.zeros((1, 80, 80, 3)), train=False),
-        jax.random.key(0),
-    )
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves((out, variables))}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model, 1, 80, 80, 3))}
     assert dtypes == {jnp.dtype("float32")}
 
 
@@ -182,9 +171,7 @@ def test_running_statistics_follow_the_batch_with_flax_momentum():
 def test_refuses_images_it_cannot_take(variant, shape, message):
     model = create_model(variant, num_classes=10)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            lambda rng: model.init(rng, jnp.zeros(shape), train=False), jax.random.key(0)
-        )
+        shapes_of(model, *shape)
 
 
 def test_refuses_an_unknown_variant():

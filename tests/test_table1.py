@@ -1,9 +1,8 @@
-import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
+from helpers.networks import shapes_of
 
 from googlenet_flax import create_model
 from googlenet_flax.analysis import table1
@@ -58,9 +57,7 @@ def test_marks_are_the_papers_misprints(rows):
 def test_any_network_has_a_table():
     model = create_model("torchvision", num_classes=7, width_multiplier=0.3)
     text = format_table_1(model, 97)
-    images = jnp.zeros((1, 97, 97, 3))
-    init = functools.partial(model.init, train=False)
-    variables = jax.eval_shape(init, jax.random.key(0), images)
+    _, variables = shapes_of(model, 1, 97, 97, 3)
     total = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     last = re.search("^with heads +([0-9,]+)", text, re.MULTILINE)
     assert last[1] == f"{total:,}"

@@ -84,12 +84,15 @@ def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1,
     )
 
 
+def shapes_of(model: GoogLeNet, *images: int):
+    """Shapes of the output for images of that shape, and of all variables."""
+    init = partial(model.init_with_output, train=False)
+    return jax.eval_shape(init, jax.random.key(0), jnp.zeros(images))
+
+
 def numpy_variables(model: GoogLeNet, size: int = 80):
     """Variables in the ranges of a real start, without compiling sixty generators."""
-    images = jnp.zeros((1, size, size, model.input_channels))
-    shapes = jax.eval_shape(
-        lambda rng: model.init(rng, images, train=False), jax.random.key(0)
-    )
+    _, shapes = shapes_of(model, 1, size, size, model.input_channels)
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
