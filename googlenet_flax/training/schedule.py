@@ -65,7 +65,12 @@ def create_schedule(
     elif config.schedule == "cosine":
         falling = optax.cosine_decay_schedule(rate, steps, alpha=fraction)
     else:
-        falling = optax.linear_schedule(rate, rate * fraction, steps)
+        line = optax.linear_schedule(rate, rate * fraction, steps)
+
+        def falling(step: Any) -> jax.Array:
+            # After more than 2^24 steps, float32 can end a little below the line.
+            return jnp.maximum(line(step), rate * fraction)
+
     return with_warmup(falling, warmup_steps)
 
 
