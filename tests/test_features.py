@@ -64,7 +64,8 @@ def features_to(workdir, predictor, run_with):
 @pytest.fixture
 def mean_colors(monkeypatch):
     """Puts the mean color of an image in the place of what the network computes."""
-    monkeypatch.setattr(command, "create_extractor", lambda *_: mean_color)
+    create = "googlenet_flax.analysis.features.create_extractor"
+    monkeypatch.setattr(create, lambda *_: mean_color)
 
 
 def mean_color(batch):
