@@ -6,14 +6,9 @@ import importlib.resources
 import math
 import pathlib
 import string
-import struct
 from collections.abc import Sequence
 
-from googlenet_flax.reports.style import (
-    SHOWN_PIXELS_PER_INCH,
-    STORED_PIXELS_PER_INCH,
-    plain_text,
-)
+from googlenet_flax.reports.style import SHOWN_WIDTH_PIXELS, plain_text
 from googlenet_flax.runtime.files import write_out
 
 
@@ -44,13 +39,10 @@ class Page:
         self._title = title
         self._parts: list[str] = []
         self._sections: list[str] = []
-        self._first_section = 0  # Number of parts before it.
         self.pictures: dict[str, bytes] = {}  # PNGs by the names of their files.
 
     def section(self, title: str) -> None:
         """Begins a section."""
-        if not self._sections:
-            self._first_section = len(self._parts)
         self._sections.append(title)
         self._parts.append(f'<h2 id="section-{len(self._sections)}">{_text(title)}</h2>')
 
@@ -72,14 +64,10 @@ class Page:
         The caption is below the figure; `alt` is for readers who do not see it.
         """
         self.pictures[f"{name}.png"] = png
-        width, height = (
-            side * SHOWN_PIXELS_PER_INCH // STORED_PIXELS_PER_INCH
-            for side in struct.unpack(">II", png[16:24])  # These bytes are in IHDR.
-        )
         data = base64.b64encode(png).decode()
         self._parts.append(
             f'<figure id="{_text(name)}"><img src="data:image/png;base64,{data}" '
-            f'width="{width}" height="{height}" alt="{_text(alt)}">'
+            f'width="{SHOWN_WIDTH_PIXELS}" alt="{_text(alt)}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
         )
 
@@ -119,7 +107,8 @@ class Page:
                 for number, title in enumerate(self._sections, start=1)
             )
             navigation = f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
-            parts.insert(self._first_section, navigation)
+            first = next(i for i, part in enumerate(parts) if part.startswith("<h2"))
+            parts.insert(first, navigation)
         title = _text(self._title)
         template = importlib.resources.files("googlenet_flax.reports") / "template.html"
         page = string.Template(template.read_text(encoding="utf-8"))

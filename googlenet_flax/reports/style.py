@@ -21,7 +21,7 @@ BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 WIDTH_INCHES = 6.0
-SHOWN_PIXELS_PER_INCH = 100  # A figure is 600 px wide on the page, with text of 11 px.
+SHOWN_WIDTH_PIXELS = 600  # On the page, where text is then 11 px high.
 STORED_PIXELS_PER_INCH = 150  # The file has more pixels, for screens of high resolution.
 LOG_RATIO = 20  # Ratio of largest to smallest value from which an axis is logarithmic.
 MAX_LABEL_LENGTH = 18  # Longest class name in a figure, in characters.
