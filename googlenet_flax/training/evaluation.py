@@ -93,11 +93,8 @@ def padded_batches(
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]
-    masks = [places < len(examples) for places in positions]
-    indices = [
-        examples[np.where(mask, places, 0)]
-        for mask, places in zip(masks, positions, strict=True)
-    ]
+    masks = [at < len(examples) for at in positions]
+    indices = [examples[np.where(at < len(examples), at, 0)] for at in positions]
     batches = zip(split.batches(indices), masks, strict=True)
     hidden = None if distributed.is_first() else True  # None shows it on a terminal only.
     bar = tqdm.tqdm(batches, task, len(starts), leave=False, disable=hidden)

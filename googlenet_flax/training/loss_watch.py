@@ -119,7 +119,7 @@ def not_finite(metrics: Mapping[str, float], step: int) -> NotFiniteError:
 def _to_floats(metrics: Metrics) -> dict[str, float]:
     """Fetches the metrics of a sharded step to the host."""
     values = jax.device_get({name: _first_shard(value) for name, value in metrics.items()})
-    return {name: float(value.item()) for name, value in values.items()}
+    return {name: value.item() for name, value in values.items()}
 
 
 def _first_shard(values: jax.Array) -> jax.Array:
