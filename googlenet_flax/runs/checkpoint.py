@@ -123,12 +123,10 @@ class Checkpoints:
         step = int(name) if name.isdecimal() else -1
         if step in self.damaged:
             raise DamagedCheckpointError(self._path(step), self.damaged[step])
-        if not self.labels and self.damaged:
-            raise UserError(
-                f"no checkpoint in {self.directory} can be read: {self.name_damaged()}"
-            )
         if not self.labels:
-            raise UserError(f"no checkpoint in {self.directory}: train first")
+            damaged = self.name_damaged()
+            problem = f" can be read: {damaged}" if damaged else ": train first"
+            raise UserError(f"no checkpoint in {self.directory}{problem}")
         # Imported weights, which are one checkpoint, were never evaluated.
         if name == "latest" or (name == "best" and len(self.labels) == 1):
             return max(self.labels)

@@ -116,15 +116,13 @@ def _decode(
         except BadImageError as error:
             return error
 
-    starts = range(0, len(pictures), batch_size)
-    chunks = [pictures[start : start + batch_size] for start in starts]
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
-        ahead = pool.map(decode, chunks[0])
-        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            decoded = list(ahead)
-            ahead = pool.map(decode, following)
-            yield chunk, decoded
+        ahead = pool.map(decode, pictures[:batch_size])
+        for start in range(0, len(pictures), batch_size):
+            end, decoded = start + batch_size, list(ahead)
+            ahead = pool.map(decode, pictures[end : end + batch_size])
+            yield pictures[start:end], decoded
     finally:
         # After Ctrl-C a thread may wait for a file forever, so do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
