@@ -115,7 +115,9 @@ class Graph:
 
         The windows differ in width, which no pool of ONNX supports.
         """
-        matrix = ops.averaging_matrix(windows, x.side, np.dtype(np.float32))
+        matrix = np.zeros((len(windows), x.side), np.float32)
+        for row, (start, stop) in zip(matrix, windows, strict=True):
+            row[start:stop] = 1 / (stop - start)
         rows = self.weight(f"{name}/rows", matrix)
         columns = self.weight(f"{name}/columns", matrix.T)
         y = self.add("MatMul", f"{name}/over_rows", rows, x.name)

@@ -226,7 +226,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
-    """Computes the mean over a grid of windows, as one small matrix product per axis.
+    """Computes the mean over a grid of windows.
 
     Args:
       x: `[B, H, W, C]`.
@@ -236,14 +236,10 @@ def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     Returns:
       `[B, len(rows), len(columns), C]` in the dtype of `x`.
     """
-    wide = _at_least_float32(x)
-    return jnp.einsum(
-        "rh,sw,bhwc->brsc",
-        averaging_matrix(rows, x.shape[1], wide.dtype),
-        averaging_matrix(columns, x.shape[2], wide.dtype),
-        wide,
-        precision=jax.lax.Precision.HIGHEST,
-    ).astype(x.dtype)
+    means = _at_least_float32(x)
+    means = jnp.stack([jnp.mean(means[:, slice(*row)], axis=1) for row in rows], axis=1)
+    means = [jnp.mean(means[:, :, slice(*column)], axis=2) for column in columns]
+    return jnp.stack(means, axis=2).astype(x.dtype)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
