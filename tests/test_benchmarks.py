@@ -255,14 +255,13 @@ def flat_weights(image_size):
 def in_stock_flax(image_size, images, labels):
     model = stock_flax.GoogLeNet("float32")
     params = {"params": traverse_util.unflatten_dict(flat_weights(image_size), sep="/")}
-    tx = optax.sgd(peer.LEARNING_RATE, momentum=peer.MOMENTUM)
-    state = jax.device_put((params, tx.init(params), jax.random.key(0)))
 
     def outputs():
         return jax.jit(lambda x: model.apply(params, x, train=False))(images)
 
     def losses():
-        nonlocal state
+        tx = optax.sgd(peer.LEARNING_RATE, momentum=peer.MOMENTUM)
+        state = jax.device_put((params, tx.init(params), jax.random.key(0)))
         train_step = stock_flax.make_train_step(model, tx)
         while True:
             *state, loss = train_step(*state, images, labels)

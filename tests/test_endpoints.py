@@ -83,12 +83,15 @@ def test_the_gradient_goes_on_to_the_images(network):
 
 
 def test_unknown_names_and_parts_that_are_not_there(network):
-    model, variables, images = network
+    model, *arrays = network
+
+    def refused(function, model, *args, match):
+        with pytest.raises(ValueError, match=match):
+            jax.eval_shape(lambda arrays: function(model, *arrays, *args), arrays)
+
     for name in ("inception_6a", "inception_3a"):
-        with pytest.raises(ValueError, match=f"has no {name}; .* conv1, "):
-            activations(model, variables, images, [name])
-    with pytest.raises(ValueError, match="'classifier' has no map"):
-        activation_and_gradient(model, variables, images, "classifier", lambda out: 0)
+        refused(activations, model, [name], match=f"has no {name}; .* conv1, ")
+    of_classifier = "classifier", lambda out: 0
+    refused(activation_and_gradient, model, *of_classifier, match="'classifier' has no map")
     headless = model.clone(aux_heads=False)
-    with pytest.raises(ValueError, match="has no aux_4a"):
-        activations(headless, variables, images, ["aux_4a"])
+    refused(activations, headless, ["aux_4a"], match="has no aux_4a")
