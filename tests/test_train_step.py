@@ -79,25 +79,14 @@ def test_the_first_loss_does_not_depend_on_the_number_of_devices(variant):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arithmetic", [STOCK, None], ids=["stock", "fastest"])
 @pytest.mark.parametrize("variant", ["seed", "paper"])
-def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
-    """In float32, with at least 4 examples a device; conv1 sums 25,600 terms a weight.
-
-    With fewer, a convolution on a 3x3 map has so few rows that XLA:CPU tiles it another
-    way; one last bit then decides a ReLU somewhere, and gradients move by a percent. Our
-    own arithmetic has products of few rows at any batch, hence XLA's here.
-    """
-    model = create_model(variant, num_classes=10, arithmetic=STOCK)
-    check_device_counts(model, batch_size=16, rtol=5e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["seed", "paper"])
-def test_nor_does_the_arithmetic_that_trains_it(variant):
+def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant, arithmetic):
     """In float64: in float32, one last bit decides a ReLU for some images."""
     with jax.enable_x64(True):
-        model = create_model(variant, num_classes=10, dtype=jnp.dtype("float64"))
-        check_device_counts(model, counts=(4,), batch_size=8, rtol=1e-9)
+        dtype = jnp.dtype("float64")
+        model = create_model(variant, num_classes=10, dtype=dtype, arithmetic=arithmetic)
+        check_device_counts(model, batch_size=8, rtol=1e-9)
 
 
 def check_device_counts(model, *, batch_size, rtol, counts=(2, 4), **options):
