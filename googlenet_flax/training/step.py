@@ -15,7 +15,13 @@ from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.training.losses import Objective, example_metrics
 from googlenet_flax.training.mixup import mix, mixup_lambdas, partners_of
 from googlenet_flax.training.optimizer import Averaging
-from googlenet_flax.training.state import Batch, Metrics, Params, TrainState, variables_of
+from googlenet_flax.training.state import (
+    Batch,
+    Metrics,
+    Params,
+    TrainState,
+    variables_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +99,9 @@ def train_step(
       The state after the update, and global means, `[]`, of the `example_metrics`.
     """
     rngs = StepRngs.of(seed, state.step)
-
-    def loss(params: Params, batch_stats: Params, batch: Batch) -> Any:
-        images, lambdas = inputs(batch, rngs, state.step), None
-        if objective.mixup_alpha:
-            lambdas = mixup_lambdas(rngs.augment, batch["index"], objective.mixup_alpha)
-            images = mix(images, inputs(partners_of(batch), rngs, state.step), lambdas)
-        output, updates = model.apply(
-            variables_of(params, batch_stats),
-            images,
-            train=True,
-            example_ids=batch["index"],
-            rngs={"dropout": rngs.dropout},
-            mutable=["batch_stats"],
-        )
-        per_example = example_metrics(
-            output,
-            batch["label"],
-            aux_weight=objective.aux_weight_at(state.step),
-            targets=objective.soft_targets(batch, output.logits.shape[-1], lambdas),
-        )
-        metrics = {name: jnp.mean(values) for name, values in per_example.items()}
-        return metrics["loss"], (metrics, updates.get("batch_stats", {}))
-
+    loss = partial(
+        _loss, model=model, inputs=inputs, objective=objective, rngs=rngs, step=state.step
+    )
     grads, metrics, batch_stats = _accumulate(
         jax.grad(loss, has_aux=True),
         state,
@@ -137,6 +123,40 @@ def train_step(
         averages = averaging.update(state.averages, new_state.variables, state.step)
         new_state = dataclasses.replace(new_state, averages=averages)
     return new_state, metrics
+
+
+def _loss(
+    params: Params,
+    batch_stats: Params,
+    batch: Batch,
+    *,
+    model: GoogLeNet,
+    inputs: Callable[[Batch, StepRngs, jax.Array], jax.Array],
+    objective: Objective,
+    rngs: StepRngs,
+    step: jax.Array,
+) -> tuple[jax.Array, tuple[Metrics, Params]]:
+    """Computes the loss of a batch, `[]`, its mean metrics and the new batch statistics."""
+    images, lambdas = inputs(batch, rngs, step), None
+    if objective.mixup_alpha:
+        lambdas = mixup_lambdas(rngs.augment, batch["index"], objective.mixup_alpha)
+        images = mix(images, inputs(partners_of(batch), rngs, step), lambdas)
+    output, updates = model.apply(
+        variables_of(params, batch_stats),
+        images,
+        train=True,
+        example_ids=batch["index"],
+        rngs={"dropout": rngs.dropout},
+        mutable=["batch_stats"],
+    )
+    per_example = example_metrics(
+        output,
+        batch["label"],
+        aux_weight=objective.aux_weight_at(step),
+        targets=objective.soft_targets(batch, output.logits.shape[-1], lambdas),
+    )
+    metrics = {name: jnp.mean(values) for name, values in per_example.items()}
+    return metrics["loss"], (metrics, updates.get("batch_stats", {}))
 
 
 def _accumulate(
