@@ -137,22 +137,7 @@ def read_original(
         weights, like = exported.read(path)
     else:
         weights = FORMATS[format_name].read(path)
-        preprocess = FORMATS[format_name].preprocess
-        if transform_input is None:
-            transform_input = digest.startswith(TORCHVISION_DIGEST)
-        if transform_input:
-            # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
-            # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
-            half = (0.5, 0.5, 0.5)
-            preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
-        like = ModelDescription(
-            variant=FORMATS[format_name].variant,
-            width_multiplier=1.0,
-            dtype="float32",
-            class_names=(),
-            preprocess=preprocess,
-            untrained_heads=_untrained_heads(weights, digest),
-        )
+        like = _describe_original(format_name, weights, digest, transform_input)
     size = like.preprocess.image_size if image_size is None else image_size
     smallest = VARIANTS[like.variant].min_image_size
     if size < smallest:
@@ -165,6 +150,28 @@ def read_original(
     variables, report = _fit(path, weights, description)
     origin = {"format": format_name, "file": path.name, "sha256": digest}
     return Imported(description, variables, report, origin)
+
+
+def _describe_original(
+    format_name: str, weights: WeightFile, digest: str, transform_input: bool | None
+) -> ModelDescription:
+    """Returns the description of a network that another program wrote, without classes."""
+    preprocess = FORMATS[format_name].preprocess
+    if transform_input is None:
+        transform_input = digest.startswith(TORCHVISION_DIGEST)
+    if transform_input:
+        # torchvision computes (x - mean) / std, then multiplies by std / 0.5 and adds
+        # (mean - 0.5) / 0.5. The result is (x - 0.5) / 0.5.
+        half = (0.5, 0.5, 0.5)
+        preprocess = dataclasses.replace(preprocess, input_mean=half, input_std=half)
+    return ModelDescription(
+        variant=FORMATS[format_name].variant,
+        width_multiplier=1.0,
+        dtype="float32",
+        class_names=(),
+        preprocess=preprocess,
+        untrained_heads=_untrained_heads(weights, digest),
+    )
 
 
 def _check_class_names(
