@@ -101,10 +101,12 @@ def convolve(
     size = kernel.shape[0]
     if stride == 1 and padding == "SAME":
         if size == 1 and arithmetic.matmul_1x1:
-            # XLA:CPU has a fast kernel for bfloat16 products with float32 results only.
+            # XLA:CPU has a fast kernel for bfloat16 products with float32 results only,
+            # and is up to three times as fast with one axis of pixels instead of three.
             wide = jnp.promote_types(x.dtype, jnp.float32)
-            y = jnp.matmul(x, kernel[0, 0], preferred_element_type=wide)
-            return y.astype(x.dtype)
+            pixels = x.reshape(-1, x.shape[-1])
+            y = jnp.matmul(pixels, kernel[0, 0], preferred_element_type=wide)
+            return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
         if size in (3, 5) and arithmetic.winograd:
             return winograd.convolve(x, kernel)
     if isinstance(padding, str):
