@@ -33,7 +33,7 @@ ROWS = {
     "1x1 on one input apart": ["merge_1x1"],
     "conv1's weight gradient by XLA": ["matmul_weight_gradient"],
     "no Winograd": ["winograd"],
-    "input gradients by XLA": ["forward_input_gradient"],
+    "convolution gradients by XLA": ["onednn_gradients"],
     "max pool after bias and ReLU": ["pool_first"],
     "freed memory given back": [MEMORY],
     "XLA's own operations": [field.name for field in dataclasses.fields(STOCK)],

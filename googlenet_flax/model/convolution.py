@@ -21,7 +21,7 @@ class Arithmetic:
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
     winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
     matmul_weight_gradient: bool = False  # Compute other weight gradients as products.
-    forward_input_gradient: bool = False  # Compute input gradients as forward passes.
+    onednn_gradients: bool = False  # Compute gradients in the forms that oneDNN is fast in.
     gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
     pool_first: bool = False  # Pool in the stem before bias and ReLU, without batch norm.
 
@@ -41,7 +41,7 @@ FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
         ),
         "cpu_onednn_bfloat16": Arithmetic(
             merge_1x1=True,
-            forward_input_gradient=True,
+            onednn_gradients=True,
             gather_max_pool=True,
             pool_first=True,
         ),
@@ -119,8 +119,8 @@ def convolve(
     pads = (tuple(rows), tuple(columns))
     if arithmetic.matmul_weight_gradient:
         return _convolve_with_taps(x, kernel, stride, pads)
-    if arithmetic.forward_input_gradient and stride == 1:
-        return _convolve_forward_only(x, kernel, pads)
+    if arithmetic.onednn_gradients and stride == 1:
+        return _convolve_with_onednn(x, kernel, pads)
     return _stock(x, kernel, stride, pads)
 
 
@@ -131,7 +131,7 @@ def _stock(x, kernel, stride, padding):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_forward_only(x, kernel, padding):
+def _convolve_with_onednn(x, kernel, padding):
     if kernel.shape[0] > min(x.shape[1:3]):
         # XLA would exchange the kernel with a smaller map, which oneDNN does not take.
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -139,24 +139,32 @@ def _convolve_forward_only(x, kernel, padding):
     return _stock(x, kernel, 1, padding)
 
 
-def _convolve_forward_only_forward(x, kernel, padding):
-    return _convolve_forward_only(x, kernel, padding), (x, kernel)
+def _convolve_with_onednn_forward(x, kernel, padding):
+    return _convolve_with_onednn(x, kernel, padding), (x, kernel)
 
 
-def _convolve_forward_only_backward(padding, residuals, grad):
-    """Computes the gradients; oneDNN does not take XLA's own form of the input's."""
+def _convolve_with_onednn_backward(padding, residuals, grad):
     x, kernel = residuals
-    _, kernel_vjp = jax.vjp(lambda kernel: _stock(x, kernel, 1, padding), kernel)
     size = kernel.shape[0]
-    # Without the barrier XLA turns the flipped kernel into its own form again.
+    # oneDNN does not take XLA's own form of the input's gradient. Without the barrier, XLA
+    # turns the flipped kernel into that form again.
     flipped = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
     pads = tuple((size - 1 - low, size - 1 - high) for low, high in padding)
-    return _convolve_forward_only(grad, flipped, pads), *kernel_vjp(grad)
+    x_grad = _convolve_with_onednn(grad, flipped, pads)
+    if size > 3:  # A product is slower here.
+        _, kernel_vjp = jax.vjp(lambda kernel: _stock(x, kernel, 1, padding), kernel)
+        return x_grad, *kernel_vjp(grad)
+    _, height, width, features = grad.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [
+        padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)
+    ]
+    pixels = jnp.concatenate(taps, axis=-1).reshape(-1, size * size * x.shape[-1])
+    kernel_grad = jnp.matmul(pixels.T, grad.reshape(-1, features))
+    return x_grad, kernel_grad.reshape(kernel.shape)
 
 
-_convolve_forward_only.defvjp(
-    _convolve_forward_only_forward, _convolve_forward_only_backward
-)
+_convolve_with_onednn.defvjp(_convolve_with_onednn_forward, _convolve_with_onednn_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
