@@ -1,4 +1,4 @@
-"""The environment, with four CPU devices to test collectives on, and the fixtures."""
+"""Shared fixtures, and an environment with four CPU devices to test collectives on."""
 
 import os
 
@@ -31,45 +31,45 @@ from googlenet_flax.training.description import ModelDescription
 
 
 def pytest_collection_finish():
-    """Spares the collector of garbage what was imported and will stay."""
+    """Excludes imported modules, which live to the end, from garbage collection."""
     gc.freeze()
     gc.set_threshold(100_000)
 
 
 def pytest_collection_modifyitems(items):
-    """Begins with a long file: at the end it would keep one of two workers waiting."""
+    """Starts with a long file: at the end it would keep one of two workers waiting."""
     items.sort(key=lambda item: item.path.name != "test_warm_start.py")
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> pathlib.Path:
-    """One for all tests of a test run, whichever worker they are in."""
+    """Returns a folder that all workers of a test run share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(shared_folder) -> dict[str, str]:
-    """Environment in which processes compile each program once per test run."""
+    """Returns an environment in which processes compile each program once per test run."""
     variables = {
         "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    os.environ |= variables  # JAX has read its own: only other processes will see them.
-    # Commands that run here would turn on the user's cache, for all later tests too.
+    os.environ |= variables  # Only other processes see them; JAX has read its own.
+    # A command in this process would turn on the user's cache for all later tests.
     jax.config.update("jax_compilation_cache_dir", "")
     return variables
 
 
 @pytest.fixture
 def small_inceptions(monkeypatch):
-    """Lets every network have three narrow blocks, which compile in seconds."""
+    """Replaces the nine blocks of every network by three narrow ones, to compile fast."""
     monkeypatch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
 
 
 @pytest.fixture(scope="module")
 def small_networks():
-    """Lets every description create such a network, in all tests of a module."""
+    """Makes every description create a network of three blocks, in a whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelDescription, "create_model", create_small)
         yield
@@ -77,10 +77,10 @@ def small_networks():
 
 @pytest.fixture(scope="session")
 def finished_run(shared_folder):
-    """Workdir, stdout and stderr of a tiny run that nothing disturbed; do not change it."""
+    """Returns workdir, stdout and stderr of a finished tiny run; do not change it."""
     workdir, result = shared_folder / "finished", shared_folder / "finished.json"
     with (shared_folder / "finished.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # The first worker makes it for all.
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The first worker trains it for all of them.
         if not result.exists():
             outputs = train_well(workdir, before=TELL_COMPILATIONS)
             result.write_text(json.dumps(outputs))
@@ -89,13 +89,13 @@ def finished_run(shared_folder):
 
 @pytest.fixture
 def run_to_6(finished_run, tmp_path):
-    """Workdir of a copy of this run that was saved at step 6."""
+    """Copies the finished run as it was after step 6, and returns the workdir."""
     return copy_run(finished_run[0], tmp_path / "run", newest=6)
 
 
 @pytest.fixture
 def refused(run_command):
-    """Runs a command that must be refused; returns the one line that says why."""
+    """Runs a command that must be refused; returns its one line of error."""
 
     def refused(command, *args) -> str:
         code, out, err = run_command(command, *args)
@@ -108,7 +108,7 @@ def refused(run_command):
 
 @pytest.fixture
 def run_command(monkeypatch, capfd):
-    """Runs the `main` of a command here; returns exit code, stdout and stderr."""
+    """Runs a command's `main` in this process; returns exit code, stdout and stderr."""
 
     def run_command(command, *args):
         monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, args)])
@@ -126,7 +126,7 @@ def run_command(monkeypatch, capfd):
 
 @pytest.fixture
 def run_with(run_command, monkeypatch):
-    """Runs a command on a run whose network is loaded already; returns what it says."""
+    """Runs a command on a run whose network is loaded already; returns its output."""
 
     def run_with(predictor, workdir, command, *args):
         def load(asked, checkpoint, devices):
@@ -142,13 +142,13 @@ def run_with(run_command, monkeypatch):
 
 @pytest.fixture
 def small_cifar10(monkeypatch, tmp_path):
-    """A data_dir that holds a hand-placed archive of 100 + 20 images."""
+    """Returns a data_dir with a CIFAR-10 archive of 100 + 20 images."""
     return _place_archive(monkeypatch, tmp_path, "cifar10", cifar.Cifar10, 20)
 
 
 @pytest.fixture
 def small_cifar100(monkeypatch, tmp_path):
-    """The same for CIFAR-100, 50 + 50 images."""
+    """Returns a data_dir with a CIFAR-100 archive of 50 + 50 images."""
     return _place_archive(monkeypatch, tmp_path, "cifar100", cifar.Cifar100, 50)
 
 

@@ -1,4 +1,4 @@
-"""The network is the same one, however `convolution.Arithmetic` has it computed."""
+"""Equality of the results of all choices of `convolution.Arithmetic`."""
 
 from functools import partial
 
@@ -19,21 +19,22 @@ from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 ARITHMETICS = {name: FASTEST[name] for name in FASTEST if name != "tpu"}
 HEADS = ("logits", "aux_4a", "aux_4d")
 
-# Bound of the difference of any logit, statistic or gradient, of its leaf's largest.
+# Bound of the difference of any logit, statistic or gradient, relative to the largest
+# element of its leaf.
 TOLERANCE = 1e-12
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def errors(actual, expected):
-    """Largest difference of each leaf, on the scale of its largest element."""
+    """Returns the largest difference of each leaf, relative to its largest element."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     paths = jax.tree_util.tree_leaves_with_path(expected)
     found = {}
     for (path, wanted), got in zip(paths, jax.tree.leaves(actual), strict=True):
         scale = np.abs(wanted).max()
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if scale == 0:  # A narrow branch whose ReLUs are all off for these images.
+        if scale == 0:  # All ReLUs of this narrow branch are off for these images.
             assert not np.any(got), name
             continue
         found[name] = np.abs(got - wanted).max() / scale
@@ -42,7 +43,7 @@ def errors(actual, expected):
 
 
 def step(model, variables, images):
-    """Logits, new statistics and the gradients of all parameters in training."""
+    """Computes logits, new statistics and gradients of all parameters in training."""
     labels = np.arange(len(images))
 
     def loss(params):
@@ -70,11 +71,11 @@ def step(model, variables, images):
 
 
 def steps(variant, size, dtype):
-    """The step by XLA's own ops and by each platform's arithmetic, from equal values."""
+    """Computes a step with XLA's own operations and with each platform's arithmetic."""
     build = partial(create_model, variant, num_classes=10, width_multiplier=0.25)
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (3, size, size, 3)).astype(np.float32)
-    with jax.enable_x64(True):  # In float32 too, so that both draw the same dropout masks.
+    with jax.enable_x64(True):  # Both dtypes then draw the same dropout masks.
         stock = build(arithmetic=STOCK, dtype=jnp.dtype(dtype))
         variables = jax.tree.map(
             lambda leaf: leaf.astype(np.float32).astype(dtype), numpy_variables(stock, size)
@@ -105,7 +106,7 @@ def test_network_computes_the_same(variant, size, monkeypatch):
 
 
 def inception_step(arithmetic, norm, max_pool):
-    """Output, new statistics and gradients of one block in training, float64."""
+    """Computes output, new statistics and gradients of a block in training, float64."""
     block = Inception(
         InceptionWidths(5, 3, 7, 2, 4, 6),
         conv=partial(ConvBlock, norm=norm, dtype=jnp.float64, arithmetic=arithmetic),
@@ -159,7 +160,7 @@ def test_variables_are_the_same(variant):
         # The stem's three, six in each block, one in each head.
         (STOCK, 3 + 9 * 6 + 2),
         (FASTEST["gpu"], 3 + 9 * 4 + 2),  # A block's three on its input are one.
-        (FASTEST["cpu"], 1),  # Only conv1.
+        (FASTEST["cpu"], 1),  # Only conv1 is left.
     ],
     ids=["stock", "gpu", "cpu"],
 )

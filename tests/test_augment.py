@@ -12,7 +12,7 @@ from helpers.networks import augment, preprocess
 from googlenet_flax.preprocessing.augment import alternating_flips
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 
-# On the scale of 0 to 255, as in test_crops.
+# Pixels are 0 to 255; test_crops explains the bound.
 ATOL = 1e-3
 METHODS = tuple(INTERPOLATIONS)
 
@@ -85,7 +85,7 @@ def test_crops_are_windows_of_the_padded_image():
     windows = [padded[:, y : y + 5, x : x + 5] for y, x in places]
     found = np.array([equals(out, window) for window in windows])
     np.testing.assert_array_equal(found.sum(axis=0), 1)
-    # 600 / 9 = 67 of each, standard deviation 7.7; four of them.
+    # 600 / 9 = 67 of each are expected; the bound is four standard deviations of 7.7.
     assert 36 < found.sum(axis=1).min() <= found.sum(axis=1).max() < 98
 
 
@@ -95,7 +95,7 @@ def test_crops_are_windows_of_the_padded_image():
     ids=str,
 )
 def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest(fields):
-    # Beyond the picture its image is zero, as if the picture itself had been padded.
+    # Padding surrounds the picture and not the stored image.
     images, seeds = random_images(6, 8, 8, 3), np.arange(6)
     images[:, 5:] = 0
     images[:, :, 7:] = 0
@@ -112,7 +112,7 @@ def test_about_half_of_the_images_are_mirrored():
     images = np.repeat(images, 3, axis=-1)
     as_is, mirrored = equals(out, images), equals(out, images[:, :, ::-1])
     np.testing.assert_array_equal(as_is, ~mirrored)
-    # Standard deviation 15.8; four of them.
+    # The bound is four standard deviations of 15.8.
     assert 437 < mirrored.sum() < 563
 
 
@@ -129,13 +129,13 @@ def test_each_image_depends_on_its_own_rng_only():
 
     out = at(np.arange(8))
     order = np.random.default_rng(1).permutation(8)
-    for rows in (order, order[[0, 1, 2, 3, 3, 2, 1, 0]]):  # Whatever lies beside it.
+    for rows in (order, order[[0, 1, 2, 3, 3, 2, 1, 0]]):  # Other rows do not matter.
         np.testing.assert_array_equal(at(rows), out[rows])
-    # And it does depend on it.
+    # The augmentation does depend on the example.
     assert not equals(at(np.arange(8), seeds + 8), out).any()
 
 
-SIDE = 48  # Of the network's input: no box below is larger, so every one is enlarged.
+SIDE = 48  # Side of the network's input. All boxes below are smaller and are enlarged.
 
 
 def seen_boxes(picture, number, **fields):
@@ -163,7 +163,7 @@ def seen_boxes(picture, number, **fields):
 
 
 def assert_inside(boxes, picture):
-    """Expects boxes inside the picture, to a thousandth of a pixel."""
+    """Checks that boxes are inside the picture, to a thousandth of a pixel."""
     assert boxes[:, :2].min() > -1e-3
     assert np.all(boxes[:, :2] + boxes[:, 2:] < np.array(picture) + 1e-3)
 
@@ -209,10 +209,10 @@ def test_area_crops_lie_anywhere():
     fractions = (boxes[:, :2] / room)[movable]
     for axis in (0, 1):
         assert_evenly_spread(fractions[:, axis], -1e-3, 1 + 1e-3)
-    # Row and column, and place and size, have nothing to do with each other.
+    # Row and column, and place and size, are not correlated.
     sizes = boxes[movable, 2]
     correlations = np.corrcoef([*fractions.T, sizes])
-    # Standard deviation 1 / sqrt(n) each.
+    # Each correlation has a standard deviation of 1 / sqrt(n).
     limit = 4 / math.sqrt(movable.sum())
     assert np.abs(correlations - np.eye(3)).max() < limit
 
@@ -225,7 +225,7 @@ def test_area_crops_of_a_panorama():
     areas, aspects = boxes[:, 2] * boxes[:, 3] / 1200, boxes[:, 3] / boxes[:, 2]
     assert areas.min() > 0.08 - 1e-4 and areas.max() < 4 / 9 + 1e-4
     assert aspects.min() > 3 / 4 - 1e-4 and aspects.max() < 4 / 3 + 1e-4
-    # Where all ten are refused, the largest there is: 20 x 26.7 pixels.
+    # If all ten draws are refused, the box is the largest possible one, 20 x 26.7 pixels.
     fallback = np.all(np.abs(boxes[:, 2:] - (20, 80 / 3)) < 1e-3, axis=1)
     # The height, sqrt(area * 1200 / aspect), must not exceed 20, whose square is a third
     # of 1200.
@@ -250,7 +250,7 @@ def changed(image, factors):
 
 
 def mild_images(number, side=6):
-    """Draws colors that no factor up to 1.5 moves to 0 or 255."""
+    """Draws colors that factors of up to 1.5 keep between 0 and 255."""
     return np.random.default_rng(0).integers(80, 121, (number, side, side, 3), np.uint8)
 
 
@@ -277,7 +277,7 @@ def test_photometric_factors_are_even_and_independent(strength):
 
 def test_the_result_is_clipped_to_what_pixels_can_be():
     images, seeds = random_images(8, 6, 6, 3), np.arange(8)
-    # The factors are the key's own, whatever the image.
+    # The factors depend on the key and not on the image.
     mild = mild_images(8)
     factors = factors_of(mild, run(mild, seeds, color_jitter=0.5))
     out = run(images, seeds, color_jitter=0.5)
@@ -287,7 +287,7 @@ def test_the_result_is_clipped_to_what_pixels_can_be():
 
 
 def test_only_what_the_network_sees_counts_as_the_image():
-    # Contrast is about the mean of the crop: what is cut off has no say.
+    # Contrast is relative to the mean of the crop, without the pixels outside of it.
     images = np.repeat(mild_images(8, side=12), 2, axis=2)
     network_input = preprocess(image_size=6, crop_fraction=0.5)
     fields = {"color_jitter": 0.5, "network_input": network_input}
@@ -323,7 +323,7 @@ def test_each_method_is_drawn_equally_often():
 
 
 def test_random_crops_are_where_they_were_whatever_the_method():
-    # A cubic has a straight line wherever bilinear interpolation has one.
+    # A cubic curve is a straight line wherever bilinear interpolation gives one.
     fields = {"crop_min_area": 0.08, "crop_max_aspect": 4 / 3}
     boxes = seen_boxes((40, 40), 100, interpolations=("cubic",), **fields)
     np.testing.assert_allclose(boxes, square_boxes(4 / 3)[:100], rtol=0, atol=1e-2)
@@ -338,11 +338,11 @@ def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
     )
     seeds, fields = np.arange(number), {"network_input": network_input}
     whole = run(images, seeds, **fields)
-    assert np.all(whole)  # Zero is what stands for the mean, and no pixel is that.
+    assert np.all(whole)  # Only erased pixels are zero after normalization.
     out = run(images, seeds, cutout_fraction=side / size, **fields)
     erased = np.all(out == 0, axis=-1)
     np.testing.assert_array_equal(out, np.where(erased[..., None], 0, whole))
-    # By centre, the rows or columns of a square, cut off by the border of the image.
+    # Rows or columns of an erased square by its center, clipped at the border.
     places, starts = np.arange(size), np.arange(size)[:, None] - side // 2
     lines = (places >= starts) & (places < starts + side)
     rows, columns = erased.any(axis=2), erased.any(axis=1)
@@ -350,7 +350,7 @@ def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
     for found in (rows, columns):
         is_centre = np.all(found[:, None] == lines, axis=-1)
         np.testing.assert_array_equal(is_centre.sum(axis=1), 1)
-        # Every pixel is a centre as often as any other.
+        # Every pixel is equally likely to be the center.
         deviation = math.sqrt(number / size * (1 - 1 / size))
         assert np.abs(is_centre.sum(axis=0) - number / size).max() < 4 * deviation
 
@@ -373,12 +373,12 @@ def flips_of(seed, indices, epoch):
 def test_alternating_flips_are_half_and_then_the_other_half():
     indices = np.arange(2000) + 31
     first = flips_of(0, indices, 0)
-    # Standard deviation 22.4; four of them.
+    # The bound is four standard deviations of 22.4.
     assert 910 < first.sum() < 1090
     for epoch in range(1, 4):
         expected = ~first if epoch % 2 else first
         np.testing.assert_array_equal(flips_of(0, indices, epoch), expected)
     order = np.random.default_rng(1).permutation(2000)
     np.testing.assert_array_equal(flips_of(0, indices[order], 0), first[order])
-    # With those of another seed they have nothing in common.
+    # They differ from those of another seed.
     assert 910 < np.sum(flips_of(1, indices, 0) == first) < 1090

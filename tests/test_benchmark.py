@@ -19,7 +19,7 @@ from googlenet_flax.runtime.errors import UserError
 
 @pytest.fixture
 def small_config(monkeypatch, small_inceptions):
-    """A config by its name with a small network and small limits."""
+    """Returns a config by its name, for a small network and small limits."""
     monkeypatch.setattr(limits, "CPU_MATMUL_SIDE", 64)
     monkeypatch.setattr(limits, "COPY_ELEMENTS", 2**10)
     small = {"width_multiplier": 0.25, "image_size": 80, "batch_size": 4}
@@ -27,7 +27,7 @@ def small_config(monkeypatch, small_inceptions):
 
 
 def check(report: dict) -> None:
-    """What holds of every report."""
+    """Checks what is true of every report."""
     training, input_rate = (
         report[f"{name}_images_per_second"] for name in ("train", "input")
     )
@@ -37,7 +37,7 @@ def check(report: dict) -> None:
     assert 0 < report["compile_seconds"] < report["first_step_seconds"]
     assert 0 < report["forward_flops_per_image"] < report["flops_per_image"] / 2
     assert report["share_of_compute_limit"] > 0 and report["share_of_bandwidth_limit"] > 0
-    assert report["peak_memory_bytes"] > 2**27  # JAX alone takes so much of a process.
+    assert report["peak_memory_bytes"] > 2**27  # JAX alone needs this much memory.
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""benchmarks/decode.py: what it draws, switches off, counts and prints."""
+"""Tests of benchmarks/decode.py: its pictures, settings, counts and table."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from googlenet_flax.data.decode import decode_image
 def test_typical_pictures_are_decoded_and_full_size_is_what_it_says(tmp_path):
     content = decode.draw_picture(np.random.default_rng(0), 375, 500)
     image = PIL.Image.open(io.BytesIO(content))
-    # As of ImageNet's training pictures: 138 GB / 1.28 million, mostly 500x375.
+    # A training picture of ImageNet has 138 GB / 1.28 million, and mostly 500x375 pixels.
     assert image.size == (500, 375) and 100e3 < len(content) < 120e3
     reduced, _ = decode_image(content, 20)
     with decode.decoded_at_full_size():
@@ -43,7 +43,7 @@ def test_one_core_and_all_again():
 
 
 def test_rates_count_pictures():
-    times = iter([0, 1, 2, 2, 10, 11, 14, 14])  # Two rounds: 2 and 4 seconds.
+    times = iter([0, 1, 2, 2, 10, 11, 14, 14])  # The two rounds take 2 and 4 seconds.
     assert decode.rates(lambda: 6, lambda: next(times), seconds=2, rounds=2) == (3, 4.5, 6)
 
 
@@ -56,6 +56,6 @@ def test_the_tables(monkeypatch, capsys):
     core, pipeline = capsys.readouterr().out.split("\n\n")
     _, _, *rows = core.splitlines()
     assert [row.split(" | ")[1] for row in rows] == ["256 px", "320 px", "not reduced"]
-    # 250 images/s take three cores that decode 90 to 110 each.
+    # 250 images/s need three cores that decode 90 to 110 each.
     assert all(row.endswith("| 90 / 100 / 110 | 90 / 100 / 110 | 3 |") for row in rows)
     assert "| threads | 1 / 2 / 3 |" in pipeline

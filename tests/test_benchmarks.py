@@ -41,7 +41,8 @@ def cells(line):
 
 
 def test_the_table_has_ratios_of_the_same_round_and_dtype():
-    # The machine is twice as fast in round 2: every ratio is 2, those of medians are not.
+    # The machine is twice as fast in round 2, so every ratio within a round is 2, but the
+    # ratios of medians are not.
     failure = {"round": 2, "name": "b", "dtype": "float32", "error": "no b | c"}
     records = [
         *(record(1, "ours", 10, 40), record(1, "a", 5, 20)),
@@ -96,7 +97,7 @@ def test_contenders_run_in_turn_and_failures_do_not_stop_the_rest(tmp_path, capf
     assert records[1]["error"] == "ValueError: broken"
     assert records[0]["train_images_per_second"] == ANSWER["train_images_per_second"]
     stderr = capfd.readouterr().err
-    assert "Traceback" in stderr  # All of what it said, for whoever looks for the cause.
+    assert "Traceback" in stderr  # The whole stderr helps to find the cause.
     assert "round 2 of 2: a float32: train 2.00 img/s, forward 8.00 img/s" in stderr
 
 
@@ -135,7 +136,7 @@ def test_the_command_prints_the_table_keeps_the_figures_and_fails(
         return str(python)
 
     monkeypatch.setattr(compare, "make_environment", environment)
-    monkeypatch.chdir(tmp_path)  # Which is not where contenders run.
+    monkeypatch.chdir(tmp_path)  # Contenders run in another directory.
     output = tmp_path / "out.json"
     options = ["--only=ours,stock_flax,pytorch", "--rounds=1", f"--output={output}"]
     code, stdout, _ = run_command(compare, "--environments=e", *options)
@@ -216,7 +217,7 @@ def test_every_contender_has_its_requirements_and_its_script():
 @pytest.mark.parametrize(
     ("ticks", "seconds", "speeds", "num_steps", "num_waits"),
     [
-        # Three steps to warm up, and then each is timed.
+        # After three steps to warm up, each step is timed.
         ([0, 9, 0, 4, 0, 2, 0, 1, 0, 3, 0, 80], 5, [30 / 1, 30 / 3, 30 / 80], 6, 6),
         # A fast device is waited for ten times: ten steps in 20 s each.
         ([0, 1] * 3 + [0, 20] * 10, 100, [30 / 2] * 10, 3 + 100, 3 + 10),
@@ -244,7 +245,7 @@ def test_the_peers_expect_our_number_of_parameters(image_size):
 
 
 def flat_weights(image_size):
-    """Kernels and biases by the names of the paper's layers, `aux_4a/fc/kernel`."""
+    """Returns kernels and biases by the paper's layers, such as `aux_4a/fc/kernel`."""
     weights = to_flax("seed", image_size, draw_weights("seed", image_size))
     return {
         path.removeprefix("params/").replace("/conv/", "/"): array
@@ -307,7 +308,7 @@ def in_pytorch(image_size, images, labels):
         with torch.inference_mode():
             (main,) = model.eval()(images)
             assert torch.equal(main, pytorch.make_eval_step(model, **options)(images))
-            return [x.numpy() for x in model.train()(images)]  # Also makes the heads.
+            return [x.numpy() for x in model.train()(images)]  # Includes the heads.
 
     def losses():
         train_step = pytorch.make_train_step(model, **options)
@@ -343,7 +344,7 @@ def test_peers_compute_the_logits_of_the_original(make_peer, image_size, no_drop
 @pytest.mark.slow
 @pytest.mark.parametrize("make_peer", PEERS)
 def test_peers_train_as_we_do(make_peer, no_dropout, monkeypatch):
-    """The second loss follows from the gradient, the third from the momentum too."""
+    """Compares losses: the second depends on the gradient, the third on the momentum."""
     images, flat = draw_images("seed", 96), to_flax("seed", 96, draw_weights("seed", 96))
     _, losses = make_peer(96, images, LABELS)
     params = traverse_util.unflatten_dict(flat, sep="/")["params"]
@@ -358,7 +359,7 @@ def test_peers_train_as_we_do(make_peer, no_dropout, monkeypatch):
 
 @pytest.fixture
 def run_gpu(tmp_path, monkeypatch, run_command):
-    """Runs gpu.py with a program in the place of the peers; returns code and table."""
+    """Runs gpu.py with a stand-in for the peers; returns exit code and table."""
     monkeypatch.setattr(gpu.os, "environ", dict(gpu.os.environ))
     python, log = tmp_path / "python", tmp_path / "log"
 

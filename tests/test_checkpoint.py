@@ -106,7 +106,7 @@ def test_a_save_replaces_the_same_step(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Checkpoints of one step; tests must not change them."""
+    """Returns checkpoints of one step; tests must not change them."""
     with save_all(tmp_path_factory.mktemp("saved"), [0.5]) as checkpoints:
         yield checkpoints
 
@@ -115,7 +115,7 @@ def saved(tmp_path_factory):
 def test_restores_on_another_number_of_devices(saved, num_devices):
     devices = jax.devices()[:num_devices]
     kernel = saved.restore(1, tiny_state(0), devices).params["kernel"]
-    # Placed as a fresh one, or the step would be compiled again.
+    # It has the sharding of a fresh state, or the step would be compiled again.
     assert kernel.sharding == replicate(np.ones((2, 3)), devices).sharding
     np.testing.assert_array_equal(kernel, np.ones((2, 3)))
 
@@ -137,7 +137,7 @@ def test_refuses_leaves_that_do_not_fit(saved, name, leaf, message):
 def test_a_process_killed_while_it_deletes_leaves_no_damage(tmp_path, monkeypatch):
     variables = {"params": {"kernel": np.ones(3, np.float32)}}
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # As if killed there.
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # As after a kill.
         with Checkpoints(tmp_path) as checkpoints:
             for step in range(1, 6):
                 save_weights(checkpoints, step, variables, DESCRIPTION)

@@ -50,7 +50,7 @@ def test_it_and_stock_tfds_read_the_archives_images(request, name, split, sizes)
     with tensorflow_forbidden():
         image_set = load(data_dir, split, name)
     labels, images = read_records(archive_path(data_dir, name), name, split)
-    # `core/shuffle.py`: sorted by the MD5 of the key, salted with the split's name.
+    # TFDS sorts by the MD5 of the key, salted with the split's name (`core/shuffle.py`).
     order = sorted(range(sizes[split]), key=Hasher(split).hash_key)
     np.testing.assert_array_equal(image_set.images, images[order])
     np.testing.assert_array_equal(image_set.labels, labels[order, -1])

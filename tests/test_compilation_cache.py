@@ -17,7 +17,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def unset_cache(monkeypatch, tmp_path):
-    """JAX as it comes, and a home of the test's own."""
+    """Resets JAX's settings of the cache, and gives the test its own home folder."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_enable_compilation_cache", True)
@@ -44,7 +44,7 @@ def test_it_lies_in_the_cache_of_the_user(tmp_path):
     folder = tmp_path / ".cache" / "googlenet_flax" / "compilation"
     assert used_folder() == str(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
-    compile_something()  # However quickly that is done.
+    compile_something()  # Programs that compile quickly are stored too.
     assert any(entry.name.startswith("jit__lambda") for entry in folder.iterdir())
 
 
@@ -77,7 +77,7 @@ def test_options_of_jax_are_respected(tmp_path, option, value, used):
 
 def refuse_to_write(monkeypatch, tmp_path):
     del tmp_path
-    monkeypatch.setattr(os, "access", lambda *_: False)  # Nothing refuses root.
+    monkeypatch.setattr(os, "access", lambda *_: False)  # Permissions do not apply to root.
 
 
 def put_a_file_in_the_way(monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ WRONG_TYPE = {
 NOT_FINITE = [math.nan, math.inf]
 NOT_POSITIVE = [0, 0.0, -1, -0.5, *NOT_FINITE]
 NEGATIVE = [-1, -1e-9, *NOT_FINITE]
-NO_FRACTION = [-0.1, 1.01, 2, *NOT_FINITE]  # Outside of 0 to 1.
+NO_FRACTION = [-0.1, 1.01, 2, *NOT_FINITE]  # The value is outside of 0 to 1.
 NOT_BELOW_1 = [-0.1, 1, 1.0, 1.5, *NOT_FINITE]
 NO_COUNT = [0, -1, 2**31]
 NO_SEED = [-1, 2**31]
@@ -89,7 +89,7 @@ def error_of(config) -> str:
 
 
 def test_every_range_is_tested():
-    # Any text is a folder or a project, and a bool has no range.
+    # Every text is a valid folder or project, and a bool has no range.
     free = {"data_dir", "distributed", "init_from", "restart", "wandb_project"}
     assert set(FIELDS) - set(OUT_OF_RANGE) == free
 
@@ -175,7 +175,7 @@ def test_the_smallest_image_depends_on_the_variant(variant, smallest):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sizes_change_where_no_parameter_depends_on_them(variant):
-    # At twice the size a head that does not pool to 4x4 has a larger matrix.
+    # At twice the size, a head that does not pool to 4x4 has a larger matrix.
     model = small_googlenet(variant)
     small, large = (jax.tree.map(np.shape, numpy_variables(model, px)) for px in (80, 160))
     config = {**GOOD, "variant": variant, "image_size": 96}
@@ -184,7 +184,7 @@ def test_sizes_change_where_no_parameter_depends_on_them(variant):
     Config.of(config)
     if small == large:
         Config.of({**config, **early})
-        # Sizes may also fall, and one may outlast the run.
+        # Sizes may also become smaller, and a stage may end after the run.
         early = dict(zip(names, ((224, 80), (1, 10**6)), strict=True))
         Config.of({**config, **early})
         assert variant in {"bn", "torchvision"}

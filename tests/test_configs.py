@@ -31,7 +31,7 @@ def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
 def test_docstring_says_how_to_run_it_and_what_to_expect(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring is not None
-    # Between the two, what only the user knows, perhaps on a second line.
+    # Between the two are values that only the user knows, perhaps on a second line.
     commands = re.findall(
         rf"python -m googlenet_flax.main --config=configs/{re.escape(path.name)}"
         r"((?: +(?:\\\n +)?--config\.\w+=\S+)*) +--workdir=\w",
@@ -44,7 +44,7 @@ def test_docstring_says_how_to_run_it_and_what_to_expect(path):
 
 
 def test_cifar10_is_the_recipe_of_the_seed():
-    # The Keras tutorial's numbers, on the whole of CIFAR-10.
+    # These are the numbers of the Keras tutorial, for the whole CIFAR-10.
     recipe = {
         **{"variant": "seed", "dataset": "cifar10", "train_split": "train"},
         **{"eval_split": "test", "image_size": 224, "crop_fraction": 1.0},
@@ -71,7 +71,7 @@ def test_cifar10_blog_differs_in_the_splits_alone():
 
 
 def documented_runs() -> list[str]:
-    """Commands that train, as README, docs and the files themselves print them."""
+    """Returns the training commands in README, docs and the recipes themselves."""
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *CONFIG_FILES]
     text = "\n".join(page.read_text() for page in pages)
     text = text.replace("\\\n", " ").replace("seed=S", "seed=0")

@@ -33,7 +33,7 @@ ONEDNN = dataclasses.replace(STOCK, onednn_gradients=True)
 ALL = Arithmetic(**{field.name: True for field in dataclasses.fields(Arithmetic)})
 SYMMETRIC = ((3, 3), (3, 3))
 
-# Every convolution of the network: kernel, stride and padding.
+# Kernel, stride and padding of every kind of convolution in the network.
 CONVOLUTIONS = {
     "1x1": (1, 1, "SAME"),
     "3x3": (3, 1, "SAME"),
@@ -41,8 +41,8 @@ CONVOLUTIONS = {
     "conv1": (7, 2, "SAME"),
     "symmetric conv1": (7, 2, SYMMETRIC),
 }
-# Every way to compute each: how many of XLA's convolutions are left of the output and of
-# the gradient of the kernel.
+# Each way to compute them, with the number of XLA's convolutions that remain in the output
+# and in the gradient of the kernel.
 BRANCHES = [
     *((name, STOCK, 1, 1) for name in CONVOLUTIONS),
     *((name, TAPS, 1, 0) for name in CONVOLUTIONS),
@@ -71,7 +71,7 @@ def name_of(value):
 
 
 def compare(x_shape, kernel_shape, stride, padding, arithmetic):
-    """Largest differences from XLA's convolution in float64: in float64 and float32."""
+    """Returns the largest differences, in float64 and float32, from XLA in float64."""
     ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
     stock = partial(stock_convolution, stride=stride, padding=padding)
     with jax.enable_x64(True):
@@ -87,7 +87,7 @@ def compare(x_shape, kernel_shape, stride, padding, arithmetic):
 
 
 def convolution_shapes(function, *args):
-    """Yields the sorted shape of what each of XLA's convolutions returns."""
+    """Yields the sorted output shape of each of XLA's convolutions."""
     for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
         if equation.primitive.name == "conv_general_dilated":
             yield sorted(equation.outvars[0].aval.shape)
@@ -98,7 +98,7 @@ def convolution_shapes(function, *args):
     [
         *((name, STOCK) for name in CONVOLUTIONS),
         *(
-            # The slow ones are not the network's: those kernels have a quicker way.
+            # The network computes the slow ones in another way.
             pytest.param(name, TAPS, marks=() if "conv1" in name else pytest.mark.slow)
             for name in CONVOLUTIONS
         ),
@@ -214,7 +214,7 @@ def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
     ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
     actual = output_and_gradients(ours, *arrays)
     assert {array.dtype for array in actual} == {jnp.dtype("bfloat16")}
-    # Half a unit in the last of 8 places, and the sum over the examples.
+    # The bound is half a unit in the last of 8 places, for each example.
     differences = largest_differences([array.astype(float) for array in actual], exact)
     assert max(differences) < 2**-7, differences
 
@@ -228,7 +228,7 @@ def test_the_devices_that_run_a_network_choose_its_arithmetic():
         described = ModelDescription("seed", 1.0, "float32", ("a", "b"), preprocess())
         devices: list = [types.SimpleNamespace(platform=platform)]
         assert described.create_model(devices).arithmetic == expected
-    assert build().arithmetic == FASTEST["cpu"]  # That of the default device.
+    assert build().arithmetic == FASTEST["cpu"]  # The default device is a CPU.
 
 
 def test_onednn_computes_a_convolution_and_its_gradients_where_jaxlib_has_it():

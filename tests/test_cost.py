@@ -20,16 +20,16 @@ def test_the_variants_cost_the_same_but_for_the_3x3_of_torchvision():
     assert layers_of("bn") == layers_of("seed")
     layers = layers_of("torchvision")
     main = sum(n for name, n in layers.items() if not name.startswith("aux"))
-    assert main / 1e9 == pytest.approx(1.50, abs=0.005)  # As torchvision's docs say.
+    assert main / 1e9 == pytest.approx(1.50, abs=0.005)  # From torchvision's docs.
 
 
 def test_flops_of_forward_and_of_training(monkeypatch):
     monkeypatch.setattr(cost, "multiply_adds", lambda *_: layers_of("seed"))
-    monkeypatch.setattr(cost, "layer_shapes", lambda *_: ())  # It traces for a second.
+    monkeypatch.setattr(cost, "layer_shapes", lambda *_: ())  # Tracing takes a second.
     whole = image_cost(googlenet(), 224)
     assert whole.forward_flops / 1e9 == pytest.approx(3.165, abs=0.0005)
     assert whole.training_flops / 1e9 == pytest.approx(9.31, abs=0.005)
-    # Training the heads alone is one pass, and the gradient of the last layers.
+    # Training only the heads needs one pass and the gradients of the last layers.
     head = image_cost(googlenet(), 224, head_only=True)
     classifiers = 3 * 1024 * 1000
     assert head.training_flops == 2 * (sum(layers_of("seed").values()) + classifiers)
@@ -37,8 +37,8 @@ def test_flops_of_forward_and_of_training(monkeypatch):
     assert head.training_bytes / 1e6 == pytest.approx(2 * 20.6, abs=0.2)
 
 
-# A floor per image, by the map sizes of Table 1: the merged 1x1s, an LRN of five passes,
-# a batch norm of five passes over what the convolutions write.
+# Lower bounds for an image follow from the map sizes of Table 1, with merged 1x1
+# convolutions, five passes of LRN, and five of batch norm over each convolution's output.
 @pytest.mark.parametrize(
     ("variant", "bfloat16", "float32"),
     [("seed", 62.4, 121.9), ("paper", 70.4, 137.9), ("bn", 62.4 + 32.3, 121.9 + 64.6)],

@@ -42,7 +42,7 @@ for _ in range(12):
 
 
 def faults(*, keep: bool, is_large: bool = False) -> list[int]:
-    """Page faults of each of twelve steps."""
+    """Counts the page faults of each of twelve steps."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT_FAULTS.format(keep=keep, is_large=is_large)],
         check=True,
@@ -56,7 +56,7 @@ def faults(*, keep: bool, is_large: bool = False) -> list[int]:
 def test_a_step_finds_the_memory_of_the_one_before():
     first, *later = faults(keep=True)
     assert first > 10_000
-    # The heap settles in some steps: a small block of another thread may split the gap.
+    # The heap needs some steps, because a small block of another thread may split a gap.
     assert statistics.median(later) < first / 20
 
 

@@ -17,7 +17,7 @@ from googlenet_flax.preprocessing.crops import (
     evaluation_crops,
 )
 
-# Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
+# Pixels are 0 to 255, and float32 holds a position among ten pixels to 1e-6 pixels.
 ATOL = 1e-3
 STORED = 12  # Side of the stored images that hypothesis fills, in pixels.
 
@@ -40,7 +40,7 @@ def test_in_a_corner_of_its_image_it_is_the_resize_of_the_slice(size, method):
 
 
 def pillow(picture, box, size):
-    """Cuts and resizes a picture `[h, w]` with pillow, in its type."""
+    """Crops and resizes a picture `[h, w]` with Pillow, in the type of the picture."""
     top, left, height, width = box
     corners = (left, top, left + width, top + height)
     image = PIL.Image.fromarray(picture)
@@ -51,7 +51,7 @@ def pillow(picture, box, size):
 def pictures_and_boxes(draw):
     """Draws a picture's extent, and a box in it of at least a quarter of a pixel."""
     extent = draw(st.tuples(*[st.integers(1, STORED)] * 2))
-    # In 64ths of a pixel, which a float32 holds exactly.
+    # The unit is 1/64 of a pixel, which float32 holds exactly.
     size = [draw(st.integers(16, 64 * side)) for side in extent]
     corner = [
         draw(st.integers(0, 64 * side - length))
@@ -73,7 +73,7 @@ def test_any_box_is_what_pillow_makes_of_it(size, drawn):
     picture = NOISE[0, :height, :width, 0]
     exact = pillow(picture.astype(np.float32), box, size)
     np.testing.assert_allclose(out, exact, atol=ATOL)
-    # In bytes it rounds twice, after the columns and after the rows: by 0.5 each.
+    # For bytes, Pillow rounds by up to 0.5 after the columns and again after the rows.
     np.testing.assert_allclose(out, pillow(picture, box, size), atol=1.01)
 
 
@@ -82,11 +82,11 @@ PICTURES = [(480, 640), (500, 375), (320, 320), (256, 1024), (33, 32)]
 each_picture = pytest.mark.parametrize("picture", PICTURES, ids=str)
 
 
-traced_boxes = jax.jit(crop_boxes)  # So that 144 crops need one compilation.
+traced_boxes = jax.jit(crop_boxes)  # 144 crops then need one compilation.
 
 
 def assert_boxes(crops, picture, expected):
-    """Expects boxes (top, left, height, width) in any order, plain and mirrored."""
+    """Checks boxes (top, left, height, width) in any order, plain and mirrored."""
     extents = np.array([picture], np.int32)
     assert len(crops) == 2 * len(expected)
     for mirror in (False, True):
@@ -146,7 +146,7 @@ def test_numbers_of_crops():
         assert len(crops) == number
         mirrored = [crop for crop in crops if crop is not None and crop.mirror]
         assert len(mirrored) == number // 2
-    assert evaluation_crops(1, 0.875) == (None,)  # The network's own crop.
+    assert evaluation_crops(1, 0.875) == (None,)  # This is the crop of the network itself.
     assert evaluation_crops(2, 0.875) == (None, central_crop(0.875)._replace(mirror=True))
 
 
@@ -173,7 +173,7 @@ def test_area_weighs_pixels_by_what_is_covered_of_them(size, drawn):
         weights = np.clip(covered, 0, None) * size / length
         np.testing.assert_allclose(weights.sum(axis=1), 1)
         expected = np.moveaxis(np.tensordot(weights, expected, (1, axis)), 0, axis)
-    # Of a new pixel of 1/1024 of a stored one, a float32 knows the ends to a thousandth.
+    # Where a new pixel is 1/1024 of a stored one, float32 holds its ends to a thousandth.
     np.testing.assert_allclose(out, expected, rtol=0, atol=0.5)
 
 
@@ -204,7 +204,7 @@ def test_box_extent_and_method_are_each_images_own():
         one = slice(i, i + 1)
         method = list(INTERPOLATIONS)[number]
         expected = cut(images[one], boxes[one], 6, extents[one], method)[0]
-        # Batches are summed apart.
+        # The sums of the batches are rounded separately.
         np.testing.assert_allclose(out[i], expected, rtol=1e-5, atol=1e-4)
 
 
@@ -232,4 +232,4 @@ def test_every_view_is_of_the_picture(extent, side, method):
     for crop in evaluation_crops(6, side):
         box = np.asarray(crop_boxes(np.array([extent]), crop))
         out = cut(image, box, 5, [extent], method=method)
-        np.testing.assert_allclose(out, 77, rtol=1e-4)  # And not NaN.
+        np.testing.assert_allclose(out, 77, rtol=1e-4)  # The value is not NaN either.

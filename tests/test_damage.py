@@ -1,4 +1,4 @@
-"""Checkpoints that are not what was saved: named, kept, and never used."""
+"""Damaged checkpoints, which are named, kept and never used."""
 
 import os
 import pathlib
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.usefixtures("small_inceptions")
 
 @pytest.fixture
 def run_copy(finished_run, tmp_path):
-    """A copy of the finished run, which a test may damage."""
+    """Copies the finished run for a test that damages it."""
     return copy_run(finished_run[0], tmp_path / "run")
 
 
 def files_in(folder: pathlib.Path) -> dict[str, bytes]:
-    """All files but the lock, which names the latest process."""
+    """Reads all files except the lock, which names the latest process."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -47,7 +47,7 @@ def files_in(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def assert_kept(before: dict[str, bytes], after: dict[str, bytes], renamed) -> None:
-    """Every file is there as it was; those of the steps in `renamed` are set aside."""
+    """Checks that all files are unchanged and that those of `renamed` are set aside."""
     for name, data in before.items():
         step, slash, rest = name.partition("/")
         kept = f"{step}.damaged{slash}{rest}" if step in renamed else name
@@ -118,11 +118,11 @@ def test_a_damaged_step_is_named_kept_and_trained_again(finished_run, run_copy, 
 
 
 def test_a_flipped_bit_among_other_litter(run_copy):
-    """The newest intact step is restored, and everything else stays."""
+    """Checks that the newest intact step is restored and all other files stay."""
     folder = run_copy / "checkpoints"
     flip_bit_in(folder / "10" / "variables")
     (folder / "999").mkdir()
-    (folder / "999.damaged").mkdir()  # An earlier damage of the same step.
+    (folder / "999.damaged").mkdir()  # The same step was damaged before.
     (folder / "1000").write_text("a file named like a step")
     (folder / "garbage.bin").write_bytes(random.Random(0).randbytes(1000))
     stale = folder / "12.orbax-checkpoint-tmp-3"
@@ -147,7 +147,7 @@ def test_a_flipped_bit_among_other_litter(run_copy):
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(24))
 def test_a_flipped_bit_anywhere_changes_no_result(finished_run, tmp_path, seed):
-    """The flip is found, or nothing reads that bit."""
+    """Checks that a flipped bit is found, unless nothing reads that bit."""
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=8)
     chooser = random.Random(seed)
     newest = workdir / "checkpoints" / "8"
@@ -162,7 +162,7 @@ def test_a_flipped_bit_anywhere_changes_no_result(finished_run, tmp_path, seed):
 
 @pytest.fixture
 def ruined_run(run_copy):
-    """No checkpoint of it can be read, each for another reason."""
+    """Returns a run in which each checkpoint is unreadable for another reason."""
     damages = {"6": "truncated file", "8": "lost label", "10": "lost file"}
     for step, damage in damages.items():
         DAMAGES[damage](run_copy / "checkpoints" / step)
@@ -183,7 +183,7 @@ def test_restart_starts_over_and_keeps_the_ruins(ruined_run, finished_run):
     out, _ = train_well(ruined_run, flag, expected=finished_run[0])
     assert "from scratch" in out
     assert_kept(before, files_in(ruined_run / "checkpoints"), renamed={"6", "8", "10"})
-    out, err = train_well(ruined_run, flag)  # Sound checkpoints are not started over.
+    out, err = train_well(ruined_run, flag)  # It does not start over.
     assert "finished before" in out and "left alone" in err
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_full_of_pickles_runs_no_code(finished_run, run_copy, tmp_p
     (tmp_path / "created").unlink()
     for step in ("8", "10"):
         for path in (run_copy / "checkpoints" / step).rglob("*"):
-            # The label of step 8 stays, so that the rest is looked at.
+            # The label of step 8 stays, so that the other files are checked.
             if path.is_file() and (step, path.name) != ("8", "_CHECKPOINT_METADATA"):
                 path.write_bytes(data)
     out, _ = train_well(run_copy, expected=finished_run[0])

@@ -53,7 +53,7 @@ def assert_quarters(picture, extent, atol=0):
         (".webp", {"lossless": True}, 0),
         (".gif", {}, 0),
         (".tif", {"compression": "tiff_lzw"}, 0),
-        (".jpg", {"format": "PNG"}, 0),  # The suffix need not fit.
+        (".jpg", {"format": "PNG"}, 0),  # The suffix does not decide the format.
     ],
 )
 def test_formats(tmp_path, suffix, options, atol):
@@ -74,7 +74,7 @@ def test_bytes_are_read_as_their_file_is(tmp_path):
 def test_orientations(tmp_path, suffix):
     seen = np.asarray(quarters())
     turned = seen.transpose(1, 0, 2)
-    stored = {  # EXIF 2.3, 4.6.4 A: where the first row and column are seen.
+    stored = {  # Sides that the first row and column show: EXIF 2.3, 4.6.4 A.
         1: seen,
         2: seen[:, ::-1],
         3: seen[::-1, ::-1],
@@ -92,7 +92,7 @@ def test_orientations(tmp_path, suffix):
         assert_quarters(*picture, atol=6)
 
 
-# The directory says two entries: the first is orientation 6, the second is missing.
+# The directory announces two entries: orientation 6, and one that is missing.
 SHORT_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 2, 0x0112, 3, 1, 6)
 
 
@@ -126,7 +126,7 @@ def solid(mode, color):
         (solid("L", 77), ".png", {}, (77, 77, 77)),
         (solid("1", 1), ".png", {}, WHITE),
         (palette(), ".png", {}, GREEN),
-        # 32896 is 128 * 257: 16 bits are scaled and not cut off.
+        # 32896 is 128 * 257, since 16 bits are scaled and not truncated.
         (grey(32896, np.uint16), ".png", {}, (128, 128, 128)),
         (grey(32896, np.int32), ".pgm", {}, (128, 128, 128)),
         (grey(32896, np.int32), ".tif", {}, (128, 128, 128)),
@@ -134,10 +134,10 @@ def solid(mode, color):
         (grey(0.5, np.float32), ".tif", {}, (128, 128, 128)),
         (grey(100.2, np.float32), ".tif", {}, (100, 100, 100)),
         (grey(np.nan, np.float32), ".tif", {}, (0, 0, 0)),
-        # Pillow writes JPEG inverted, as Adobe does, and TIFF plainly.
+        # Pillow inverts CMYK in JPEG, as Adobe does, but not in TIFF.
         (solid("CMYK", (0, 255, 255, 0)), ".jpg", {"quality": 95}, (255, 0, 0)),
         (solid("CMYK", (0, 255, 255, 0)), ".tif", {}, (255, 0, 0)),
-        # What is transparent is white: a fifth of the color and four fifths of white.
+        # Transparent parts become white: a fifth of the color and four fifths of white.
         (solid("RGBA", (100, 0, 0, 51)), ".png", {}, (224, 204, 204)),
         (solid("LA", (100, 51)), ".png", {}, (224, 224, 224)),
         (solid("RGB", RED), ".png", {"transparency": RED}, WHITE),
@@ -156,7 +156,7 @@ def test_modes(tmp_path, image, suffix, options, color):
 
 def test_hidden_colours_do_not_bleed(tmp_path):
     pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[:, 1::2] = (*WHITE, 255)  # Between them, black that nobody sees.
+    pixels[:, 1::2] = (*WHITE, 255)  # The others are black and transparent.
     image = PIL.Image.fromarray(pixels)
     picture, _ = decode_saved(tmp_path, image, ".png", size=16)
     assert picture.min() == 255
@@ -193,7 +193,7 @@ def test_the_shape_is_kept(tmp_path_factory, width, height, storage_size, suffix
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("side", [40, 256])
 def test_reduced_pictures_are_antialiased(tmp_path, suffix, side):
-    # 1024x768 smooth waves under fine stripes that would alias when pixels were picked.
+    # Smooth waves, 1024x768, under fine stripes that would alias if pixels were skipped.
     y, x = np.mgrid[:768, :1024]
     waves = 128 + 80 * np.sin(x / 150) * np.cos(y / 90)
     stripes = 30 * (-1.0) ** x
@@ -237,7 +237,7 @@ def test_bad_images(tmp_path, name, data, reason):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tif"])
 def test_truncated_images(tmp_path, suffix):
-    # Pillow says otherwise of two formats.
+    # Pillow describes two formats in another way.
     reason = "" if suffix in {".webp", ".tif"} else "truncated"
     assert_refused(first_half(suffix, tmp_path), reason)
 
@@ -247,7 +247,7 @@ def test_paths_that_cannot_be_read(tmp_path, monkeypatch):
     assert_refused(tmp_path / "folder.jpg", "is a directory")
     assert_refused(tmp_path / "missing.jpg", "no such file")
     (tmp_path / "locked.png").touch()
-    # Root may read everything.
+    # Permissions do not apply to root.
     refuse = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr(decode.PIL.Image, "open", refuse)
     assert_refused(tmp_path / "locked.png", "permission denied")
@@ -258,7 +258,7 @@ def test_paths_that_could_block(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to(os.devnull)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(tmp_path / "socket.png"))  # A long path is refused.
+        server.bind(os.path.relpath(tmp_path / "socket.png"))  # Long paths are refused.
         for name in ("pipe.png", "device.png", "socket.png"):
             assert_refused(tmp_path / name, "not a regular file")
 

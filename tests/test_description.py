@@ -45,7 +45,7 @@ def test_json_round_trip_is_the_identity(described):
     text = json.dumps(described.to_json())
     again = ModelDescription.from_json(json.loads(text))
     assert again == described
-    assert hash(again) == hash(described)  # Tuples all the way: jit needs it.
+    assert hash(again) == hash(described)  # jit needs hashable values.
 
 
 def test_all_that_shapes_the_network_input_is_in_the_config():

@@ -21,10 +21,10 @@ def contents(images, labels):
 
 def test_train_and_test_are_all_of_scikit_learns_images():
     digits, train, test = sklearn.datasets.load_digits(), load("train"), load("test")
-    # The intensities are whole numbers from 0 to 16.
+    # Intensities are whole numbers from 0 to 16.
     expected = np.array([round(x * 255 / 16) for x in range(17)], np.uint8)
     everything = contents(expected[digits.images.astype(int)], digits.target)
-    assert max(everything.values()) == 1  # No two images are the same, hence disjoint.
+    assert max(everything.values()) == 1  # So the splits are disjoint.
     parts = contents(train.images, train.labels) + contents(test.images, test.labels)
     assert parts == everything
     for image_set, size in ((train, 1437), (test, 360)):
@@ -35,7 +35,7 @@ def test_train_and_test_are_all_of_scikit_learns_images():
 
 def test_the_split_is_fixed():
     test = load("test")
-    # Written down from scikit-learn 1.9: another split would make accuracies incomparable.
+    # Values of scikit-learn 1.9: with another split, accuracies could not be compared.
     digest = hashlib.sha256(test.images.tobytes() + test.labels.astype("<i4").tobytes())
     assert digest.hexdigest() == (
         "eb33daa4a6fa9662340916fc06c6496d7fcc2d666ea677c26e4ccd0a62cbdc8c"

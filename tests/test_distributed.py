@@ -26,7 +26,7 @@ from googlenet_flax import main
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import RunError, UserError
 
-# Without batch norm and with small steps, so that rounding stays what it is.
+# Without batch norm and with a small learning rate, differences of rounding stay small.
 GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max_steps=5")
 FULL_AT_STEP_3 = """
 from googlenet_flax.runs.metrics import MetricsWriter
@@ -63,7 +63,7 @@ def start_together(workdir, *more, count=2, own=(), before="", env=None):
 
 
 def finish_all(processes):
-    """Returns exit codes, outputs and errors."""
+    """Waits for all processes; returns exit codes, stdouts and stderrs."""
     try:
         return list(zip(*map(finish, processes), strict=True))
     finally:
@@ -72,7 +72,7 @@ def finish_all(processes):
 
 
 def train_together(workdir, *more, **options):
-    """Trains to the end; returns what each process printed."""
+    """Trains to the end in several processes; returns the output of each."""
     codes, outs, errs = finish_all(start_together(workdir, *more, **options))
     assert set(codes) == {0}, errs
     return outs, errs
@@ -113,7 +113,7 @@ def test_they_train_what_one_process_trains(tmp_path, count, devices):
 
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
-    """A run of two processes that nothing disturbed."""
+    """Trains in two processes without an interruption, and returns the workdir."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     train_together(workdir)
     return workdir
@@ -126,7 +126,7 @@ def run_of_two(tmp_path_factory):
     ids=["plain", "mixup"],
 )
 def test_two_processes_are_as_good_as_two_devices(tmp_path, flags, step):
-    """Equality bit for bit, also where examples are mixed across the whole batch."""
+    """Compares the runs bit for bit, also with mixup across the whole batch."""
     train_together(tmp_path / "two", *flags)
     train_well(tmp_path / "one", *flags, env=on_devices(2))
     assert_close_runs(tmp_path / "two", tmp_path / "one", step=step, rtol=0)
@@ -135,7 +135,7 @@ def test_two_processes_are_as_good_as_two_devices(tmp_path, flags, step):
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_other_processes_go_on(run_of_two, tmp_path, count):
-    """Only the rounding of sums over other shares differs."""
+    """Continues with another number of processes, which only changes rounding."""
     workdir = copy_run(run_of_two, tmp_path / "run", newest=6)
     flag = "--config.max_steps=7"
     if count == 1:
@@ -159,7 +159,7 @@ def test_one_process_evaluates_what_several_saved(run_of_two):
 
 
 def assert_continues(workdir, run_of_two):
-    """Checks that the same command brings the run to the same end."""
+    """Checks that the same command continues the run to the same end."""
     train_together(workdir)
     assert_close_runs(workdir, run_of_two, step=FINAL_STEP, rtol=0)
 
@@ -188,7 +188,7 @@ def test_all_end_when_one_is_killed(run_of_two, tmp_path, victim, line):
     [
         ("step 3/", signal.SIGTERM),
         ("step 3/", signal.SIGINT),
-        ("step 5/", signal.SIGTERM),  # The evaluation's first batch has to be compiled.
+        ("step 5/", signal.SIGTERM),  # The evaluation waits for a compilation.
     ],
 )
 def test_a_signal_to_one_stops_all_at_the_same_step(run_of_two, tmp_path, line, number):
@@ -201,7 +201,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(run_of_two, tmp_path, line, 
     step = max(saved_steps(workdir))
     for err in errs:
         assert f"stopped by SIGTERM after step {step}" in last_line(err)
-    if line == "step 5/":  # The evaluation of all processes is broken off.
+    if line == "step 5/":  # The evaluation ends early in all processes.
         assert step == 5
         rows = rows_without_timings(workdir)
         assert [row["split"] for row in rows] == ["train"] * 5
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, tmp_path):
     ],
 )
 def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
-    """A fault that only the first process can find, which writes, stops all as well."""
+    """Checks that a fault that only the first process can find stops all processes."""
     workdir = tmp_path / "run"
     if not own:
         workdir.mkdir()
@@ -254,7 +254,7 @@ def test_what_stops_the_first_is_told_by_all(tmp_path):
 
 @pytest.mark.faults
 def test_what_only_the_first_one_meets_ends_all(tmp_path):
-    """The disk is full when the first process writes a row."""
+    """Fills the disk when the first process writes a row."""
     codes, _, errs = finish_all(start_together(tmp_path / "run", before=FULL_AT_STEP_3))
     assert codes[0] == 2 and "metrics.jsonl cannot be written" in last_line(errs[0])
     assert codes[1] in (1, -signal.SIGABRT), errs[1]
@@ -277,7 +277,7 @@ ALONE_PARTS = ["--coordinator_address", "--num_processes", "--process_id", "Slur
     ],
 )
 def test_flags_that_do_not_say_who_the_others_are(tmp_path, run_command, flags, parts):
-    jax.devices()  # Once they are in use, no process can join others.
+    jax.devices()  # Once the devices are in use, no process can join others.
     code, _, err = run_command(main, *tiny_flags(tmp_path / "run"), *flags)
     assert code == 2, err
     assert all(part in last_line(err) for part in parts)
@@ -286,7 +286,7 @@ def test_flags_that_do_not_say_who_the_others_are(tmp_path, run_command, flags, 
 
 @pytest.fixture
 def joined_alone(monkeypatch):
-    """`distributed.joined` without others; where it would end the process, it raises."""
+    """Returns `distributed.joined` for one process; it raises instead of exiting."""
 
     def leave(error):
         raise error
@@ -296,7 +296,7 @@ def joined_alone(monkeypatch):
     return distributed.joined
 
 
-# As jaxlib 0.10.2 raises them, from `process_allgather` and from `pmap`.
+# jaxlib 0.10.2 raises these errors in `process_allgather` and in `pmap`.
 @pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
 def test_what_the_collectives_say_of_a_loss_is_told(joined_alone, error):
     words = "process 0 has lost another one .*Connection closed by peer.*the same command"

@@ -1,4 +1,4 @@
-"""Downloads from a server that answers well, badly or not at all."""
+"""Downloads from servers that work, send wrong answers or do not answer."""
 
 import concurrent.futures
 import hashlib
@@ -37,7 +37,7 @@ def server():
 
 @pytest.fixture
 def remote(server):
-    """A file of the server, which has the name `w.bin` here whatever it is there."""
+    """Describes a file of the server, which is stored here as `w.bin`."""
 
     def remote(name="w.bin", **fields):
         url = server.url(name)
@@ -47,7 +47,7 @@ def remote(server):
 
 
 def refusal(file, folder):
-    """Fetches what cannot be fetched; returns the line that says so."""
+    """Fetches a file that cannot be fetched; returns the line of the error."""
     started = time.monotonic()
     with pytest.raises(UserError) as error:
         fetch(file, folder)
@@ -100,7 +100,7 @@ def test_a_server_that_stops_sending(remote, tmp_path, monkeypatch):
 
 
 def test_nobody_listens(remote, tmp_path):
-    """The port is free again once the server has closed it."""
+    """Uses the port of a server that was closed."""
     with serving({}) as closed:
         url = closed.url("w.bin")
     assert "cannot be reached" in refusal(remote(url=url), tmp_path / "new")
@@ -109,12 +109,12 @@ def test_nobody_listens(remote, tmp_path):
 
 def test_no_address_is_certain(remote, tmp_path):
     assert "no address of it is certain" in refusal(remote(url=""), tmp_path)
-    (tmp_path / "w.bin").write_bytes(CONTENT)  # Put there by the user.
+    (tmp_path / "w.bin").write_bytes(CONTENT)  # The user has put the file there.
     assert fetch(remote(url=""), tmp_path) == tmp_path / "w.bin"
 
 
 def test_a_proxy_is_asked(server, remote, tmp_path, monkeypatch):
-    """The server stands in for the proxy; nobody else could know this host."""
+    """Uses the server as a proxy for a host that does not exist."""
     monkeypatch.setenv("http_proxy", server.url("")[:-1])
     url = "http://weights.invalid/w.bin"
     assert fetch(remote(url=url), tmp_path).read_bytes() == CONTENT
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_made(remote, tmp_path):
 
 
 def test_several_at_once_and_leftovers(remote, tmp_path):
-    """Old leftovers of killed downloads go, and nothing else does."""
+    """Checks that old files of killed downloads are deleted, and no others."""
     for name in ("tmp01234567", "tmpabcdefgh", "tmp.txt"):
         (tmp_path / name).write_bytes(b"half")
         if name != "tmpabcdefgh":
@@ -151,7 +151,7 @@ def test_several_at_once_and_leftovers(remote, tmp_path):
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_stopped(remote, tmp_path, number):
-    """It leaves no file of this name, and the next one downloads it anew."""
+    """Checks that a stopped download leaves no file, and that the next one succeeds."""
     file = remote("w.bin?slow")
     program = (
         "import pathlib\n"

@@ -29,14 +29,14 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
-MODEL = small_googlenet("seed")  # Whose heads fit 80 pixels only.
+MODEL = small_googlenet("seed")  # The heads of this network fit 80 pixels only.
 SCALING = preprocess(
     input_scale=1 / 127.5,
     input_mean=(1.0, 0.8, 1.2),
     input_std=(0.9, 1.0, 1.3),
     channel_order="BGR",
 )
-ASCENT = create_ascent(MODEL, SCALING, 0.0)  # Compiled once for each size.
+ASCENT = create_ascent(MODEL, SCALING, 0.0)  # The function is compiled once for each size.
 CLIMB = Settings(octaves=1, steps=5, rate=2.0, jitter=3, smoothness=0.0)
 
 
@@ -60,11 +60,11 @@ def climb(variables, objective, image=None, seed=0, ascent=ASCENT, **settings):
 
 
 def normalised(pixels):
-    """As `SCALING` says."""
+    """Scales pixels to the input of the network, as `SCALING` describes."""
     return (pixels[..., ::-1] / 127.5 - jnp.array([1, 0.8, 1.2])) / jnp.array([0.9, 1, 1.3])
 
 
-# The ascent.
+# Tests of the ascent.
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_sizes_of_octaves(size, octaves, sizes):
     ("layer", "channel"), [("classifier", 4), ("inception_4a", 3), ("inception_4a", None)]
 )
 def test_each_step_follows_the_gradient(variables, layer, channel):
-    """Written out, with the network called as by anyone else."""
+    """Compares each step with one written in NumPy around the public network."""
 
     def score(pixels):
         if layer == "classifier":
@@ -149,7 +149,7 @@ def test_what_an_octave_drew_is_carried_to_the_next(variables):
     for number, octave in enumerate(octaves, start=1):
         assert octave.after - octave.before == pytest.approx(number * 6, abs=1e-2)
     steps = [shift for _, shift in shifts if shift != (0, 0)]
-    assert len(set(steps)) > 6  # Of twelve; the 49 there are may be drawn twice.
+    assert len(set(steps)) > 6  # Twelve are drawn from 49, with repetition.
     assert all(max(map(abs, shift)) <= 3 for shift in steps)
     bright, _ = climb(variables, None, image, octaves=2, rate=50.0, **settings)
     assert bright.max() == 255 and bright.min() == 255
@@ -166,10 +166,10 @@ def test_what_cannot_rise_leaves_the_picture_alone(variables):
     assert octave.before == octave.after == 0
 
 
-# The command.
+# Tests of the command.
 
 
-CLASS_NAMES = ("ant", "Zoë the bird", "3", "dog")  # The third is number 2.
+CLASS_NAMES = ("ant", "Zoë the bird", "3", "dog")  # Numbers of classes begin with 0.
 DESCRIPTION = ModelDescription(
     "bn", 0.25, "float32", CLASS_NAMES, preprocess(input_scale=1 / 255)
 )
@@ -177,13 +177,13 @@ DESCRIPTION = ModelDescription(
 
 @pytest.fixture
 def network(small_networks):
-    """What is described compiles in seconds."""
+    """Makes every description create a small network."""
     return create_small(DESCRIPTION)
 
 
 @pytest.fixture
 def quick_command(monkeypatch, network, run_command):
-    """The command with a stand-in for weights and ascent, and what the ascent was given."""
+    """Runs the command with stand-ins for weights and ascent; records their arguments."""
     calls = []
 
     def stand_in(model, variables, scaling, image, objective, *, settings, rng):
@@ -232,7 +232,7 @@ def test_from_gray_to_a_class_and_from_a_picture(tmp_path, network, run_command)
     said = draw(f"--image={image}", *flags)
     assert said.startswith(f"{out}: 96x80 pixels, objective of conv2 from ")
     change = np.abs(np.int32(PIL.Image.open(out)) - pixels)
-    assert 1 < change.mean() <= 3.1  # What lies at black or white is clipped.
+    assert 1 < change.mean() <= 3.1  # Pixels beyond black and white are clipped.
 
 
 def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
@@ -258,7 +258,7 @@ def test_settings_depend_on_where_it_begins(tmp_path, quick_command):
     [
         ("classifier", "dog", 3),
         ("aux_4a", "0", 0),
-        ("aux_4d", "3", 2),  # A name before a number.
+        ("aux_4d", "3", 2),  # A name has precedence over a number.
         ("classifier", "2", 2),
         ("inception_4a", "15", 15),
         ("inception_4a", "", None),

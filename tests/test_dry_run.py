@@ -37,7 +37,7 @@ def test_a_plan_is_that_of_the_config(uncompiled, tmp_path):
     assert text["data"].startswith("digits, 40 images to train on (train[:40]), 360 to")
     assert text["steps"].startswith("20 of 8 images, 5 an epoch, 4 epochs, on 4 x ")
     assert text["image size"] == "80 px to step 5, 96 px to the end"
-    # Steps 0, 5, 10, 14 and 19 of 20: what is left of the way to 0.
+    # The rates at steps 0, 5, 10, 14 and 19 of 20.
     rates = "0.5 at 0%, 0.375 at 25%, 0.25 at 50%, 0.15 at 75%, 0.025 at 100%"
     assert text["learning rate"] == f"{rates} (linear)"
     assert text["evaluations"] == "4, each saves a checkpoint"
@@ -64,7 +64,7 @@ def test_a_plan_of_unknown_data_says_what_is_unknown(uncompiled):
 @pytest.mark.slow
 def test_the_memory_is_that_of_the_compiled_step():
     text = plan_of(train_split="train[:40]", batch_size=8)
-    # Weights and momentum of 108,614 parameters, 4 bytes each, and little else.
+    # 108,614 parameters have weights and momentum of 4 bytes each; the rest is small.
     needed, inputs = re.match(
         r"([\d.e-]+) GiB of each device for a step, (\d+) MiB", text["memory"]
     ).groups()

@@ -1,4 +1,4 @@
-"""Durations in epochs, up to the ends of their ranges, as steps that fit int32."""
+"""Conversion of durations in epochs, up to the largest, to steps that fit int32."""
 
 import itertools
 import math
@@ -113,7 +113,7 @@ def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
     rates = jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32))
     stairs = [(offset + step // epoch_steps) // every for step in steps]
     expected = [RATE * 0.96**stair for stair in stairs]
-    # A float32 cannot hold what is smaller than this.
+    # This is the smallest difference that float32 can hold.
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-38)
 
 
@@ -127,7 +127,7 @@ NEVER = [
 
 @pytest.fixture
 def no_memory_plan(monkeypatch, small_inceptions):
-    """Leaves out the parts of a plan for which the network is compiled."""
+    """Leaves out the parts of a plan that need a compiled network."""
     monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "")
 
@@ -178,5 +178,5 @@ def test_more_steps_than_int32_are_refused_before_anything_is_written(
         message = str(caught.value)
         assert caught.value.exit_code == 2 and "\n" not in message
         assert all(part in message for part in parts), message
-    # Like every refusal of a config that does not fit its data.
+    # The exit code is that of every config that does not fit its data.
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -37,7 +37,7 @@ def test_shapes_are_those_that_table_1_prints():
 
 
 def test_logits_are_those_of_the_network(network):
-    """The last block explains them: behind it are a mean and one layer."""
+    """Computes the logits from the last block, which a mean and one layer follow."""
     model, variables, images = network
     names = ["aux_4a", "aux_4d", "inception_5a", "pool", "classifier"]
 

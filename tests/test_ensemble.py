@@ -1,4 +1,4 @@
-"""Evaluation over many crops and networks, against the same written out in numpy."""
+"""Evaluation over many crops and networks, compared with NumPy."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ FIRST = ModelDescription(
     CLASSES,
     preprocess(storage_size=48, input_scale=1 / 255, crop_fraction=0.875),
 )
-SECOND = dataclasses.replace(  # It sees another crop in another scale and order.
+SECOND = dataclasses.replace(  # This member has another crop, scale and order of channels.
     FIRST,
     variant="seed",
     preprocess=preprocess(
@@ -53,14 +53,14 @@ RECIPE = {
     "aux_weight": 0.5,
     "on_bad_image": "skip",
 }
-# Pictures of several shapes, and their labels.
+# Shapes of the pictures, and their labels.
 SHAPES = {(48, 48): 3, (30, 48): 1, (48, 25): 4, (48, 47): 1, (9, 9): 5, (48, 10): 9}
 EXAMPLES = [(color_blocks(label, *shape), label) for shape, label in SHAPES.items()]
 
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
-    """Two networks as workdirs, whose classifiers were scaled to be of two minds."""
+    """Writes two networks whose scaled classifiers give different answers."""
     return [
         write_run(tmp_path_factory.mktemp("run"), description, variables_of(n), **RECIPE)
         for n, description in enumerate(DESCRIPTIONS)
@@ -80,14 +80,14 @@ def variables_of(number):
 
 @pytest.fixture(scope="module")
 def predictors(members):
-    """On four devices."""
+    """Loads the networks on four devices."""
     devices = jax.devices()
     return [Predictor.load(Workdir(path), "best", devices) for path in members]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The pictures in files, and one that cannot be read."""
+    """Writes the pictures as files, and one file that cannot be read."""
     path = tmp_path_factory.mktemp("pictures")
     for number, (picture, label) in enumerate(EXAMPLES):
         (path / "test" / str(label)).mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def apply_of(number):
 
 
 def expected_probabilities(number, picture, crops):
-    """By classifier, softmax `[classes]` averaged over the crops of one member."""
+    """Averages the softmax `[classes]` of each classifier over the crops of a member."""
     fields = DESCRIPTIONS[number].preprocess
     inputs = []
     for own in evaluation_crops(crops, fields.crop_fraction):
@@ -111,14 +111,14 @@ def expected_probabilities(number, picture, crops):
         extents = jnp.array([picture.shape[:2]])
         ((top, left, side, _),) = np.asarray(crop_boxes(extents, crop))
         more, around = 0, picture
-        if crop.shift:  # It sees more of the border than there is.
+        if crop.shift:  # The crop reaches over the border.
             more, around = 2, np.pad(picture, ((2, 2), (2, 2), (0, 0)), "edge")
         pixels = cut_out(around, (top + more, left + more, side, side), SIZE)
         pixels = pixels[:, ::-1] if crop.mirror else pixels
         pixels = pixels[..., ::-1] if fields.channel_order == "BGR" else pixels
         inputs.append((pixels * fields.input_scale - fields.input_mean) / fields.input_std)
     outputs = []
-    for start in range(0, len(inputs), 12):  # Filled up, for one compilation.
+    for start in range(0, len(inputs), 12):  # A constant batch size needs one compilation.
         chunk = np.array(inputs[start : start + 12], np.float32)
         output = apply_of(number)(np.resize(chunk, (12, SIZE, SIZE, 3)))
         outputs.append(jax.tree.map(lambda x, chunk=chunk: x[: len(chunk)], output))
@@ -153,7 +153,7 @@ def assert_same(actual, expected, rtol=1e-4):
 
 @pytest.fixture
 def loaded(members, predictors, monkeypatch):
-    """Paths of the networks that are loaded; those compiled before are taken instead."""
+    """Records the paths of networks that are loaded, and returns compiled ones instead."""
     known = dict(zip(map(str, members), predictors, strict=True))
     load, paths = Predictor.load, []
 
@@ -184,13 +184,13 @@ def evaluate_json(run_command, loaded):
     ("numbers", "crops", "batch_size"),
     [
         *(((0,), 2, 4), ((1,), 6, 4), ((0, 1), 10, 4)),
-        ((0, 1), 1, 1),  # Rounded up to the devices, and the last batch filled up.
+        ((0, 1), 1, 1),  # Rounded up to the devices; the last batch is padded.
         pytest.param((0, 1), 144, 4, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_the_mean_of_softmax(members, folder, evaluate_json, numbers, crops, batch_size):
-    """Over members and crops, of pictures of all shapes; an unreadable one is named."""
+    """Averages over members and crops of pictures, one of which is unreadable."""
     metrics, err = evaluate_json(
         f"--ensemble={','.join(str(members[number]) for number in numbers)}",
         *(f"--crops={crops}", "--dataset=folder", f"--data_dir={folder}", "--split=test"),
@@ -204,7 +204,7 @@ def test_the_mean_of_softmax(members, folder, evaluate_json, numbers, crops, bat
 
 
 def test_small_probabilities_are_not_lost(predictors):
-    """A network that is sure, and wrong, has a loss of hundreds and not of infinity."""
+    """Checks that a network that is sure and wrong has a finite loss of hundreds."""
     variables = predictors[0].variables
     params = dict(variables["params"])
     params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
@@ -217,16 +217,16 @@ def test_small_probabilities_are_not_lost(predictors):
 
 
 def test_the_command(members, evaluate_json):
-    """Data, batch size and weight of the heads are the run's."""
+    """Checks that data, batch size and weight of the heads are those of the run."""
     first, second = members
     digits = load_split("digits", RECIPE["eval_split"], data_dir="")
     examples = list(zip(np.repeat(digits.images, 3, axis=-1), digits.labels, strict=True))
     alone, _ = evaluate_json(f"--workdir={first}")
     assert_same(alone, expected_metrics((0,), examples, 1))
-    # Each member's views are of its own crop.
+    # Each member uses its own crop.
     both, _ = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
     assert_same(both, expected_metrics((0, 1), examples, 2))
-    # Another way to say it; and the order of the members does not matter.
+    # This is the same crop in another notation; the order of members does not matter.
     for flags in (
         [f"--workdir={first}", f"--ensemble={second}"],
         [f"--workdir={second}", f"--ensemble={first},{second},"],
@@ -249,10 +249,10 @@ def test_an_accuracy_that_is_not_the_expected_one(members, loaded, run_command):
 
 
 def test_a_difference_equal_to_the_tolerance_is_accepted():
-    assert abs(0.701 - 0.698) > 0.003  # Rounding.
+    assert abs(0.701 - 0.698) > 0.003  # The tolerance allows for rounding.
     check_accuracy(0.701, 0.698, 0.003)
     check_accuracy(0.695, 0.698, 0.003)
-    for accuracy in (0.70102, 0.69498):  # One of 50,000 pictures more.
+    for accuracy in (0.70102, 0.69498):  # The difference is one of 50,000 pictures.
         with pytest.raises(UnexpectedResultError, match=r"allow 0.695 to 0.701$") as error:
             check_accuracy(accuracy, 0.698, 0.003)
         assert error.value.exit_code == 5

@@ -18,7 +18,7 @@ from googlenet_flax.training.step import eval_step
 
 
 class PixelClassifier:
-    """Stands in for the network: the first pixels of an image are its logits."""
+    """A stand-in for the network: the first pixels of an image are its logits."""
 
     def apply(self, variables, images, *, train):
         assert not train
@@ -27,7 +27,7 @@ class PixelClassifier:
 
 
 class PartlyReadable(ImageSet):
-    """Every third picture is one that stands in for a file that cannot be read."""
+    """A split in which every third picture stands for a file that cannot be read."""
 
     def batches(self, index_batches):
         for batch in super().batches(index_batches):

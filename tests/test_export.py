@@ -1,4 +1,4 @@
-"""Each kind of file, read again by the program that it is meant for."""
+"""Exported files, read by the programs for which they are meant."""
 
 import dataclasses
 import functools
@@ -37,8 +37,8 @@ from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
 HEADS = ("aux_4a", "aux_4d")
-TOLERANCE = 1e-5  # Of the largest logit.
-# Nothing is as it would be by default.
+TOLERANCE = 1e-5  # Relative to the largest logit.
+# No setting is the default.
 INPUT = {
     "storage_size": 300,
     "crop_fraction": 0.875,
@@ -50,7 +50,7 @@ INPUT = {
 DESCRIPTION = ModelDescription(
     variant="bn",
     width_multiplier=0.25,
-    dtype="bfloat16",  # Exported all the same in float32.
+    dtype="bfloat16",  # The export is in float32 all the same.
     class_names=("ant", "Zoë the bird", "caf\udce9", "cat, any cat", '"dog"'),
     preprocess=preprocess(image_size=83, **INPUT),
     untrained_heads=("aux_4d",),
@@ -58,7 +58,7 @@ DESCRIPTION = ModelDescription(
 
 
 def vary(variables):
-    """No two channels and statistics alike, so that a mix-up is seen."""
+    """Makes all channels and statistics different, so that an exchange of two shows."""
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -69,7 +69,7 @@ def vary(variables):
 
 
 def draw_images(size):
-    """Three: noise, colours in blocks, and one half dark."""
+    """Draws three images: noise, blocks of color, and one whose half is dark."""
     images = random_images(3, size, size, 3).astype(np.float32)
     images[1] = color_blocks(1, size, size)
     images[2, : size // 2] /= 16
@@ -88,7 +88,7 @@ def create_network(variant, size, inceptions):
 
 @functools.cache
 def expected_outputs(network):
-    """Computes the logits of `draw_images`, with all but the network written out."""
+    """Computes the logits of `draw_images`; NumPy prepares the input."""
     pixels = draw_images(network.preprocess.image_size)[..., ::-1] * np.float32(1 / 100)
     inputs = (pixels - np.float32([1, 0.8, 1.2])) / np.float32([0.9, 1, 1.3])
     apply = jax.jit(functools.partial(network.model.apply, train=False))
@@ -123,7 +123,7 @@ def load_stablehlo(data):
 
 WRITE = {"onnx": lambda network: onnx_file.write(network, {}), "stablehlo": stablehlo.write}
 LOAD = {"onnx": load_onnx, "stablehlo": load_stablehlo}
-# Sides that SAME and CEIL pad in one way and in the other.
+# The padding of SAME and CEIL differs between these sides.
 SMALL = [("seed", 80), ("seed", 127), ("paper", 97), ("paper", 127), ("bn", 32)]
 SMALL += [("torchvision", 81)]
 WHOLE = itertools.product(googlenet.VARIANTS, (80, 97, 127, 224), ["whole"], LOAD)
@@ -141,7 +141,7 @@ def test_the_file_computes_what_the_network_does(variant, size, inceptions, form
     network = create_network(variant, size, inceptions)
     images, expected = draw_images(size), expected_outputs(network)
     run = LOAD[format_name](WRITE[format_name](network))
-    for rows in (slice(3), slice(1)):  # Batches of 3 and of 1.
+    for rows in (slice(3), slice(1)):  # The batches have three images and one.
         check(run(images[rows]), expected, rows)
 
 
@@ -158,7 +158,7 @@ def test_names_in_the_onnx_graph_are_the_papers():
     graph = onnx.load_from_string(onnx_file.write(network, {})).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     assert network.leaves().keys() <= weights.keys()
-    # Table 1 at a tenth of its widths: out, in, height, width.
+    # Table 1 at a tenth of its widths, as out, in, height, width.
     assert weights["inception_3a/3x3/conv/kernel"] == (13, 10, 3, 3)
     nodes = {node.name for node in graph.node}
     assert nodes >= {"conv1", "pool1", "inception_3a/pool_proj/conv", "inception_5b"}
@@ -186,7 +186,7 @@ def test_outputs_without_heads_and_their_weights():
 
 @pytest.fixture(scope="module")
 def small_network():
-    """Lets `create_model` build three blocks instead of nine, quick to compile."""
+    """Makes `create_model` build three blocks, which compile fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
         patch.setattr(googlenet, "fastest", lambda platform, dtype: formats.STOCK)
@@ -217,7 +217,7 @@ def export_to(workdir, run_command):
 
 @pytest.fixture
 def refusal(export_to, tmp_path, monkeypatch):
-    """Runs the command, which must refuse and write nothing; returns what it says."""
+    """Runs the command, which must refuse and write nothing; returns the error."""
     monkeypatch.chdir(tmp_path)
 
     def refusal(format_name, *args, out="file"):
@@ -262,11 +262,11 @@ def test_command_writes_a_function(tmp_path, network, export_to, format_name, he
     expected = {name: expected_outputs(network)[name] for name in ("logits", *heads)}
     check(LOAD[format_name](out.read_bytes())(draw_images(83)), expected)
     side = [out.with_name(out.name + ".json")] if is_stablehlo else []
-    assert sorted(tmp_path.iterdir()) == [out, *side]  # And nothing temporary.
+    assert sorted(tmp_path.iterdir()) == [out, *side]  # No temporary file is left.
 
 
 def test_command_writes_safetensors(tmp_path, network, export_to):
-    """Through a link, which stays."""
+    """Writes through a link, which stays."""
     (tmp_path / "old").write_text("old")
     (tmp_path / "link").symlink_to("old")
     code, printed, err = export_to(tmp_path / "link", "safetensors")
@@ -287,7 +287,7 @@ def test_command_writes_safetensors(tmp_path, network, export_to):
 
 
 def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command):
-    """To the last bit, from a file that describes itself."""
+    """Imports a file with its description, and compares the weights bit for bit."""
     file, again = tmp_path / "caf\udce9.safetensors", tmp_path / "again"
     assert export_to(file, "safetensors")[0] == 0
     flags = ("--from=googlenet_flax", f"--weights={file}", f"--workdir={again}")

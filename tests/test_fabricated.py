@@ -30,7 +30,7 @@ def test_shapes_and_classes(dataset, side, num_classes):
     (batch,) = noise.batches([np.arange(2)])
     assert batch["image"].shape == (2, side, side, 3)
     assert len(noise) == 5 and len(noise.class_names) == num_classes
-    # Pictures that are streamed have extents.
+    # Streamed pictures have extents.
     extents = [[20, 20]] * 2 if side == 20 else None
     assert extents == (batch["extent"].tolist() if "extent" in batch else None)
 

@@ -1,4 +1,4 @@
-"""Configs and data that cannot be trained on, and the line that says so."""
+"""Configs and data that cannot be trained on, and the errors that they cause."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ NOT_FOUND_SECONDS = 5
 
 @pytest.fixture
 def refusal(tmp_path, refused):
-    """Starts a run that is refused, and returns the line that says why."""
+    """Starts a run that is refused, and returns the line of the error."""
     workdir = tmp_path / "run"
 
     def refusal(*flags: str) -> str:
@@ -115,7 +115,7 @@ def test_a_resumed_run_must_be_the_same(finished_run, refused, changes, parts):
 
 @pytest.mark.faults
 def test_a_resumed_run_may_go_on_longer(finished_run, compilation_cache, tmp_path):
-    """A longer run and a rarer log are accepted, and named."""
+    """Checks that a longer run and a rarer log are accepted and reported."""
     workdir = copy_run(finished_run[0], tmp_path / "run")
     flags = "--config.max_steps=12", "--config.log_every_steps=4"
     code, out, err = train_tiny(workdir, *flags, env=compilation_cache)
@@ -132,7 +132,7 @@ def test_a_resumed_run_may_go_on_longer(finished_run, compilation_cache, tmp_pat
 
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal, seconds):
-    """Host names are unknown, or their lookup takes a minute."""
+    """Tries hosts that are unknown, and a lookup that takes a minute."""
     cut_network(monkeypatch, seconds)
     started = time.monotonic()
     line = refusal("--config.dataset=cifar10", f"--config.data_dir={tmp_path}")
@@ -148,7 +148,7 @@ def test_an_archive_that_is_not_the_official_one(tmp_path, run_command):
     path.write_bytes(bytes(1000))
     where = f"--config={DIGITS}", f"--workdir={tmp_path / 'run'}"
     flags = "--config.dataset=cifar10", f"--config.data_dir={tmp_path}"
-    code, _, err = run_command(main, *where, *flags)  # TFDS says what it begins.
+    code, _, err = run_command(main, *where, *flags)  # TFDS prints what it begins.
     assert code == 2
     line = last_line(err)
     assert str(path) in line and f"expected {cifar.Cifar10.ARCHIVE.sha256}" in line
@@ -190,7 +190,7 @@ HALF_PREPARED = {
     "no features": lambda folder: (folder / "features.json").unlink(),
     "cut features": lambda folder: cut(folder / "features.json", 0.5),
     "cut info": lambda folder: cut(folder / "dataset_info.json", 0.5),
-    # As a preparation that was killed leaves it.
+    # A killed preparation leaves such a folder.
     "killed": lambda folder: folder.rename(
         folder.with_name(f"incomplete.A1B2C3_{folder.name}")
     ),
@@ -206,7 +206,7 @@ def test_a_half_prepared_directory(tiny_grey, refusal_of_set, damage):
 
 
 def test_labels_out_of_range(tiny_grey, refusal_of_set):
-    """The files hold a class that the description does not."""
+    """Refuses files with a class that is not in the description."""
     _, folder = tiny_grey
     (folder / "label.labels.txt").write_text("zero\none\n")
     edit_json(
@@ -219,7 +219,7 @@ def test_labels_out_of_range(tiny_grey, refusal_of_set):
 
 
 def test_images_of_another_shape(tmp_path, tiny_grey, refusal_of_set):
-    """The files hold color images where the description says gray."""
+    """Refuses color images that are described as gray."""
     color = prepare(TinyColour, tmp_path / "data")
     for theirs in pathlib.Path(color.data_dir).glob("*array_record*"):
         shutil.copy(theirs, tiny_grey[1] / theirs.name.replace("colour", "grey"))
@@ -275,7 +275,7 @@ def test_an_image_bomb(tmp_path, pictures, compilation_cache, policy, side):
 
 
 def test_an_archive_writes_nothing_anywhere(tmp_path):
-    """Files are read into memory by name, and links are not followed."""
+    """Checks that files are read into memory by name, and that links are not followed."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "archive.tar.gz"

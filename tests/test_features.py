@@ -40,7 +40,7 @@ def workdir(tmp_path_factory, variables):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of six pictures, which are named in the order of their pixels."""
+    """Writes a folder of six pictures, named in the order of their pixels."""
     folder = tmp_path_factory.mktemp("pictures")
     return folder, write_pictures(folder)[1]
 
@@ -63,7 +63,7 @@ def features_to(workdir, predictor, run_with):
 
 @pytest.fixture
 def mean_colors(monkeypatch):
-    """Puts the mean color of an image in the place of what the network computes."""
+    """Replaces the network's features by the mean color of each image."""
     create = "googlenet_flax.analysis.features.create_extractor"
     monkeypatch.setattr(create, lambda *_: mean_color)
 
@@ -73,15 +73,15 @@ def mean_color(batch):
 
 
 def load(path):
-    with np.load(path) as arrays:  # Refuses pickles.
+    with np.load(path) as arrays:  # By default NumPy refuses pickles.
         return dict(arrays)
 
 
-# What the numbers are.
+# Tests of the features.
 
 
 def test_features_explain_the_logits(tmp_path, features_to, variables, pictures):
-    """Between the pooled vector and the logits there is one layer."""
+    """Computes the logits from the pooled features, which one layer follows."""
     folder, arrays = pictures
     out = tmp_path / "pool.npz"
     code, printed, err = features_to(out, "--batch_size=3", folder)
@@ -112,13 +112,13 @@ def test_any_layer_and_its_norm(tmp_path, features_to, pictures, layer):
     lengths = np.linalg.norm(plain.reshape(6, -1).astype(np.float64), axis=1)
     expected = plain / lengths.reshape(-1, *[1] * (plain.ndim - 1))
     np.testing.assert_allclose(unit, expected, rtol=1e-5, atol=1e-7)
-    if layer == "inception_5a":  # The last map of this network.
+    if layer == "inception_5a":  # This is the last map of the network.
         features_to(tmp_path / "pool.npz", pictures[0])
         pooled = plain.mean(axis=(1, 2), dtype=np.float64)
         np.testing.assert_allclose(load(tmp_path / "pool.npz")["features"], pooled, 1e-5)
 
 
-# What the file holds.
+# Tests of the file.
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
@@ -139,7 +139,7 @@ def test_a_split_has_indices_and_labels(tmp_path, predictor, batch_size):
 def test_the_split_is_the_runs_unless_it_is_named(
     tmp_path, features_to, mean_colors, flags
 ):
-    """It has ten classes, and the network seven."""
+    """Uses a set of ten classes with a network of seven."""
     out = tmp_path / "new.npz"
     code, printed, err = features_to(out, *flags)
     assert (code, err) == (0, "")
@@ -196,7 +196,7 @@ def test_refused_at_the_door(tmp_path, workdir, refused, monkeypatch, flags, mes
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-# What remains when something fails.
+# Tests of failures.
 
 
 def batches_of(features, count):
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, limit):
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
-    """There are 64 MiB of features."""
+    """Writes 64 MiB of features with less memory."""
     one = np.ones((4, 2**16), np.float32)  # 1 MiB.
     tracemalloc.start()
     try:
@@ -243,14 +243,14 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing(tmp_path, workdir, number):
-    """In the middle of 300 batches, of which each tells its end."""
+    """Sends the signal during 300 batches, each of which is reported."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "out").mkdir()
     for index in range(300):
         PIL.Image.fromarray(color_blocks(index, 48, 48)).save(
             tmp_path / "pictures" / f"{index}.png"
         )
-    (tmp_path / "pictures" / "000.png").write_bytes(b"")  # It is told with its batch.
+    (tmp_path / "pictures" / "000.png").write_bytes(b"")  # The batch is reported with it.
     flags = (f"--workdir={workdir}", f"--out={tmp_path}/out/new.npz", "--batch_size=1")
     process = start_small("features", *flags, tmp_path / "pictures")
     wait_for_line(process, "000.png cannot be read")

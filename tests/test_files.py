@@ -6,7 +6,7 @@ from googlenet_flax.runtime.files import out_file, replace_file
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
-    path = tmp_path / ("é" * 127)  # 254 of the 255 bytes that a name may have.
+    path = tmp_path / ("é" * 127)  # A name may have 255 bytes.
     for content in (b"first", b"", b"\x00third"):
         replace_file(path, content)
         assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
@@ -15,7 +15,7 @@ def test_a_file_is_made_and_replaced(tmp_path):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
     def fail(*_):
-        assert len(list(tmp_path.iterdir())) == 2  # The new one is beside the old one.
+        assert len(list(tmp_path.iterdir())) == 2  # The new file is beside the old one.
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "file"

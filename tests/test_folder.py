@@ -113,7 +113,7 @@ def test_one_folder_is_split(classes_dir, tmp_path):
     assert not set(train.pictures.paths) & set(test.pictures.paths)
     both = load("train+test", classes_dir, HELD_OUT)
     assert set(both.pictures.paths) == {str(path) for path in classes_dir.rglob("*.png")}
-    # It does not matter where the folder lies.
+    # The place of the folder does not matter.
     (tmp_path / "elsewhere").symlink_to(classes_dir)
     moved = load("test", tmp_path / "elsewhere", HELD_OUT)
     there = relative_paths(moved, tmp_path / "elsewhere")
@@ -245,7 +245,7 @@ def test_unreadable_pictures_are_skipped(broken_dir, workers):
 def test_unreadable_pictures_stop(broken_dir):
     train = load("train", broken_dir)
     batches = train.batches(np.split(np.arange(2, 30), 4))
-    assert_pictures(next(batches), train, np.arange(2, 9))  # A bad file comes later.
+    assert_pictures(next(batches), train, np.arange(2, 9))  # The broken file comes later.
     with pytest.raises(UserError) as error:
         list(batches)
     path = train.pictures.paths[15]
@@ -257,7 +257,7 @@ def test_a_pipe_is_skipped(tmp_path):
     write_pictures(tmp_path, {"train/ant": 2, "train/bee": 1})
     path = tmp_path / "train" / "bee" / "pipe.png"
     os.mkfifo(path)
-    # Held open and filled, so that reading it would fail rather than block.
+    # The pipe is open and full, so that reading it would fail instead of blocking.
     pipe = os.open(path, os.O_RDWR)
     os.write(pipe, b"Not a picture. " * 9)
     train = load("train", tmp_path, SKIP)

@@ -24,10 +24,10 @@ from helpers.tiny_run import (
 
 from googlenet_flax import main
 
-# Nothing is done between fork and exec that a lock could hold up.
+# No lock is needed between fork and exec.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 
-# Linux: what lets root read and write what permissions forbid.
+# Linux capabilities with which root ignores permissions.
 PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 ONLY_EVALUATED = "--config.checkpoint_every_steps=0"  # A checkpoint is larger than a row.
@@ -74,7 +74,7 @@ def test_a_disk_too_full_for_a_checkpoint(finished_run, tmp_path, size, newest, 
     rows = workdir / "metrics.jsonl"
     if newest:
         copy_run(finished_run[0], workdir, newest=newest)
-        rows.unlink()  # A new one is short enough for the limit.
+        rows.unlink()  # A new file is short enough for the limit.
     result = train_tiny(workdir, preexec_fn=limit_files(size))
     assert_cannot_be_written(result, workdir / "checkpoints" / str(failing))
     assert saved_steps(workdir) == [step for step in (6, 8) if step <= newest]
@@ -90,7 +90,7 @@ def test_a_disk_too_full_for_a_checkpoint(finished_run, tmp_path, size, newest, 
 def test_a_disk_too_full_for_a_row(finished_run, run_to_6, room):
     path = run_to_6 / "metrics.jsonl"
     kept = [line for line in path.read_bytes().splitlines(True) if b'"step": 7' not in line]
-    size = sum(map(len, kept[:7])) + room  # Six of training and one of evaluation.
+    size = sum(map(len, kept[:7])) + room  # Six training rows and an evaluation.
     result = train_tiny(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(size))
     assert_cannot_be_written(result, path)
     assert_whole_lines(path)
@@ -102,7 +102,7 @@ def test_a_disk_too_full_for_a_row(finished_run, run_to_6, room):
 def test_a_disk_too_full_for_tensorboard(finished_run, run_to_6):
     rows = run_to_6 / "metrics.jsonl"
     contents = rows.read_bytes()
-    rows.unlink()  # Or it would be the first to grow beyond the limit.
+    rows.unlink()  # Otherwise this file would be the first to exceed the limit.
     result = train_tiny(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(1500))
     assert_cannot_be_written(result, run_to_6 / "tensorboard")
     assert_whole_lines(rows)
@@ -119,7 +119,7 @@ def test_a_disk_too_full_for_the_config(tmp_path, run_command):
 
 @pytest.fixture
 def read_only():
-    """Takes the right to write away from folders, and gives it back at the end."""
+    """Makes folders read-only until the end of the test."""
     folders = []
 
     def make(*paths: pathlib.Path) -> None:
@@ -192,7 +192,7 @@ def test_something_else_in_the_place_of(tmp_path, run_command, small_inceptions,
 
 @pytest.mark.faults
 def test_a_relative_link_with_a_strange_name(finished_run, tmp_path):
-    """Spaces, letters of other alphabets, a relative path and a link in one."""
+    """Trains in a relative path with spaces, other alphabets and a link."""
     real = copy_run(finished_run[0], tmp_path / "mein Lauf ä 雪 %s", newest=8)
     link = tmp_path / "der Link 'é'"
     link.symlink_to(real.name)

@@ -1,4 +1,4 @@
-"""Pictures whose reading never ends, as on a network file system that is gone."""
+"""Pictures whose reading never ends, as on a lost network file system."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ from googlenet_flax.runtime import signals
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 
 CLASS_NAMES = ("ant", "bee")
-PICTURES = {"train": 12, "test": 4}  # Pictures of each class.
+PICTURES = {"train": 12, "test": 4}  # Number of pictures of each class.
 BATCH_SIZE = 8
 EPOCH_STEPS = 3
 SEED = 1
 MAX_STOP_SECONDS = 15
 
-# A file of its own, since the processes that decode import it as well.
+# The code is in a file because the processes that decode import it too.
 PROGRAM = """
 import importlib, os, sys, threading
 from googlenet_flax.data import decode
@@ -45,7 +45,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two classes, no two pictures alike."""
+    """Writes pictures of two classes, no two alike."""
     root = tmp_path_factory.mktemp("pictures")
     for split, count in PICTURES.items():
         write_pictures(root / split, dict.fromkeys(CLASS_NAMES, count))
@@ -54,7 +54,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def start_hanging(tmp_path):
-    """Starts a command for which one picture can never be read."""
+    """Starts a command for which reading one picture never ends."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def start_hanging(command, *args, path):
@@ -78,22 +78,22 @@ def train_flags(pictures, workdir, workers=0):
 
 
 def picture_of_batch(pictures, position):
-    """A picture that the batch at this position of the first epoch begins with."""
+    """Returns the first picture of the batch at a position of the first epoch."""
     train = load_folder("train", str(pictures), PictureOptions(storage_size=16))
     order = TrainingOrder(SEED, 0, EPOCH_STEPS, len(train), BATCH_SIZE)
-    # The first picture of all tells the shape of a batch before the first step.
+    # The very first picture is also read before the first step, for the shape of a batch.
     index = next(index for index in order[position] if index)
     return train.pictures.paths[index]
 
 
 def interrupt(process, after):
-    """Sends Ctrl-C once a reader hangs and the lines `after` were said; returns stderr."""
+    """Sends Ctrl-C when a reader hangs and the lines `after` are out; returns stderr."""
     said = ""
     while not all(text in said for text in ("hanging", *after)):
         line = process.stderr.readline()
         assert line, said
         said += line
-    time.sleep(1)  # So that nothing is left to do but to wait.
+    time.sleep(1)  # Then the run can only wait.
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
@@ -109,7 +109,7 @@ def interrupt(process, after):
 def test_training_stops_and_goes_on(
     tmp_path, pictures, start_hanging, position, step, workers
 ):
-    """The run waits for the batch at a position, or in the evaluation after step 3."""
+    """Stops a run that waits for a batch, or in the evaluation after step 3."""
     path = pictures / "test" / "bee" / "03.png"
     if position is not None:
         path = picture_of_batch(pictures, position)
@@ -152,7 +152,7 @@ def test_other_commands_end(pictures, workdir, tmp_path, start_hanging, command)
 
 
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
-    """The batch that is there in time still comes, so that its step can be made."""
+    """Checks that a batch that is ready in time is still used for a step."""
     monkeypatch.setattr(signals, "MAX_WAIT_SECONDS", 0.2)
     handler = signal.getsignal(signal.SIGALRM)
 
@@ -179,7 +179,7 @@ def test_no_wait_begins_long_after_the_signal(monkeypatch):
         coming = request.interruptible(iter("ab"))
         assert next(coming) == "a"
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.2)  # As long as a slow step.
+        time.sleep(0.2)  # The wait is as long as a slow step.
         with pytest.raises(StopRequested):
             next(coming)
 

@@ -1,4 +1,4 @@
-"""ImageNet 2012 from fabricated official archives: prepared, streamed, trained on."""
+"""Preparation, streaming and training of ImageNet 2012 from fabricated archives."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 PNG_NAME, CMYK_NAME = "n02105855_2933.JPEG", "n01739381_1309.JPEG"
 CLASSES = ("n01440764", "n01739381", "n02105855", "n15075141")
 NUM_VALIDATION = 9
-MANY_SHARDS_BYTES = 4000  # So small a minimum cuts the small splits into several shards.
+MANY_SHARDS_BYTES = 4000  # With this minimum, small splits have several shards.
 
 
 def encoded(pixels, kind="JPEG"):
@@ -57,12 +57,12 @@ def draw(rng, channels=3):
 
 @dataclasses.dataclass(frozen=True)
 class Official:
-    """Content of the fabricated archives."""
+    """The content of the fabricated archives."""
 
-    train: dict[str, bytes]  # By file name.
+    train: dict[str, bytes]  # Keys are file names.
     validation: dict[str, bytes]
-    odd: dict[str, np.ndarray]  # Pixels of the pictures that are repaired.
-    archives: dict[str, bytes]  # By file name of the archive.
+    odd: dict[str, np.ndarray]  # The pixels of the pictures that are repaired.
+    archives: dict[str, bytes]  # Keys are the file names of the archives.
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def write_archives(official, folder):
 
 @contextlib.contextmanager
 def taken_for_official(official):
-    """Lets the builder expect the sizes of the fabricated archives."""
+    """Makes the builder expect the sizes of the fabricated archives."""
     small = {
         split: dataclasses.replace(
             archive,
@@ -151,7 +151,7 @@ def test_builder_and_archives_are_those_of_stock_tfds(tmp_path):
 
 
 class StockImagenet(stock_module.Builder, skip_registration=True):
-    """The stock builder without TensorFlow: it repairs no picture."""
+    """The stock builder without TensorFlow, which repairs no picture."""
 
     name = "imagenet2012"
 
@@ -234,7 +234,7 @@ def test_batches_are_the_decoded_records(data_dir):
 
 
 def shard_of(data_dir, record):
-    """Returns the file of `train` that holds the record, and its number there."""
+    """Returns the file of `train` that holds a record, and its position there."""
     info = Imagenet2012(data_dir=data_dir).info.splits["train"]
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
         if record < length:
@@ -347,7 +347,7 @@ PICTURE = {"n01440764_1.JPEG": b"JPEG"}
 def test_other_archives_are_refused(official, own_dir, monkeypatch, name, content, reason):
     data = content(official.archives[name])
     (own_dir / name).write_bytes(data)
-    if "bytes" not in reason:  # As if it had the right size.
+    if "bytes" not in reason:  # The builder accepts the size.
         split = "train" if name == TRAIN else "validation"
         fake = dataclasses.replace(Imagenet2012.ARCHIVES[split], size_bytes=len(data))
         archives = {**Imagenet2012.ARCHIVES, split: fake}

@@ -1,4 +1,4 @@
-"""Weight files of the originals, and what only looks like one."""
+"""Weight files of the originals, and other files that are refused."""
 
 import collections
 import dataclasses
@@ -47,7 +47,7 @@ from googlenet_flax.training.description import ModelDescription
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
 
 
-SIZE = 96  # Pixels; the heads of seed and paper are tied to it.
+SIZE = 96  # In pixels; the heads of seed and paper depend on it.
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "keras": ".weights.h5"}
 VARIANTS = {"torchvision": "torchvision", "onnx": "paper", "keras": "seed"}
 HEADS = ("aux_4a", "aux_4d")
@@ -67,7 +67,7 @@ def expected_leaves(format_name):
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_are_computed_once():
-    """Each time takes a fifth of a second."""
+    """Caches the shapes of descriptions, each of which takes a fifth of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             ModelDescription,
@@ -83,7 +83,7 @@ def flat(variables):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """One file of each format, written by the original's own library, with heads."""
+    """Writes a file with heads in each format, with the original's own library."""
     folder = tmp_path_factory.mktemp("weights")
     paths = {name: folder / f"weights{suffix}" for name, suffix in SUFFIXES.items()}
     counters = {
@@ -96,7 +96,7 @@ def files(tmp_path_factory):
     graph = caffe_googlenet.create_model(weights, image_size=SIZE, aux_heads=True)
     onnx.save(graph, paths["onnx"])
     keras_model().save_weights(paths["keras"])
-    with h5py.File(paths["keras"], "r+") as file:  # Where there is dropout and training.
+    with h5py.File(paths["keras"], "r+") as file:  # As after training with dropout.
         file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
         file["optimizer/vars/0"] = np.array(3)
     return paths
@@ -104,7 +104,7 @@ def files(tmp_path_factory):
 
 @functools.cache
 def keras_model():
-    """With its outputs as [main, aux 1, aux 2]."""
+    """Creates the Keras network with the outputs main, aux 1 and aux 2."""
     pytest.importorskip("keras")
     module = importlib.import_module("originals.keras_googlenet")
     return module.create_model(weights_of("seed"), SIZE)
@@ -112,7 +112,7 @@ def keras_model():
 
 @pytest.fixture(scope="module")
 def arrays_of(files):
-    """What each file holds, by the names there."""
+    """Reads the arrays of a file by their names in the file."""
 
     @functools.cache
     def arrays_of(format_name):
@@ -136,7 +136,7 @@ def arrays_of(files):
 
 @pytest.fixture(scope="module")
 def name_of(arrays_of):
-    """The name in a file of one of our leaves; Keras has none, but the values tell."""
+    """Finds the name of one of our leaves in a file; for Keras, by its values."""
 
     def name_of(format_name, path):
         if format_name == "keras":
@@ -151,7 +151,7 @@ def name_of(arrays_of):
 
 
 def write(format_name, folder, arrays):
-    """A file of these arrays alone; ONNX and HDF5 without graph and names of layers."""
+    """Writes only arrays to a file: no graph for ONNX, no names of layers for HDF5."""
     path = folder / f"x{SUFFIXES[format_name]}"
     if format_name == "torchvision":
         safetensors.flax.save_file({k: jnp.asarray(v) for k, v in arrays.items()}, path)
@@ -191,7 +191,7 @@ def import_file(run_command, tmp_path):
 
 @pytest.fixture
 def refusal(import_file, tmp_path):
-    """Runs the command on a file that must be refused; returns what it says."""
+    """Runs the command on a file that must be refused; returns the error."""
 
     def refusal(path, *args):
         code, out, err = import_file(path, *args)
@@ -204,7 +204,7 @@ def refusal(import_file, tmp_path):
 
 
 def outcomes(imported):
-    """Our paths that were loaded, those left at random, and their names skipped."""
+    """Returns our loaded paths, our random ones, and the skipped names of the file."""
     lines = collections.defaultdict(set)
     for line in imported.report:
         lines[line.outcome].add(line.path or line.source)
@@ -213,7 +213,7 @@ def outcomes(imported):
 
 
 def assert_leaves(variables, expected, dtype=np.float32):
-    """All leaves, bit for bit, as float32, after having been rounded to `dtype`."""
+    """Compares all leaves bit for bit with float32 values that were rounded to `dtype`."""
     ours = flat(variables)
     assert ours.keys() == expected.keys()
     for path, values in expected.items():
@@ -221,7 +221,7 @@ def assert_leaves(variables, expected, dtype=np.float32):
         np.testing.assert_array_equal(ours[path], values.astype(dtype), err_msg=path)
 
 
-# What is loaded.
+# Tests of loaded weights.
 
 
 @each_format
@@ -242,7 +242,7 @@ def test_every_leaf_is_the_originals_bit_for_bit(files, arrays_of, name_of, form
 
 @pytest.mark.slow
 def test_without_heads_they_are_random(tmp_path):
-    """As in the files of the ONNX model zoo."""
+    """Imports a file without heads, as the ONNX model zoo has it."""
     weights = weights_of("paper")
     onnx.save(caffe_googlenet.create_model(weights, image_size=SIZE), tmp_path / "x.onnx")
     imported = read("onnx", tmp_path / "x.onnx")
@@ -290,7 +290,7 @@ def test_half_precision(tmp_path, arrays_of, name_of, format_name, dtype):
 
 
 def test_the_zoos_own_names(tmp_path):
-    """Its graph comes with the onnx package, with `ConstantOfShape` for the weights."""
+    """Reads the zoo's graph, which the onnx package ships with constant weights."""
     model = onnx.load(ZOO / "light_inception_v1.onnx")
     shapes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     rng = np.random.default_rng(0)
@@ -315,7 +315,7 @@ def test_the_zoos_own_names(tmp_path):
 
 
 def test_torch_files(tmp_path):
-    """Writes each dtype, also as before torch 1.6 and as parameters with gradients."""
+    """Reads files of each dtype, of torch before 1.6, and of parameters with gradients."""
     torch = pytest.importorskip("torch")
     module = importlib.import_module("originals.torchvision_googlenet")
     state = module.create_model(weights_of("torchvision")).state_dict()
@@ -336,15 +336,15 @@ def test_torch_files(tmp_path):
 
 
 def layers_of(weights):
-    """The blobs of each layer, by Caffe's name of the layer."""
+    """Returns the blobs of each layer by Caffe's names of the layers."""
     layers = {}
-    for name, values in weights.items():  # Each bias after its kernel.
+    for name, values in weights.items():  # Each bias follows its kernel.
         layers.setdefault(name.removesuffix("_w_0").removesuffix("_b_0"), []).append(values)
     return layers
 
 
 def without_legacy_sides(layers):
-    """The blobs as Caffe keeps them since 2015: a dense kernel has two dimensions."""
+    """Returns the blobs as since 2015, when a dense kernel has two dimensions."""
     return {
         name: [blob.reshape(blob.shape[2 * (blob.shape[:2] == (1, 1)) :]) for blob in blobs]
         for name, blobs in layers.items()
@@ -353,7 +353,7 @@ def without_legacy_sides(layers):
 
 @pytest.mark.parametrize("version", ["old", pytest.param("new", marks=pytest.mark.slow)])
 def test_caffemodels(tmp_path, version):
-    """Both versions of the format hold every leaf, bit for bit."""
+    """Compares every leaf of both versions of the format bit for bit."""
     path, layers = tmp_path / "x.caffemodel", layers_of(weights_of("paper"))
     if version == "old":
         path.write_bytes(old_caffemodel(layers))
@@ -370,7 +370,7 @@ def test_caffemodels(tmp_path, version):
 
 
 def test_places365(tmp_path, refusal):
-    """Caffe's layers, trained on other classes."""
+    """Imports Caffe's network with other classes."""
     layers = without_legacy_sides(layers_of(weights_of("paper")))
     for name in ("loss1/classifier", "loss2/classifier", "loss3/classifier"):
         layers[name] = [np.ones((365, 1024), np.float32), np.ones(365, np.float32)]
@@ -407,7 +407,7 @@ def test_caffemodels_of_other_networks(tmp_path, refusal, content, words):
 
 @pytest.mark.slow
 def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
-    """Exported again as ONNX, with the heads, they are those of Caffe's graph."""
+    """Exports the imported network as ONNX and compares it with Caffe's graph."""
     path, out = tmp_path / "x.caffemodel", tmp_path / "x.onnx"
     path.write_bytes(old_caffemodel(layers_of(weights_of("paper"))))
     assert import_file(path)[0] == 0
@@ -415,7 +415,7 @@ def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
     code, _, err = run_command(export, *flags, f"--out={out}")
     assert code == 0 and not err, err
     session = onnxruntime.InferenceSession(out.read_bytes())
-    pixels = np.rint(draw_images("seed", SIZE) * 255)  # RGB, 0 to 255.
+    pixels = np.rint(draw_images("seed", SIZE) * 255)  # The images are RGB of 0 to 255.
     ours = session.run(["logits", *HEADS], {"images": pixels.astype(np.float32)})
     theirs = caffe_googlenet.run(weights_of("paper"), draw_images("paper", SIZE))
     for head, actual, expected in zip(("logits", *HEADS), ours, theirs, strict=True):
@@ -424,7 +424,7 @@ def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
 
 
 def test_heads_that_are_not_trained(files, monkeypatch):
-    """Heads of torchvision's own file, and a head whose batch norm has seen no batch."""
+    """Recognizes the heads of torchvision's file, and a batch norm without a batch."""
     file = torchvision.read(files["torchvision"])
     fresh = {**file.arrays, "aux2.conv.bn.running_mean": np.zeros(128, np.float32)}
     assert formats._untrained_heads(file, "") == ()
@@ -437,9 +437,9 @@ def test_heads_that_are_not_trained(files, monkeypatch):
     assert last_line == "untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
 
 
-# What is said of it.
+# Tests of the description.
 
-INPUTS = {  # Stored size, size, cropped fraction, scale, mean, deviation, order.
+INPUTS = {  # Stored size, size, crop fraction, scale, mean, std, channel order.
     "torchvision": Preprocess(
         *(512, SIZE, 0.875, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
     ),
@@ -481,7 +481,7 @@ def test_transform_input_is_torchvisions_two_steps(files, monkeypatch):
     assert formats.TORCHVISION_DIGEST == "1378be20"
     digest = hashlib.sha256(files["torchvision"].read_bytes()).hexdigest()
     monkeypatch.setattr(formats, "TORCHVISION_DIGEST", digest[:8])
-    check(None, transformed)  # It is on for torchvision's own file alone.
+    check(None, transformed)  # The transformation is on for torchvision's own file only.
     check(False, normalised)
 
 
@@ -501,7 +501,7 @@ def test_a_thousand_classes_are_imagenets(tmp_path, arrays_of):
         assert names[index].split(",")[0].split(" (")[0] == name
 
 
-# What is refused.
+# Tests of refusals.
 
 
 def ending_in(values, last):
@@ -509,11 +509,11 @@ def ending_in(values, last):
 
 
 def with_sides_swapped(values):
-    """The paper has 5x5 where torchvision has 3x3."""
+    """Returns arrays with a 5x5 kernel where torchvision has 3x3."""
     return np.ones([{3: 5, 5: 3}.get(side, side) for side in values.shape], np.float32)
 
 
-# What becomes of a leaf, None for nothing, and what is said of the file.
+# A change of a leaf, None to remove it, and the error that follows.
 CHANGES = {
     "turned": (
         "params/conv2/conv/kernel",
@@ -548,7 +548,7 @@ def test_a_leaf_that_does_not_fit(
     values = arrays.pop(name)
     if change_values is not None:
         arrays[name] = change_values(values)
-    if change == "turned":  # Where two are wrong, the first in the network is named.
+    if change == "turned":  # If two are wrong, the error names the first in the network.
         later = name_of(format_name, "params/inception_5b/1x1/conv/kernel")
         arrays[later] = arrays[later][..., :-1]
     message = refusal(write(format_name, tmp_path, arrays))
@@ -570,7 +570,7 @@ def test_a_leaf_too_many(tmp_path, arrays_of, refusal, format_name, extra):
 
 
 def test_a_residual_network(tmp_path, refusal):
-    """torchvision's resnet18, by its first layer."""
+    """Refuses a file with the first layer of torchvision's resnet18."""
     weights = {"conv1.weight": np.ones((64, 3, 7, 7), np.float32)}
     message = refusal(write("torchvision", tmp_path, weights))
     assert "another network" in message and "conv1.weight" in message
@@ -585,7 +585,7 @@ NUMBERED, NAMED, UNNAMED = (), ("output", "aux_output_1", "aux_output_2"), ("a",
 
 
 def save_with_outputs(path, monkeypatch, order, names):
-    """The Keras network with its outputs in another order, and the classifiers named."""
+    """Saves the Keras network with named outputs in another order."""
     keras = pytest.importorskip("keras")
     whole = keras_model()
     outputs = whole.outputs
@@ -602,11 +602,11 @@ def save_with_outputs(path, monkeypatch, order, names):
     ],
 )
 def test_keras_outputs_in_another_order(tmp_path, monkeypatch, refusal, names, order):
-    """All three classifiers have one shape, so that only the names tell."""
+    """Reads classifiers of one shape, which only their names distinguish."""
     path = tmp_path / "x.weights.h5"
     save_with_outputs(path, monkeypatch, order, names)
     message = refusal(path)
-    if order == (0, 2, 1):  # The convolutions of the heads see maps of different depth.
+    if order == (0, 2, 1):  # The heads have different input channels.
         assert "params/aux_4a/proj/conv/kernel the shape" in message
     else:
         assert "dense layers in another order" in message
@@ -618,7 +618,7 @@ def test_keras_classifiers_with_names(tmp_path, monkeypatch, refusal):
     for names in (NAMED, UNNAMED):
         save_with_outputs(path, monkeypatch, (0, 1, 2), names)
         assert_leaves(read("keras", path).variables, expected_leaves("keras"))
-    for order in ((0, 1), (0, 2)):  # A single head.
+    for order in ((0, 1), (0, 2)):  # Only one head is there.
         save_with_outputs(path, monkeypatch, order, UNNAMED)
         refusal(path)
 
@@ -668,12 +668,12 @@ def test_onnx_tensors_in_other_files_are_refused(tmp_path, refusal):
 def test_hdf5_that_keras_never_writes(tmp_path, refusal):
     for values in (1.0, "text", h5py.Empty("f"), np.zeros(2, [("a", "f4")])):
         refusal(write("keras", tmp_path, {"layers/dense/vars/0": values}))
-    # A whole model, as Keras 2 wrote it.
+    # Keras 2 wrote whole models in this way.
     path = write("keras", tmp_path, {"model_weights/conv2d/conv2d/kernel:0": np.ones(3)})
     assert "Keras 3" in refusal(path)
 
 
-TORCH_STATES = {  # They hold no state dict, or one that is of no use.
+TORCH_STATES = {  # These hold no state dict, or an unusable one.
     "nested": lambda torch, ones: {"state_dict": {"fc.weight": ones}, "epoch": 3},
     "list": lambda torch, ones: [ones],
     "nothing": lambda torch, ones: None,
@@ -727,7 +727,7 @@ def test_packages_that_are_not_installed(
     ],
 )
 def test_options_that_do_not_fit(tmp_path, files, refusal, format_name, flag, words):
-    """At 224 pixels the heads flatten a map of 4x4; here it is 1x1 or 2x2."""
+    """Refuses image sizes whose heads flatten another map than that of the file."""
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe")
     flag = flag.replace("NAMES", str(tmp_path / "names.txt"))
@@ -735,13 +735,13 @@ def test_options_that_do_not_fit(tmp_path, files, refusal, format_name, flag, wo
     assert words in refusal(files[format_name], flag)
 
 
-# The command.
+# Tests of the command.
 
 
 def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch):
     workdir, expected = Workdir(tmp_path / "run"), expected_leaves("keras")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        # An earlier import was killed.
+        # The files are those of a killed import.
         patch.setattr(Workdir, "write_config", mock.Mock(side_effect=KeyboardInterrupt))
         write_import(read("keras", files["keras"]), str(workdir.path))
     assert (workdir.checkpoints / "0").is_dir() and not workdir.config_file.exists()
@@ -768,7 +768,7 @@ def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch)
     ("step", "words"), [(None, "holds a run: "), (3, "has lost its config.json: ")]
 )
 def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
-    """An import, or checkpoints of a run that has lost its config."""
+    """Refuses a workdir with an import, or with checkpoints that have lost their config."""
     digits = tuple("0123456789")
     description = ModelDescription("seed", 0.25, "float32", digits, preprocess())
     with Checkpoints(Workdir(tmp_path).checkpoints) as checkpoints:
@@ -782,7 +782,7 @@ def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("mark", ["", "\ufeff"])  # Editors on Windows write the second.
+@pytest.mark.parametrize("mark", ["", "\ufeff"])  # Editors on Windows write this mark.
 def test_a_class_names_file(tmp_path, files, import_file, mark):
     names = ["cat", "dog", "Zoë the bird", *"abcdefg"]
     path = tmp_path / "names.txt"
@@ -794,7 +794,7 @@ def test_a_class_names_file(tmp_path, files, import_file, mark):
         assert checkpoints.labels[0].description.class_names == tuple(names)
 
 
-# Published weights, in place of which a server has those of the tests.
+# Tests of published weights, with weights of the tests on a local server.
 
 
 @pytest.fixture
@@ -857,7 +857,7 @@ def test_published_digests():
         file = published.file
         assert len(bytes.fromhex(file.sha256)) == 32
         assert not file.url or file.url.endswith(f"/{file.name}")
-    # torch.hub checks the digits in the name.
+    # torch.hub checks the digest in the name.
     file = PUBLISHED["torchvision"].file
     assert file.name == f"googlenet-{file.sha256[:8]}.pth"
     assert file.sha256.startswith(formats.TORCHVISION_DIGEST)

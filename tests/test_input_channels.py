@@ -36,7 +36,7 @@ def test_gray_is_repeated_and_color_becomes_luma():
         np.testing.assert_array_equal(repeated, np.repeat(gray, channels, axis=-1))
     expected = [np.asarray(PIL.Image.fromarray(image).convert("L")) for image in color]
     luma = with_channels(jnp.asarray(color, jnp.float32), 1)[..., 0]
-    np.testing.assert_allclose(luma, expected, atol=0.51)  # Pillow's are whole numbers.
+    np.testing.assert_allclose(luma, expected, atol=0.51)  # Pillow rounds to whole numbers.
     for stored, channels in ((3, 4), (4, 3), (4, 1), (2, 3)):
         words = f"have {stored} channels .* has {channels}: set --config.input_channels="
         with pytest.raises(UserError, match=words):
@@ -112,14 +112,14 @@ def test_a_step_learns_from_every_channel(channels):
     assert np.all(np.any(old != new, axis=(0, 1, 3)))
 
 
-# Whole runs and the commands.
+# Tests of whole runs and of the commands.
 
 CHANNELS = [pytest.param(GRAY, id="gray"), pytest.param(RGBA, id="rgba")]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Translucent pictures of two classes."""
+    """Writes translucent pictures of two classes."""
     root = tmp_path_factory.mktemp("pictures")
     for number, name in enumerate(("ant", "bee") * 8):
         folder = root / ("train" if number < 12 else "test") / name
@@ -166,7 +166,7 @@ def test_every_command(tmp_path, small_inceptions, run_command, pictures, fields
 
 
 def test_data_of_another_count_are_refused_before_they_are_trained_on():
-    """Images of three channels have no fourth one."""
+    """Refuses images of three channels for a network of four."""
     images = ImageSet(random_images(8, 8, 8, 3), np.arange(8, dtype=np.int32), "abcdefgh")
     config = Config.of({**named_config("digits"), **RGBA, "batch_size": 4})
     experiment = build_experiment(config, jax.devices()[:1], images, images)

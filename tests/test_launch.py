@@ -1,4 +1,4 @@
-"""The scripts of docs/launch, with stand-ins for clusters that are not here."""
+"""The scripts of docs/launch, with stand-ins for the clusters."""
 
 import os
 import pathlib
@@ -21,8 +21,8 @@ from googlenet_flax.config import Config
 
 LAUNCH = REPOSITORY / "docs" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-# As python, for scripts that start it: `-c` is real, `-m` ends with the code that its
-# process is given, or where that is "wait", once SIGTERM has come.
+# A stand-in for python. `-c` runs the real one. `-m` exits with the code that its process
+# is given, or waits for SIGTERM where that code is "wait".
 PYTHON = f"""#!{sys.executable}
 import os, re, signal, sys
 if sys.argv[1] == "-c":
@@ -43,7 +43,7 @@ echo "$(basename "$0")" "$@" >> "$RECORD"
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Puts a program of that name before all others of the path."""
+    """Puts a program of a given name at the front of the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -58,7 +58,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def start(script, *args, **env) -> subprocess.Popen:
-    """The script as a process in a session of its own."""
+    """Starts a script as a process in a session of its own."""
     return start_program(LAUNCH / script, *args, env=env, start_new_session=True)
 
 
@@ -68,7 +68,7 @@ def run(script, *args, **env) -> tuple[int, str, str]:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; nothing of the session is left behind."""
+    """Returns exit code, stdout and stderr; checks that no process is left."""
     try:
         out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
@@ -93,7 +93,7 @@ JOB = WORKERS["template"]["spec"]
 
 
 def documented_commands():
-    """The flags of each training command in a script's comment, the README, the JobSet."""
+    """Yields the flags of the training commands in the scripts, README and JobSet."""
     for page in (*SCRIPTS, LAUNCH / "README.md"):
         text = page.read_text().replace("\\\n#", " ")
         (command,) = re.findall(r"docs/launch/\w+\.sh .*--config=.*", text)
@@ -137,7 +137,7 @@ def test_local_sh_passes_signals_on_as_sigterm(stand_in, number):
     for _ in range(2):
         assert process.stdout.readline().startswith("started")
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # As a terminal does.
+        os.killpg(process.pid, number)  # A terminal signals the whole group.
     else:
         process.send_signal(number)
     code, _, err = finish(process)
@@ -215,7 +215,7 @@ def test_tpu_pod_sh_says_what_it_needs(missing):
 def test_jobset_names_its_first_pod_and_their_number():
     assert CONTAINER["command"] == ["python", "-m", "googlenet_flax.main"]
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in CONTAINER["args"])
-    # JOBSET-REPLICATEDJOB-JOB-POD, in a domain that is named like the JobSet.
+    # The host is JOBSET-REPLICATEDJOB-JOB-POD, in a domain with the name of the JobSet.
     name = JOBSET["metadata"]["name"]
     host, _, port = flags["coordinator_address"].partition(":")
     assert host == f"{name}-{WORKERS['name']}-0-0.{name}"

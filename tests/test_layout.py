@@ -1,4 +1,4 @@
-"""The rooms of the package, and who may import whom."""
+"""The rooms of the package, and the imports that are allowed between them."""
 
 import ast
 import subprocess
@@ -46,7 +46,7 @@ LATE = {"flatbuffers", "torch", "h5py", "onnx", "onnxruntime", "safetensors"}
 
 
 def room_of(module: str) -> str:
-    """The folder or file at the top of the package that a module belongs to."""
+    """Returns the folder or file at the top of the package that holds a module."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -61,7 +61,7 @@ TREES = {
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Full names of what a tree imports anywhere, in functions too."""
+    """Returns the full names of all imports in a tree, also of those in functions."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -94,10 +94,10 @@ def test_outsiders_are_imported_where_they_belong(module):
         package = name.split(".")[0]
         assert room_of(module) in OUTSIDERS.get(package, {room_of(module)}), name
         assert package not in LATE or name in in_functions
-        assert not name.startswith("matplotlib.pyplot")  # It draws by global state.
+        assert not name.startswith("matplotlib.pyplot")  # pyplot draws with global state.
 
 
-# Together they take three times as long to import as all the rest.
+# Importing these takes three times as long as importing all the others.
 SLOW = {
     "grain",
     "matplotlib",

@@ -23,7 +23,7 @@ def test_the_page(tmp_path, monkeypatch, small_networks, run_command):
     write_run(tmp_path / "runs/digits", digits, variables, dataset="digits")
     write_pictures(tmp_path, {"photos": 6})
     monkeypatch.chdir(tmp_path)
-    # The small network has no 4e, and a few digits are enough.
+    # The small network has no block 4e, and a few digits are enough.
     page = PAGE.replace("inception_4e", "inception_4d").replace("=train ", "=train[:40] ")
     values, outs = {}, []
     for language, code in re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL):
@@ -41,6 +41,6 @@ def test_the_page(tmp_path, monkeypatch, small_networks, run_command):
     linen, evaluated, trained = outs[0], *outs[-2:]
     jax.tree.map(np.testing.assert_array_equal, evaluated, linen)
     assert np.abs(trained.logits - linen.logits).max() > 1e-3
-    # A step in training has moved the statistics.
+    # The training step has changed the statistics.
     again = values["module"](values["images"], train=False)
     assert np.abs(again.logits - linen.logits).max() > 1e-3

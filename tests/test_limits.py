@@ -7,7 +7,7 @@ from googlenet_flax.performance import limits
 from googlenet_flax.performance.limits import find_limits
 
 
-# The vendors' data sheets; dense, without sparsity.
+# Peaks in the vendors' data sheets, dense and without sparsity.
 @pytest.mark.parametrize(
     ("kind", "dtype", "flops", "bytes_per_second"),
     [

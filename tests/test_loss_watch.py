@@ -19,7 +19,7 @@ CHANCE = math.log(1000)
 
 
 def sharded(**metrics):
-    """Metrics as a sharded step returns them: the same on two devices."""
+    """Returns metrics as a sharded step does, with equal values on two devices."""
     devices = jax.local_devices()[:2]
     return {
         name: jax.pmap(lambda x: x, devices=devices)(np.full(2, value, np.float32))
@@ -59,10 +59,10 @@ def warnings(losses, *, steps=range(10, 3001, 10), epoch_steps=1, **fields):
 
 
 def test_a_classifier_at_chance_is_named_once():
-    """Two heads at 6.91 = ln 1000 while the main classifier learns (BVLC/caffe#1598)."""
+    """Logs two heads at 6.91 = ln 1000 while the main one learns (BVLC/caffe#1598)."""
     losses = {
         "main": lambda step: 4 if step % 20 else 2.5,
-        "aux_4a": lambda step: 6.8 if step % 20 else 7.1,  # 6.95 on average.
+        "aux_4a": lambda step: 6.8 if step % 20 else 7.1,  # The average is 6.95.
         "aux_4d": lambda step: 3 if step < 600 else 6.91,
     }
     said = warnings(losses, learning_rate=0.02, warmup_epochs=0.5)
@@ -92,7 +92,7 @@ def test_the_time_at_chance_begins_when_another_one_learns():
     [
         {"main": CHANCE, "aux_4a": CHANCE, "aux_4d": CHANCE},  # Nothing learns yet.
         {"main": CHANCE, "aux_4a": 0.91 * CHANCE},
-        {"main": 0.98 * CHANCE, "aux_4a": 3.0},  # It learns, if slowly.
+        {"main": 0.98 * CHANCE, "aux_4a": 3.0},  # The main one learns slowly.
         {"main": lambda step: CHANCE if step % 100 else 5, "aux_4a": 3.0},
         {"main": math.nan, "aux_4a": 3.0},
         {"main": CHANCE},
@@ -108,7 +108,7 @@ def test_heads_that_are_not_trained_stay_at_chance():
 
 @pytest.mark.slow
 def test_a_run_warns_once_also_if_it_is_resumed(tmp_path, small_inceptions, monkeypatch):
-    """The losses are made up, and a window has the five steps of an epoch."""
+    """Uses fabricated losses, and windows of the five steps of an epoch."""
     monkeypatch.setattr(loss_watch, "CHANCE_STEPS", 1)
     monkeypatch.setattr(loss_watch, "CHANCE_ROWS", 1)
     measured = LossWatch.check

@@ -1,4 +1,4 @@
-"""The commands `main` and `evaluate`, and what a whole run says and leaves."""
+"""The commands `main` and `evaluate`: output and files of a whole run."""
 
 import pytest
 from helpers.compilations import compilations_by_step
@@ -33,10 +33,10 @@ def test_a_run_says_what_it_does(finished_run):
 
 
 def test_a_run_compiles_its_steps_once(finished_run):
-    """Runs on one device with two stairs; test_whole_recipe has four devices."""
+    """Checks a run on one device with two stairs; test_whole_recipe has four devices."""
     compiled = compilations_by_step(finished_run[2])
-    # The first step, also where it was compiled ahead in another thread, and what its
-    # log needs; the first evaluation; and then nothing more.
+    # The step, whether or not another thread has compiled it before, the functions that
+    # the first log needs, and those of the first evaluation.
     start = compiled.pop(0)
     assert start.count("jit(create_state)") == start.count("jit(_fun)") == 1
     assert compiled == {5: ["jit(_fun)"]}

@@ -15,7 +15,7 @@ ROWS = [
 
 
 def write_rows(directory, rows, *, resume_step=0):
-    """Writes rows, each of which must be on disk at once."""
+    """Writes rows and checks that each is on disk at once."""
     jsonl_file, tensorboard_dir = directory / "metrics.jsonl", directory / "tensorboard"
     with MetricsWriter(jsonl_file, tensorboard_dir, resume_step=resume_step) as writer:
         for row in rows:
@@ -26,7 +26,7 @@ def write_rows(directory, rows, *, resume_step=0):
 
 
 def rows_in(directory):
-    """The rows without their times."""
+    """Reads the rows without their times."""
     rows = read_rows(directory / "metrics.jsonl")
     return [{name: row[name] for name in row if name != "unix_seconds"} for row in rows]
 

@@ -12,7 +12,7 @@ from googlenet_flax import create_model
 
 @functools.cache
 def shapes(variant, size=224, **kwargs):
-    """Collections of an initialised network, as shapes: no arithmetic is done."""
+    """Returns the shapes of the variables of a network, without computing them."""
     return shapes_of(create_model(variant, **kwargs), 1, size, size, 3)[1]
 
 
@@ -23,12 +23,12 @@ def count(tree):
 @pytest.mark.parametrize(
     ("variant", "num_classes", "aux_heads", "expected"),
     [
-        # The Keras tutorial's model.summary().
+        # From model.summary() of the Keras tutorial.
         ("seed", 10, True, 10_334_030),
-        # Caffe's bvlc_googlenet: train_val.prototxt with both heads, deploy.prototxt.
+        # From Caffe's bvlc_googlenet: train_val.prototxt with both heads, deploy.prototxt.
         ("paper", 1000, True, 13_378_280),
         ("paper", 1000, False, 6_998_552),
-        # torchvision.models.googlenet(aux_logits=True); GoogLeNet_Weights' num_params.
+        # From torchvision.models.googlenet(aux_logits=True); GoogLeNet_Weights' num_params.
         ("torchvision", 1000, True, 13_004_888),
         ("torchvision", 1000, False, 6_624_904),
     ],
@@ -40,7 +40,7 @@ def test_parameters_of_the_originals(variant, num_classes, aux_heads, expected):
 
 @functools.cache
 def start_biases(variant):
-    """Path to bias; the kernels are left out, so that no generator is compiled."""
+    """Returns the initial biases by path, without the kernels, which take long to draw."""
     model = small_googlenet(variant)
 
     def init():
@@ -54,14 +54,14 @@ def start_biases(variant):
 @pytest.mark.parametrize(
     ("variant", "path", "value"),
     [
-        # The tutorial gives bias_initializer=Constant(0.2) to conv1 and the blocks only.
+        # The tutorial has bias_initializer=Constant(0.2) only in conv1 and the blocks.
         ("seed", "conv1/conv", 0.2),
         ("seed", "inception_4a/5x5/conv", 0.2),
         ("seed", "conv2_reduce/conv", 0.0),
         ("seed", "conv2/conv", 0.0),
         ("seed", "aux_4a/proj/conv", 0.0),
         ("seed", "aux_4a/fc", 0.0),
-        # bvlc_googlenet's bias_filler: 0.2 everywhere but in the classifiers.
+        # The bias_filler of bvlc_googlenet is 0.2 except in the classifiers.
         ("paper", "conv1/conv", 0.2),
         ("paper", "conv2/conv", 0.2),
         ("paper", "aux_4d/proj/conv", 0.2),
@@ -76,7 +76,7 @@ def test_start_values_of_biases(variant, path, value):
 
 @pytest.fixture(scope="module")
 def bn_logits():
-    """A function of variables, compiled once, and variables."""
+    """Returns a compiled function of variables to logits, and variables."""
     model = small_googlenet("bn")
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
     apply = jax.jit(lambda variables: model.apply(variables, images, train=False))
@@ -152,7 +152,7 @@ def test_running_statistics_follow_the_batch_with_flax_momentum():
     activations = jax.lax.conv_general_dilated(
         images, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    # torch's momentum 0.1: new = 0.9 * old + 0.1 * batch.
+    # With torch's momentum of 0.1, new = 0.9 * old + 0.1 * batch.
     statistics = updates["batch_stats"]["conv1"]["bn"]
     mean, var = jnp.mean(activations, (0, 1, 2)), jnp.var(activations, (0, 1, 2))
     np.testing.assert_allclose(statistics["mean"], 0.1 * mean, rtol=1e-3, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Numbers that run away: named at once, and nothing that is not finite is saved."""
+"""Losses that are not finite, which are reported at once and never saved."""
 
 import pathlib
 
@@ -24,7 +24,7 @@ from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runs.checkpoint import Checkpoints
 
 SIZE = 16
-# Black stays 0 and white becomes infinite, for want of pictures that hold a NaN.
+# Black stays 0 and white becomes infinite, because pictures cannot hold a NaN.
 POISON = [
     "--config.dataset=folder",
     f"--config.storage_size={SIZE}",
@@ -41,7 +41,7 @@ def save_picture(value: int, path: pathlib.Path) -> None:
 
 @pytest.fixture
 def pictures(tmp_path):
-    """40 black pictures to train on and 10 to evaluate on, of two classes."""
+    """Writes 40 black pictures to train on and 10 to evaluate on, of two classes."""
     for split, count in (("train", 20), ("test", 5)):
         for name in ("ant", "bee"):
             folder = tmp_path / "pictures" / split / name
@@ -52,7 +52,7 @@ def pictures(tmp_path):
 
 
 def train_on(pictures, workdir, **fields) -> tuple[int, str]:
-    """Returns the exit code, and the line that says why the run ended."""
+    """Trains; returns the exit code, and the line that says why the run ended."""
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     folder = f"--config.data_dir={pictures}"
     code, _, err = train_tiny(workdir, *POISON, folder, *flags)
@@ -60,7 +60,7 @@ def train_on(pictures, workdir, **fields) -> tuple[int, str]:
 
 
 def path_seen_first_at(step: int, root: pathlib.Path) -> str:
-    """Returns the path of a picture that this batch is the first of the epoch to hold."""
+    """Returns the path of a picture in the batch of a step of the first epoch."""
     train = load_folder("train", str(root), PictureOptions(SIZE))
     order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
     return train.pictures.paths[order[step - 1][3]]
@@ -90,7 +90,7 @@ def test_a_poisoned_batch(
 
 @pytest.mark.faults
 def test_a_poisoned_evaluation(pictures, tmp_path):
-    """A NaN is no accuracy that could be the best."""
+    """Checks that an evaluation that is NaN is never the best."""
     save_picture(255, pictures / "test" / "ant" / "00.png")
     workdir = tmp_path / "run"
     code, line = train_on(pictures, workdir)
@@ -114,7 +114,7 @@ def test_a_huge_learning_rate(tmp_path, log_every_steps):
     ]
     workdir = tmp_path / "run"
     lines = set()
-    for _ in range(2):  # It ends in the same way when it is started again.
+    for _ in range(2):  # The run ends in the same way when it is started again.
         code, _, err = train_tiny(workdir, *flags)
         assert code == 4, err
         lines.add(last_line(err))
@@ -127,7 +127,7 @@ def test_a_huge_learning_rate(tmp_path, log_every_steps):
 
 
 def overflow(workdir: pathlib.Path, step: int, head: str) -> None:
-    """Gives a head a bias of finite numbers whose difference is infinite."""
+    """Sets a head's bias to finite numbers whose difference is infinite."""
     state, description = restore_state(workdir, step)
     params = jax.device_get(state.params)
     layer = params if head == "main" else params[head]

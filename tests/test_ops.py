@@ -80,7 +80,7 @@ def test_max_pool_equals_xla_ties_included(
     height, width, window, stride, padding, gather, seed
 ):
     rng = np.random.default_rng(seed)
-    # Small integers: nearly every window holds a tie.
+    # With small integers nearly every window holds a tie.
     x = jnp.asarray(rng.integers(-2, 2, (2, height, width, 3)), jnp.float32)
     pads = tuple(
         ops.pool_padding(size, window, stride, padding) for size in (height, width)
@@ -88,7 +88,7 @@ def test_max_pool_equals_xla_ties_included(
     max_pool = functools.partial(
         ops.max_pool, window=window, stride=stride, padding=padding, gather=gather
     )
-    # Integer cotangents: sums are exact, so the order of addition cannot matter.
+    # Sums of integer cotangents are exact, so the order of addition does not matter.
     shape = jax.eval_shape(max_pool, x).shape
     grad = jnp.asarray(rng.integers(-9, 9, shape), jnp.float32)
 
@@ -120,7 +120,7 @@ def test_max_pool_orders_all_of_bfloat16():
 )
 def test_max_pools_of_the_network_with_and_without_gather(window, stride, padding, dtype):
     rng = np.random.default_rng(0)
-    # As after a ReLU: where all is zero, all of a window ties.
+    # After a ReLU, all values of a window can be zero, which is a tie.
     x = jnp.asarray(np.maximum(rng.integers(-5, 4, (2, 13, 10, 5)), 0), dtype)
 
     def run(gather):
@@ -141,7 +141,7 @@ def test_max_pools_of_the_network_with_and_without_gather(window, stride, paddin
 @pytest.mark.parametrize(
     ("size", "window", "padding", "expected"),
     [
-        # Caffe's bvlc_googlenet at 224: 112 -> 56 -> 28 -> 14 -> 7.
+        # In Caffe's bvlc_googlenet at 224 px: 112 -> 56 -> 28 -> 14 -> 7.
         (112, 3, "CEIL", 56),
         (56, 3, "CEIL", 28),
         (28, 3, "CEIL", 14),
@@ -171,16 +171,16 @@ def test_max_pool_lets_nan_through(gather):
 
     in_training, _ = jax.vjp(max_pool, x)
     for out in (in_training, max_pool(x)):
-        # Every window that has it, wherever in the window it is, and no other.
+        # Exactly the windows that contain the element pass its gradient.
         is_nan = np.isnan(out[0, :, :, 0])
         assert is_nan[:3, :3].all() and is_nan.sum() == 9
 
 
 def test_windows_of_the_auxiliary_pools():
-    # Section 5 of the paper: 5x5/3 on 14x14 gives 4x4.
+    # In section 5 of the paper, 5x5/3 on 14x14 gives 4x4.
     windows = ops.sliding_windows(14, window=5, stride=3, round_up=False)
     assert windows == [(0, 5), (3, 8), (6, 11), (9, 14)]
-    # Caffe rounds up and clips: pooling_layer.cpp.
+    # Caffe rounds up and clips (pooling_layer.cpp).
     clipped = ops.sliding_windows(12, window=5, stride=3, round_up=True)
     assert clipped == [(0, 5), (3, 8), (6, 11), (9, 12)]
     # torch.nn.AdaptiveAvgPool2d(4) on 14: floor(i * 14 / 4), ceil((i + 1) * 14 / 4).
@@ -225,7 +225,7 @@ def test_local_response_norm_is_caffes():
 def test_local_response_norm_and_its_gradient_equal_the_plain_formula(
     monkeypatch, settings, platform
 ):
-    if platform == "tpu":  # Its sum of neighbors, computed on the CPU.
+    if platform == "tpu":  # This is the sum of neighbors, computed on the CPU.
         monkeypatch.setattr(ops, "_shifted_sum", ops._neighbor_product)
 
     def plain(x, *, size=5, alpha=1e-4, beta=0.75, k=1.0):
@@ -245,5 +245,5 @@ def test_local_response_norm_and_its_gradient_equal_the_plain_formula(
         ours, ours_grad = jax.jit(run, static_argnums=0)(ops.local_response_norm)
         expected, plain_grad = jax.jit(run, static_argnums=0)(plain)
         np.testing.assert_allclose(ours, expected, rtol=1e-13)
-        assert jnp.abs(plain_grad - grad).max() > 0.1  # The neighbours tell.
+        assert jnp.abs(plain_grad - grad).max() > 0.1  # The neighbors show the difference.
         np.testing.assert_allclose(ours_grad, plain_grad, rtol=1e-11, atol=1e-13)

@@ -1,4 +1,4 @@
-"""What an installation brings: the command `googlenet`, the recipes, the types."""
+"""The installed package: the command `googlenet`, the recipes and the types."""
 
 import re
 import subprocess
@@ -67,7 +67,7 @@ def test_a_wheel_needs_no_clone(tmp_path):
     bin = tmp_path / "venv" / "bin"
     install = "-m pip install -q --no-index --no-deps".split()
     subprocess.run([bin / "python", *install, wheel], check=True)
-    # What it depends on is here already.
+    # The dependencies are installed already.
     (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (packages / "here.pth").write_text(sysconfig.get_path("purelib"))
     flags = "train --config=digits --dry_run --config.width_multiplier=0.1".split()

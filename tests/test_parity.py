@@ -1,4 +1,4 @@
-"""Our variants against the originals in `originals/`, on the same weights and images."""
+"""Comparison of our variants with `originals/`, on the same weights and images."""
 
 import dataclasses
 import functools
@@ -17,12 +17,12 @@ from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # Read when Keras is first imported.
 
-TOLERANCE = 1e-5  # Of the largest logit; float32 on both sides leaves about 1e-6.
+TOLERANCE = 1e-5  # Relative to the largest logit; float32 on both sides has 1e-6.
 slow = pytest.mark.slow
 HEADS = ("logits", "aux_4a", "aux_4d")
 QUICK = {("seed", 96), ("seed", 100), ("paper", 96), ("paper", 100), ("torchvision", 32)}
 STORED = json.loads((REPOSITORY / "tests/originals/outputs.json").read_text())["outputs"]
-# Module of each original and what it needs.
+# The module of each original and the packages that it needs.
 ORIGINALS = {
     "seed": ("originals.keras_googlenet", ["keras"]),
     "paper": ("originals.caffe_googlenet", ["onnx", "onnxruntime"]),
@@ -31,7 +31,7 @@ ORIGINALS = {
 
 
 def build(variant, image_size, **changes):
-    """The variant, with some of its fields changed, and the original's weights."""
+    """Creates a variant, with changes of its fields, and the original's weights."""
     fields = dataclasses.replace(VARIANTS[variant], **changes)
     flat = to_flax(variant, image_size, draw_weights(variant, image_size))
     variables = traverse_util.unflatten_dict(flat, sep="/")
@@ -51,7 +51,7 @@ def stored_outputs(variant, image_size):
 
 
 def relative_differences(ours, theirs):
-    """By head, the largest difference of a logit as a fraction of the largest logit."""
+    """Returns each classifier's largest difference relative to its largest logit."""
     return {
         head: np.abs(x - y).max() / np.abs(y).max()
         for head, x, y in zip(HEADS, ours, theirs, strict=True)

@@ -71,14 +71,14 @@ apply = jax.jit(lambda variables, images: MODEL.apply(variables, images, train=F
 
 
 def network(variables, inputs):
-    """Probabilities of up to ten inputs, with one compilation."""
+    """Computes the probabilities of up to ten inputs, with one compilation."""
     padded = np.zeros((10, *inputs[0].shape), np.float32)
     padded[: len(inputs)] = inputs
     return softmax(apply(variables, padded).logits[: len(inputs)])
 
 
 def all_probabilities(predictor, files, batch_size=4, **options):
-    """`[N, classes]` in the order of the class names."""
+    """Returns probabilities `[N, classes]` in the order of the class names."""
     predictions = list(predict(predictor, files, top=7, batch_size=batch_size, **options))
     assert [prediction.path for prediction in predictions] == files
     by_name = [dict(prediction.classes) for prediction in predictions]
@@ -87,7 +87,7 @@ def all_probabilities(predictor, files, batch_size=4, **options):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Six files, wide and high ones, and their pixels."""
+    """Writes six files, wide and high ones; returns their paths and pixels."""
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
@@ -117,7 +117,7 @@ def test_each_lists_its_classes_likeliest_first(predictor, pictures):
 
 
 def test_crops_are_averaged(predictor, variables, pictures):
-    """Corners and centre of 224/256 of the middle square, and mirrored."""
+    """Averages the corners and the center of the middle square, also mirrored."""
     picture = pictures[1][0]
     height, width = picture.shape[:2]
     short = min(height, width)
@@ -133,7 +133,7 @@ def test_crops_are_averaged(predictor, variables, pictures):
     np.testing.assert_allclose(ours, expected, **PROBABILITY)
 
 
-# Which files.
+# Tests of the choice of files.
 
 
 def test_order_of_files_and_folders(tmp_path):
@@ -164,7 +164,7 @@ def test_folders_without_pictures(tmp_path, command_of):
     assert f"no picture in {names[0]}, {names[2]}: name files or another folder" in err
 
 
-# What is printed.
+# Tests of the output.
 
 
 def test_table(tmp_path, command_of, predictor):
@@ -185,7 +185,7 @@ def test_table(tmp_path, command_of, predictor):
 
 
 def test_json(tmp_path, command_of, predictor):
-    """A picture that is named twice is shown twice."""
+    """Names a picture twice, which is then printed twice."""
     names = ["zoë & son.png", "one two.png", "a'b\"c.png"]
     files = [save(tmp_path / name, coloured(n)) for n, name in enumerate(names)]
     files.append(files[0])
@@ -205,7 +205,7 @@ def test_json(tmp_path, command_of, predictor):
 def test_untrained_heads_are_named(
     tmp_path, workdir, command_of, predictor, monkeypatch, run_command
 ):
-    """On stderr, beside the answers of the main classifier."""
+    """Checks stderr; the answers are those of the main classifier."""
     file = save(tmp_path / "a.png", coloured(0))
     _, answers, _ = command_of("--json", file)
     untrained = dataclasses.replace(DESCRIPTION, untrained_heads=("aux_4d",))
@@ -277,7 +277,7 @@ def test_bad_arguments(tmp_path, workdir, run_command, flag, message):
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, form):
-    """Bytes as from an old archive, in a locale such as en_US.UTF-8."""
+    """Uses bytes as from an old archive, in a locale such as en_US.UTF-8."""
     strange = os.fsencode(tmp_path) + b"/caf\xe9.png"
     os.rename(save(tmp_path / "a.png", coloured(0)), strange)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", "strict"))
@@ -290,7 +290,7 @@ def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, for
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
 def test_as_a_process(tmp_path, workdir, form):
-    """The command runs to its end, or until its pipe closes, as with `| head -1`."""
+    """Runs the command to its end, or until its pipe closes, as with `| head -1`."""
     for number in range(40):
         save(tmp_path / f"{number}.png", coloured(number))
     args = (*form, f"--workdir={workdir}", "--batch_size=4", "--top=7", tmp_path)
@@ -306,7 +306,7 @@ def test_as_a_process(tmp_path, workdir, form):
 
 
 def test_a_pipe_that_was_closed_before_the_last_line():
-    """The line is in Python's buffer until the process ends."""
+    """Closes the pipe while the line is still in Python's buffer."""
     program = (
         "from googlenet_flax.runtime.errors import exit_on_run_error\n"
         "with exit_on_run_error(): print(1)"

@@ -98,7 +98,7 @@ def test_the_order_is_the_stored_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        # As TFDS itself does: a set smaller than thought is not silently taken.
+        # TFDS does the same: a split that is smaller than asked for is an error.
         ("train[10:100]", ["train[10:100]"]),
         ("validation", ["'validation'", "train (12 examples), test (5 examples)"]),
         *((spec, ["no examples"]) for spec in ("train[3:3]", "train[:0]+test[5:]")),

@@ -7,7 +7,7 @@ from helpers.networks import preprocess
 
 from googlenet_flax.preprocessing.crops import Crop, evaluation_crops
 
-# Of 0 to 255: a float32 knows a position among some ten pixels to 1e-6 pixels.
+# Pixels are 0 to 255, and float32 holds a position among ten pixels to 1e-6 pixels.
 ATOL = 1e-3
 
 
@@ -22,7 +22,7 @@ def jitted(**fields):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resize_is_bilinear_with_half_pixel_centres(channels):
     images = random_images(2, 8, 8, channels)
-    # In the unit range: float32 rounds 255 to 1.5e-5.
+    # In the unit range. Float32 rounds 255 to 1.5e-5.
     out = jitted(image_size=80, input_scale=1 / 255)(images)
     expected = cuts(images, (0, 0, 8, 8), 80) / 255
     assert out.dtype == jnp.float32 and out.shape == (2, 80, 80, 3)
@@ -35,7 +35,7 @@ def test_resize_is_bilinear_with_half_pixel_centres(channels):
         ((4, 9), 1.0, (0, 2.5, 4, 4)),
         ((9, 4), 1.0, (2.5, 0, 4, 4)),
         ((8, 12), 0.5, (2, 4, 4, 4)),
-        # Towards its edges it interpolates with what lies outside.
+        # At its edges the crop is interpolated with pixels outside of it.
         ((8, 8), 0.75, (1, 1, 6, 6)),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest():
 
 @pytest.mark.parametrize("image_size", [7, 30])
 def test_the_short_way_for_whole_squares_is_no_other(image_size):
-    # They are resized by jax.image.resize, and where that is not at hand by resample.
+    # Whole images are resized by jax.image.resize, and boxes by resample.
     images = random_images(2, 12, 12, 1)
     resize = jitted(image_size=image_size)
     other = resize(images, np.full((2, 2), 12))
@@ -67,7 +67,7 @@ def test_the_short_way_for_whole_squares_is_no_other(image_size):
 def test_a_crop_in_place_of_evaluations_own():
     images = random_images(2, 8, 16, 3)
     cut = jitted(image_size=4, crop_fraction=0.5)
-    # The right one of the largest squares, and in it half of the side, bottom and left.
+    # The box is the lower left quarter of the right one of the largest squares.
     crop = Crop(square=1.0, side=0.5, row=1.0, column=0.0)
     expected = images[:, 4:8, 8:12]
     np.testing.assert_array_equal(cut(images, None, crop), expected)
@@ -86,7 +86,7 @@ def test_one_compilation_serves_all_crops():
 
 
 def test_mean_and_deviation_apply_to_the_scaled_channels_in_their_order():
-    # torchvision's ImageNet constants, 0 to 1, for blue, green and red.
+    # ImageNet's constants in torchvision, in the range 0 to 1, for blue, green and red.
     mean, std = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)
     images = random_images(2, 6, 6, 3)
     fields = {"input_scale": 1 / 255, "input_mean": mean, "input_std": std}

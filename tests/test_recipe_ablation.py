@@ -1,4 +1,4 @@
-"""benchmarks/recipe_ablation.py and run_seeds.py: what they change, and their rows."""
+"""Tests of benchmarks/recipe_ablation.py and run_seeds.py: their runs and rows."""
 
 import pathlib
 import subprocess
@@ -38,7 +38,7 @@ def test_the_scale_keeps_the_shares_of_the_recipe():
 
 
 def run_rows(pace: float, *accuracies: float) -> list:
-    """Rows of steps, with the accuracy after each; that of a head is always 0.4."""
+    """Returns rows with the accuracy after each step; a head always has 0.4."""
     rows = []
     for step, accuracy in enumerate(accuracies, 1):
         common = {"step": step, "loss": 2.0, "accuracy": accuracy}
@@ -57,7 +57,7 @@ def test_a_row_counts_the_last_evaluation_and_not_the_best():
         "seconds a run": "115",
         "images/s": "25",
         "seeds": "2",
-        "accuracy, %": "60.00 ± 14.14",  # Of 50 and 70, with n - 1.
+        "accuracy, %": "60.00 ± 14.14",  # The standard deviation of 50 and 70, with n - 1.
         "head 4a, %": "40.00 ± 0.00",
     }
 
@@ -82,7 +82,7 @@ def test_a_series_continues_where_it_was_interrupted(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train(5)
     assert stopped.value.code == 143
-    # The time of the whole is not known. Then there is nothing left to do.
+    # A run that was finished before is not repeated, and its duration is unknown.
     assert train(5) is None and train(5) is None
     assert len(calls) == 2
     arguments = ["--config=x.py", "--config.seed=5", f"--workdir={tmp_path}/seed-5"]

@@ -43,7 +43,7 @@ from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
-TESTED = 60  # Digits.
+TESTED = 60  # Number of digits.
 CLASSIFIERS = ("main", "aux_4a", "aux_4d")
 DESCRIPTION = ModelDescription(
     variant="seed",
@@ -78,7 +78,7 @@ def evaluation_row(step, accuracy):
     }
 
 
-# Two epochs of five steps, and a little of a third.
+# Two epochs of five steps, and the beginning of a third.
 ROWS = [
     *map(training_row, range(1, 6)),
     evaluation_row(5, 0.625),
@@ -93,7 +93,7 @@ def write_lines(file, rows):
 
 
 def bare_run(workdir, rows=ROWS, starts=(START,), **config):
-    """A run without a checkpoint."""
+    """Writes a run without a checkpoint."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_lines(workdir / "metrics.jsonl", rows)
     write_lines(workdir / "starts.jsonl", starts)
@@ -110,13 +110,13 @@ def digits():
 
 @pytest.fixture(scope="module")
 def small_model(small_networks):
-    """The network of every description here: three narrow blocks, for the time it takes."""
+    """Returns the network of every description here, three narrow blocks."""
     return create_small(DESCRIPTION)
 
 
 @pytest.fixture(scope="module")
 def compute(small_model, digits):
-    """Logits of all digits, and the maps and gradients of a head."""
+    """Computes the logits of all digits, and the maps and gradients of a head."""
     inputs = DESCRIPTION.preprocess(jnp.asarray(digits[0]))
 
     @jax.jit
@@ -136,7 +136,7 @@ def compute(small_model, digits):
 
 @pytest.fixture(scope="module")
 def variables(small_model, compute):
-    """Weights whose answers are right and wrong with all kinds of confidence."""
+    """Returns weights whose answers are right and wrong with various confidences."""
     variables = numpy_variables(small_model)
     logits = np.asarray(compute(variables)[0]["main"])
     scale = 2 / logits.std(axis=0)
@@ -161,7 +161,7 @@ def workdir(tmp_path_factory, variables):
 
 @pytest.fixture(scope="module")
 def made(workdir):
-    """The page, its file and what it is made of."""
+    """Returns the parsed page, its file and its material."""
     material = gather(Workdir(workdir), max_examples=TESTED)
     page, file = create_run_page(material), workdir / "report" / "index.html"
     file.parent.mkdir()
@@ -170,7 +170,7 @@ def made(workdir):
 
 
 def read(page):
-    """Reads a page, as XML because the parser is strict: its tables by their captions."""
+    """Reads a page with a strict XML parser; returns its tables by their captions."""
     text = page if isinstance(page, str) else page.to_html()
     tree = ET.fromstring(re.sub(r"<((?:meta|img)\b[^>]*)>", r"<\1/>", text))
     tables = {
@@ -200,7 +200,7 @@ def page_of(path):
     return read(create_run_page(Material(record_of(path))))
 
 
-# The page of a run.
+# Tests of the page of a run.
 
 
 def test_scores_are_those_of_scikit_learn(made, digits, probabilities):
@@ -237,7 +237,7 @@ def test_mistakes_are_the_surest_ones(made, digits, probabilities):
     wrong = [(-p.max(), i) for i, p in each if p.argmax() != labels[i]]
     surest = [i for _, i in sorted(wrong)[:12]]
     assert f"the examples {', '.join(str(i) for i in chosen[surest])}" in reader.text
-    # What the network is shown, and not another picture.
+    # The pictures are those that the network sees.
     shown = DESCRIPTION.preprocess.cut(jnp.asarray(images[surest]), None)
     np.testing.assert_allclose(material.tested.pictures, shown, atol=0.5)
 
@@ -285,7 +285,7 @@ def test_grad_cam_of_a_network_is_the_classifiers_kernel(
     maps = np.float64(view.maps["inception_5a"])
     heat = np.maximum(maps @ kernel[:, last.predicted], 0)
     np.testing.assert_allclose(last.heat, heat / heat.max(), atol=1e-4)
-    # A head's evidence is about its own class.
+    # The evidence of a head is for the class that the head predicts.
     assert (head.classifier, head.block) == ("aux_4a", "inception_4a")
     assert head.predicted == np.argmax(probabilities["aux_4a"][0])
     maps, gradient = (values[0] for values in compute(variables)[1])
@@ -333,12 +333,12 @@ def test_pngs_show_something(made):
         assert np.mean(gray != 255) > 0.005 and len(np.unique(gray)) > 20
 
 
-# What is not there.
+# Tests of missing parts.
 
 
 def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
     path = bare_run(tmp_path / "run")
-    with Workdir(path):  # As the training process holds it.
+    with Workdir(path):  # A training process holds this lock.
         before = (path / ".lock").read_text()
         code, out, err = run_command(command, f"--workdir={path}")
         assert (path / ".lock").read_text() == before
@@ -403,7 +403,7 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
     assert dict(table_of(reader, "Imported from")) == origin
 
 
-# What the user can fix.
+# Tests of errors that the user can fix.
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, refused):
     ],
 )
 def test_something_in_the_way(in_the_way, flags, words, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(command, "gather", None)  # It is found before the work.
+    monkeypatch.setattr(command, "gather", None)  # The error comes before the work.
     run = bare_run(tmp_path / "run")
     obstacle = run / in_the_way
     obstacle.parent.mkdir(exist_ok=True)
@@ -456,7 +456,7 @@ def test_a_directory_in_the_place_of_a_figure(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
-# The numbers.
+# Tests of the numbers.
 
 
 def test_calibration_by_hand():
@@ -512,7 +512,7 @@ def test_filters_of_other_channels_are_shown_in_gray_or_color(channels, shown):
     np.testing.assert_array_equal(pictures, filter_pictures(kernel[:, :, shown], "RGB"))
 
 
-# The record of a run.
+# Tests of the record of a run.
 
 
 def test_a_run_whose_starts_cannot_be_read(tmp_path):
@@ -549,7 +549,7 @@ def test_time_is_that_from_each_start_to_its_last_row(
     assert words in page_of(bare_run(tmp_path / "run", rows, starts)).text
 
 
-# Figures.
+# Tests of the figures.
 
 
 def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path):
@@ -586,7 +586,7 @@ def test_text_of_a_page_is_escaped():
     assert percent(float("nan")) is None
 
 
-# Several runs.
+# Tests of several runs.
 
 
 def test_comparison(tmp_path, run_command):
@@ -623,10 +623,10 @@ def test_comparison_to_another_place_of_runs_of_one_name(tmp_path, run_command):
     assert "No run has been evaluated yet" in reader.text and not reader.images
 
 
-# In a browser.
+# Tests in a browser.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# The page tells its frame how wide it is, and where its pictures end.
+# The page reports its width, and where its pictures end.
 MEASURE = """<script>
 const ends = [...document.images].map(image => image.getBoundingClientRect().right);
 const page = document.documentElement;

@@ -1,4 +1,4 @@
-"""Runs that die and continue: exactly, alone in their workdir, on other devices."""
+"""Runs that are killed and continue exactly, also on other devices."""
 
 import json
 import signal
@@ -26,8 +26,8 @@ from helpers.tiny_run import (
 
 from googlenet_flax.runs.metrics import read_rows
 
-MAX_START_SECONDS = 5  # A kill before the first step comes within them.
-MAX_STEP_SECONDS = 0.5  # A kill after a step, with the write that continues meanwhile.
+MAX_START_SECONDS = 5  # A kill before the first step comes within these seconds.
+MAX_STEP_SECONDS = 0.5  # A kill after a step comes within these seconds.
 
 
 def kill_at_random(process, rng, first_step, last_step):
@@ -88,7 +88,7 @@ def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path, finished_run
     while f"process {first.pid} " not in lock.read_text():
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # So that it lives as long as the second asks.
+    first.send_signal(signal.SIGSTOP)  # It lives until the second has asked.
     try:
         before = rows_without_timings(workdir)
         code, out, err = train_tiny(workdir)
@@ -117,14 +117,14 @@ def test_of_several_that_start_at_once_one_trains(tmp_path, finished_run):
     assert_same_run(workdir, finished_run[0])
 
 
-# So slow that rounding, which differs, does not grow: a loss tells which pictures it is of.
+# At this rate, differences of rounding do not grow, so a loss identifies its pictures.
 SLOWLY = "--config.learning_rate=1e-7"
-SAME_PICTURES = 1e-4  # As a fraction of the loss.
+SAME_PICTURES = 1e-4  # Relative to the loss.
 
 
 @pytest.fixture(scope="module")
 def run_on_four_devices(tmp_path_factory):
-    """Workdir of a finished run."""
+    """Returns the workdir of a finished run."""
     workdir = tmp_path_factory.mktemp("devices") / "four"
     out, _ = train_well(workdir, SLOWLY, env=on_devices(4))
     assert "on 4 x" in out
@@ -155,7 +155,7 @@ def test_a_run_goes_on_on_other_devices_and_back(tmp_path, run_on_four_devices, 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_one_checkpoint_evaluates_equally_on_any_devices(run_on_four_devices, number):
-    """The metrics are those that the run itself wrote."""
+    """Compares the metrics with those that the run itself wrote."""
     row = read_rows(run_on_four_devices / "metrics.jsonl")[-1]
     flags = f"--workdir={run_on_four_devices}", "--checkpoint=latest", "--json"
     code, out, err = finish(start_small("evaluate", *flags, env=on_devices(number)))

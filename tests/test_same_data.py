@@ -1,4 +1,4 @@
-"""A resumed run must learn from the data that it was started on."""
+"""Checks that a resumed run reads the same data as before."""
 
 import itertools
 import shutil
@@ -24,7 +24,7 @@ def write_pictures(root):
         (root / split / name).mkdir(parents=True)
         for number in range(4):
             pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-            path = root / split / name / f"{number}.bmp"  # The size tells nothing.
+            path = root / split / name / f"{number}.bmp"  # Their sizes are the same.
             PIL.Image.fromarray(pixels).save(path)
 
 
@@ -42,7 +42,7 @@ def config(data_dir, **fields):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Pictures and a run of three steps on them; tests must not change them."""
+    """Writes pictures and trains three steps on them; tests must not change them."""
     root = tmp_path_factory.mktemp("same data")
     write_pictures(root / "pictures")
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path, small_inceptions):
-    """A copy of both in another place, and the small network to continue with."""
+    """Copies pictures and run, and sets up the small network to continue."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

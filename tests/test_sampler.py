@@ -28,7 +28,7 @@ def test_an_epoch_repeats_no_example(seed, epoch, sizes):
     assert indices.dtype == np.int64
     assert len(set(indices.tolist())) == steps * batch_size
     assert 0 <= indices.min() <= indices.max() < num_examples
-    # Whatever the batch size, the epoch runs through the same permutation.
+    # An epoch has the same permutation for every batch size.
     whole = whole_epoch(seed, epoch, num_examples)
     np.testing.assert_array_equal(indices, whole[: steps * batch_size])
 
@@ -36,7 +36,7 @@ def test_an_epoch_repeats_no_example(seed, epoch, sizes):
 @settings(deadline=None)
 @given(seed=SEEDS, epoch=st.integers(0, 1000))
 def test_epochs_and_seeds_differ(seed, epoch):
-    # There are 60! orders, so two are not the same by chance.
+    # Among 60! orders, two are not equal by chance.
     pairs = [(seed, epoch), (seed, epoch + 1), (seed + 1, epoch)]
     assert len({tuple(whole_epoch(*pair, 60)) for pair in pairs}) == 3
 
@@ -60,7 +60,7 @@ def test_any_position_may_be_asked_for_and_a_resumed_run_sees_the_rest(
 
 
 def test_the_order_is_frozen():
-    # Written down from numpy 2: a resumed run must see the same order under any numpy.
+    # The values are those of numpy 2. A resumed run must see the same order with any numpy.
     # NEP 19 freezes the stream of RandomState.
     assert whole_epoch(0, 0, 10).tolist() == [6, 1, 0, 5, 3, 8, 7, 9, 2, 4]
     assert TrainingOrder(7, 5, 6, 10, 4)[0].tolist() == [1, 4, 7, 5]

@@ -19,19 +19,19 @@ def each_exchange_is_counted_once():
 
 
 def test_what_the_originals_exchange():
-    """Counts of parameters and statistics as in docs of the originals."""
+    """Compares the bytes with the numbers of parameters and statistics of the originals."""
     paper = scaling.exchange_of("paper", 1000, 224)
     assert paper == scaling.Exchange(4 * 13_378_280, norm_bytes=0, norm_exchanges=0)
     torchvision = scaling.exchange_of("torchvision", 1000, 224)
     assert torchvision.gradient_bytes == 4 * 13_004_888
     assert torchvision.norm_bytes == 4 * 4 * 15_072 // 2
-    assert torchvision.norm_exchanges == 42  # As in a program for 256 TPUs v5e.
+    assert torchvision.norm_exchanges == 42  # As in a program for 256 TPUs.
 
 
 def test_efficiency_by_hand():
     exchange = scaling.Exchange(50_000_000, norm_bytes=1000, norm_exchanges=6)
     shares = [scaling.efficiency(count, exchange, **LINK) for count in scaling.DEVICES]
-    # With 8 devices: 2 x 7/8 of 50 MB and of 1 kB; 7 all-reduces of 2 x 3 hops.
+    # 8 devices send 2 x 7/8 of 50 MB and of 1 kB in 7 all-reduces of 2 x 3 hops.
     lost = (87_500_000 + 1_750) / 5e10 + 7 * 2 * 3 * 1e-5
     assert shares[scaling.DEVICES.index(8)] == pytest.approx(0.05 / (0.05 + lost))
     assert shares[0] == 1

@@ -22,9 +22,9 @@ def steps_around(*edges: int) -> list[int]:
 
 
 def rates_of(schedule, steps) -> np.ndarray:
-    """At those steps, compiled; the same as for the log, where each is a Python int."""
+    """Computes the compiled rates at steps, and checks those of the log against them."""
     rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32)))
-    # Where a cosine ends, a float32 knows it to 1e-7 of where it began.
+    # At the end of a cosine, float32 is exact to 1e-7 of the initial rate.
     some = slice(None, None, max(1, len(steps) // 16))
     logged = [float(schedule(int(step))) for step in steps[some]]
     np.testing.assert_allclose(logged, rates[some], rtol=1e-6, atol=1e-7 * rates.max())
@@ -84,7 +84,7 @@ def test_batch_larger_than_the_split_is_a_user_error(num_examples, batch_size):
 
 
 def decay(shape: str, *, steps: int, final: float, warmup: int = 0):
-    """A schedule of a run whose epochs have one step."""
+    """Creates the schedule of a run whose epochs have one step."""
     config = Config(
         schedule=shape,
         learning_rate=0.4,
@@ -116,7 +116,7 @@ def test_fall_is_that_of_optax(shape, steps, final):
     rates, peer = rates_of(schedule, points), create_peer(final, steps)
     expected = [peer(step) for step in points]
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
-    # In float64, and constant once it has ended.
+    # The expected rates are in float64, and constant after the end.
     remaining = closed_form(np.minimum(1, np.array(points) / steps))
     expected = 0.4 * final + (0.4 - 0.4 * final) * remaining
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
@@ -129,7 +129,7 @@ def test_warmup_before_a_cosine_is_that_of_optax(warmup):
     schedule = decay("cosine", steps=200, final=0.1, warmup=warmup)
     steps = steps_around(0, warmup // 2, warmup, warmup + 100, warmup + 200, 400)
     rates = rates_of(schedule, steps)
-    # That of optax has rate 0 at step 0, in which nothing is learnt; ours leaves it out.
+    # The schedule of optax has rate 0 at step 0; ours leaves this step out.
     peer = optax.join_schedules(
         [
             optax.linear_schedule(0.4 / warmup, 0.4 * (1 + 1 / warmup), warmup),

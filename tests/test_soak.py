@@ -1,4 +1,4 @@
-"""A long run holds no more memory, threads or files at its end than after its start."""
+"""Checks that memory, threads and files of a long run do not grow."""
 
 import re
 import statistics
@@ -14,7 +14,7 @@ LOG_EVERY_STEPS = 10
 EPOCHS_BETWEEN_EVALUATIONS = 20
 FIRST_EVALUATION = EPOCHS_BETWEEN_EVALUATIONS * EPOCH_STEPS
 CHECKPOINT_EVERY_STEPS = 50
-SETTLED_STEP = 500  # After five evaluations and ten checkpoints.
+SETTLED_STEP = 500  # The window begins after five evaluations and ten checkpoints.
 WINDOW = 500
 # Pools start their threads when there is work for them, on a busy machine late. One left
 # behind by each of the evaluations or checkpoints between the windows would be fifteen.
@@ -46,14 +46,14 @@ def test_nothing_grows_in_2000_steps(tmp_path):
     code, out, err = finish(process)
     assert code == 0, err
     assert "Done." in out and step == STEPS
-    assert compiled[0].count("jit(_fun)") == 1  # The step, and what a start needs.
+    assert compiled[0].count("jit(_fun)") == 1  # Besides what a start needs.
     del compiled[0]
     assert compiled == {FIRST_EVALUATION: ["jit(_fun)"]}
     assert_flat(samples)
 
 
 def assert_flat(samples):
-    """The last steps against as many after the start."""
+    """Compares the last steps with as many after the start."""
     early = [values for step, values in samples.items() if step <= SETTLED_STEP + WINDOW]
     late = [values for step, values in samples.items() if step > STEPS - WINDOW]
     memory, threads, files = zip(*early[SETTLED_STEP // LOG_EVERY_STEPS :], strict=True)

@@ -1,4 +1,4 @@
-"""What a step can do besides: soft targets, mixtures, averages, parts of a batch."""
+"""Options of the step: smoothing, mixup, averaging and accumulation."""
 
 import dataclasses
 from functools import cache, partial
@@ -81,7 +81,7 @@ def compiled_step(**fields):
 
 
 def run_with_view(batch, *, step=0, seed=3, **fields):
-    """The metrics of a step, and the images that the network is shown in it."""
+    """Runs a step; returns its metrics, and the images that the network saw."""
     state = linear_state(step=jnp.asarray(step, jnp.int32))
     step = compiled_step(model=Linear(keeps_images=True), **fields)
     state, metrics = step(state, batch, seed)
@@ -97,7 +97,7 @@ def log_softmax(logits):
 
 
 def losses_against(images, targets):
-    """By classifier, of `linear_state`, the mean over the batch; and the whole."""
+    """Computes the mean loss of each classifier of `linear_state`, and the total."""
     logits = np.float64(images)[:, 0, :, 0] @ np.float64(linear_state().params["kernel"])
     heads = {"main": logits, "aux_4a": -logits, "aux_4d": logits / 2}
     losses = {
@@ -123,7 +123,7 @@ def test_label_smoothing_is_that_of_its_paper(smoothing):
 
 
 def shares_of(mixed, views):
-    """How much of each view lies in its mixture with the one before it."""
+    """Computes the share of each view in its mixture with the one before it."""
     others = np.roll(views, 1, axis=0)
     axes = (1, 2, 3)
     shares = np.sum((mixed - others) * (views - others), axes)
@@ -136,20 +136,20 @@ def shares_of(mixed, views):
 @pytest.mark.parametrize(("flip", "smoothing"), [("none", 0.0), ("alternating", 0.1)])
 def test_mixup_is_of_each_example_and_the_one_before_it(flip, smoothing):
     batch, fields = square_batch(8), {"augment": augment(flip=flip, cutout_fraction=0.3)}
-    views = view_of(batch, **fields)  # Of the partner, too, what it would be shown as.
+    views = view_of(batch, **fields)  # The partner is augmented as if it were alone.
     fields |= {"mixup_alpha": 1.0, "label_smoothing": smoothing}
     metrics, mixed = run_with_view(with_partners(batch), **fields)
     shares = shares_of(mixed, views)
     _, later = run_with_view(with_partners(batch), step=1, **fields)
     assert np.abs(later - mixed).max(axis=(1, 2, 3)).min() > 1e-5
     assert 0.5 <= shares.min() < 0.9 < shares.max() <= 1
-    # arXiv 1710.09412: of images and of labels alike.
+    # arXiv 1710.09412 mixes images and labels alike.
     labels = np.eye(10)[batch["label"]]
     targets = shares[:, None] * labels
     targets += (1 - shares[:, None]) * np.roll(labels, 1, axis=0)
     targets = (1 - smoothing) * targets + smoothing / 10
     assert_losses(metrics, losses_against(mixed, targets))
-    # A hit is one of the example that has the larger share.
+    # Accuracy counts hits of the example with the larger share.
     logits = mixed[:, 0, :, 0] @ linear_state().params["kernel"]
     hits = np.argmax(logits, axis=1) == batch["label"]
     assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
@@ -162,7 +162,7 @@ def test_lambdas_are_of_the_beta_distribution_folded():
         # A lambda is max(x, 1 - x), so that P(lambda < s) = 2 F(s) - 1.
         levels = 2 * scipy.stats.beta(alpha, alpha).cdf(np.minimum(lambdas, 1)) - 1
         assert_evenly_spread(levels, 0, 1)
-        # They are a function of key and index.
+        # The shares are a function of key and index.
         order = np.random.default_rng(1).permutation(3000)
         again = draw(jax.random.key(3), indices[order], alpha)
         np.testing.assert_array_equal(again, lambdas[order])
@@ -231,14 +231,14 @@ def test_averages_against_numpy(kind, start):
         elif kind == "polyak":
             expected = jax.tree.map(lambda *all: np.mean(all, axis=0), *history[start:])
         else:
-            # A plain mean until the latest would weigh less than 1 - 0.6.
+            # The mean is plain until the latest weights would count less than 1 - 0.6.
             weight = max(1 / (number - start + 1), 1 - 0.6)
             pull = partial(np.average, axis=0, weights=[1 - weight, weight])
             pairs = jax.tree.map(lambda *pair: np.stack(pair), expected, history[-1])
             expected = jax.tree.map(pull, pairs)
         assert state.averages.keys() == {"params", "batch_stats"}
         assert_same_tree(state.averages, expected, rtol=1e-5)
-    # Training then continues as without it.
+    # Averaging does not change training.
     assert_same_tree(state.variables, raw.variables, rtol=1e-6)
     if start < 5:
         difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])
@@ -270,7 +270,7 @@ def test_statistics_are_updated_part_after_part(parts):
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "parts"), [(1, 2), (1, 4), (2, 2)])
 def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
-    """With dropout and augmentation; in float64, as over devices."""
+    """Compares in float64, with dropout and augmentation, as for devices."""
     with jax.enable_x64(True):
         model, batch = small_googlenet("seed", dtype=jnp.dtype("float64")), random_batch(8)
         fields = {"num_steps": 1, "devices": jax.devices()[:devices]}
@@ -281,7 +281,7 @@ def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
 
 @pytest.mark.slow
 def test_batch_norm_normalises_each_part_by_itself():
-    """Two parts in one step, with no rate to learn at, are two steps of half a batch."""
+    """Compares two parts at a learning rate of 0 with two steps of half a batch."""
     model, batch = small_googlenet("bn"), random_batch(8)
     tx = create_optimizer(lambda step: 0.0, momentum=0.0, weight_decay=0.0)
     fields = {"tx": tx, "augment": augment(), "devices": jax.devices()[:1]}

@@ -19,14 +19,14 @@ def traces(directory):
     ("profiled", "steps", "seen", "number"),
     [
         ((3, 4), range(1, 7), [4, 5, 6], 1),
-        ((3, 9), range(1, 5), [], 1),  # The run ends between them.
-        ((3, 9), range(5, 12), [9, 10, 11], 1),  # It is resumed between them.
+        ((3, 9), range(1, 5), [], 1),  # The run ends in between.
+        ((3, 9), range(5, 12), [9, 10, 11], 1),  # The run is resumed in between.
         ((), range(1, 4), [], 0),
         ((1, 2), range(3, 5), [], 0),
     ],
 )
 def test_a_trace_is_written_after_the_last_step(tmp_path, profiled, steps, seen, number):
-    """`seen` are the steps at whose end a trace is there, `number` how many at last."""
+    """Checks that traces exist after the steps `seen`, and their `number` at the end."""
     double, x, folder = jax.jit(lambda x: 2 * x), jnp.ones(3), tmp_path / "profile"
     traced = []
     with StepProfile(folder, profiled) as profile:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, whatever it is doing."""
+"""Signals that ask a run to stop, at any time."""
 
 import signal
 import time
@@ -24,14 +24,14 @@ from helpers.tiny_run import (
 )
 
 MAX_STOP_SECONDS = 10
-# As on a cluster, where each of several processes is started so.
+# On a cluster, each process is started in this way.
 DISTRIBUTED = f"""
 {SLOW_STEPS}
 import jax
 jax.distributed.initialize({{address!r}}, num_processes=1, process_id=0)
 """
 
-# However busy the machine is, the signal comes at this step.
+# The signal comes at this step on every machine.
 SIGNALLED = """
 import os
 from googlenet_flax.runtime.progress import Progress
@@ -56,7 +56,7 @@ def wait_for_write(process, workdir, step):
 
 
 def stop(process, number, send=True):
-    """Sends the signal; returns what the process says at its end, soon after."""
+    """Sends the signal; returns stderr of the process, which must end soon."""
     sent = time.monotonic()
     if send:
         process.send_signal(number)
@@ -67,7 +67,7 @@ def stop(process, number, send=True):
 
 
 def assert_says_where(err, number, step):
-    """Checks the line that a stopped run ends with."""
+    """Checks the last line of a stopped run."""
     name = signal.Signals(number).name
     assert last_line(err).startswith(
         f"googlenet_flax: stopped by {name} after step {step}; the state is saved: "
@@ -75,7 +75,7 @@ def assert_says_where(err, number, step):
 
 
 def assert_stopped(workdir, err, number, step):
-    """Asserts that the run ended after that step, saved, and before an evaluation of it."""
+    """Checks that the run ended after a step, saved it, and did not evaluate it."""
     assert max(saved_steps(workdir)) == step
     assert_says_where(err, number, step)
     steps = [row["step"] for row in rows_without_timings(workdir)]
@@ -89,7 +89,7 @@ def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
     workdir = tmp_path / "run"
     if newest:
         copy_run(finished_run[0], workdir, newest=newest)
-    env = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # So that it takes its time.
+    env = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # The pause makes the write slow.
     process = start_tiny(workdir, env=env)
     origin = "resuming after step 6" if newest else "from scratch"
     wait_for_line(process, origin, "stdout")
@@ -106,7 +106,7 @@ def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
     [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:])],
 )
 def test_stopped_in_a_step(run_to_6, number):
-    """The step after the signal, which comes when step 7 has been made, is the last."""
+    """Signals after step 7; the step after the signal is the last one."""
     process = start_tiny(run_to_6, before=SIGNALLED.format(number=int(number)))
     wait_for_line(process, "step 7/")
     assert_stopped(run_to_6, stop(process, number, send=False), number, step=8)
@@ -120,7 +120,7 @@ def wait_for_step(step):
 WINDOWS = {
     "step": (wait_for_step(7), 6, (8, 9)),
     "write": (lambda process, workdir: wait_for_write(process, workdir, 8), 6, (8, 9)),
-    # Its first batch is compiled, too; the row before it has just been written.
+    # The row before has just been written, and the first batch is compiled.
     "evaluation": (wait_for_step(10), 6, (10,)),
     "evaluation of an epoch": (wait_for_step(5), 0, (5,)),
     "between epochs": (
@@ -157,7 +157,7 @@ def test_a_second_signal_ends_it_at_once(run_to_6, first, second):
     process = start_tiny(run_to_6)
     wait_for_line(process, "step 10/")
     process.send_signal(first)
-    # One that comes while the first waits to be heard may be merged with it.
+    # A signal that comes while the first is pending may be merged with it.
     while process.poll() is None:
         process.send_signal(second)
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Output that nobody reads, that cannot be shown, and a device that has no room."""
+"""Closed pipes, terminals that cannot show all characters, and too little memory."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from helpers.tiny_run import (
     train_well,
 )
 
-# Nothing is done between fork and exec that a lock could hold up.
+# No lock is needed between fork and exec.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 
 
@@ -33,7 +33,7 @@ def half_run(finished_run, tmp_path):
 
 @pytest.mark.faults
 def test_a_pipe_that_closes_after_the_first_line(half_run, finished_run):
-    """The reader is gone, as with `| head -1`."""
+    """Closes the pipe, as `| head -1` does."""
     process = start_tiny(half_run)
     assert process.stdout.readline().startswith("GoogLeNet")
     process.stdout.close()
@@ -90,7 +90,7 @@ def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path):
 
 @pytest.mark.faults
 def test_without_any_terminal(half_run, finished_run):
-    """Cron starts a session of its own, without input, in a poor environment."""
+    """Runs as under cron: a new session, no input and a minimal environment."""
     options = {"start_new_session": True, "stdin": subprocess.DEVNULL}
     env = {"TERM": "dumb", "COLUMNS": "0", "LINES": "0"}
     out, err = train_well(half_run, expected=finished_run[0], env=env, **options)
@@ -98,13 +98,13 @@ def test_without_any_terminal(half_run, finished_run):
 
 
 def train_on_a_terminal(workdir: pathlib.Path, env) -> tuple[int, str]:
-    """Returns the exit code, and what was shown."""
+    """Trains on a terminal; returns the exit code and the output."""
     terminal, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, 80))  # Otherwise it has no columns to show a bar in.
+    termios.tcsetwinsize(side, (24, 80))  # Without a size, a terminal shows no bar.
     shown = []
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # How Linux says that the other side is closed.
+        with contextlib.suppress(OSError):  # Linux reports a closed terminal in this way.
             while data := os.read(terminal, 4096):
                 shown.append(data)
 
@@ -126,7 +126,7 @@ def test_on_a_terminal(half_run, finished_run, term):
     assert code == 0, shown
     assert f"{FINAL_STEP}/{FINAL_STEP}" in shown and "step/s" in shown
     assert "Traceback" not in shown
-    # What is said stands on lines of its own, whole.
+    # Messages have lines of their own.
     lines = shown.replace("\r", "\n").splitlines()
     said = [line for line in lines if "Done. Results" in line]
     assert any(line.rstrip().endswith("best step 10") for line in said), shown
@@ -174,7 +174,7 @@ def limit_memory() -> None:
     ("image_size", "parts"),
     [
         (30_000, ["out of device memory", "batch_size (now 8)", "image_size (now 30000)"]),
-        (100_000, ["image_size"]),  # An index cannot count so many pixels.
+        (100_000, ["image_size"]),  # An index cannot address so many pixels.
     ],
 )
 def test_a_device_without_enough_memory(tmp_path, image_size, parts):

@@ -32,7 +32,7 @@ def test_outputs_are_those_that_the_paper_prints(rows):
 
 def test_sums(rows, monkeypatch):
     monkeypatch.setattr(table1, "table_1", lambda *_: rows)
-    # Ours as the field counts them; the paper's operations as its column adds up.
+    # Our operations are counted as usual; the paper's are the sum of its column.
     text = format_table_1(create_model("paper", num_classes=1000), 224)
     total, with_heads = (
         re.sub(r" +", " ", line)
@@ -44,7 +44,7 @@ def test_sums(rows, monkeypatch):
 
 
 def test_marks_are_the_papers_misprints(rows):
-    # conv1 by a factor; the rest by some percent, more than any rounding.
+    # conv1 differs by a factor, the others by some percent, which is more than rounding.
     params = {row.type: row.params / 1024 for row in rows if row.params_differ()}
     assert set(params) == {
         "convolution",

@@ -1,4 +1,4 @@
-"""Plans for chips that are not here; the quick tests ask no compiler of theirs."""
+"""Plans for other chips; the quick tests do not need the compilers of these chips."""
 
 import importlib.metadata
 import importlib.util
@@ -47,7 +47,7 @@ GIB = 2**30
 
 
 class Compiled:
-    """A compiled step that needs this much memory."""
+    """A stand-in for a compiled step that needs some memory."""
 
     def __init__(self, gib: float):
         self.gib = gib
@@ -66,9 +66,9 @@ class Compiled:
 
 @pytest.fixture
 def elsewhere(monkeypatch, small_inceptions):
-    """Four devices of each chip that are not here; returns how to set the compiled step."""
+    """Fabricates four devices of each chip; returns a setter of the compiled step."""
     table_1 = "googlenet_flax.analysis.plan.format_table_1"
-    monkeypatch.setattr(table_1, lambda *_: "")  # The small network has none.
+    monkeypatch.setattr(table_1, lambda *_: "")  # The small network has no such layer.
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
     kinds = {"tpu": "TPU v5 lite", "gpu": "NVIDIA H100 80GB HBM3"}
     for platform, kind in kinds.items():
@@ -262,7 +262,7 @@ def test_the_real_step_compiles(name, module):
     code, out, err = finish(process)
     assert code == 0, err
     assert "the step compiles" in out and ", on 4 x " in out
-    # One exchange of the gradients, 4 bytes each, and of a few metrics.
+    # The step exchanges the gradients, 4 bytes each, and a few metrics.
     count, size = re.search(r"exchange: +(\d+) all-reduce \(([\d.]+) MB", out).groups()
     assert 1 <= int(count) <= 3
     parameters = int(re.search(r"with heads +([\d,]+)", out)[1].replace(",", ""))

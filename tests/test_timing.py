@@ -5,12 +5,12 @@ from googlenet_flax.performance.timing import MIN_CALLS, call_seconds, median_se
 
 @pytest.mark.parametrize(("seconds", "number"), [(9.0, 5), (0.0, MIN_CALLS)])
 def test_the_first_call_is_left_out(monkeypatch, seconds, number):
-    """Every call takes two seconds, the first ten."""
+    """Uses a clock on which the first call takes ten seconds and others two."""
     times = []
     monkeypatch.setattr("time.perf_counter", lambda: sum(times))
     call = lambda: times.append(2.0 if times else 10.0)  # noqa: E731
     assert call_seconds(call, seconds) == [2.0] * number
-    assert len(times) == 1 + 1 + number  # The one to compile, the one ahead, the measured.
+    assert len(times) == 1 + 1 + number  # One compiles, one is ahead.
 
 
 def test_one_slow_call_does_not_count():
@@ -19,5 +19,5 @@ def test_one_slow_call_does_not_count():
 
 
 def test_bursts_are_averaged():
-    # A read-ahead that delivers four at once every four seconds.
+    # Reading ahead delivers four batches at once every four seconds.
     assert median_seconds([4.0, 0.0, 0.0, 0.0] * 10) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""The notebook, cell by cell, as a reader runs it."""
+"""Runs the notebook cell by cell, as a reader does."""
 
 import json
 
@@ -22,10 +22,10 @@ def test_every_cell_compiles(program):
 def test_every_cell_runs(program, tmp_path):
     (tmp_path / "tour.py").write_text(program)
     env = {"MPLBACKEND": "agg", "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    env["XLA_FLAGS"] = ""  # It trains a real network: well compiled is faster.
+    env["XLA_FLAGS"] = ""  # Optimized code is faster for real training.
     code, out, err = finish(start_python(tmp_path / "tour.py", env=env))
     assert code == 0, err
     assert "10,334,030 parameters" in out
-    assert "6,998,552" in out  # Of Table 1.
+    assert "6,998,552" in out  # From Table 1.
     accuracy = float(out.split("% of 360 held-out digits")[0].split()[-1])
     assert accuracy > 50

@@ -24,7 +24,7 @@ from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import AXIS_NAME, replicate
 
-# All that a step can do besides.
+# All options of a step.
 OPTIONS = {
     "augment": dataclasses.replace(
         AUGMENT,
@@ -40,7 +40,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [  # The slow ones have no operation that the others lack.
+    [  # The slow ones have no further operations.
         pytest.param("seed", {}, marks=pytest.mark.slow),
         pytest.param("paper", {}, marks=pytest.mark.slow),
         ("bn", {}),
@@ -50,9 +50,10 @@ OPTIONS = {
     ids=["seed", "paper", "bn", "bn and all options", "torchvision"],
 )
 def test_results_do_not_depend_on_the_number_of_devices(variant, options):
-    """Gradients (the momentum buffer), statistics, updates; with dropout and augmentation.
+    """Compares gradients, statistics and updates, with dropout and augmentation.
 
-    In float64: in float32 rounding decides a ReLU, and the runs part within a few steps.
+    The comparison is in float64: in float32 rounding decides some ReLUs, and the runs
+    diverge within a few steps.
     """
     with jax.enable_x64(True):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
@@ -69,7 +70,7 @@ def test_results_do_not_depend_on_the_number_of_devices(variant, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_first_loss_does_not_depend_on_the_number_of_devices(variant):
-    """In float32, of the whole network with the arithmetic that trains it."""
+    """Compares the loss of the whole network in float32, with its fastest arithmetic."""
     model, batch = create_model(variant, num_classes=10), random_batch(16)
     losses = [
         run_steps(model, batch, devices=jax.devices()[:count], num_steps=1)[1]["loss"]
@@ -82,7 +83,7 @@ def test_the_first_loss_does_not_depend_on_the_number_of_devices(variant):
 @pytest.mark.parametrize("arithmetic", [STOCK, None], ids=["stock", "fastest"])
 @pytest.mark.parametrize("variant", ["seed", "paper"])
 def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant, arithmetic):
-    """In float64: in float32, one last bit decides a ReLU for some images."""
+    """Compares in float64, because in float32 rounding decides some ReLUs."""
     with jax.enable_x64(True):
         dtype = jnp.dtype("float64")
         model = create_model(variant, num_classes=10, dtype=dtype, arithmetic=arithmetic)
@@ -98,7 +99,7 @@ def check_device_counts(model, *, batch_size, rtol, counts=(2, 4), **options):
 
 
 def jitted_train_step(step, devices):
-    """What `parallel_train_step` would be without `pmap`: see docs/scaling.md."""
+    """Creates a train step with `jit` instead of `pmap`, as in docs/scaling.md."""
     mesh = Mesh(devices, (AXIS_NAME,))
     replicated, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS_NAME))
     return jax.jit(
@@ -112,7 +113,7 @@ def jitted_train_step(step, devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["seed", "bn"])
 def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
-    """The same step without an axis, and the batch whole."""
+    """Compares a step over shards with one over the whole batch, without an axis."""
     with jax.enable_x64(True):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
         tx = create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
@@ -138,7 +139,7 @@ def test_randomness_is_a_function_of_seed_and_step():
     state, batch = start_state(model, tx), random_batch(4)
     after, first = step(state, batch, 0)
     _, again = step(state, batch, 0)
-    _, second = step(after, batch, 0)  # The rate is 0: only the step has changed.
+    _, second = step(after, batch, 0)  # At a learning rate of 0, only the step changes.
     _, other = step(state, batch, 1)
     assert first["loss"] == again["loss"]
     assert first["loss"] != second["loss"] and first["loss"] != other["loss"]
@@ -152,7 +153,7 @@ def test_update_is_sgd_with_momentum_and_decay_of_kernels():
     for _ in range(2):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    # By hand: v1 = 1, v2 = 0.9 + 1; with decay g = 1 + 0.5 * w, w: 2, 1.8.
+    # By hand, v1 = 1 and v2 = 0.9 + 1. With decay g = 1 + 0.5 * w, and w is 2, then 1.8.
     np.testing.assert_allclose(params["bias"], 2 - 0.1 - 0.19, rtol=1e-6)
     second = 0.9 * 2 + (1 + 0.5 * 1.8)
     np.testing.assert_allclose(params["kernel"], 1.8 - 0.1 * second, rtol=1e-6)
@@ -162,7 +163,7 @@ HEADS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 
 
 def leaves_by_path(tree):
-    """Its arrays, by `inception_4a/1x1/conv/kernel` and the like."""
+    """Returns the arrays of a tree by paths such as `inception_4a/1x1/conv/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
     return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
@@ -176,7 +177,7 @@ def test_head_only_trains_the_last_layers_alone():
         model=model, tx=tx, preprocess=PREPROCESS, augment=augment(), aux_weight=0.3
     )
     before = start_state(model, tx)
-    # The running statistics are those of no batch, so that an update would show.
+    # No batch has these running statistics, so an update would show.
     assert before.batch_stats
     after, _ = jax.jit(step)(before, random_batch(4), 0)
     trained = {f"{head}/{leaf}" for head in HEADS for leaf in ("kernel", "bias")}
@@ -185,7 +186,7 @@ def test_head_only_trains_the_last_layers_alone():
     assert changed == trained
     jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
     assert jax.tree.structure(after) == jax.tree.structure(before)
-    # Momentum takes memory: frozen leaves have none.
+    # Frozen leaves have no momentum, which would take memory.
     shapes = sorted(was[name].shape for name in trained)
     buffers = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
     assert sorted(buffer.shape for buffer in buffers) == shapes
@@ -222,7 +223,7 @@ def test_frozen_norm_normalises_as_evaluation_does():
 
     @partial(jax.jit, static_argnums=(0, 1))
     def conv2(freeze_norm, train):
-        """What comes out there: in front of all dropout."""
+        """Returns the output of `conv2`, which precedes all dropout."""
         _, kept = small_googlenet("bn", freeze_norm=freeze_norm).apply(
             variables,
             images,

@@ -1,4 +1,4 @@
-"""Heads that were never trained are not passed off as trained."""
+"""Checks that all commands name heads that were never trained."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_every_command_says_so(tmp_path, workdir, small_networks, run_command):
         evaluate: ["--json"],
         export: ["--format=onnx", "--aux_heads", f"--out={tmp_path / 'x.onnx'}"],
         features: ["--layer=aux_4a", f"--out={tmp_path / 'x.npz'}", picture],
-        report: [f"--image={picture}"],  # On the page.
+        report: [f"--image={picture}"],  # The page names them too.
     }
     for command, args in commands.items():
         code, _, err = run_command(command, f"--workdir={workdir}", *args)

@@ -31,7 +31,7 @@ def test_a_row_is_sent_without_its_time(tmp_path, monkeypatch):
 
 
 def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it fails.
+    monkeypatch.setitem(sys.modules, "wandb", None)  # The import fails.
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
         WandbMirror("tests", tmp_path, Config())
 

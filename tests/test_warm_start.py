@@ -105,7 +105,7 @@ def is_classifier(path):
 
 
 def assert_leaves(actual, expected):
-    """Asserts that two trees have the same paths and values, bit for bit."""
+    """Checks that two trees have the same paths and values, bit for bit."""
     expected = flat(expected)
     assert actual.keys() == expected.keys()
     for path, leaf in expected.items():
@@ -124,7 +124,7 @@ def test_averages_begin_with_the_sources_weights(source):
     averages, variables = flat(state.averages), flat(state.variables)
     assert_leaves(averages, state.variables)
     for path, leaf in variables.items():
-        # A step gives its state away, and no buffer can be given twice.
+        # A step donates its state, and no buffer can be donated twice.
         assert averages[path] is not leaf
         assert averages[path].sharding == leaf.sharding
 
@@ -144,7 +144,7 @@ def test_weights_are_the_sources_averages(tmp_path):
 
 @pytest.mark.parametrize("class_names", [THREE, tuple(map(str, range(1000)))], ids=len)
 def test_another_number_of_classes(source, class_names):
-    """Exactly the last layers are new, and are named."""
+    """Checks that exactly the last layers are new, and that the run names them."""
     run, theirs = source
     after, said, fresh = start(run, changed(class_names=class_names))
     expected = {p: fresh[p] if is_classifier(p) else v for p, v in flat(theirs).items()}
@@ -161,7 +161,7 @@ def test_another_number_of_classes(source, class_names):
     [("bn", ("aux_4d",), 80), ("seed", ("aux_4a", "aux_4d"), 224)],
 )
 def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
-    """With their statistics; at another size too, to which `seed` ties trained heads."""
+    """Checks that heads and statistics are new, at any size; `seed` ties trained heads."""
     run, theirs = source_run(tmp_path, changed(variant=variant, untrained_heads=heads))
     after, said, fresh = start(run, changed(variant=variant, image_size=image_size))
     expected = {
@@ -174,7 +174,7 @@ def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
 
 @pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
 def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
-    """The latest checkpoint is taken where none was evaluated."""
+    """Checks that the best checkpoint is used, or the latest if none was evaluated."""
     weights = {step: trained_variables(DESCRIPTION, seed=step) for step in (3, 5)}
     with Workdir(tmp_path) as run, Checkpoints(run.checkpoints) as checkpoints:
         run.write_config({})
@@ -197,7 +197,7 @@ def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
     ids=str,
 )
 def test_what_may_differ(source, change):
-    """`bn` is tied to no image size; parameters are float32 under bfloat16, too."""
+    """Changes the image size of `bn`, or the dtype; parameters are always float32."""
     run, theirs = source
     after, said, _ = start(run, changed(**change))
     assert_leaves(after, theirs)
@@ -208,7 +208,7 @@ def test_what_may_differ(source, change):
 
 
 def test_the_size_that_seed_is_tied_to(tmp_path):
-    """A head of `seed` flattens a map whose size follows from the image size."""
+    """Changes the image size of `seed`, whose heads flatten maps of one size."""
     description = changed(variant="seed")
     run, theirs = source_run(tmp_path, description)
     message = refusal(run, changed(variant="seed", image_size=224))
@@ -216,12 +216,12 @@ def test_the_size_that_seed_is_tied_to(tmp_path):
     assert "/fc/kernel" in message and "'seed'" in message
     after, _, _ = start(run, description)
     assert_leaves(after, theirs)
-    # Among the sizes of one map, any will do.
+    # All sizes that give the same map are possible.
     start(run, changed(variant="seed", image_size=90))
 
 
 def described_by(config):
-    """What a run of the config would save with its checkpoints."""
+    """Returns the description that a run of a config saves with its checkpoints."""
     of_input = [field.name for field in dataclasses.fields(DESCRIPTION.preprocess)]
     names = ("variant", "width_multiplier", "dtype", *of_input)
     return describe(class_names=THREE, **{name: config[name] for name in names})
@@ -242,7 +242,7 @@ def described_by(config):
     ids=str,
 )
 def test_what_must_not_differ(tmp_path, source_fields):
-    """The options that are named make it fit."""
+    """Checks that the options named by the error make the network fit."""
     run, theirs = source_run(tmp_path, changed(**source_fields))
     digits = REPOSITORY / "configs" / "digits.py"
     flags = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
@@ -273,7 +273,7 @@ def of_channels(count, mean=0.5, **fields):
     order=st.sampled_from(["RGB", "BGR"]),
 )
 def test_conv1_responds_as_before_where_channels_are_equal(theirs, channels, order):
-    """Each channel of the larger input is a copy of one of the smaller input."""
+    """Compares inputs whose additional channels are copies of the other ones."""
     rng, fewer = np.random.default_rng(0), min(theirs, channels)
     kernel, pixels = rng.normal(size=(7, 7, theirs, 4)), rng.normal(size=(7, 7, fewer))
     inputs, theirs_inputs = (pixels[..., np.arange(n) % fewer] for n in (channels, theirs))
@@ -288,7 +288,7 @@ def test_conv1_responds_as_before_where_channels_are_equal(theirs, channels, ord
 
 
 def test_another_number_of_channels(tmp_path):
-    """A mean for each color is averaged, and all but `conv1` stay as they were."""
+    """Checks the mean of the new input, and that only `conv1` has changed."""
     colors = {"input_mean": (104.0, 117.0, 124.0), "input_std": (1.0, 2.0, 3.0)}
     theirs = changed(**colors, channel_order="BGR")
     run, weights = source_run(tmp_path, theirs)
@@ -322,12 +322,12 @@ def test_sources_without_weights(tmp_path):
     assert "no checkpoint in" in refusal(stopped, DESCRIPTION)
 
 
-# Whole runs, on a folder of pictures.
+# Tests of whole runs, on a folder of pictures.
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """30 pictures of three classes, 24 of them to train on, of which one is broken."""
+    """Writes 24 pictures to train on, one of them broken, and 6 others, of 3 classes."""
     root = tmp_path_factory.mktemp("pictures")
     write_pictures(root, dict.fromkeys(THREE, 10))
     options = PictureOptions(storage_size=64, eval_fraction=0.2)
@@ -355,7 +355,7 @@ def fine_tune(pictures, workdir, init_from, **fields):
 
 @pytest.mark.slow
 def test_only_the_classifiers_are_trained(tmp_path, source, pictures):
-    """No bit of the others moves, also in a resumed run, which needs no source."""
+    """Checks that other layers keep every bit, also in a resumed run without a source."""
     workdir, start_from = tmp_path / "run", tmp_path / "source"
     shutil.copytree(source[0].path, start_from)
     out = fine_tune(pictures, workdir, start_from, max_steps=3)
@@ -382,7 +382,7 @@ def test_only_the_classifiers_are_trained(tmp_path, source, pictures):
 
 @pytest.mark.slow
 def test_a_broken_picture_stops_the_run(tmp_path, source, pictures):
-    """A start that was refused in the same workdir before is not in the way."""
+    """Starts in a workdir in which another start was refused before."""
     Workdir(tmp_path).write_config({"width_multiplier": 0.2})
     with pytest.raises(UserError) as caught:
         fine_tune(pictures, tmp_path, source[0].path, max_steps=6, on_bad_image="stop")

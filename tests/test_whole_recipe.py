@@ -1,4 +1,4 @@
-"""One tiny run with every part of a recipe switched on, and its results."""
+"""Tests of one tiny run that uses every part of a recipe."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def rows_of(workdir, split):
 
 
 def test_each_size_is_compiled_once(run):
-    """So are the evaluation, shared by raw and averaged weights, and the schedule."""
+    """Checks that steps, evaluation and schedule are compiled once each."""
     _, compiled = run
     assert compiled.count("jit(_fun)") == 2 + 1
     assert compiled.count("jit(schedule)") == 1
@@ -89,11 +89,11 @@ def test_evaluation_is_of_raw_and_of_averaged_weights(run):
     raw = {name for name in names if not name.startswith("averaged_")}
     assert names == raw | {f"averaged_{name}" for name in raw}
     assert {"loss", "accuracy", "top5", "main_loss", "aux_4a_accuracy"} <= raw
-    # Until an epoch has passed the averages are the latest weights, but for rounding.
+    # In the first epoch the averages are the latest weights, except for rounding.
     assert first["averaged_loss"] == pytest.approx(first["loss"], rel=1e-4)
     for row in later:
         assert abs(row["averaged_loss"] / row["loss"] - 1) > 1e-4
-        # What is evaluated is not smoothed, nor do the heads weigh less.
+        # Evaluation does not smooth labels, and the weight of the heads is constant.
         heads = row["averaged_aux_4a_loss"] + row["averaged_aux_4d_loss"]
         expected = row["averaged_main_loss"] + 0.3 * heads
         assert row["averaged_loss"] == pytest.approx(expected, rel=1e-5)

@@ -50,16 +50,16 @@ def test_is_the_convolution(r, batch, height, width, channels, features, seed):
 
 @pytest.mark.parametrize(
     ("r", "size", "channels", "features"),
-    [  # Of the network: 3x3 and 5x5 of 4a and 5b at 224 px.
+    [  # These are the 3x3 and 5x5 convolutions of 4a and 5b at 224 px.
         (3, 14, 96, 208),
         (3, 7, 192, 384),
         (5, 14, 16, 48),
         (5, 7, 48, 128),
-        (3, 6, 96, 208),  # Those convolutions at 96 and 64 px, in smaller tiles.
+        (3, 6, 96, 208),  # At 96 and 64 px these convolutions have smaller tiles.
         (5, 6, 16, 48),
         (3, 2, 192, 384),
         (5, 2, 48, 128),
-        # The widest sum of a kernel's gradient, in conv2, in little.
+        # conv2 has the largest sum in a kernel's gradient; this is a smaller version.
         pytest.param(3, 56, 64, 192, marks=pytest.mark.slow),
         pytest.param(5, 28, 32, 96, marks=pytest.mark.slow),
     ],
@@ -72,7 +72,8 @@ def test_float32_is_as_good_as_it_need_be(r, size, channels, features):
     ours = output_and_gradients(winograd.convolve, *narrow)
     assert [array.dtype for array in ours] == [np.float32] * 3
     differences = largest_differences(ours, exact)
-    # The eight points of 5x5 kernels are worse conditioned; processors sum in other orders.
+    # The eight points of 5x5 kernels are worse conditioned, and processors differ in the
+    # order of sums.
     assert max(differences) < {3: 1e-5, 5: 2e-5}[r], differences
 
 
@@ -85,12 +86,12 @@ def test_gradients_are_those_of_finite_differences(r):
 
 
 def points_apart(output, weight, data):
-    """What each point adds to `y[i] += w[a] * x[j]`: `[n, m, r, n]`, however scaled."""
+    """Returns each point's part of `y[i] += w[a] * x[j]`, `[n, m, r, n]`, scaled freely."""
     return np.einsum("ik,ka,kj->kiaj", output, weight, data)
 
 
 def correlation(m, r):
-    """`y[i] = sum of w[a] * x[i + a]`, as the coefficients `[i, a, j]`."""
+    """Returns the coefficients `[i, a, j]` of `y[i] = sum of w[a] * x[i + a]`."""
     output, tap, position = np.ogrid[:m, :r, : m + r - 1]
     return (output + tap == position).astype(float)
 
@@ -140,7 +141,7 @@ def test_transforms_compute_a_correlation(m, r):
 
 
 def multiplications(jaxpr) -> int:
-    """Those of all matrix products."""
+    """Counts the multiplications of all matrix products."""
     total = 0
     for equation in equations(jaxpr):
         if equation.primitive.name == "dot_general":
@@ -160,15 +161,15 @@ def with_both_gradients(x, kernel):
     ("r", "size", "expected"),
     [
         (3, (8, 12), 36 / 16),
-        (5, (6, 3), 49 / 9),  # Tiles of 3x3 cover a map of 6x3 without a rest.
+        (5, (6, 3), 49 / 9),  # Tiles of 3x3 cover a map of 6x3 exactly.
         (3, (2, 2), 16 / 4),
     ],
 )
 def test_number_of_products(r, size, expected):
-    """Lavin and Gray, section 3: `(m + r - 1)^2` for `m^2` outputs, not `m^2 r^2`."""
+    """Compares with `(m + r - 1)^2` products a tile (Lavin and Gray, section 3)."""
 
     def products(function):
-        # Only what grows with batch, channels and features at once: not the transforms.
+        # Counts what grows with batch, channels and features, which leaves out transforms.
         total = 0
         for sizes in itertools.product((1, 2), repeat=3):
             batch, channels, features = sizes

@@ -27,9 +27,9 @@ with Workdir(sys.argv[1]):
 def test_makes_the_directory(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with Workdir(name) as workdir:
-        monkeypatch.chdir("/")  # A relative path stays where the run began.
+        monkeypatch.chdir("/")  # A relative path keeps its meaning.
         workdir.write_config(CONFIG)
-    with Workdir(str(tmp_path / name)) as workdir:  # It may be there already.
+    with Workdir(str(tmp_path / name)) as workdir:  # The folder may exist already.
         assert workdir.read_config() == CONFIG
 
 
@@ -89,7 +89,7 @@ def test_config_round_trip(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.write_config({"old": 1})
     workdir.write_config(CONFIG)
-    with pytest.raises(TypeError):  # A failed write leaves the old one.
+    with pytest.raises(TypeError):  # A failed write leaves the old file.
         workdir.write_config({"seed": object()})
     assert workdir.read_config() == CONFIG
     assert workdir.read_config()["input_mean"] == (0.0, 0.0, 0.0)
@@ -118,7 +118,7 @@ def test_an_unreadable_config_is_a_user_error(tmp_path, content, problem):
         workdir.read_config()
 
 
-# Each field may take another value in it, also those that depend on each other.
+# Each field can have another value in this config, also those that depend on others.
 DEPENDENT = {"progressive_image_sizes": (96, 128), "progressive_image_size_epochs": (1, 2)}
 FULL = Config.of({**CONFIG, "init_from": "a run", **DEPENDENT})
 CHANGEABLE = RESUMABLE_FIELDS | LENGTH_FIELDS
@@ -129,7 +129,7 @@ CANDIDATES = (
 
 
 def changed(name: str, config: Config = FULL) -> Config:
-    """The config with another valid value of one field."""
+    """Returns a config with another valid value of one field."""
     for value in CANDIDATES:
         with contextlib.suppress(UserError):
             other = dataclasses.replace(config, **{name: value})
@@ -140,14 +140,14 @@ def changed(name: str, config: Config = FULL) -> Config:
 
 @pytest.fixture
 def workdir(tmp_path):
-    """One with the config `FULL`."""
+    """Returns the workdir of a run with the config `FULL`."""
     workdir = Workdir(tmp_path)
     workdir.write_config(FULL.to_dict())
     return workdir
 
 
 def assert_refused(workdir, config, *names):
-    """Expects a resumed run to be refused because of these fields alone."""
+    """Checks that a resumed run is refused because of these fields alone."""
     was = Config.of(workdir.read_config())
     with pytest.raises(UserError) as caught:
         workdir.check_resumable(config)
@@ -175,7 +175,7 @@ def test_resumed_run_must_not_change(workdir):
 def test_runs_of_older_versions_go_on(workdir):
     former = {new: old for old, new in RENAMED.items()}
     saved = {former.get(name, name): value for name, value in FULL.to_dict().items()}
-    del saved["mixup_alpha"]  # A field that has been added since.
+    del saved["mixup_alpha"]  # Newer versions have a further field.
     workdir.write_config({**saved, "a_field_of_old": 3})
     assert workdir.check_resumable(FULL) == []
     with pytest.raises(UserError, match=r"color_jitter was 0\.0"):

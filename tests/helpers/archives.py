@@ -53,14 +53,14 @@ def cifar_archive_bytes(name: str, examples_per_file: int) -> bytes:
         contents[f"{folder}/{file}"] = records.tobytes()
     for feature, (number, file) in labels.items():
         names = "".join(f"{feature}_{i}\n" for i in range(number))
-        contents[f"{folder}/{file}"] = (names + "\n").encode()  # The official file ends so.
+        contents[f"{folder}/{file}"] = (names + "\n").encode()  # Ends as the official file.
     return tar_of(contents, "w:gz")
 
 
 @contextlib.contextmanager
 def tensorflow_forbidden():
-    """Fails if anything inside tries to import TensorFlow, installed or not."""
-    epath.Path().exists()  # Looks once whether TensorFlow is installed.
+    """Fails if the code inside tries to import TensorFlow, whether installed or not."""
+    epath.Path().exists()  # Importing TFDS looks once whether TensorFlow is installed.
     finder = mock.Mock(**{"find_spec.return_value": None})
     with mock.patch.object(sys, "meta_path", [finder, *sys.meta_path]):
         yield

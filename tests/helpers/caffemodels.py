@@ -12,36 +12,36 @@ CONVOLUTION, DATA, RELU = 4, 5, 18  # V1LayerParameter.LayerType.
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encodes an integer in 7 bits a byte, lowest first; bit 8 says that more follow."""
     head = [value >> shift & 0x7F | 0x80 for shift in range(0, value.bit_length() - 7, 7)]
     return bytes([*head, value >> 7 * len(head)])
 
 
 def number(field: int, value: int) -> bytes:
-    """A field of wire type 0."""
+    """Encodes a field of wire type 0, an integer."""
     return varint(field << 3) + varint(value)
 
 
 def chunk(field: int, content: bytes) -> bytes:
-    """A field of wire type 2: bytes, text, a message or packed numbers."""
+    """Encodes a field of wire type 2: bytes, text, a message or packed numbers."""
     return varint(field << 3 | 2) + varint(len(content)) + content
 
 
 def old_blob(array: np.ndarray) -> bytes:
-    """BlobProto with num, channels, height and width (1 to 4), and data (5)."""
+    """Encodes a BlobProto: num, channels, height and width (1 to 4), data (5)."""
     sides = (*(1,) * (4 - array.ndim), *array.shape)
     shape = b"".join(number(field, side) for field, side in enumerate(sides, start=1))
     return shape + chunk(5, array.astype("<f4").tobytes())
 
 
 def new_blob(array: np.ndarray) -> bytes:
-    """BlobProto with data (5) and shape (7), a BlobShape with dim (1)."""
+    """Encodes a BlobProto: data (5) and shape (7), a BlobShape with dim (1)."""
     shape = chunk(1, b"".join(map(varint, array.shape)))
     return chunk(5, array.astype("<f4").tobytes()) + chunk(7, shape)
 
 
 def old_layer(name: str, kind: int, blobs: Sequence[np.ndarray] = ()) -> bytes:
-    """NetParameter.layers (2), of V1: top 3, name 4, type 5, blobs 6 and blobs_lr 7."""
+    """Encodes NetParameter.layers (2) of V1: top 3, name 4, type 5, blobs 6, blobs_lr 7."""
     rates = [varint(7 << 3 | 5) + np.float32(rate).tobytes() for rate in (1, 2)]
     message = chunk(3, name.encode()) + chunk(4, name.encode()) + number(5, kind)
     message += b"".join(chunk(6, old_blob(blob)) for blob in blobs)
@@ -49,21 +49,21 @@ def old_layer(name: str, kind: int, blobs: Sequence[np.ndarray] = ()) -> bytes:
 
 
 def new_layer(name: str, kind: str, blobs: Sequence[np.ndarray] = ()) -> bytes:
-    """NetParameter.layer (100): name 1, type 2, top 4, blobs 7 and phase 10."""
+    """Encodes NetParameter.layer (100): name 1, type 2, top 4, blobs 7, phase 10."""
     message = chunk(1, name.encode()) + chunk(2, kind.encode()) + chunk(4, name.encode())
     message += b"".join(chunk(7, new_blob(blob)) for blob in blobs)
     return chunk(100, message + number(10, 0))
 
 
 def old_caffemodel(layers: Mapping[str, Sequence[np.ndarray]]) -> bytes:
-    """The blobs of layers as Caffe wrote them in 2014."""
+    """Encodes the blobs of layers as Caffe wrote them in 2014."""
     weights = [old_layer(name, CONVOLUTION, blobs) for name, blobs in layers.items()]
     others = old_layer("data", DATA), old_layer("conv1/relu_7x7", RELU)
     return chunk(1, b"GoogleNet") + b"".join([*others, *weights])
 
 
 def new_caffemodel(layers: Mapping[str, Sequence[np.ndarray]]) -> bytes:
-    """The blobs of layers as Caffe writes them since 2015."""
+    """Encodes the blobs of layers as Caffe has written them since 2015."""
     weights = [new_layer(name, "Convolution", blobs) for name, blobs in layers.items()]
     others = new_layer("data", "Data"), new_layer("conv1/relu_7x7", "ReLU")
     return chunk(1, b"GoogleNet") + b"".join([*others, *weights])

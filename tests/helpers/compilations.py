@@ -1,4 +1,4 @@
-"""What JAX compiles, also what a cache held."""
+"""Records of what JAX compiles, whether or not the cache holds it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def recorded_compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# For a process: says it on stderr, as "compiled jit(function)".
+# Statements that make a process print "compiled jit(function)" on stderr.
 TELL_COMPILATIONS = """
 import jax
 
@@ -36,7 +36,7 @@ jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 def compilations_by_step(err: str) -> dict[int, list[str]]:
-    """What was compiled after which step, as a run tells on stderr."""
+    """Reads from a run's stderr which functions were compiled after which step."""
     step, compiled = 0, {}
     for line in err.splitlines():
         if line.startswith("compiled "):

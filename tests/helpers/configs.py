@@ -1,4 +1,4 @@
-"""The shipped configs, read from their files."""
+"""Access to the shipped configs."""
 
 import pathlib
 import sys

@@ -1,18 +1,18 @@
-"""Convolutions to compare ours with, and how far apart they are."""
+"""Reference convolutions, and the differences of ours from them."""
 
 import jax
 import numpy as np
 
 
 def stock_convolution(x, kernel, stride=1, padding="SAME"):
-    """XLA's own."""
+    """Computes a convolution with XLA's own operation."""
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def draw_convolution(x_shape, kernel_shape, stride=1, padding="SAME", seed=0):
-    """An input as after a ReLU, a kernel and a gradient of the output, float64."""
+    """Draws an input as after a ReLU, a kernel and a gradient of the output, float64."""
     rng = np.random.default_rng(seed)
     x, kernel = rng.normal(size=x_shape), rng.normal(size=kernel_shape)
     y = jax.eval_shape(
@@ -22,7 +22,7 @@ def draw_convolution(x_shape, kernel_shape, stride=1, padding="SAME", seed=0):
 
 
 def output_and_gradients(convolve, x, kernel, grad) -> list[np.ndarray]:
-    """What `convolve(x, kernel)` computes, and its gradients of both."""
+    """Computes `convolve(x, kernel)` and the gradients of both arguments."""
 
     def run(x, kernel, grad):
         y, vjp = jax.vjp(convolve, x, kernel)

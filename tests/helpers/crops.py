@@ -1,4 +1,4 @@
-"""Crops of images, and how evenly random ones spread."""
+"""Reference crops of images, and a check that random values are evenly spread."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ resampled = functools.partial(jax.jit, static_argnums=2)(resample)
 
 
 def cut(images, boxes, size, extents=None, method=None):
-    """Resamples boxes of images, all by the same method, by default bilinearly."""
+    """Resamples boxes of images by one method, by default bilinearly."""
     if extents is None:
         extents = np.broadcast_to(images.shape[1:3], (len(images), 2))
     images, boxes = np.asarray(images, np.float32), np.asarray(boxes, np.float32)
@@ -22,7 +22,7 @@ def cut(images, boxes, size, extents=None, method=None):
 
 
 def assert_evenly_spread(values, low, high):
-    """Expects a quarter in each quarter of the range, within four standard deviations."""
+    """Checks that each quarter of a range holds a quarter, within 4 standard deviations."""
     counts, _ = np.histogram(values, 4, (low, high))
     assert counts.sum() == len(values), "some are out of range"
     deviation = math.sqrt(len(values) * (1 / 4) * (3 / 4))

@@ -1,4 +1,4 @@
-"""A disk that has no room for a large file."""
+"""Simulation of a disk that has no room for a large file."""
 
 import contextlib
 import resource

@@ -4,12 +4,12 @@ import numpy as np
 
 
 def random_images(*shape) -> np.ndarray:
-    """Noise of the whole range, uint8."""
+    """Draws uint8 noise over the whole range."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def cut_out(picture: np.ndarray, box, size: int) -> np.ndarray:
-    """A box of a picture `[h, w, C]` as a square: bilinear, antialiased, float64."""
+    """Resizes a box of a picture `[h, w, C]` to a square, antialiased, in float64."""
     for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
         pixels = np.moveaxis(np.asarray(picture, np.float64), axis, 0)
         step = length / size

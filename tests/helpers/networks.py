@@ -15,7 +15,7 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.step import Inputs, train_step
 
-# Only the blocks that the heads and the last pool hang on.
+# The blocks that the heads and the last pool need.
 SMALL_INCEPTIONS = {
     "inception_4a": InceptionWidths(16, 12, 16, 8, 16, 16),
     "inception_4d": InceptionWidths(16, 12, 16, 8, 16, 16),
@@ -24,13 +24,13 @@ SMALL_INCEPTIONS = {
 
 
 def small_googlenet(variant: str, **fields) -> GoogLeNet:
-    """A GoogLeNet of three narrow blocks that compiles in seconds."""
+    """Creates a GoogLeNet of three narrow blocks, which compiles in seconds."""
     fields = {"num_classes": 10, "width_multiplier": 0.25, **fields}
     return GoogLeNet(variant=VARIANTS[variant], inceptions=SMALL_INCEPTIONS, **fields)
 
 
 def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeNet:
-    """Creates three narrow blocks with the variant and the classes of the description."""
+    """Creates a network of three narrow blocks for a description."""
     return small_googlenet(
         description.variant,
         num_classes=len(description.class_names),
@@ -42,7 +42,7 @@ def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeN
 
 
 def preprocess(**fields) -> Preprocess:
-    """One that only cuts out the largest central square; pixels stay 0 to 255."""
+    """Creates a `Preprocess` that only crops the central square; pixels stay 0 to 255."""
     off = {
         "storage_size": 256,
         "image_size": 80,
@@ -56,7 +56,7 @@ def preprocess(**fields) -> Preprocess:
 
 
 def augment(**fields) -> Augment:
-    """One that changes nothing but what is named."""
+    """Creates an `Augment` that changes only what `fields` name."""
     off = {
         "crop_padding_pixels": 0,
         "crop_min_area": 1.0,
@@ -70,7 +70,7 @@ def augment(**fields) -> Augment:
 
 
 def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1, **fields):
-    """A step of `(state, batch, seed)`; fields of the objective are named alone."""
+    """Creates a step of `(state, batch, seed)`; `fields` may be those of `Objective`."""
     objective = {
         field.name: fields.pop(field.name)
         for field in dataclasses.fields(Objective)
@@ -85,13 +85,13 @@ def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1,
 
 
 def shapes_of(model: GoogLeNet, *images: int):
-    """Shapes of the output for images of that shape, and of all variables."""
+    """Returns the shapes of the outputs for images of a shape, and of all variables."""
     init = partial(model.init_with_output, train=False)
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros(images))
 
 
 def numpy_variables(model: GoogLeNet, size: int = 80):
-    """Variables in the ranges of a real start, without compiling sixty generators."""
+    """Draws variables in the ranges of fresh ones with NumPy, which compiles nothing."""
     _, shapes = shapes_of(model, 1, size, size, model.input_channels)
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""Pickles that show whether they were loaded."""
+"""A pickle that shows whether it was loaded."""
 
 import pathlib
 

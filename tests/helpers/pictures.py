@@ -1,4 +1,4 @@
-"""Picture files."""
+"""Writers of picture files."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ import PIL.Image
 
 
 def write_pictures(root, counts) -> None:
-    """Writes so many pictures into each folder, no two alike."""
+    """Writes a number of pictures into each folder, no two alike."""
     rng = np.random.default_rng(0)
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -19,7 +19,7 @@ def write_pictures(root, counts) -> None:
 
 
 def png_header(width, height) -> bytes:
-    """Returns a PNG that promises far more pixels than it holds."""
+    """Returns a PNG whose header names more pixels than the file holds."""
 
     def chunk(kind, data):
         body = kind + data

@@ -1,4 +1,4 @@
-"""Commands as real processes, and what they say."""
+"""Commands as real processes, and their output."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ import pytest
 from helpers.paths import REPOSITORY
 
 TIMEOUT_SECONDS = 240
-# Tests compile much and compute little. XLA's older way to compile fusions, which newer
-# versions have no more, takes a third of the time.
+# Tests compile much and compute little. XLA's older way to compile fusions takes a third
+# of the time; newer versions do not have it.
 XLA_FLAGS = (
     "--xla_backend_optimization_level=0 "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
@@ -22,7 +22,10 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 @contextlib.contextmanager
 def heard(ignored=()):
-    """What starts inside hears all signals but these, also where the tests ignore one."""
+    """Starts processes inside with default signal handlers, except for those `ignored`.
+
+    Otherwise they would inherit signals that the process of the tests ignores.
+    """
     inherited = {
         number: signal.signal(
             number, signal.SIG_IGN if number in ignored else signal.SIG_DFL
@@ -51,7 +54,7 @@ def start_python(*args, **options) -> subprocess.Popen:
 
 
 def start_program(*args, env=None, ignored=(), **options) -> subprocess.Popen:
-    """Starts a program, which hears all signals but `ignored`.
+    """Starts a program that handles all signals but `ignored`.
 
     Further `options` are those of `subprocess.Popen`.
     """
@@ -91,13 +94,13 @@ def wait_for_line(process: subprocess.Popen, text: str, stream: str = "stderr") 
 
 
 def free_address() -> str:
-    """A port that nobody listens on."""
+    """Returns an address whose port is free."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
 
 
 def last_line(err: str) -> str:
-    """The line that says why a run ended; there must be no traceback."""
+    """Returns the line that says why a run ended; there must be no traceback."""
     assert "Traceback" not in err, err
     return err.splitlines()[-1]

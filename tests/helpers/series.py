@@ -1,4 +1,4 @@
-"""Metrics as TensorBoard shows them."""
+"""A reader of metrics as TensorBoard shows them."""
 
 import collections
 import struct

@@ -1,4 +1,4 @@
-"""A web server in a thread, whose files do not always arrive whole."""
+"""A web server in a thread that can send incomplete files, and a cut-off network."""
 
 import contextlib
 import http.server
@@ -11,7 +11,7 @@ SLOW_SECONDS = 60
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by the last part of the address: the name of a file, and a fault."""
+    """Answers requests for `NAME?FAULT` with the file of that name and the fault."""
 
     def do_GET(self):
         self.server.requests.append(self.path)
@@ -34,7 +34,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "slow":
             self.server.released.wait(SLOW_SECONDS)
         if fault != "cut":
-            with contextlib.suppress(OSError):  # The client may have gone.
+            with contextlib.suppress(OSError):  # The client may have closed the connection.
                 self.wfile.write(content[half:])
 
     def log_message(self, *args):
@@ -49,7 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, files: Mapping[str, bytes]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.requests = dict(files), []
-        self.released = threading.Event()  # Lets slow answers go on.
+        self.released = threading.Event()  # Ends the wait of slow answers.
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -57,7 +57,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(files: Mapping[str, bytes]) -> Iterator[Server]:
-    """Runs a server of these files."""
+    """Runs a server of the given files."""
     with Server(files) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
         thread.start()
@@ -68,7 +68,7 @@ def serving(files: Mapping[str, bytes]) -> Iterator[Server]:
 
 
 def cut_network(monkeypatch, seconds: int = 0) -> None:
-    """Lets every connection and lookup of a host fail, after this time."""
+    """Makes every connection and host lookup fail after some seconds."""
 
     def refuse(*args, **kwargs):
         time.sleep(seconds)

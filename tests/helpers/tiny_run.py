@@ -1,4 +1,4 @@
-"""Real runs of a tiny network, and what they leave.
+"""Real runs of a tiny network, and readers of their files.
 
 The network has three narrow blocks instead of nine, so that it compiles in seconds; a test
 that continues such a run in its own process needs the fixture `small_inceptions`.
@@ -24,7 +24,7 @@ from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.experiment import create_experiment
 
-SEED = 1  # With it the last evaluation is the best one, on every JAX tested.
+SEED = 1  # With this seed the last evaluation is the best one, on every JAX tested.
 TINY_RUN = [
     "--config.width_multiplier=0.1",
     "--config.train_split=train[:40]",
@@ -45,7 +45,7 @@ from googlenet_flax.model import googlenet
 googlenet.INCEPTIONS = SMALL_INCEPTIONS
 """
 
-# JAX needs some seconds to pass on a notice of preemption, longer than tiny steps take.
+# JAX reports a preemption after some seconds, which is longer than tiny steps take.
 SLOW_STEPS = """
 import time
 from googlenet_flax.runtime.progress import Progress
@@ -87,7 +87,7 @@ def train_tiny(workdir, *more, **options) -> tuple[int, str, str]:
 def train_well(workdir, *more, expected=None, **options) -> tuple[str, str]:
     """Runs a tiny run to its end, without an error; returns stdout and stderr.
 
-    What it leaves must be the same as in `expected`, the workdir of another run.
+    Its files must be the same as in `expected`, the workdir of another run.
     """
     code, out, err = train_tiny(workdir, *more, **options)
     assert code == 0, err

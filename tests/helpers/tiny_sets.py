@@ -31,7 +31,7 @@ class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Random images with labels 0, 1, 2, 0 and so on."""
 
     VERSION = tfds.core.Version("3.0.1")
-    # Keeps the order of the keys, so that the tests need not undo TFDS's.
+    # Keeps the order of the keys, so that the tests need not undo a shuffle.
     ORDERED = True
     FEATURES = MappingProxyType({"image": image(28, 28, 1), "label": LABEL})
 

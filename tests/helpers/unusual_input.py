@@ -1,4 +1,4 @@
-"""A small network whose input is in nothing as it would be by default, and pictures."""
+"""A small network whose input has no default setting, and pictures for it."""
 
 import numpy as np
 import PIL.Image
@@ -6,7 +6,7 @@ from helpers.images import cut_out
 from helpers.untrained_runs import describe
 from helpers.written_out import color_blocks
 
-STORED = 48  # Pixels; pictures that are not larger are read as they are.
+STORED = 48  # In pixels; smaller pictures are not resized when they are read.
 SIZE = 81
 CLASS_NAMES = ("ant", "Zoë the bird", "cat, any cat", "dog", "elk", "fox", "gnu")
 DESCRIPTION = describe(
@@ -33,7 +33,10 @@ def write_pictures(folder):
 
 
 def inputs_of(pictures, boxes=None) -> np.ndarray:
-    """Written out: a box of each, by default its own crop, resized, BGR and scaled."""
+    """Computes the network's input in NumPy: a box of each picture, resized, BGR, scaled.
+
+    By default the box is the crop of the network.
+    """
     inputs = []
     for number, picture in enumerate(pictures):
         height, width = picture.shape[:2]

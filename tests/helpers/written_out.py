@@ -1,4 +1,4 @@
-"""Small computations and pictures, written out in NumPy."""
+"""Reference computations and pictures in NumPy."""
 
 import numpy as np
 

@@ -1,1 +1,1 @@
-"""The networks that ours must equal, written out again without our code."""
+"""The networks that ours must equal, written again without our code."""

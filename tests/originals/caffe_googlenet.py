@@ -15,7 +15,7 @@ LOSSES = {"inception_4a": "loss1", "inception_4d": "loss2"}
 
 
 class _Graph:
-    """Nodes in the order in which they are added."""
+    """A graph to which nodes are added in their order."""
 
     def __init__(self, weights: Weights):
         self.weights = weights
@@ -71,7 +71,7 @@ class _Graph:
         return self.dense(x, f"{loss}/classifier", output=f"{loss}/classifier")
 
     def network(self, x: str, *, aux_heads: bool) -> list[str]:
-        """Adds everything and returns the names of the logits, the main ones first."""
+        """Adds all layers and returns the names of the logits, the main ones first."""
         x = self.lrn(self.pool(self.conv(x, "conv1/7x7_s2", stride=2), stride=2))
         x = self.lrn(self.conv(self.conv(x, "conv2/3x3_reduce"), "conv2/3x3"))
         x = self.pool(x, stride=2)
@@ -89,7 +89,7 @@ class _Graph:
 def create_model(
     weights: Weights, *, image_size: int = 224, aux_heads: bool = False
 ) -> onnx.ModelProto:
-    """The network from `data_0` to the logits `loss3/classifier`.
+    """Creates the network from `data_0` to the logits `loss3/classifier`.
 
     Args:
       weights: By the zoo's names; those of heads are left out without heads.
@@ -123,7 +123,7 @@ def create_model(
 
 
 def run(weights: Weights, images: np.ndarray) -> list[np.ndarray]:
-    """Logits of the main classifier and both heads for images `[B, H, W, 3]`."""
+    """Computes the logits of all three classifiers for images `[B, H, W, 3]`."""
     model = create_model(weights, image_size=images.shape[1], aux_heads=True)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]

@@ -14,11 +14,11 @@ from originals.weights import HEADS, INCEPTIONS, NUM_CLASSES, Weights
 class _Network:
     """Layers by the paper's names, in the order in which they are added.
 
-    They start at zero, for weights are always loaded and Keras on JAX draws slowly.
+    They start at zero, because weights are always loaded and Keras on JAX draws slowly.
     """
 
     def __init__(self, activation: str | None):
-        self.activation = activation  # Of the three classifiers.
+        self.activation = activation  # The activation of the three classifiers.
         self.layers = {}
 
     def conv(self, x, name, filters, side, strides=1):
@@ -77,7 +77,7 @@ class _Network:
 def create_model(
     weights: Weights, image_size: int, *, activation: str | None = "softmax"
 ) -> keras.Model:
-    """The network with the given weights; its outputs are the main one and both heads.
+    """Creates the network with the given weights, with the outputs main and both heads.
 
     Args:
       weights: By the paper's names of the layers.
@@ -93,6 +93,6 @@ def create_model(
 
 
 def run(weights: Weights, images: np.ndarray) -> list[np.ndarray]:
-    """Logits of the main classifier and both heads for images `[B, H, W, 3]`."""
+    """Computes the logits of all three classifiers for images `[B, H, W, 3]`."""
     model = create_model(weights, images.shape[1], activation=None)
     return model.predict(images, verbose=0)

@@ -14,7 +14,7 @@ import re
 from originals import caffe_googlenet, keras_googlenet, torchvision_googlenet
 from originals.weights import draw_images, draw_weights
 
-# Also sizes at which rounding up, rounding down and SAME differ in the middle.
+# At some sizes, rounding up, rounding down and SAME differ in the middle.
 IMAGE_SIZES = {
     "seed": (96, 100, 224),
     "paper": (96, 100, 112, 224),
@@ -31,7 +31,7 @@ PATH = pathlib.Path(__file__).parent / "outputs.json"
 
 
 def run_original(variant: str, image_size: int) -> dict[str, list[list[float]]]:
-    """What the original makes of its weights and images, rounded to 9 digits."""
+    """Computes the original's outputs for its weights and images, rounded to 9 digits."""
     weights = draw_weights(variant, image_size)
     outputs = RUN[variant](weights, draw_images(variant, image_size))
     return {

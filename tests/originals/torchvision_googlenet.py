@@ -90,7 +90,7 @@ def _pool(x: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def create_model(weights: Weights) -> GoogLeNet:
-    """The network with the given weights, in evaluation."""
+    """Creates the network with the given weights, in evaluation mode."""
     model = GoogLeNet().eval()
     state = model.state_dict()
     counters = {key: state[key] for key in state if key.endswith("num_batches_tracked")}
@@ -99,7 +99,7 @@ def create_model(weights: Weights) -> GoogLeNet:
 
 
 def run(weights: Weights, images: np.ndarray) -> list[np.ndarray]:
-    """Logits of the main classifier and both heads for images `[B, H, W, 3]`."""
+    """Computes the logits of all three classifiers for images `[B, H, W, 3]`."""
     with torch.inference_mode():
         outputs = create_model(weights)(torch.tensor(images).permute(0, 3, 1, 2))
     return [output.numpy() for output in outputs]

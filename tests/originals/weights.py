@@ -1,7 +1,8 @@
 """Weights and images for the originals, and where each weight goes in our tree.
 
-Numpy alone: the stored outputs are checked on machines without any of the originals.
-Nothing here or beside it uses `googlenet_flax`, so that both sides cannot share a mistake.
+This module needs only NumPy, because the stored outputs are also checked on machines that
+have none of the originals. Nothing in this folder uses `googlenet_flax`, so that both sides
+cannot share a mistake.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 
 NUM_CLASSES = 10
 BATCH_SIZE = 2
-Weights = dict[str, np.ndarray]  # By the original's own names.
+Weights = dict[str, np.ndarray]  # Arrays by the original's own names.
 
 # Table 1: input channels, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
@@ -34,15 +35,15 @@ HEADS = {"aux_4a": 512, "aux_4d": 528}  # Input channels.
 class Layer:
     """A convolution, or a dense layer: a convolution as large as its input."""
 
-    name: str  # As in our tree.
-    side: int  # Of the kernel, in pixels.
+    name: str  # A name in our tree.
+    side: int  # Side of the kernel in pixels.
     inputs: int
     outputs: int
     dense: bool = False
 
     @property
     def path(self) -> str:
-        """Where our tree keeps the kernel and the bias."""
+        """The path of the layer's parameters in our tree."""
         return f"params/{self.name}" if self.dense else f"params/{self.name}/conv"
 
 
@@ -53,10 +54,10 @@ class Keras:
     """
 
     kernel_5x5 = 5  # Side of the kernel that the paper calls 5x5, in pixels.
-    bias_range = (-0.1, 0.3)  # As large as the activations, or none would show.
+    bias_range = (-0.1, 0.3)  # Large enough for a missing bias to show.
 
     def aux_side(self, image_size: int) -> int:
-        """Four strides that round up (SAME), then a 5x5/3 pool that rounds down."""
+        """Returns the side of a head's map: four strides round up, a 5x5/3 pool down."""
         return (-(-image_size // 16) - 5) // 3 + 1
 
     def names(self, layer: Layer) -> dict[str, str]:
@@ -67,21 +68,21 @@ class Keras:
         }
 
     def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
-        """The layout of our tree."""
+        """Returns the shape of a kernel, in the layout of our tree."""
         if layer.dense:
             return layer.side**2 * layer.inputs, layer.outputs
         return layer.side, layer.side, layer.inputs, layer.outputs
 
     def our_kernel(self, kernel: np.ndarray, layer: Layer) -> np.ndarray:
-        """A kernel in the layout of our tree."""
+        """Returns a kernel in the layout of our tree."""
         return kernel
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """The input of the network, from RGB of 0 to 255."""
+        """Computes the input of the network from RGB of 0 to 255."""
         return pixels / 255
 
     def layers(self, image_size: int) -> Iterator[Layer]:
-        """All layers for images of that size, in the order of the paper."""
+        """Returns all layers for images of a size, in the order of the paper."""
         yield Layer("conv1", 7, 3, 64)
         yield Layer("conv2_reduce", 1, 64, 64)
         yield Layer("conv2", 3, 64, 192)
@@ -115,7 +116,7 @@ class Torchvision(Keras):
     }
 
     def aux_side(self, image_size: int) -> int:
-        """The heads pool to 4x4."""
+        """Returns the side of a head's map, which is 4 for every image size."""
         return 4
 
     def names(self, layer: Layer) -> dict[str, str]:
@@ -136,13 +137,13 @@ class Torchvision(Keras):
         }
 
     def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
-        """Output channels first; dense layers see a map flattened as C, H, W."""
+        """Returns a kernel's shape: outputs first; dense layers see a map as C, H, W."""
         if layer.dense:
             return layer.outputs, layer.inputs * layer.side**2
         return layer.outputs, layer.inputs, layer.side, layer.side
 
     def our_kernel(self, kernel: np.ndarray, layer: Layer) -> np.ndarray:
-        """`[H, W, in, out]` of a convolution, `[H * W * in, out]` of a dense layer."""
+        """Returns a kernel `[H, W, in, out]`, or `[H * W * in, out]` of a dense layer."""
         kernel = kernel.reshape(layer.outputs, layer.inputs, layer.side, layer.side)
         kernel = kernel.transpose(2, 3, 1, 0)
         return kernel.reshape(-1, layer.outputs) if layer.dense else kernel
@@ -164,7 +165,7 @@ class Caffe(Torchvision):
     }
 
     def aux_side(self, image_size: int) -> int:
-        """A stride that rounds down, then three 3x3/2 and one 5x5/3 pool that round up."""
+        """Returns the side of a head's map: one stride rounds down, four pools round up."""
         side = (image_size + 2 * 3 - 7) // 2 + 1
         for window, stride in ((3, 2), (3, 2), (3, 2), (5, 3)):
             side = -(-(side - window) // stride) + 1
@@ -178,7 +179,7 @@ class Caffe(Torchvision):
         return {f"{layer.path}/kernel": f"{name}_w_0", f"{layer.path}/bias": f"{name}_b_0"}
 
     def kernel_shape(self, layer: Layer) -> tuple[int, ...]:
-        """torchvision's, and two axes that the zoo's graph removes with a Reshape."""
+        """Returns torchvision's shape and two axes, which the zoo's graph removes again."""
         shape = super().kernel_shape(layer)
         return (1, 1, *shape) if layer.dense else shape
 
@@ -191,7 +192,7 @@ ORIGINALS = {"seed": Keras(), "paper": Caffe(), "torchvision": Torchvision()}
 
 
 def draw_weights(variant: str, image_size: int) -> Weights:
-    """Weights under the original's names, each drawn from its name alone.
+    """Draws weights by the original's names, each from its name alone.
 
     Their ranges keep every layer alive: nothing is zero, nothing is a default.
     """
@@ -204,7 +205,7 @@ def draw_weights(variant: str, image_size: int) -> Weights:
 
 
 def _draw(name: str, leaf: str, layer: Layer, original: Keras) -> np.ndarray:
-    rng = np.random.RandomState(zlib.crc32(name.encode()))  # Its streams are frozen.
+    rng = np.random.RandomState(zlib.crc32(name.encode()))  # It never changes.
     if leaf == "kernel":
         he = np.sqrt(2 / (layer.side**2 * layer.inputs))
         values = rng.normal(0, he, original.kernel_shape(layer))
@@ -217,7 +218,7 @@ def _draw(name: str, leaf: str, layer: Layer, original: Keras) -> np.ndarray:
 
 
 def to_flax(variant: str, image_size: int, weights: Weights) -> dict[str, np.ndarray]:
-    """Our variables, flat: `{"params/conv1/conv/kernel": ...}`."""
+    """Converts weights to our variables: `{"params/conv1/conv/kernel": ...}`."""
     original = ORIGINALS[variant]
     return {
         path: original.our_kernel(weights[name], layer)
@@ -229,9 +230,9 @@ def to_flax(variant: str, image_size: int, weights: Weights) -> dict[str, np.nda
 
 
 def draw_images(variant: str, image_size: int) -> np.ndarray:
-    """Float32 `[B, H, W, 3]` in the range that the original was trained on.
+    """Draws float32 images `[B, H, W, 3]` in the range that the original was trained on.
 
-    Blocks of one colour, because white noise averages out and LRN hardly sees it.
+    They have blocks of one color: white noise averages out and hardly affects LRN.
     """
     colours = np.random.RandomState(0).randint(0, 256, (BATCH_SIZE, 7, 7, 3))
     block = np.arange(image_size) * 7 // image_size
