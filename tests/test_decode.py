@@ -92,6 +92,14 @@ def test_orientations(tmp_path, suffix):
         assert_quarters(*picture, atol=6)
 
 
+def test_the_sides_of_a_turned_picture_are_exchanged_if_it_becomes_a_square(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (101, 100)).save(tmp_path / "picture.jpg", exif=exif)
+    pixels, size = decode.decode_pixels(tmp_path / "picture.jpg", 10)
+    assert pixels.shape == (10, 10, 3) and size == (101, 100)
+
+
 # The directory announces two entries: orientation 6, and one that is missing.
 SHORT_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 2, 0x0112, 3, 1, 6)
 

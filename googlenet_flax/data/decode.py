@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL.ExifTags import Base
 from PIL.Image import Resampling
 
 from googlenet_flax.runtime.errors import UserError
@@ -153,9 +154,9 @@ def _read(
     reduced.info = image.info  # Conversions can lose it.
     try:
         upright = PIL.ImageOps.exif_transpose(reduced)
+        is_on_side = reduced.getexif().get(Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # Pictures with broken EXIF data are read unturned.
-        upright = reduced
-    is_on_side = upright.size != reduced.size
+        upright, is_on_side = reduced, False
     return upright, (width, height) if is_on_side else (height, width)
 
 
