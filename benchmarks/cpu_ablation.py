@@ -42,9 +42,9 @@ ROWS = {
 
 def measure(variant: str, left_out: list[str], work: peer.Work) -> None:
     """Prints `[train, forward]` in images per second; runs in a process of its own."""
-    use_onednn_for(work.dtype)
     if MEMORY not in left_out:
-        keep_freed_memory()
+        keep_freed_memory()  # Must precede the creation of JAX's backend.
+    use_onednn_for(work.dtype)
     arithmetic = dataclasses.replace(
         fastest("cpu", jnp.dtype(work.dtype)),
         **{name: False for name in left_out if name != MEMORY},

@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     glibc serve such blocks from the heap and never shrink it. Steps then run in the calling
     thread, because glibc gives other threads no heap that large.
 
-    Call it before the first computation. Without glibc it does nothing.
+    Call it before JAX creates its devices. Without glibc it does nothing.
     """
     if _set_option(_M_MMAP_MAX, 0):
         _set_option(_M_TRIM_THRESHOLD, _NEVER)
