@@ -21,7 +21,7 @@ from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.experiment import build_experiment
-from googlenet_flax.training.schedule import MAX_STEPS, staircase_decay
+from googlenet_flax.training.schedule import staircase_decay
 
 BATCH_SIZE = 4
 RATE = 0.5
@@ -36,7 +36,7 @@ EPOCH_STEPS = [1, 3, 44, 5004, 2**22]
 
 def edges(name: str, epoch_steps: int) -> list:
     """Returns values at the ends of a field's range and of that of its steps."""
-    last = MAX_STEPS // epoch_steps
+    last = MAX_NUMBER // epoch_steps
     values = {0, 1, 2, last - 1, last, last + 1, MAX_NUMBER - 1, MAX_NUMBER}
     if name == "warmup_epochs":
         values |= {1e-9, 0.5, last + 0.5, float(MAX_NUMBER)}
@@ -72,9 +72,9 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     try:
         built = build_experiment(config, jax.local_devices(), split, split)
     except UserError as error:
-        assert max(run_steps, warmup_steps) > MAX_STEPS and "\n" not in str(error)
+        assert max(run_steps, warmup_steps) > MAX_NUMBER and "\n" not in str(error)
         return
-    assert max(run_steps, round(warmup_steps)) <= MAX_STEPS
+    assert max(run_steps, round(warmup_steps)) <= MAX_NUMBER
     assert built.total_steps == run_steps
     assert built.is_eval_due(run_steps)
     averaging = built.averaging
@@ -108,8 +108,8 @@ def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
         epoch_steps=epoch_steps,
     )
     ends = [(stair * every - offset) * epoch_steps for stair in range(1, 5)]
-    points = {0, 1, MAX_STEPS - 1, *(end + by for end in ends for by in (-1, 0))}
-    steps = sorted(step for step in points if 0 <= step < MAX_STEPS)
+    points = {0, 1, MAX_NUMBER - 1, *(end + by for end in ends for by in (-1, 0))}
+    steps = sorted(step for step in points if 0 <= step < MAX_NUMBER)
     rates = jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32))
     stairs = [(offset + step // epoch_steps) // every for step in steps]
     expected = [RATE * 0.96**stair for stair in stairs]
@@ -147,8 +147,8 @@ def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptio
     [
         (NEVER, ["0.05 at 0%, 0.05 at 25%, 0.05 at 50%", " 1, each saves a checkpoint"]),
         (
-            [f"--config.max_steps={MAX_STEPS}", "--config.eval_every_epochs=2"],
-            [f" {math.ceil(MAX_STEPS / 10)}, each saves a checkpoint"],
+            [f"--config.max_steps={MAX_NUMBER}", "--config.eval_every_epochs=2"],
+            [f" {math.ceil(MAX_NUMBER / 10)}, each saves a checkpoint"],
         ),
     ],
     ids=["never", "longest"],

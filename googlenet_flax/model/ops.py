@@ -1,6 +1,6 @@
 """Pooling and normalization arithmetic, with hand-written gradients where they pay.
 
-Every function works on images `[B, H, W, C]` and does not depend on Flax.
+Images are `[B, H, W, C]`. Nothing here depends on Flax.
 """
 
 import functools
@@ -244,14 +244,6 @@ def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def averaging_matrix(windows: Windows, size: int, dtype: jnp.dtype) -> np.ndarray:
-    """Returns the matrix `[len(windows), size]` that averages pixels over windows."""
-    matrix = np.zeros((len(windows), size), dtype)
-    for row, (start, stop) in zip(matrix, windows, strict=True):
-        row[start:stop] = 1 / (stop - start)
-    return matrix
 
 
 def sliding_windows(

@@ -53,11 +53,8 @@ class Augment:
         Returns:
           The network's input, float32 `[B, H, W, C]`.
         """
-        split = jax.vmap(partial(jax.random.split, num=4), out_axes=1)
-        shift_rngs, crop_rngs, flip_rngs, color_rngs = split(rngs)
-        # Splitting into six keys instead would change the four keys above.
-        fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        method_rngs, cutout_rngs = fold_in(rngs, 4), fold_in(rngs, 5)
+        split = jax.vmap(partial(jax.random.split, num=6), out_axes=1)
+        shift_rngs, crop_rngs, flip_rngs, color_rngs, method_rngs, cutout_rngs = split(rngs)
         if self.crop_padding_pixels:
             images = jax.vmap(self._shift)(images, shift_rngs)
         pixels = self._crop(images, extents, preprocess, crop_rngs, method_rngs)

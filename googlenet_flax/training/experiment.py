@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from googlenet_flax.config import FIELDS, Config
+from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.model.googlenet import AUX_TAPS
@@ -98,7 +98,7 @@ class Experiment:
         config = self.config
         if config.averaging == "none":
             return None
-        start_step = min(config.average_from_epoch * self.epoch_steps, schedules.MAX_STEPS)
+        start_step = min(config.average_from_epoch * self.epoch_steps, MAX_NUMBER)
         return Averaging(config.averaging, config.ema_decay, start_step)
 
     @property

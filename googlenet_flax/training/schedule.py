@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_flax.config import Config
+from googlenet_flax.config import MAX_NUMBER, Config
 from googlenet_flax.runtime.errors import UserError
-
-# Steps are int32 on the device. What begins after so many steps never does, because the
-# last update of the longest run follows one step less.
-MAX_STEPS = 2**31 - 1
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -35,10 +31,10 @@ def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
       UserError: The steps exceed what a run can have.
     """
     steps = round(epochs * epoch_steps)
-    if steps > MAX_STEPS:
+    if steps > MAX_NUMBER:
         raise UserError(
             f"config.{field} is {epochs}, which is {steps} steps, but a run has at most "
-            f"{MAX_STEPS}: set --config.{field}={MAX_STEPS // epoch_steps} or less"
+            f"{MAX_NUMBER}: set --config.{field}={MAX_NUMBER // epoch_steps} or less"
         )
     return steps
 
@@ -92,8 +88,10 @@ def staircase_decay(
     stairs_before, epochs_into_stair = divmod(decay_offset_epochs, decay_every_epochs)
     epochs_left = decay_every_epochs - epochs_into_stair
     first_rate = learning_rate * decay_rate**stairs_before
-    stair_steps = min(decay_every_epochs * epoch_steps, MAX_STEPS)
-    first_end = min(epochs_left * epoch_steps, MAX_STEPS)
+    # The last update of the longest run follows MAX_NUMBER - 1 updates, so a stair of
+    # MAX_NUMBER steps never ends.
+    stair_steps = min(decay_every_epochs * epoch_steps, MAX_NUMBER)
+    first_end = min(epochs_left * epoch_steps, MAX_NUMBER)
 
     def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
