@@ -3,8 +3,8 @@
     python -m googlenet_flax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
 Hardware: any. Time: not measured for the whole run. Accuracy: not measured at 224 px;
-54.0 % (n = 1) on a copy of CIFAR-10 re-encoded as JPEG with
---config.image_size=96 --config.batch_size=64 --config.num_epochs=3
+54.0 % (n = 1, on a copy of CIFAR-10 re-encoded as JPEG) with the flags
+--config.image_size=96 --config.batch_size=64 --config.num_epochs=3.
 """
 
 from googlenet_flax.config import default_config

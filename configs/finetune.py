@@ -1,9 +1,9 @@
 """Fine-tuning of imported torchvision weights on your own pictures.
 
     python -m googlenet_flax.main --config=configs/finetune.py \
-        --config.init_from=runs/imagenet --config.data_dir=photos --workdir=runs/finetuned
+        --config.init_from=runs/torchvision --config.data_dir=photos --workdir=runs/flowers
 
-`googlenet_flax.import_weights --from=torchvision` creates `runs/imagenet`; `photos` is a
+`googlenet_flax.import_weights --from=torchvision` creates `runs/torchvision`; `photos` is a
 folder as in `configs/folder.py`. The scale of the input is that of torchvision's own
 weights; for other weights, an error names the fields to set. Hardware: any. Time: not
 measured. Accuracy: not measured.
@@ -16,7 +16,7 @@ def get_config():
     """Returns the recipe; `googlenet_flax/config.py` explains every field."""
     config = default_config()
 
-    config.init_from = "runs/imagenet"
+    config.init_from = "runs/torchvision"
     config.variant = "torchvision"
     config.input_mean = (0.5, 0.5, 0.5)
     config.input_std = (0.5, 0.5, 0.5)

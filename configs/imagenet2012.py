@@ -11,10 +11,11 @@ unpacked tree, DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, with
 
 Section 6 gives these settings: crops of 8 to 100 % of the area with aspect ratios of 3:4 to
 4:3, photometric distortion, random interpolation, a learning rate that falls by 4 % every 8
-epochs, momentum 0.9, heads of weight 0.3, and averaged weights. Caffe's bvlc_googlenet
-gives the first learning rate (0.01), 250 epochs and the weight decay (2e-4). Batch size 256
-(Caffe has 32), the strength of the distortion and the first epoch of averaging are our own
-choice. Hardware: GPUs. Time: not measured. Accuracy: not measured.
+epochs, momentum 0.9, and averaged weights. Section 5 gives the weight 0.3 of the heads.
+Caffe's bvlc_googlenet gives the first learning rate (0.01), 250 epochs and the weight decay
+(2e-4). Batch size 256 (Caffe has 32), the mirror images, the strength of the distortion and
+the first epoch of averaging are our own choice.
+Hardware: GPUs. Time: not measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config

@@ -1,6 +1,6 @@
 """Every field that a config may set: its type, default, range and meaning.
 
-A recipe in `configs/` sets the few fields that make it that recipe:
+A recipe in `configs/` starts from the defaults and sets the fields that differ:
 
     from googlenet_flax.config import default_config
 
@@ -154,7 +154,8 @@ class Config:
         f"{MAX_IMAGE_SIZE}",
         _is_size,
     )
-    # Part of the shorter side that the central square of evaluation takes.
+    # Part of the shorter side that the central square takes, in evaluation, and in training
+    # without crop_min_area.
     crop_fraction: float = _above(0, 1, default=1.0)
     # Channels of the network's input: 1 is gray, 3 RGB and 4 RGBA.
     input_channels: int = _between(1, 1024, default=3)
@@ -181,7 +182,8 @@ class Config:
     # Mirror each image at random, or one half of the images in even epochs and the other
     # in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
-    # Largest factor of random brightness, contrast and color, of RGB only; 0 is off.
+    # Brightness, contrast and color change by random factors from 1 - this to 1 + this;
+    # RGB only; 0 is off.
     color_jitter: float = _between(0, 1, default=0.0)
     # Each training image is resized by one of these at random.
     interpolations: tuple[str, ...] = _field(
@@ -216,13 +218,13 @@ class Config:
 
     # The recipe:
 
-    # Examples per update, over all devices and processes; changes no other field.
+    # Examples per update, over all devices and processes; learning_rate does not follow it.
     batch_size: int = _at_least(1, default=256)
     num_epochs: int = _at_least(1, default=15)  # Passes over train_split.
     # Updates of the whole run; 0 lets num_epochs decide.
     max_steps: int = _at_least(0, default=0)
-    # Parts of a batch that pass through the network in turn, to save memory; on CPUs XLA
-    # plans for all parts at once.
+    # Parts of a batch that pass through the network in turn, each with batch statistics of
+    # its own. Saves memory on GPUs and TPUs, but not on CPUs.
     accumulation_steps: int = _at_least(1, default=1)
     # Highest learning rate, at the start or after warm-up.
     learning_rate: float = _at_least(0, default=0.01)
@@ -315,8 +317,8 @@ class Config:
     def of_run(cls, saved: Mapping[str, Any]) -> "Config":
         """Makes the config of an older run from the result of `Workdir.read_config`.
 
-        Fields that it does not know have their defaults, which change nothing; fields that
-        no longer exist are left out.
+        Fields that are newer than the run get their defaults, which do not change it.
+        Fields that no longer exist are left out.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {RENAMED.get(name, name): value for name, value in saved.items()}

@@ -22,7 +22,8 @@ def main() -> None:
     add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
-    add("--raw_weights", action="store_true", help="use the latest, not averaged, weights")
+    raw_help = "use the checkpoint's own weights, not their average"
+    add("--raw_weights", action="store_true", help=raw_help)
     add_data_flags(parser)
     add("--expect", type=float, help="accuracy to expect, as a fraction; else exit code 5")
     tolerance_help = "largest difference from --expect; default: 0.001"

@@ -303,7 +303,7 @@ class _Run:
         step, experiment = self.start_step, self.experiment
         if step and experiment.is_eval_due(step) and self.evaluation is None:
             self.stop.wait_for_loop = True
-            self.evaluate_and_save(state, step)  # The run stopped before this.
+            self.evaluate_and_save(state, step)  # The last start ended before this.
         try:
             with closing(experiment.batches(step)) as batches:
                 for batch in self.stop.interruptible(batches):

@@ -20,10 +20,10 @@ class Arithmetic:
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
     winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
-    matmul_weight_gradient: bool = False  # Compute other weight gradients as products.
+    matmul_weight_gradient: bool = False  # Compute conv1's weight gradient as a product.
     onednn_gradients: bool = False  # Compute gradients in the forms that oneDNN is fast in.
     gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
-    pool_first: bool = False  # Pool in the stem before bias and ReLU, without batch norm.
+    pool_first: bool = False  # Pool in the stem before bias and ReLU, if there is no norm.
 
 
 STOCK = Arithmetic()  # XLA's own operations and gradients.
@@ -52,7 +52,7 @@ FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
 
 
 def fastest(platform: str, dtype: jnp.dtype) -> Arithmetic:
-    """Returns the fastest arithmetic in `FASTEST`.
+    """Returns the arithmetic that `FASTEST` lists for a platform and a dtype.
 
     Args:
       platform: Platform of the devices that run the network.

@@ -36,7 +36,8 @@ INCEPTIONS: Mapping[str, InceptionWidths] = {
 CONV1_FEATURES = 64
 CONV2_REDUCE_FEATURES = 64
 CONV2_FEATURES = 192
-AUX_PROJ_FEATURES = 128  # These four are from section 5.
+# Section 5: the auxiliary classifiers.
+AUX_PROJ_FEATURES = 128
 AUX_FC_FEATURES = 1024
 AUX_DROPOUT_RATE = 0.7
 AUX_POOL_BINS = 4
@@ -112,7 +113,7 @@ VARIANTS: Mapping[str, Variant] = {
         aux_bias=(0.2, 0.2),
         dropout_rate=0.4,
     ),
-    # The seed with batch norm on every convolution, for accuracy.
+    # The seed with batch norm on every convolution, heads for any image size, and He init.
     "bn": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
@@ -317,7 +318,7 @@ def create_model(
 
     Args:
       variant: `"seed"` (the Keras tutorial), `"paper"` (Caffe's bvlc_googlenet), `"bn"`
-        (the seed with batch norm) or `"torchvision"`.
+        (the seed with batch norm and heads for any image size) or `"torchvision"`.
       num_classes: Number of classes of the main and auxiliary classifiers.
       aux_heads: Whether to build the heads on 4a and 4d (section 5).
       dtype: Type of activations, `"float32"` or `"bfloat16"`; parameters, statistics

@@ -104,7 +104,7 @@ class ConvBlock(nn.Module):
         """Applies batch norm, if there is any, and ReLU to a convolution `[B, H, W, F]`."""
         if self.bn is None:
             return ops.relu(y)
-        return nn.relu(self.bn(y))  # The gradient of a norm needs its input anyway.
+        return nn.relu(self.bn(y))  # Here the barrier of ops.relu would cost memory.
 
 
 def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:

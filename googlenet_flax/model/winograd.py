@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Points at which the polynomials of the algorithm are evaluated, besides infinity. All of
-# them give output tiles of 4x4 for kernels of 3x3 and 5x5, all but the last one 3x3, and so
-# on. For 3x3 they were found by a search; the usual points 0, 1, -1, 2, -2 have twice the
+# Points at which the polynomials of the algorithm are evaluated, besides infinity. With all
+# points of a kernel the output tiles are 4x4, with all but one 3x3, with all but two 2x2.
+# Those for 3x3 were found by a search; the usual points 0, 1, -1, 2, -2 have twice the
 # rounding error.
 POINTS = {
     3: tuple(Fraction(n, d) for n, d in ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2))),

@@ -46,10 +46,10 @@ def create_state(
     image_size: int,
     averages: bool = False,
 ) -> TrainState:
-    """Creates a state with random weights drawn from `rng`; under `jax.jit` in seconds.
+    """Creates a state with random weights drawn from `rng`.
 
-    `image_size` is the side of the network's input in pixels. With `averages` the state
-    also holds averages of the weights.
+    Call it under `jax.jit`, where it takes seconds. `image_size` is the side of the
+    network's input in pixels. With `averages` the state also holds averages of the weights.
     """
     images = jnp.zeros((1, image_size, image_size, model.input_channels))
     variables = model.init(rng, images, train=False)
