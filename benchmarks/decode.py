@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py [--images_per_second=1000] [--seconds=2] [--rounds=3]
 
-The first table is measured in one process on one core, by its CPU time. Its pictures have
+The first table is measured in one process, by its CPU time. Its pictures have
 the typical size of ImageNet or a larger one. `googlenet_flax.data.decode` reads them, and
 for comparison every JPEG is decoded at its full size before it is reduced. The second table
 is measured with pictures of the typical size in the input pipeline on all cores, with
@@ -59,17 +59,6 @@ def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
     return file.getvalue()
 
 
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keeps this process on one core, if the system supports it (Linux does)."""
-    with contextlib.ExitStack() as stack:
-        if hasattr(os, "sched_setaffinity"):
-            cores = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, {min(cores)})
-            stack.callback(os.sched_setaffinity, 0, cores)
-        yield
-
-
 def decoded_at_full_size() -> contextlib.AbstractContextManager:
     """Makes JPEG files be decoded at full size instead of a reduced scale."""
     return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
@@ -102,9 +91,8 @@ def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> Rate
             decode_image(picture, storage_size)
         return len(pictures)
 
-    with one_core():
-        read()
-        return rates(read, time.process_time, **length)
+    read()
+    return rates(read, time.process_time, **length)
 
 
 def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> Rates:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import peer
 
+from googlenet_flax.analysis.target import step_bytes
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.training.losses import Objective
@@ -70,9 +71,7 @@ def make_steps(
     forward = logits.lower(state.variables, batch["image"]).compile()
     figures = {"compile_seconds": time.monotonic() - started}
     if plan := compiled.memory_analysis():
-        buffers = plan.argument_size_in_bytes + plan.output_size_in_bytes
-        buffers += plan.temp_size_in_bytes - plan.alias_size_in_bytes
-        figures["peak_memory_bytes"] = buffers
+        figures["peak_memory_bytes"] = step_bytes(plan)
 
     def train() -> jax.Array:
         nonlocal state

@@ -1,16 +1,11 @@
 """Tests of benchmarks/decode.py: its pictures, settings, counts and table."""
 
 import io
-import os
 import sys
 
+import decode
 import numpy as np
 import PIL.Image
-import pytest
-from helpers.paths import REPOSITORY
-
-sys.path.append(str(REPOSITORY / "benchmarks"))
-import decode
 
 from googlenet_flax.data.decode import decode_image
 
@@ -32,14 +27,6 @@ def test_typical_pictures_are_decoded_and_full_size_is_what_it_says(tmp_path):
     assert all(rate > 0 for rate in decode.measure_core([content], 256, **short))
     path.write_bytes(content)
     assert all(rate > 0 for rate in decode.measure_pipeline([path], 0, **short))
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
-def test_one_core_and_all_again():
-    before = os.sched_getaffinity(0)
-    with decode.one_core():
-        assert len(os.sched_getaffinity(0)) == 1
-    assert os.sched_getaffinity(0) == before
 
 
 def test_rates_count_pictures():

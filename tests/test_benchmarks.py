@@ -5,10 +5,16 @@ import json
 import statistics
 import sys
 
+import compare
+import compiled
+import gpu
 import jax
 import numpy as np
 import optax
+import ours
+import peer
 import pytest
+import stock_flax
 from flax import traverse_util
 from helpers.networks import small_googlenet
 from helpers.paths import REPOSITORY
@@ -18,14 +24,6 @@ from test_parity import TOLERANCE, relative_differences, stored_outputs
 from googlenet_flax.model import googlenet as our_model
 from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.training.state import TrainState
-
-sys.path.append(str(REPOSITORY / "benchmarks"))
-import compare
-import compiled
-import gpu
-import ours
-import peer
-import stock_flax
 
 WORK = compare.Work(dtype="float32", batch_size=32, image_size=224, seconds=0.0)
 LIMITS = {"rounds": 2, "timeout_seconds": 60}

@@ -1,16 +1,14 @@
 import os
 import socket
 import struct
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
 import PIL.Image
 import pytest
 from helpers.images import random_images
-from helpers.paths import REPOSITORY
 from helpers.pictures import png_header
+from helpers.processes import finish, start_python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -289,15 +287,8 @@ def test_the_terminal_stays_clean(tmp_path):
     palette().save(tmp_path / "palette.png", transparency=bytes([9, 99]))
     (tmp_path / "bomb.png").write_bytes(png_header(20000, 20000))
     (tmp_path / "half.jpg").write_bytes(first_half(".jpg", tmp_path))
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.stderr == ""
-    assert result.stdout == "too large: more than 178956970 pixels\ntruncated\n"
+    out = "too large: more than 178956970 pixels\ntruncated\n"
+    assert finish(start_python("-c", PROGRAM, tmp_path)) == (0, out, "")
 
 
 def touch(folder, *names):

@@ -1,15 +1,20 @@
 import json
 
+import jax
 import jax.numpy as jnp
-from helpers.networks import preprocess
+import pytest
+from helpers.configs import named_config
+from helpers.untrained_runs import describe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from googlenet_flax.config import FIELDS
+from googlenet_flax.config import FIELDS, Config
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.experiment import create_experiment
 
+HEADS = ("aux_4a", "aux_4d")
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 descriptions = st.builds(
@@ -28,16 +33,8 @@ descriptions = st.builds(
         input_std=st.tuples(finite, finite, finite),
         channel_order=st.sampled_from(["RGB", "BGR"]),
     ),
-    untrained_heads=st.sampled_from([(), ("aux_4d",), ("aux_4a", "aux_4d")]),
+    untrained_heads=st.sampled_from([(), ("aux_4d",), HEADS]),
 )
-
-
-def description(**fields):
-    return ModelDescription(
-        **{"variant": "bn", "width_multiplier": 0.25, "dtype": "float32", **fields},
-        class_names=tuple("abcdefg"),
-        preprocess=preprocess(input_mean=(0.0, 0.5, 1.0), channel_order="BGR"),
-    )
 
 
 @given(described=descriptions)
@@ -55,9 +52,25 @@ def test_all_that_shapes_the_network_input_is_in_the_config():
 
 
 def test_network_is_the_described_one():
-    model = description(variant="paper", dtype="bfloat16").create_model(axis_name="batch")
+    fields = {"variant": "paper", "dtype": "bfloat16", "width_multiplier": 0.25}
+    described = describe(class_names=tuple("abcdefg"), **fields)
+    model = described.create_model(axis_name="batch")
     assert model.variant == VARIANTS["paper"]
     assert model.num_classes == 7
     assert model.dtype == jnp.bfloat16
     assert model.width_multiplier == 0.25
     assert model.axis_name == "batch"
+
+
+def test_heads_of_older_checkpoints_count_as_trained():
+    fields = describe(class_names=("a",), untrained_heads=HEADS).to_json()
+    assert tuple(fields.pop("untrained_heads")) == HEADS
+    description = ModelDescription.from_json(fields)
+    assert description.untrained_heads == () and not description.notes
+
+
+@pytest.mark.parametrize(("weight", "untrained"), [(0.1, ()), (0, HEADS)])
+def test_heads_without_a_weight_in_the_loss_are_not_trained(weight, untrained):
+    config = Config.of({**named_config("digits"), "aux_weight": weight})
+    experiment = create_experiment(config, jax.local_devices())
+    assert experiment.description.untrained_heads == untrained

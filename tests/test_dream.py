@@ -19,7 +19,6 @@ from googlenet_flax.analysis import gradient_ascent as library
 from googlenet_flax.analysis.endpoints import activations
 from googlenet_flax.analysis.gradient_ascent import (
     Objective,
-    Octave,
     Settings,
     create_ascent,
     dream,
@@ -103,10 +102,9 @@ def test_each_step_follows_the_gradient(variables, layer, channel):
         expected = jnp.clip(expected + 2.0 * step, 0, 255)
     scores.append(value_and_gradient(expected)[0])
     assert scores[-1] > scores[0]
-    pixels, (octave,) = climb(variables, Objective(layer, channel), steps=3, jitter=0)
+    pixels, *ends = climb(variables, Objective(layer, channel), steps=3, jitter=0)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=0.05)
-    assert octave[:2] == (80, 80)
-    np.testing.assert_allclose(octave[2:], [scores[0], scores[-1]], rtol=1e-4)
+    np.testing.assert_allclose(ends, [scores[0], scores[-1]], rtol=1e-4)
 
 
 def test_a_shift_moves_the_picture_around_its_edges_and_the_direction_back(variables):
@@ -141,29 +139,27 @@ def test_what_an_octave_drew_is_carried_to_the_next(variables):
         return pixels.mean(), jnp.ones_like(pixels)
 
     image, settings = picture(180, 160) / 2, {"ascent": brighten, "steps": 4}
-    pixels, octaves = climb(variables, None, image, octaves=3, rate=1.5, **settings)
+    pixels, before, after = climb(variables, None, image, octaves=3, rate=1.5, **settings)
     np.testing.assert_allclose(pixels, image + 3 * 4 * 1.5, rtol=0, atol=1e-3)
     sizes = [(92, 82), (129, 114), (180, 160)]
-    assert [octave[:2] for octave in octaves] == sizes
     assert {shape for shape, _ in shifts} == {(*size, 3) for size in sizes}
-    for number, octave in enumerate(octaves, start=1):
-        assert octave.after - octave.before == pytest.approx(number * 6, abs=1e-2)
+    assert after - before == pytest.approx(18, abs=1e-2)
     steps = [shift for _, shift in shifts if shift != (0, 0)]
     assert len(set(steps)) > 6  # Twelve are drawn from 49, with repetition.
     assert all(max(map(abs, shift)) <= 3 for shift in steps)
-    bright, _ = climb(variables, None, image, octaves=2, rate=50.0, **settings)
+    bright, *_ = climb(variables, None, image, octaves=2, rate=50.0, **settings)
     assert bright.max() == 255 and bright.min() == 255
 
 
 def test_what_cannot_rise_leaves_the_picture_alone(variables):
     image, objective = picture(112, 112), Objective("inception_4a", 3)
-    pixels, octaves = climb(variables, objective, image, octaves=2, rate=0.0)
+    pixels, before, after = climb(variables, objective, image, octaves=2, rate=0.0)
     np.testing.assert_array_equal(pixels, image)
-    assert all(octave.before == octave.after for octave in octaves)
+    assert before == after
     silent = jax.tree.map(jnp.zeros_like, variables)
-    pixels, (octave,) = climb(silent, objective, steps=2)
+    pixels, *ends = climb(silent, objective, steps=2)
     np.testing.assert_array_equal(pixels, picture())
-    assert octave.before == octave.after == 0
+    assert ends == [0, 0]
 
 
 # Tests of the command.
@@ -190,7 +186,7 @@ def quick_command(monkeypatch, network, run_command):
         assert scaling is DESCRIPTION.preprocess
         calls.append((image, objective, settings, rng))
         after = 0.0 if objective.channel == 5 else 2.5
-        return image, [Octave(*image.shape[:2], 0.0, after)]
+        return image, 0.0, after
 
     predictor = types.SimpleNamespace(description=DESCRIPTION, variables={})
     monkeypatch.setattr(drawing, "dream", stand_in)
@@ -328,19 +324,16 @@ def test_a_narrow_picture_on_its_side(tmp_path):
         ("--rate=nan", "--rate is nan but must be 0 to 255"),
         ("--smoothness=5", "--smoothness is 5.0 but must be 0 to 4"),
         ("--out=a.jpg", "--out is a.jpg but must end in .png"),
-        ("--out=nowhere/a.png", "nowhere/a.png cannot be written (No such file"),
-        ("--out=folder.png", "folder.png is not a file: name another"),
         (f"--out={'a' * 300}.png", "cannot be written (File name too long)"),
     ],
 )
 def test_bad_arguments(tmp_path, monkeypatch, quick_command, flag, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.png").mkdir()
     flags = ["--layer=inception_4a", "--out=a.png", *flag.split()]
     code, stdout, stderr, calls = quick_command(*flags)
     assert code == 2 and not stdout and not calls
     assert message in stderr and stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_head_that_knows_one_size(tmp_path):

@@ -1,10 +1,11 @@
+import math
 import re
 
 import pytest
 from helpers.configs import named_config
 
 from googlenet_flax.analysis import plan
-from googlenet_flax.config import Config
+from googlenet_flax.config import MAX_NUMBER, Config
 from googlenet_flax.runtime.errors import UserError
 
 
@@ -42,6 +43,29 @@ def test_a_plan_is_that_of_the_config(uncompiled, tmp_path):
     assert text["learning rate"] == f"{rates} (linear)"
     assert text["evaluations"] == "4, each saves a checkpoint"
     assert not list(tmp_path.iterdir())
+
+
+NEVER = {
+    **{"schedule": "staircase", "decay_every_epochs": 10**8, "decay_rate": 0.5},
+    **{"averaging": "polyak", "average_from_epoch": MAX_NUMBER, "warmup_epochs": 0.0},
+    **{"progressive_image_sizes": (96,), "progressive_image_size_epochs": (MAX_NUMBER,)},
+    **{"eval_every_epochs": MAX_NUMBER, "learning_rate": 0.05},
+}
+LONGEST = {"max_steps": MAX_NUMBER, "eval_every_epochs": 2, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("fields", "rates", "evaluations"),
+    [
+        (NEVER, "0.05 at 0%, 0.05 at 25%, 0.05 at 50%", 1),
+        ({**LONGEST, "train_split": "train[:40]"}, "", math.ceil(MAX_NUMBER / 10)),
+    ],
+    ids=["never", "longest"],
+)
+def test_a_plan_of_events_at_the_ends(uncompiled, fields, rates, evaluations):
+    text = plan_of(**fields)
+    assert text["learning rate"].startswith(rates)
+    assert text["evaluations"] == f"{evaluations}, each saves a checkpoint"
 
 
 def test_a_plan_without_the_data_takes_the_known_sizes(uncompiled):

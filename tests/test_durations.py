@@ -1,7 +1,6 @@
 """Conversion of durations in epochs, up to the largest, to steps that fit int32."""
 
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from helpers.tiny_run import FINAL_STEP, TINY_RUN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_flax.analysis import plan
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.data.fabricated import stand_in
@@ -125,13 +123,6 @@ NEVER = [
 ]
 
 
-@pytest.fixture
-def no_memory_plan(monkeypatch, small_inceptions):
-    """Leaves out the parts of a plan that need a compiled network."""
-    monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
-    monkeypatch.setattr(plan, "format_table_1", lambda *_: "")
-
-
 @pytest.mark.slow
 def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptions):
     train_and_evaluate(load_config(DIGITS, *TINY_RUN, *NEVER), tmp_path)
@@ -140,22 +131,6 @@ def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptio
     assert rates == pytest.approx([0.05] * FINAL_STEP)
     (evaluation,) = [row for row in rows if row["split"] == "eval"]
     assert evaluation["averaged_loss"] == evaluation["loss"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (NEVER, ["0.05 at 0%, 0.05 at 25%, 0.05 at 50%", " 1, each saves a checkpoint"]),
-        (
-            [f"--config.max_steps={MAX_NUMBER}", "--config.eval_every_epochs=2"],
-            [f" {math.ceil(MAX_NUMBER / 10)}, each saves a checkpoint"],
-        ),
-    ],
-    ids=["never", "longest"],
-)
-def test_a_plan_of_events_at_the_ends(no_memory_plan, flags, parts):
-    text = describe_run(Config.of(load_config(DIGITS, *TINY_RUN, *flags)))
-    assert all(part in text for part in parts), text
 
 
 @pytest.mark.parametrize(

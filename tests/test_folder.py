@@ -1,8 +1,6 @@
 import dataclasses
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 
@@ -11,6 +9,7 @@ import pytest
 from helpers.batches import assert_batch
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
+from helpers.processes import finish, start_python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -303,19 +302,11 @@ if __name__ == "__main__":
 
 
 def test_ctrl_c_is_for_the_training_loop_alone(splits_dir, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), str(splits_dir)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        start_new_session=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.stderr == ""
-    assert result.stdout == "[2, 2] []\n"
-    assert result.returncode == 0
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    env = {"PYTHONPATH": str(REPOSITORY)}
+    process = start_python(program, splits_dir, env=env, start_new_session=True)
+    assert finish(process) == (0, "[2, 2] []\n", "")
 
 
 def test_a_worker_that_dies(monkeypatch):

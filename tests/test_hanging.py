@@ -182,9 +182,3 @@ def test_no_wait_begins_long_after_the_signal(monkeypatch):
         time.sleep(0.2)  # The wait is as long as a slow step.
         with pytest.raises(StopRequested):
             next(coming)
-
-
-def test_without_a_signal_all_batches_come():
-    with stop_on_signal() as request:
-        assert list(request.interruptible("abc")) == ["a", "b", "c"]
-        assert list(request.checked("abc")) == ["a", "b", "c"]

@@ -303,7 +303,7 @@ def test_the_zoos_own_names(tmp_path):
     weights = shapes | drawn
     tensors = [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()]
     write_onnx(tmp_path / "zoo.onnx", tensors, nodes)
-    file = caffe.read(tmp_path / "zoo.onnx")
+    file = caffe.read_onnx(tmp_path / "zoo.onnx")
     leaves = file.leaves
     assert not file.unknown
     assert set(file.skipped) == {"OC2_DUMMY_1", "OC2_DUMMY_3"}

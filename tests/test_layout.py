@@ -1,11 +1,10 @@
 """The rooms of the package, and the imports that are allowed between them."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 from helpers.paths import REPOSITORY
+from helpers.processes import finish, start_python
 
 from googlenet_flax.__main__ import find_commands
 
@@ -118,14 +117,9 @@ SLOW = {
 )
 def test_import_is_light(modules, absent):
     program = f"import sys, {modules}; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {name.split(".")[0] for name in result.stdout.split()}
+    code, out, err = finish(start_python("-c", program))
+    assert code == 0, err
+    loaded = {name.split(".")[0] for name in out.split()}
     assert "googlenet_flax" in loaded
     # JAX itself imports flatbuffers where it is installed.
     assert not loaded & (SLOW | absent | (LATE - {"flatbuffers"}))

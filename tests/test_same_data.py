@@ -1,13 +1,11 @@
 """Checks that a resumed run reads the same data as before."""
 
-import itertools
 import shutil
 
-import numpy as np
-import PIL.Image
 import pytest
 from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
+from helpers.pictures import write_pictures
 
 from googlenet_flax.data import folder
 from googlenet_flax.model import googlenet
@@ -16,16 +14,6 @@ from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 
 CLASSES = ("apple", "berry", "cherry")
-
-
-def write_pictures(root):
-    rng = np.random.default_rng(0)
-    for split, name in itertools.product(("train", "test"), CLASSES):
-        (root / split / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-            path = root / split / name / f"{number}.bmp"  # Their sizes are the same.
-            PIL.Image.fromarray(pixels).save(path)
 
 
 def config(data_dir, **fields):
@@ -44,7 +32,8 @@ def config(data_dir, **fields):
 def finished(tmp_path_factory):
     """Writes pictures and trains three steps on them; tests must not change them."""
     root = tmp_path_factory.mktemp("same data")
-    write_pictures(root / "pictures")
+    folders = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
+    write_pictures(root / "pictures", dict.fromkeys(folders, 4), ".bmp", side=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
         train_and_evaluate(config(root / "pictures"), root / "run")
@@ -64,23 +53,23 @@ def rename_class(pictures):
 
 
 def add_picture(pictures):
-    source = pictures / "train" / "apple" / "0.bmp"
-    shutil.copy(source, source.with_name("9.bmp"))
+    source = pictures / "train" / "apple" / "00.bmp"
+    shutil.copy(source, source.with_name("09.bmp"))
 
 
 def remove_test_picture(pictures):
-    (pictures / "test" / "berry" / "0.bmp").unlink()
+    (pictures / "test" / "berry" / "00.bmp").unlink()
 
 
 def change_pixel(pictures):
-    path = pictures / "train" / "cherry" / "3.bmp"
+    path = pictures / "train" / "cherry" / "03.bmp"
     content = bytearray(path.read_bytes())
     content[-1] ^= 255
     path.write_bytes(content)
 
 
 def swap_labels(pictures):
-    apple, berry = (pictures / "train" / name / "1.bmp" for name in ("apple", "berry"))
+    apple, berry = (pictures / "train" / name / "01.bmp" for name in ("apple", "berry"))
     content = apple.read_bytes()
     apple.write_bytes(berry.read_bytes())
     berry.write_bytes(content)
@@ -114,7 +103,7 @@ def test_large_sets_are_known_by_names_and_sizes(copy, monkeypatch):
     before = load(copy).fingerprint
     change_pixel(copy / "pictures")
     assert load(copy).fingerprint == before
-    path = copy / "pictures" / "train" / "cherry" / "3.bmp"
+    path = copy / "pictures" / "train" / "cherry" / "03.bmp"
     path.write_bytes(path.read_bytes() + b"\0")
     assert load(copy).fingerprint != before
 

@@ -3,10 +3,8 @@ import re
 import sys
 
 import pytest
-from helpers.paths import REPOSITORY
-
-sys.path.append(str(REPOSITORY / "benchmarks"))
 import scaling
+from helpers.paths import REPOSITORY
 
 LINK = {"step_seconds": 0.05, "bytes_per_second": 5e10, "latency_seconds": 1e-5}
 

@@ -12,9 +12,7 @@ from helpers.tiny_run import assert_same_run, copy_run, saved_steps
 
 from googlenet_flax import evaluate
 from googlenet_flax.model import googlenet
-from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import read_rows
-from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.train import train_and_evaluate
 
 pytestmark = pytest.mark.slow
@@ -97,15 +95,6 @@ def test_evaluation_is_of_raw_and_of_averaged_weights(run):
         heads = row["averaged_aux_4a_loss"] + row["averaged_aux_4d_loss"]
         expected = row["averaged_main_loss"] + 0.3 * heads
         assert row["averaged_loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_best_checkpoint_has_the_best_averages(run):
-    workdir, _ = run
-    rows = rows_of(workdir, "eval")
-    best = max(rows, key=lambda row: (row["averaged_accuracy"], row["step"]))
-    with Checkpoints(Workdir(workdir).checkpoints) as checkpoints:
-        assert checkpoints.best_step == best["step"]
-        assert checkpoints.has_averages(FINAL_STEP)
 
 
 def test_the_commands_take_the_averages(run, run_command):

@@ -28,7 +28,7 @@ from googlenet_flax.data.decode import (
     decode_pixels,
     printable,
 )
-from googlenet_flax.model.googlenet import AUX_TAPS, SIZE_FREE_VARIANTS
+from googlenet_flax.model.googlenet import HEADS, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
@@ -94,10 +94,9 @@ def draw(
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
     with out_of_memory_hint("lower --size"):
-        pixels, octaves = dream(
+        pixels, before, after = dream(
             model, variables, preprocess, start, objective, settings=chosen, rng=rng
         )
-    before, after = octaves[-1].before, octaves[-1].after
     part = f"{layer} channel {channel}" if channel else layer
     if before == after == 0:
         raise UserError(
@@ -200,7 +199,7 @@ def check_head_size(
     """
     size = description.preprocess.image_size
     has_fixed_size = description.variant not in SIZE_FREE_VARIANTS
-    is_head = objective.layer in AUX_TAPS.values()
+    is_head = objective.layer in HEADS
     if has_fixed_size and is_head and sizes != [(size, size)]:
         raise UserError(
             f"{objective.layer} of variant {description.variant} takes {size}x{size} "

@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
+from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
 # Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
 MAPS = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS)
-LOGITS = (*AUX_TAPS.values(), "classifier")
+LOGITS = (*HEADS, "classifier")
 ENDPOINTS = (*MAPS, "pool", *LOGITS)  # `pool` is the mean of each channel of the last map.
 
 

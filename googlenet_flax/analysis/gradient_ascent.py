@@ -7,14 +7,14 @@ size. The change is enlarged and continued at the next size.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from googlenet_flax.analysis.endpoints import activations
-from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet
+from googlenet_flax.model.googlenet import HEADS, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
 
 OCTAVE_SCALE = 1.4  # Ratio of the sides of one octave and the next, as in the original.
@@ -52,15 +52,6 @@ class Settings:
     smoothness: float  # Power of the spatial frequency that divides the gradient.
 
 
-class Octave(NamedTuple):
-    """Objective at one size, before the first step and after the last."""
-
-    height: int
-    width: int
-    before: float
-    after: float
-
-
 def dream(
     model: GoogLeNet,
     variables: Mapping[str, Any],
@@ -70,7 +61,7 @@ def dream(
     *,
     settings: Settings,
     rng: jax.Array,
-) -> tuple[jax.Array, list[Octave]]:
+) -> tuple[jax.Array, float, float]:
     """Changes a picture so that the objective rises.
 
     The network may be of any variant. Only the scaling of `preprocess` is applied: the
@@ -78,29 +69,27 @@ def dream(
     least `MIN_SIDE`. The jitter of each octave and step is drawn from `rng`.
 
     Returns:
-      The picture, float32 `[H, W, C]`, 0 to 255, and its octaves from small to large.
+      The picture, float32 `[H, W, C]`, 0 to 255, and the objective before and after.
     """
     ascent = create_ascent(model, preprocess, settings.smoothness)
     image = jnp.asarray(image, jnp.float32)
     pixels = detail = jnp.zeros_like(image)
-    stay = jnp.zeros(2, jnp.int32)
-    octaves = []
     height, width, channels = image.shape
     for number, size in enumerate(octave_sizes(height, width, settings.octaves)):
         base, detail = (
             jax.image.resize(x, (*size, channels), "bilinear") for x in (image, detail)
         )
         pixels = base + detail
-        before, _ = ascent(objective, variables, base, stay)
         octave_rng = jax.random.fold_in(rng, number)
         lowest, highest = -settings.jitter, settings.jitter + 1
         for shift in jax.random.randint(octave_rng, (settings.steps, 2), lowest, highest):
             _, direction = ascent(objective, variables, pixels, shift)
             pixels = jnp.clip(pixels + settings.rate * direction, 0, WHITE)
-        after, _ = ascent(objective, variables, pixels, stay)
         detail = pixels - base
-        octaves.append(Octave(*size, float(before), float(after)))
-    return pixels, octaves
+    stay = jnp.zeros(2, jnp.int32)
+    before, _ = ascent(objective, variables, image, stay)
+    after, _ = ascent(objective, variables, pixels, stay)
+    return pixels, float(before), float(after)
 
 
 def create_ascent(
@@ -117,7 +106,7 @@ def create_ascent(
         pixels: jax.Array, objective: Objective, variables: Any, shift: jax.Array
     ) -> jax.Array:
         # Without their heads, `seed` and `paper` take any size.
-        part = model.clone(aux_heads=objective.layer in AUX_TAPS.values())
+        part = model.clone(aux_heads=objective.layer in HEADS)
         images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
         found = activations(part, variables, images, [objective.layer])
         return objective(found[objective.layer])

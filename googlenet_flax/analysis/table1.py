@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from googlenet_flax.analysis.cost import layer_shapes, multiply_adds
-from googlenet_flax.model.googlenet import AUX_TAPS, INCEPTIONS, GoogLeNet
+from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet
 
 
 class Printed(NamedTuple):
@@ -46,7 +46,6 @@ HEADER = (
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 NO_WIDTHS = (None,) * len(BRANCHES)
 ALIGNMENTS = "<<" + ">" * (len(HEADER) - 2)
-HEADS = tuple(AUX_TAPS.values())
 MARK = "*"
 
 

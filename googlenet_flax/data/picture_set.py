@@ -1,6 +1,7 @@
 """Labeled pictures in files or records, decoded by grain while the network trains."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,8 @@ class PictureSet:
             return
         per_batch = math.ceil(len(index_batches[0]) / CHUNK_EXAMPLES)
         chunks = _Chunks(index_batches, per_batch)
-        decoded = grain.MapDataset.source(chunks).map(_Decoder(self.pictures, self.options))
+        decode = functools.partial(_decode_chunk, self.pictures, self.options)
+        decoded = grain.MapDataset.source(chunks).map(decode)
         ahead, workers = PREFETCH_BATCHES * per_batch, self.options.decode_workers
         with closing(read_ahead(decoded, ahead, workers=workers)) as iterator:
             for _ in range(len(index_batches)):
@@ -136,43 +138,38 @@ class _Chunks(Sequence):
         return np.array_split(self.index_batches[batch], self.per_batch)[chunk]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoder:
-    """Decodes the pictures of a chunk; returns errors as data, not as exceptions."""
+def _decode_chunk(
+    pictures: PictureSource, options: PictureOptions, requested: np.ndarray
+) -> Batch:
+    """Decodes a chunk of a batch; returns errors as data, not as exceptions.
 
-    pictures: PictureSource
-    options: PictureOptions
-
-    def __call__(self, requested: np.ndarray) -> Batch:
-        """Returns a chunk of a batch.
-
-        `requested` holds the example numbers that were asked for, and `reason` why each
-        of them could not be read, or "". Where no picture could be read, `index` is -1.
-        """
-        count, size, total = len(requested), self.options.storage_size, len(self.pictures)
-        tries = total if self.options.on_bad_image == "skip" else 1
-        channels = self.options.input_channels
-        images = np.zeros((count, size, size, channels), np.uint8)
-        extents = np.zeros((count, 2), np.int32)
-        labels = np.zeros(count, np.int32)
-        indices = np.full(count, -1, np.int32)
-        reasons = [""] * count
-        for row, example in enumerate(requested.tolist()):
-            for offset in range(tries):
-                index = (example + offset) % total
-                try:
-                    picture, label = self.pictures.read(index)
-                    images[row], extents[row] = decode_image(picture, size, channels)
-                except BadImageError as error:
-                    reasons[row] = reasons[row] or str(error)
-                else:
-                    labels[row], indices[row] = label, index
-                    break
-        return {
-            "image": images,
-            "extent": extents,
-            "label": labels,
-            "index": indices,
-            "requested": requested,
-            "reason": np.array(reasons, np.str_),
-        }
+    `requested` holds the example numbers that were asked for, and `reason` why each of them
+    could not be read, or "". Where no picture could be read, `index` is -1.
+    """
+    count, size, total = len(requested), options.storage_size, len(pictures)
+    tries = total if options.on_bad_image == "skip" else 1
+    channels = options.input_channels
+    images = np.zeros((count, size, size, channels), np.uint8)
+    extents = np.zeros((count, 2), np.int32)
+    labels = np.zeros(count, np.int32)
+    indices = np.full(count, -1, np.int32)
+    reasons = [""] * count
+    for row, example in enumerate(requested.tolist()):
+        for offset in range(tries):
+            index = (example + offset) % total
+            try:
+                picture, label = pictures.read(index)
+                images[row], extents[row] = decode_image(picture, size, channels)
+            except BadImageError as error:
+                reasons[row] = reasons[row] or str(error)
+            else:
+                labels[row], indices[row] = label, index
+                break
+    return {
+        "image": images,
+        "extent": extents,
+        "label": labels,
+        "index": indices,
+        "requested": requested,
+        "reason": np.array(reasons, np.str_),
+    }

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from googlenet_flax.importers.leaves import (
-    HEADS,
     INCEPTION_CONVS,
     Source,
     WeightFile,
@@ -17,6 +16,7 @@ from googlenet_flax.importers.leaves import (
     io_from_oi,
     reading,
 )
+from googlenet_flax.model.googlenet import HEADS
 
 STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
 # The messages of BVLC/caffe src/caffe/proto/caffe.proto that lead to the weights: number,
@@ -43,13 +43,10 @@ def read(path: pathlib.Path) -> WeightFile:
     """Reads the blobs of the layers of a `.caffemodel`, of any version of the format.
 
     The blobs of a layer are its kernel and its bias, here named `LAYER[0]` and `LAYER[1]`.
-    A file whose name ends in `.onnx` is read by `read_onnx`.
 
     Raises:
       UserError: The file is not a `.caffemodel`, or the package protobuf is missing.
     """
-    if path.suffix == ".onnx":
-        return read_onnx(path)
     arrays = {}
     with reading(path, "a model of Caffe", "protobuf"):
         net = _create_net()

@@ -15,8 +15,8 @@ from flax import traverse_util
 
 from googlenet_flax.data.class_names import NUM_CLASSES, imagenet_class_names
 from googlenet_flax.importers import caffe, exported, keras, torchvision
-from googlenet_flax.importers.leaves import HEADS, WeightFile
-from googlenet_flax.model.googlenet import VARIANTS
+from googlenet_flax.importers.leaves import WeightFile
+from googlenet_flax.model.googlenet import HEADS, VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import HEADS, STEM, Source, WeightFile, reading
-from googlenet_flax.model.googlenet import INCEPTIONS
+from googlenet_flax.importers.leaves import STEM, Source, WeightFile, reading
+from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
 BRANCHES = ("3x3_reduce", "5x5_reduce", "1x1", "3x3", "5x5", "pool_proj")

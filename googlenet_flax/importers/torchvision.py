@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from googlenet_flax.importers.leaves import (
-    HEADS,
     Source,
     WeightFile,
     hwc_rows_from_chw,
@@ -15,7 +14,7 @@ from googlenet_flax.importers.leaves import (
     io_from_oi,
     reading,
 )
-from googlenet_flax.model.googlenet import INCEPTIONS
+from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
 STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}

@@ -42,6 +42,7 @@ AUX_FC_FEATURES = 1024
 AUX_DROPOUT_RATE = 0.7
 AUX_POOL_BINS = 4
 AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
+HEADS = tuple(AUX_TAPS.values())
 BATCH_NORM_MOMENTUM = 0.9  # In torch, whose momentum is the complement, it is 0.1.
 BATCH_NORM_EPSILON = 1e-3
 

@@ -6,12 +6,12 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from googlenet_flax.data import Split
-from googlenet_flax.model.googlenet import AUX_TAPS
+from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.evaluation import padded_batches
 
-CLASSIFIERS = ("main", *AUX_TAPS.values())
+CLASSIFIERS = ("main", *HEADS)
 CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks".
 
 

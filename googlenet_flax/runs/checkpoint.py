@@ -147,10 +147,6 @@ class Checkpoints:
     def _items(self, step: int) -> set[str]:
         return {path.partition("/")[0] for path in self.labels[step].leaves}
 
-    def has_averages(self, step: int) -> bool:
-        """Returns true if averaged weights were saved at `step`."""
-        return AVERAGES in self._items(step)
-
     @property
     def hold_training(self) -> bool:
         """True if a run may have saved these; an import saves step 0 without optimizer."""
@@ -306,7 +302,7 @@ class Checkpoints:
 
         Returns the averages if there are any, unless `raw` asks for the latest weights.
         """
-        item = AVERAGES if self.has_averages(step) and not raw else VARIABLES
+        item = AVERAGES if AVERAGES in self._items(step) and not raw else VARIABLES
         return self._load(step, {item: variables_like}, devices)[item]
 
     def _load(

@@ -13,7 +13,7 @@ from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.runs.predictor import Predictor, mean_log_probabilities
+from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UnexpectedResultError, UserError
 from googlenet_flax.runtime.streams import tell
@@ -144,8 +144,9 @@ def sum_averaged(
     predictors: Sequence[Predictor], num_crops: int, aux_weight: float, batch: Batch
 ) -> Sums:
     """Sums the metrics of softmax averaged over networks and crops (section 7)."""
-    # Logarithms of probabilities are logits with that very softmax.
-    logits = jax.tree.map(jnp.asarray, mean_log_probabilities(predictors, batch, num_crops))
+    each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
+    # Logarithms of sums of probabilities are logits whose softmax is the mean.
+    logits = jax.tree.map(lambda *x: jax.nn.logsumexp(jnp.stack(x), axis=0), *each)
     output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
     labels, mask = jnp.asarray(batch["label"]), batch["mask"]
     metrics = example_metrics(output, labels, aux_weight=aux_weight)

@@ -92,14 +92,3 @@ class Predictor:
             name: np.concatenate(values) - math.log(num_crops)
             for name, values in jax.device_get(total).items()
         }
-
-
-def mean_log_probabilities(
-    predictors: Sequence[Predictor], batch: Mapping[str, np.ndarray], num_crops: int
-) -> LogProbabilities:
-    """Computes the log of the softmax averaged over networks and crops (section 7)."""
-    each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
-    return {
-        name: np.logaddexp.reduce([one[name] for one in each]) - math.log(len(each))
-        for name in each[0]
-    }

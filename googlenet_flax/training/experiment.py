@@ -12,7 +12,7 @@ import optax
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.data import PictureOptions, Split, load_split
 from googlenet_flax.data.sampler import TrainingOrder
-from googlenet_flax.model.googlenet import AUX_TAPS
+from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
@@ -49,7 +49,7 @@ class Experiment:
             **_shared_fields(self.config, ModelDescription),
             class_names=self.train_set.class_names,
             preprocess=Preprocess(**fields),
-            untrained_heads=() if self.config.aux_weight else tuple(AUX_TAPS.values()),
+            untrained_heads=() if self.config.aux_weight else HEADS,
         )
 
     @cached_property

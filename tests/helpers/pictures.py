@@ -7,15 +7,18 @@ import numpy as np
 import PIL.Image
 
 
-def write_pictures(root, counts) -> None:
-    """Writes a number of pictures into each folder, no two alike."""
+def write_pictures(root, counts, suffix=".png", side=None) -> None:
+    """Writes a number of pictures into each folder, no two alike.
+
+    They have various sizes, or all of them a `side` in pixels.
+    """
     rng = np.random.default_rng(0)
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            height, width = rng.integers(8, 16, 2)
+            height, width = (side, side) if side else rng.integers(8, 16, 2)
             pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            PIL.Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+            PIL.Image.fromarray(pixels).save(root / name / f"{number:02}{suffix}")
 
 
 def png_header(width, height) -> bytes:
