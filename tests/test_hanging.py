@@ -31,11 +31,11 @@ PROGRAM = """
 import importlib, os, sys, threading
 from googlenet_flax.data import decode
 
-def read(picture, size, read=decode._read):
+def read(picture, *args, read=decode._read):
     if str(picture).endswith(os.environ["HANGING"]):
         print("hanging", file=sys.stderr, flush=True)
         threading.Event().wait()
-    return read(picture, size)
+    return read(picture, *args)
 
 decode._read = read
 if __name__ == "__main__":
