@@ -122,7 +122,7 @@ def test_a_flipped_bit_among_other_litter(run_copy):
     folder = run_copy / "checkpoints"
     flip_bit_in(folder / "10" / "variables")
     (folder / "999").mkdir()
-    (folder / "999.damaged").mkdir()  # The same step was damaged before.
+    (folder / "999.damaged").mkdir()  # An older damage of this step.
     (folder / "1000").write_text("a file named like a step")
     (folder / "garbage.bin").write_bytes(random.Random(0).randbytes(1000))
     stale = folder / "12.orbax-checkpoint-tmp-3"

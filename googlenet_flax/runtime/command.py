@@ -37,7 +37,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose a split, with the names of the fields of the config."""
     add = parser.add_argument
     add("--dataset", help="data set (an import needs it); default: the run's")
-    add("--data_dir", help="folder of the data; default: the run's")
+    add("--data_dir", help="folder of the data; default: the run's, or TFDS's")
     add("--split", dest="eval_split", help="TFDS split; default: the run's eval_split")
     fraction_help = "tested part of a folder without splits; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
