@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS, crop_boxes, resample
 from googlenet_flax.preprocessing.preprocess import (
-    LUMA,
     Preprocess,
+    luma,
     whole_extents,
     with_channels,
 )
@@ -130,7 +130,7 @@ class Augment:
         """
         low, high = 1 - self.color_jitter, 1 + self.color_jitter
         brightness, contrast, color = jax.random.uniform(rng, (3,), minval=low, maxval=high)
-        gray = jnp.sum(pixels * jnp.asarray(LUMA), axis=-1, keepdims=True)
+        gray = luma(pixels)
         mean = jnp.mean(gray)
         colored = gray + color * (pixels - gray)
         return jnp.clip(brightness * (mean + contrast * (colored - mean)), 0, 255)
