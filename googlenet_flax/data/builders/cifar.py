@@ -7,9 +7,9 @@ the examples) without it, and stock TFDS can read the result.
 
 import hashlib
 import io
+import itertools
 import pathlib
 import tarfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,6 @@ from tensorflow_datasets.image_classification import cifar as stock
 from googlenet_flax.data.builders import find_archive, hand_placed_paths, write_set
 from googlenet_flax.runtime.downloads import RemoteFile, fetch
 from googlenet_flax.runtime.errors import UserError
-
-IMAGE_SHAPE = (32, 32, 3)
 
 
 class _CifarBuilder:
@@ -42,10 +40,15 @@ class _CifarBuilder:
         }
 
     def _read_examples(self: Any, split: str, blobs: list[bytes]):
-        # NOTE: The key determines the stored order; stock TFDS uses the same number.
         features = self._cifar_info.label_keys
-        for index, (labels, image) in enumerate(parse_records(blobs, len(features))):
+        # A record: its label bytes, then 1,024 red, 1,024 green and 1,024 blue bytes.
+        shape = -1, len(features) + 3 * 32 * 32
+        files = (np.frombuffer(blob, np.uint8).reshape(shape) for blob in blobs)
+        # NOTE: The key determines the stored order; stock TFDS uses the same number.
+        for index, record in enumerate(itertools.chain.from_iterable(files)):
+            labels, planes = np.split(record, [len(features)])
             png = io.BytesIO()
+            image = planes.reshape(3, 32, 32).transpose(1, 2, 0)
             PIL.Image.fromarray(image).save(png, format="PNG")
             png.seek(0)
             example = dict(zip(features, map(int, labels), strict=True))
@@ -111,19 +114,3 @@ def read_archive(path: pathlib.Path, archive: RemoteFile) -> dict[str, bytes]:
     with tarfile.open(path) as tar:
         files = [(info.name, tar.extractfile(info)) for info in tar if info.isfile()]
         return {pathlib.PurePath(name).name: file.read() for name, file in files if file}
-
-
-def parse_records(
-    blobs: list[bytes], num_labels: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields labels `[num_labels]` and image `[32, 32, 3]`, uint8, of each record.
-
-    A record consists of its label bytes, then 1,024 red, 1,024 green and 1,024 blue bytes.
-    """
-    height, width, channels = IMAGE_SHAPE
-    for blob in blobs:
-        records = np.frombuffer(blob, np.uint8)
-        records = records.reshape(-1, num_labels + height * width * channels)
-        planes = records[:, num_labels:].reshape(-1, channels, height, width)
-        images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-        yield from zip(records[:, :num_labels], images, strict=True)
