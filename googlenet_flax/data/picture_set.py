@@ -92,9 +92,10 @@ class PictureSet:
         if not len(index_batches):
             return
         per_batch = math.ceil(len(index_batches[0]) / CHUNK_EXAMPLES)
-        chunks = _Chunks(index_batches, per_batch)
+        numbers = grain.MapDataset.source(range(len(index_batches) * per_batch))
+        take = functools.partial(_take_chunk, index_batches, per_batch)
         decode = functools.partial(_decode_chunk, self.pictures, self.options)
-        decoded = grain.MapDataset.source(chunks).map(decode)
+        decoded = numbers.map(take).map(decode)
         ahead, workers = PREFETCH_BATCHES * per_batch, self.options.decode_workers
         with closing(read_ahead(decoded, ahead, workers=workers)) as iterator:
             for _ in range(len(index_batches)):
@@ -123,19 +124,12 @@ class PictureSet:
         return batch
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chunks(Sequence):
-    """Batches of example numbers, each divided into `per_batch` chunks."""
-
-    index_batches: Sequence[np.ndarray]
-    per_batch: int
-
-    def __len__(self) -> int:
-        return len(self.index_batches) * self.per_batch
-
-    def __getitem__(self, position: int) -> np.ndarray:  # pyrefly: ignore
-        batch, chunk = divmod(position, self.per_batch)
-        return np.array_split(self.index_batches[batch], self.per_batch)[chunk]
+def _take_chunk(
+    index_batches: Sequence[np.ndarray], per_batch: int, number: int
+) -> np.ndarray:
+    """Returns a chunk of example numbers; every batch has `per_batch` of them."""
+    batch, chunk = divmod(number, per_batch)
+    return np.array_split(index_batches[batch], per_batch)[chunk]
 
 
 def _decode_chunk(
