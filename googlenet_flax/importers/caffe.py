@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from googlenet_flax.importers.leaves import (
-    INCEPTION_CONVS,
     Source,
     WeightFile,
     hwc_rows_from_chw,
@@ -16,9 +15,10 @@ from googlenet_flax.importers.leaves import (
     io_from_oi,
     reading,
 )
-from googlenet_flax.model.googlenet import HEADS
+from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 
 STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
+BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 # The messages of BVLC/caffe src/caffe/proto/caffe.proto that lead to the weights: number,
 # name and type of each field that is read. All are declared as repeated, which accepts
 # single values too. The packed floats of `data` are declared as the bytes that they are on
@@ -106,7 +106,8 @@ def read_onnx(path: pathlib.Path) -> WeightFile:
 
 def _sources(kernel: str, bias: str) -> Iterator[tuple[str, Source]]:
     """Yields the source of each leaf; `kernel` and `bias` end the names in the file."""
-    convs = {**STEM, **{conv: conv for conv in INCEPTION_CONVS}}
+    in_blocks = [f"{block}/{branch}" for block in INCEPTIONS for branch in BRANCHES]
+    convs = {**STEM, **{conv: conv for conv in in_blocks}}
     kernels = {f"{ours}/conv": (theirs, hwio_from_oihw) for ours, theirs in convs.items()}
     for number, head in enumerate(HEADS, start=1):
         kernels[f"{head}/proj/conv"] = f"loss{number}/conv", hwio_from_oihw

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import STEM, Source, WeightFile, reading
+from googlenet_flax.importers.leaves import Source, WeightFile, reading
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
 BRANCHES = ("3x3_reduce", "5x5_reduce", "1x1", "3x3", "5x5", "pool_proj")
 CONVS = (
-    *STEM,
+    *("conv1", "conv2_reduce", "conv2"),
     *(f"{block}/{branch}" for block in INCEPTIONS for branch in BRANCHES),
     *(f"{head}/proj" for head in HEADS),
 )

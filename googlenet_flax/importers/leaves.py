@@ -7,14 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES, INCEPTIONS
-from googlenet_flax.model.layers import InceptionWidths
+from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES
 from googlenet_flax.runtime.errors import UserError, optional_package
-
-STEM = ("conv1", "conv2_reduce", "conv2")
-BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
-INCEPTION_CONVS = tuple(f"{block}/{branch}" for block in INCEPTIONS for branch in BRANCHES)
-assert len(BRANCHES) == len(InceptionWidths._fields)
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
