@@ -28,22 +28,18 @@ class Split(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names in the order of the labels."""
-        ...
 
     @property
     def storage_size(self) -> int:
         """Longer side of the stored pictures in pixels."""
-        ...
 
     @property
     def unreadable(self) -> dict[str, str]:
         """Pictures skipped so far, each with the reason."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A digest of the examples and their labels, wherever they are stored."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -56,7 +52,6 @@ class Split(Protocol):
         width. If pictures can be unreadable, `readable` bool `[B]` is False where another
         picture replaces an unreadable one.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

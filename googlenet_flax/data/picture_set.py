@@ -26,22 +26,18 @@ class PictureSource(Protocol):
     @property
     def remedy(self) -> str:
         """Advice for the user about a picture that cannot be read."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A digest of the pictures and their labels, wherever they are stored."""
-        ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[Picture, int]:
         """Returns a picture for `decode_image`, and its label; raises `BadImageError`."""
-        ...
 
     def name(self, index: int) -> str:
         """Returns a name by which the user can find the picture."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
