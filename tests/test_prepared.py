@@ -8,21 +8,14 @@ from helpers.tiny_sets import (
     SIZES,
     TinyColour,
     TinyGrey,
-    TinySet,
     expected_images,
     image,
     prepare,
+    set_of,
 )
 
 from googlenet_flax.data import PictureOptions, load_split, prepared
 from googlenet_flax.runtime.errors import UserError
-
-
-def set_of(name, **features):
-    """Returns a class of sets with these features."""
-    body = {"__module__": __name__, "FEATURES": features}
-    return type(name, (TinySet,), body, skip_registration=True)
-
 
 GREY, NUMBER = image(28, 28, 1), tfds.features.Scalar(np.int64)
 AnySize = set_of("AnySize", image=image(None, None, 3), label=LABEL)

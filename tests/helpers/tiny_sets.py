@@ -1,7 +1,6 @@
 """Small sets that TFDS prepares as array_record."""
 
 import io
-from types import MappingProxyType
 
 import numpy as np
 import PIL.Image
@@ -33,12 +32,11 @@ class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("3.0.1")
     # Keeps the order of the keys, so that the tests need not undo a shuffle.
     ORDERED = True
-    FEATURES = MappingProxyType({"image": image(28, 28, 1), "label": LABEL})
 
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict(dict(self.FEATURES)),
+            features=tfds.features.FeaturesDict(self.FEATURES),
             disable_shuffling=self.ORDERED,
         )
 
@@ -57,14 +55,14 @@ class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {name: example[name] for name in self.FEATURES}
 
 
-class TinyGrey(TinySet, skip_registration=True):
-    """Images of 28x28 pixels and one channel."""
+def set_of(name, **features):
+    """Creates a class of sets with these features."""
+    body = {"__module__": __name__, "FEATURES": features}
+    return type(name, (TinySet,), body, skip_registration=True)
 
 
-class TinyColour(TinySet, skip_registration=True):
-    """Images of 6x9 pixels and three channels."""
-
-    FEATURES = MappingProxyType({"image": image(6, 9, 3), "label": LABEL})
+TinyGrey = set_of("TinyGrey", image=image(28, 28, 1), label=LABEL)
+TinyColour = set_of("TinyColour", image=image(6, 9, 3), label=LABEL)
 
 
 def prepare(builder_class, data_dir):
