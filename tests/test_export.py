@@ -185,20 +185,13 @@ def test_outputs_without_heads_and_their_weights():
 
 
 @pytest.fixture(scope="module")
-def small_network():
-    """Makes `create_model` build three blocks, which compile fast."""
+def network():
+    """Makes `create_model` build three blocks, which compile fast; returns the network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
         patch.setattr(googlenet, "fastest", lambda platform, dtype: formats.STOCK)
-        yield
-
-
-@pytest.fixture(scope="module")
-def network(small_network):
-    googlenet = DESCRIPTION.create_model().clone(
-        dtype=np.dtype(np.float32), arithmetic=formats.STOCK
-    )
-    return Network(googlenet, vary(numpy_variables(googlenet, 83)), DESCRIPTION.preprocess)
+        model = DESCRIPTION.create_model().clone(dtype=np.dtype(np.float32))
+        yield Network(model, vary(numpy_variables(model, 83)), DESCRIPTION.preprocess)
 
 
 @pytest.fixture(scope="module")
