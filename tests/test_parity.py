@@ -30,17 +30,13 @@ ORIGINALS = {
 }
 
 
-def build(variant, image_size, **changes):
-    """Creates a variant, with changes of its fields, and the original's weights."""
-    fields = dataclasses.replace(VARIANTS[variant], **changes)
-    flat = to_flax(variant, image_size, draw_weights(variant, image_size))
-    variables = traverse_util.unflatten_dict(flat, sep="/")
-    return GoogLeNet(num_classes=NUM_CLASSES, variant=fields), variables
-
-
 @functools.cache
 def our_outputs(variant, image_size, **changes):
-    model, variables = build(variant, image_size, **changes)
+    """Computes the logits of a variant, with changes of its fields."""
+    fields = dataclasses.replace(VARIANTS[variant], **changes)
+    model = GoogLeNet(num_classes=NUM_CLASSES, variant=fields)
+    weights = to_flax(variant, image_size, draw_weights(variant, image_size))
+    variables = traverse_util.unflatten_dict(weights, sep="/")
     apply = jax.jit(functools.partial(model.apply, train=False))
     outputs = apply(variables, draw_images(variant, image_size))
     return [np.asarray(getattr(outputs, head)) for head in HEADS]
