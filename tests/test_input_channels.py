@@ -11,6 +11,7 @@ from helpers.configs import load_config, named_config
 from helpers.images import random_images
 from helpers.networks import augment, bind_step, preprocess, small_googlenet
 from helpers.paths import DIGITS
+from helpers.pictures import write_pictures
 from helpers.steps import start_state
 from helpers.tiny_run import TINY_RUN
 
@@ -121,11 +122,8 @@ CHANNELS = [pytest.param(GRAY, id="gray"), pytest.param(RGBA, id="rgba")]
 def pictures(tmp_path_factory):
     """Writes translucent pictures of two classes."""
     root = tmp_path_factory.mktemp("pictures")
-    for number, name in enumerate(("ant", "bee") * 8):
-        folder = root / ("train" if number < 12 else "test") / name
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (12, 9, 4), np.uint8)
-        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    counts = {"train/ant": 6, "train/bee": 6, "test/ant": 2, "test/bee": 2}
+    write_pictures(root, counts, channels=4)
     return root
 
 

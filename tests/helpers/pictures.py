@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 
 
-def write_pictures(root, counts, suffix=".png", side=None) -> None:
+def write_pictures(root, counts, suffix=".png", side=None, channels=3) -> None:
     """Writes a number of pictures into each folder, no two alike.
 
     They have various sizes, or all of them a `side` in pixels.
@@ -17,7 +17,7 @@ def write_pictures(root, counts, suffix=".png", side=None) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             height, width = (side, side) if side else rng.integers(8, 16, 2)
-            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
             PIL.Image.fromarray(pixels).save(root / name / f"{number:02}{suffix}")
 
 
