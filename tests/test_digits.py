@@ -2,11 +2,9 @@ import hashlib
 from collections import Counter
 
 import numpy as np
-import pytest
 import sklearn.datasets
 
 from googlenet_flax.data import load_split
-from googlenet_flax.runtime.errors import UserError
 
 
 def load(split):
@@ -48,9 +46,3 @@ def test_slices():
     labels = np.concatenate([test.labels[324:], train.labels[:100]])
     np.testing.assert_array_equal(both.images, images)
     np.testing.assert_array_equal(both.labels, labels)
-
-
-@pytest.mark.parametrize("spec", ["validation", "train[", "train[:x]", "", "train[5:5]"])
-def test_a_split_that_does_not_exist_is_the_users_error(spec):
-    with pytest.raises(UserError, match="split"):
-        load(spec)

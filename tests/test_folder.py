@@ -146,7 +146,7 @@ TWO = {"train/a": 1, "train/b": 1}
         (0, {}, "train", ["no folder train", "--config.eval_fraction=0.2"]),
         (0, {"test/ant": 1}, "test", ["no folder train"]),
         (0, {**TWO, "val/a": 1}, "test[:5]", ["'test[:5]'", "train, val", "train[:80%]"]),
-        (0, TWO, "train[", ["unknown split 'train['"]),
+        *((0, TWO, name, [f"unknown split {name!r}"]) for name in ("train[", "train[:x]")),
         (0, TWO, "", ["unknown split ''"]),
         (0, TWO, "train[:0]", ["no examples"]),
         (0.25, {**TWO, "test/a": 1}, "train", ["into test and train", "eval_fraction=0"]),
