@@ -1,4 +1,3 @@
-import dataclasses
 import multiprocessing
 import os
 import threading
@@ -19,10 +18,6 @@ from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime.errors import UserError
 
-OPTIONS = PictureOptions(storage_size=16)
-HELD_OUT = PictureOptions(storage_size=16, eval_fraction=0.25)
-SKIP = PictureOptions(storage_size=16, on_bad_image="skip")
-
 
 @pytest.fixture(scope="module")
 def splits_dir(tmp_path_factory):
@@ -40,8 +35,8 @@ def classes_dir(tmp_path_factory):
     return root
 
 
-def load(split, root, options=OPTIONS, **fields):
-    return load_folder(split, str(root), dataclasses.replace(options, **fields))
+def load(split, root, **options):
+    return load_folder(split, str(root), PictureOptions(storage_size=16, **options))
 
 
 def relative_paths(folder_set, root):
@@ -105,16 +100,17 @@ def test_classes_of_a_network_need_no_train_split(tmp_path):
 
 
 def test_one_folder_is_split(classes_dir, tmp_path):
-    train, test = (load(split, classes_dir, HELD_OUT) for split in ("train", "test"))
+    held_out = {"eval_fraction": 0.25}
+    train, test = (load(split, classes_dir, **held_out) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog")
     assert np.bincount(train.pictures.labels).tolist() == [30, 7, 1, 1]
     assert np.bincount(test.pictures.labels).tolist() == [10, 2, 1]
     assert not set(train.pictures.paths) & set(test.pictures.paths)
-    both = load("train+test", classes_dir, HELD_OUT)
+    both = load("train+test", classes_dir, **held_out)
     assert set(both.pictures.paths) == {str(path) for path in classes_dir.rglob("*.png")}
     # The place of the folder does not matter.
     (tmp_path / "elsewhere").symlink_to(classes_dir)
-    moved = load("test", tmp_path / "elsewhere", HELD_OUT)
+    moved = load("test", tmp_path / "elsewhere", **held_out)
     there = relative_paths(moved, tmp_path / "elsewhere")
     assert there == relative_paths(test, classes_dir)
 
@@ -171,7 +167,7 @@ def test_layouts_that_are_refused(tmp_path, held_out, counts, split, words):
 
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"data_dir is empty.*--config.data_dir=DIR"):
-        load_folder("train", "", OPTIONS)
+        load("train", "")
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
         with pytest.raises(UserError, match=f"{name} is not a folder"):
@@ -228,7 +224,7 @@ def broken_dir(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_pictures_are_skipped(broken_dir, workers):
-    train = load("train", broken_dir, SKIP, decode_workers=workers)
+    train = load("train", broken_dir, on_bad_image="skip", decode_workers=workers)
     batches = list(train.batches(np.split(np.arange(30), 3)))
     replaced = [2, 2, *range(2, 15), 16, *range(16, 29), 2]
     for batch, indices in zip(batches, np.split(np.array(replaced), 3), strict=True):
@@ -259,7 +255,7 @@ def test_a_pipe_is_skipped(tmp_path):
     # The pipe is open and full, so that reading it would fail instead of blocking.
     pipe = os.open(path, os.O_RDWR)
     os.write(pipe, b"Not a picture. " * 9)
-    train = load("train", tmp_path, SKIP)
+    train = load("train", tmp_path, on_bad_image="skip")
     list(train.batches([np.arange(4)]))
     os.close(pipe)
     assert train.unreadable == {str(path): "not a regular file"}
@@ -269,7 +265,7 @@ def test_no_picture_is_readable(tmp_path):
     write_pictures(tmp_path, TWO)
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"")
-    train = load("train", tmp_path, SKIP)
+    train = load("train", tmp_path, on_bad_image="skip")
     with pytest.raises(UserError, match=r"none of the 2 pictures.*\.png: empty file"):
         list(train.batches([np.arange(2)]))
 

@@ -31,8 +31,6 @@ from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime.errors import UserError
 
-OPTIONS = PictureOptions(storage_size=32)
-SKIP = PictureOptions(storage_size=32, on_bad_image="skip")
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # Names in the stock builder's lists of pictures to repair.
 PNG_NAME, CMYK_NAME = "n02105855_2933.JPEG", "n01739381_1309.JPEG"
@@ -112,8 +110,9 @@ def own_dir(official, tmp_path):
         yield tmp_path
 
 
-def load(data_dir, split, options=OPTIONS) -> PictureSet:
-    return load_split("imagenet2012", split, data_dir=str(data_dir), pictures=options)
+def load(data_dir, split, **options) -> PictureSet:
+    pictures = PictureOptions(storage_size=32, **options)
+    return load_split("imagenet2012", split, data_dir=str(data_dir), pictures=pictures)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +277,7 @@ def test_a_broken_record_is_named(writable_dir, damage, reason):
     assert message.startswith(f"{name} cannot be read ({reason}")
     assert message.endswith("prepare the data set again, or set --config.on_bad_image=skip")
 
-    train = load(writable_dir, "train[2:]", SKIP)
+    train = load(writable_dir, "train[2:]", on_bad_image="skip")
     (batch,) = train.batches([np.arange(4)])
     assert batch["readable"].tolist() == [True, False, True, True]
     assert batch["index"].tolist() == [0, 2, 2, 3]
