@@ -79,15 +79,6 @@ def test_data_dir_may_start_at_home(tiny_grey, monkeypatch):
     assert len(load_split("tiny_grey", "test", data_dir="~")) == 5
 
 
-def test_the_order_is_the_stored_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(TinyGrey, "ORDERED", False)
-    prepare(TinyGrey, tmp_path)
-    stock = tfds.data_source("tiny_grey", split="train", data_dir=tmp_path)
-    image_set = load_split("tiny_grey", "train", data_dir=str(tmp_path))
-    np.testing.assert_array_equal(image_set.images, [row["image"] for row in stock])
-    assert image_set.labels.tolist() != [i % 3 for i in range(12)]
-
-
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
     [
