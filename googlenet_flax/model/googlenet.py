@@ -50,22 +50,22 @@ _windows_5x5 = partial(ops.sliding_windows, window=5, stride=3)
 _windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """The choices of one original that Table 1 leaves open, such as padding and norm."""
 
     conv1_padding: str | Padding2D
     pool_padding: ops.PoolPadding
-    pool_5a_window: int  # Side of the max pool in front of inception_5a, in pixels.
-    kernel_5x5: int
-    local_response_norm: bool
-    batch_norm: bool
+    pool_5a_window: int = 3  # Side of the max pool in front of inception_5a, in pixels.
+    kernel_5x5: int = 5
+    local_response_norm: bool = False
+    batch_norm: bool = False
     aux_windows: Callable[[int], ops.Windows]  # Windows of the heads' pool by map size.
     kernel_init: nn.initializers.Initializer
-    bias: float  # Initial biases of conv1 and of the inception blocks.
-    conv2_bias: float
-    aux_bias: tuple[float, float]  # Initial biases of `proj` and `fc` in the heads.
-    dropout_rate: float  # Dropout in front of the main classifier.
+    bias: float = 0.0  # Initial biases of conv1 and of the inception blocks.
+    conv2_bias: float = 0.0
+    aux_bias: tuple[float, float] = (0.0, 0.0)  # Those of `proj` and `fc` in the heads.
+    dropout_rate: float = 0.4  # Dropout in front of the main classifier.
 
     @property
     def is_size_free(self) -> bool:
@@ -87,47 +87,29 @@ VARIANTS: Mapping[str, Variant] = {
     "seed": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
-        pool_5a_window=3,
-        kernel_5x5=5,
-        local_response_norm=False,
-        batch_norm=False,
         aux_windows=partial(_windows_5x5, round_up=False),
         kernel_init=nn.initializers.glorot_uniform(),
         bias=0.2,
-        conv2_bias=0.0,
-        aux_bias=(0.0, 0.0),
-        dropout_rate=0.4,
     ),
     # BVLC/caffe models/bvlc_googlenet/train_val.prototxt. Caffe's "xavier" is uniform with
     # variance 1 / fan_in, not Glorot's 2 / (fan_in + fan_out).
     "paper": Variant(
         conv1_padding=((3, 3), (3, 3)),
         pool_padding="CEIL",
-        pool_5a_window=3,
-        kernel_5x5=5,
         local_response_norm=True,
-        batch_norm=False,
         aux_windows=partial(_windows_5x5, round_up=True),
         kernel_init=nn.initializers.lecun_uniform(),
         bias=0.2,
         conv2_bias=0.2,
         aux_bias=(0.2, 0.2),
-        dropout_rate=0.4,
     ),
     # The seed with batch norm on every convolution, heads for any image size, and He init.
     "bn": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
-        pool_5a_window=3,
-        kernel_5x5=5,
-        local_response_norm=False,
         batch_norm=True,
         aux_windows=_windows_4x4,
         kernel_init=nn.initializers.he_normal(),
-        bias=0.0,
-        conv2_bias=0.0,
-        aux_bias=(0.0, 0.0),
-        dropout_rate=0.4,
     ),
     # pytorch/vision torchvision/models/googlenet.py, with its 3x3 for 5x5.
     "torchvision": Variant(
@@ -135,13 +117,9 @@ VARIANTS: Mapping[str, Variant] = {
         pool_padding="CEIL",
         pool_5a_window=2,
         kernel_5x5=3,
-        local_response_norm=False,
         batch_norm=True,
         aux_windows=_windows_4x4,
         kernel_init=nn.initializers.truncated_normal(stddev=0.01),
-        bias=0.0,
-        conv2_bias=0.0,
-        aux_bias=(0.0, 0.0),
         dropout_rate=0.2,
     ),
 }
