@@ -18,6 +18,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.polynomial.polynomial import polyfromroots
 
 # Points at which the polynomials of the algorithm are evaluated, besides infinity. With all
 # points of a kernel the output tiles are 4x4, with all but one 3x3, with all but two 2x2.
@@ -102,32 +103,17 @@ def _combine(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
 @functools.cache
 def _transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Computes `A^T` `[m, n]`, `G` `[n, r]` and `B^T` `[n, n]` by the Cook-Toom method."""
-    points = POINTS[r][: m + r - 2]
-    output = [[point**power for point in points] for power in range(m)]
-    for power, row in enumerate(output):
-        row.append(Fraction(int(power == m - 1)))
-    weight, data = [], []
-    for point in points:
-        others = [other for other in points if other != point]
-        scale = math.prod(point - other for other in others)
-        weight.append([point**power / scale for power in range(r)])
-        data.append([*_polynomial(others), Fraction(0)])
-    weight.append([Fraction(int(power == r - 1)) for power in range(r)])
-    data.append(_polynomial(list(points)))
+    points = np.array(POINTS[r][: m + r - 2])  # Fractions, so that all is exact.
+    others = [np.delete(points, number) for number in range(len(points))]
+    scales = [math.prod(point - rest) for point, rest in zip(points, others, strict=True)]
+    # The last row of each is that of the point at infinity.
+    output = [*np.vander(points, m, increasing=True), np.eye(m)[-1]]
+    weight = [*(np.vander(points, r, increasing=True).T / scales).T, np.eye(r)[-1]]
+    data = [*([*polyfromroots(rest), 0] for rest in others), polyfromroots(points)]
     output, weight, data = (
         np.array(matrix, np.float64) for matrix in (output, weight, data)
     )
     # A row of `G` may be multiplied by what the same row of `B^T` is divided by. Powers of
     # two round nothing, and keep the transformed input in the range of the input.
     balance = np.exp2(np.round(np.log2(np.linalg.norm(data, axis=1, keepdims=True))))
-    return output, weight * balance, data / balance
-
-
-def _polynomial(roots: list[Fraction]) -> list[Fraction]:
-    """Expands a monic polynomial; its coefficients begin with the lowest power."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        scaled = [root * c for c in coefficients] + [Fraction(0)]
-        coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
+    return output.T, weight * balance, data / balance
