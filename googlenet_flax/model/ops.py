@@ -268,9 +268,9 @@ def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def local_response_norm(
     x: jax.Array,
-    *,
     size: int = LRN_SIZE,
     alpha: float = LRN_ALPHA,
     beta: float = LRN_BETA,
@@ -291,22 +291,18 @@ def local_response_norm(
     Returns:
       `[B, H, W, C]` in the dtype of `x`.
     """
-    return _local_response_norm(x, size, alpha / size, beta, k)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _local_response_norm(x, size, weight, beta, k):
     wide = _at_least_float32(x)
-    energy = k + weight * _neighbor_sum(jnp.square(wide), size)
+    energy = k + alpha / size * _neighbor_sum(jnp.square(wide), size)
     return (wide * _inverse_power(energy, beta)).astype(x.dtype)
 
 
-def _local_response_norm_forward(x, size, weight, beta, k):
-    return _local_response_norm(x, size, weight, beta, k), x
+def _local_response_norm_forward(x, size, alpha, beta, k):
+    return local_response_norm(x, size, alpha, beta, k), x
 
 
-def _local_response_norm_backward(size, weight, beta, k, x, grad):  # noqa: PLR0917
+def _local_response_norm_backward(size, alpha, beta, k, x, grad):  # noqa: PLR0917
     """Computes the energies again, which is faster than reading them from memory."""
+    weight = alpha / size
     wide, grad = _at_least_float32(x), _at_least_float32(grad)
     energy = k + weight * _neighbor_sum(jnp.square(wide), size)
     scaled = grad * _inverse_power(energy, beta)
@@ -314,7 +310,7 @@ def _local_response_norm_backward(size, weight, beta, k, x, grad):  # noqa: PLR0
     return ((scaled - 2 * weight * beta * wide * shared).astype(x.dtype),)
 
 
-_local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
+local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
 
 
 def _neighbor_sum(x: jax.Array, size: int) -> jax.Array:
