@@ -186,9 +186,10 @@ def test_weight_gradient_as_a_product_of_any_convolution(
     assert max(largest_differences(actual, exact)) < 1e-11
 
 
-@pytest.mark.parametrize(
-    ("name", "arithmetic"), [("conv1", TAPS), ("1x1", MATMUL_1X1)], ids=name_of
-)
+AS_PRODUCTS = [("conv1", TAPS), ("1x1", MATMUL_1X1), ("3x3", WINOGRAD), ("5x5", WINOGRAD)]
+
+
+@pytest.mark.parametrize(("name", "arithmetic"), AS_PRODUCTS, ids=name_of)
 def test_gradients_are_those_of_finite_differences(name, arithmetic):
     size, stride, padding = CONVOLUTIONS[name]
     ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
@@ -198,11 +199,7 @@ def test_gradients_are_those_of_finite_differences(name, arithmetic):
         check_grads(jax.jit(ours), (x, kernel), order=1, modes=["rev"])
 
 
-@pytest.mark.parametrize(
-    ("name", "arithmetic"),
-    [("conv1", TAPS), ("1x1", MATMUL_1X1), ("3x3", WINOGRAD), ("5x5", WINOGRAD)],
-    ids=name_of,
-)
+@pytest.mark.parametrize(("name", "arithmetic"), AS_PRODUCTS, ids=name_of)
 def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
     size, stride, padding = CONVOLUTIONS[name]
     with jax.enable_x64(True):
