@@ -1,7 +1,4 @@
 import dataclasses
-import os
-import subprocess
-import sys
 import types
 from functools import partial
 
@@ -18,6 +15,7 @@ from helpers.convolutions import (
 )
 from helpers.jaxprs import equations
 from helpers.networks import preprocess
+from helpers.processes import finish, start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
@@ -70,8 +68,8 @@ def name_of(value):
     return names.get(value, "ALL") if isinstance(value, Arithmetic) else str(value)
 
 
-def compare(x_shape, kernel_shape, stride, padding, arithmetic):
-    """Returns the largest differences, in float64 and float32, from XLA in float64."""
+def assert_computes(x_shape, kernel_shape, stride, padding, arithmetic):
+    """Compares output and gradients in float64 and float32 with XLA's in float64."""
     ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
     stock = partial(stock_convolution, stride=stride, padding=padding)
     with jax.enable_x64(True):
@@ -79,11 +77,11 @@ def compare(x_shape, kernel_shape, stride, padding, arithmetic):
         exact = output_and_gradients(stock, *arrays)
         wide = output_and_gradients(ours, *arrays)
     narrow = output_and_gradients(ours, *(array.astype(np.float32) for array in arrays))
-    for actual in (wide, narrow):
+    for actual, dtype, bound in ((wide, "float64", 1e-11), (narrow, "float32", 1e-5)):
         assert [array.shape for array in actual] == [array.shape for array in exact]
-    assert {array.dtype for array in wide} == {np.dtype("float64")}
-    assert {array.dtype for array in narrow} == {np.dtype("float32")}
-    return largest_differences(wide, exact), largest_differences(narrow, exact)
+        assert {array.dtype for array in actual} == {np.dtype(dtype)}
+        differences = largest_differences(actual, exact)
+        assert max(differences) < bound, differences
 
 
 def convolution_shapes(function, *args):
@@ -113,17 +111,13 @@ def test_every_branch_is_the_convolution(name, arithmetic):
     size, stride, padding = CONVOLUTIONS[name]
     channels = 3 if size == 7 else 12
     shapes = (2, 14, 11, channels), (size, size, channels, 8)
-    wide, narrow = compare(*shapes, stride, padding, arithmetic)
-    assert max(wide) < 1e-11, wide
-    assert max(narrow) < 1e-5, narrow
+    assert_computes(*shapes, stride, padding, arithmetic)
 
 
 @pytest.mark.parametrize(("size", "height", "width"), [(3, 2, 2), (5, 4, 4), (5, 3, 6)])
 def test_maps_that_are_smaller_than_the_kernel(size, height, width):
     shapes = (2, height, width, 3), (size, size, 3, 4)
-    wide, narrow = compare(*shapes, 1, "SAME", ONEDNN)
-    assert max(wide) < 1e-11, wide
-    assert max(narrow) < 1e-5, narrow
+    assert_computes(*shapes, 1, "SAME", ONEDNN)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +151,7 @@ def test_every_branch_is_taken(name, arithmetic, outputs, kernel_gradients):
     ids=str,
 )
 def test_conv1_at_even_and_odd_sizes(height, width, padding):
-    wide, narrow = compare((1, height, width, 3), (7, 7, 3, 4), 2, padding, TAPS)
-    assert max(wide) < 1e-11, wide
-    assert max(narrow) < 1e-5, narrow
+    assert_computes((1, height, width, 3), (7, 7, 3, 4), 2, padding, TAPS)
 
 
 pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -249,10 +241,8 @@ calls = compiled.as_text().count('custom_call_target="__onednn$')
 is_fast = arithmetic == FASTEST["cpu_onednn_bfloat16"]
 print(calls, is_fast, jax.config.jax_enable_compilation_cache)
 """
-    env = {**os.environ, "XLA_FLAGS": ""}
-    out = subprocess.run(
-        [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
-    ).stdout
+    code, out, err = finish(start_python("-c", program, env={"XLA_FLAGS": ""}))
+    assert code == 0, err
     # An older jaxlib has no oneDNN, which also needs a processor with bfloat16.
     has_onednn = jaxlib.version.__version_info__ >= (0, 12)
     assert out.split()[:2] in [["3", "True"], ["0", "False"]]
