@@ -14,15 +14,14 @@ from helpers.convolutions import (
     stock_convolution,
 )
 from helpers.jaxprs import equations
-from helpers.networks import preprocess
 from helpers.processes import finish, start_python
+from helpers.untrained_runs import describe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from googlenet_flax import create_model
 from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, convolve
-from googlenet_flax.training.description import ModelDescription
 
 MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
 WINOGRAD = dataclasses.replace(STOCK, winograd=True)
@@ -214,9 +213,8 @@ def test_the_devices_that_run_a_network_choose_its_arithmetic():
         expected = FASTEST.get(platform, STOCK)
         assert build(platform=platform).arithmetic == expected
         assert build(platform=platform, arithmetic=STOCK).arithmetic == STOCK
-        described = ModelDescription("seed", 1.0, "float32", ("a", "b"), preprocess())
         devices: list = [types.SimpleNamespace(platform=platform)]
-        assert described.create_model(devices).arithmetic == expected
+        assert describe(class_names=("a", "b")).create_model(devices).arithmetic == expected
     assert build().arithmetic == FASTEST["cpu"]  # The default device is a CPU.
 
 

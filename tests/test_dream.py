@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from helpers.images import random_images
 from helpers.networks import create_small, numpy_variables, preprocess, small_googlenet
-from helpers.untrained_runs import write_run
+from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax import dream as command
 from googlenet_flax.analysis import dream as drawing
@@ -26,7 +26,6 @@ from googlenet_flax.analysis.gradient_ascent import (
 )
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.description import ModelDescription
 
 MODEL = small_googlenet("seed")  # The heads of this network fit 80 pixels only.
 SCALING = preprocess(
@@ -166,9 +165,7 @@ def test_what_cannot_rise_leaves_the_picture_alone(variables):
 
 
 CLASS_NAMES = ("ant", "Zoë the bird", "3", "dog")  # Numbers of classes begin with 0.
-DESCRIPTION = ModelDescription(
-    "bn", 0.25, "float32", CLASS_NAMES, preprocess(input_scale=1 / 255)
-)
+DESCRIPTION = describe(width_multiplier=0.25, class_names=CLASS_NAMES, input_scale=1 / 255)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 from helpers.configs import named_config
 from helpers.images import cut_out
-from helpers.networks import create_small, numpy_variables, preprocess
-from helpers.untrained_runs import write_run
+from helpers.networks import create_small, numpy_variables
+from helpers.untrained_runs import describe, write_run
 from helpers.written_out import color_blocks, softmax
 
 from googlenet_flax import evaluate
@@ -23,27 +23,21 @@ from googlenet_flax.runs.checkpoint_evaluation import check_accuracy, sum_averag
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UnexpectedResultError
-from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 SIZE = 80
 HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
 CLASSES = tuple("0123456789")
-FIRST = ModelDescription(
-    "bn",
-    0.25,
-    "float32",
-    CLASSES,
-    preprocess(storage_size=48, input_scale=1 / 255, crop_fraction=0.875),
-)
-SECOND = dataclasses.replace(  # This member has another crop, scale and order of channels.
-    FIRST,
+COMMON = {"width_multiplier": 0.25, "class_names": CLASSES, "storage_size": 48}
+FIRST = describe(input_scale=1 / 255, crop_fraction=0.875, **COMMON)
+SECOND = describe(  # This member has another crop, scale and order of channels.
     variant="seed",
-    preprocess=preprocess(
-        storage_size=48, input_scale=1 / 64, input_mean=(1.5, 2.0, 2.5), channel_order="BGR"
-    ),
+    input_scale=1 / 64,
+    input_mean=(1.5, 2.0, 2.5),
+    channel_order="BGR",
     untrained_heads=("aux_4a", "aux_4d"),
+    **COMMON,
 )
 DESCRIPTIONS = (FIRST, SECOND)
 RECIPE = {

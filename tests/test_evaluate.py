@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.networks import preprocess
+from helpers.untrained_runs import describe
 
 from googlenet_flax.config import Config
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
 from googlenet_flax.training import experiment
-from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import evaluate_split
 from googlenet_flax.training.sharding import replicate, split_over_devices
 from googlenet_flax.training.step import eval_step
@@ -91,7 +90,7 @@ def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expecte
         return type("Split", (), {"class_names": ("a", "b")})()
 
     monkeypatch.setattr(experiment, "load_split", load_split)
-    description = ModelDescription("bn", 1.0, "float32", ("a", "b"), preprocess())
+    description = describe(class_names=("a", "b"))
     config = Config(dataset="folder", eval_fraction=0.2)
     load_eval_split(evaluation_config(config, eval_fraction=flag), description)
     assert loaded["fraction"] == expected

@@ -15,7 +15,7 @@ import pytest
 import sklearn.metrics
 from helpers.images import random_images
 from helpers.networks import create_small, numpy_variables, preprocess
-from helpers.untrained_runs import write_run
+from helpers.untrained_runs import describe, write_run
 from helpers.written_out import softmax
 
 from googlenet_flax import create_model
@@ -41,16 +41,14 @@ from googlenet_flax.runs.checkpoint import DamagedCheckpointError
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.description import ModelDescription
 
 TESTED = 60  # Number of digits.
 CLASSIFIERS = ("main", "aux_4a", "aux_4d")
-DESCRIPTION = ModelDescription(
+DESCRIPTION = describe(
     variant="seed",
-    width_multiplier=0.1,
-    dtype="float32",
     class_names=tuple("0123456789"),
-    preprocess=preprocess(storage_size=8, input_scale=1 / 16),
+    storage_size=8,
+    input_scale=1 / 16,
     untrained_heads=("aux_4a",),
 )
 CONFIG = {
