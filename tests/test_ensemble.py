@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from helpers.configs import named_config
-from helpers.images import cut_out
+from helpers.images import color_blocks, cut_out
 from helpers.networks import create_small, numpy_variables
 from helpers.untrained_runs import describe, write_run
-from helpers.written_out import color_blocks, softmax
+from scipy.special import softmax
 
 from googlenet_flax import evaluate
 from googlenet_flax.data import load_split
@@ -114,10 +114,10 @@ def expected_probabilities(number, picture, crops):
     outputs = []
     for start in range(0, len(inputs), 12):  # A constant batch size needs one compilation.
         chunk = np.array(inputs[start : start + 12], np.float32)
-        output = apply_of(number)(np.resize(chunk, (12, SIZE, SIZE, 3)))
-        outputs.append(jax.tree.map(lambda x, chunk=chunk: x[: len(chunk)], output))
+        outputs.append(apply_of(number)(np.resize(chunk, (12, SIZE, SIZE, 3))))
+    logits = jax.tree.map(lambda *parts: np.concatenate(parts, dtype=np.float64), *outputs)
     return {
-        head: softmax(np.concatenate([getattr(each, name) for each in outputs])).mean(0)
+        head: softmax(getattr(logits, name)[: len(inputs)], axis=1).mean(axis=0)
         for head, name in HEADS.items()
     }
 

@@ -18,11 +18,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
-from helpers.images import random_images
+from helpers.images import color_blocks, random_images
 from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
 from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
-from helpers.written_out import color_blocks
 
 from googlenet_flax import create_model, import_weights
 from googlenet_flax import export as command

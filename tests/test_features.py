@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from helpers.full_disks import file_size_limit
+from helpers.images import color_blocks
 from helpers.networks import create_small, numpy_variables
 from helpers.untrained_runs import write_run
 from helpers.unusual_input import DESCRIPTION, STORED, inputs_of, write_pictures
-from helpers.written_out import color_blocks
 
 from googlenet_flax import features as command
 from googlenet_flax.analysis.features import split_batches, write_features

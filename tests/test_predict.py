@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.images import color_blocks
 from helpers.networks import create_small, numpy_variables
 from helpers.processes import finish, start_python
 from helpers.tiny_run import start_small
@@ -19,7 +20,7 @@ from helpers.unusual_input import (
     inputs_of,
     write_pictures,
 )
-from helpers.written_out import color_blocks, softmax
+from scipy.special import softmax
 
 from googlenet_flax import predict as command
 from googlenet_flax.runs.prediction import find_pictures, predict
@@ -74,7 +75,7 @@ def network(variables, inputs):
     """Computes the probabilities of up to ten inputs, with one compilation."""
     padded = np.zeros((10, *inputs[0].shape), np.float32)
     padded[: len(inputs)] = inputs
-    return softmax(apply(variables, padded).logits[: len(inputs)])
+    return softmax(np.float64(apply(variables, padded).logits[: len(inputs)]), axis=1)
 
 
 def all_probabilities(predictor, files, batch_size=4, **options):

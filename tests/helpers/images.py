@@ -1,4 +1,4 @@
-"""Images of noise, and cuts of images in float64."""
+"""Images of noise and of blocks, and cuts of images in float64."""
 
 import numpy as np
 
@@ -6,6 +6,14 @@ import numpy as np
 def random_images(*shape) -> np.ndarray:
     """Draws uint8 noise over the whole range."""
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def color_blocks(number: int, height: int, width: int) -> np.ndarray:
+    """Draws blocks of strong colors, different for each number."""
+    rng = np.random.default_rng(number)
+    colors = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
+    return colors[rows][:, columns]
 
 
 def cut_out(picture: np.ndarray, box, size: int) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 import numpy as np
 import PIL.Image
-from helpers.images import cut_out
+from helpers.images import color_blocks, cut_out
 from helpers.untrained_runs import describe
-from helpers.written_out import color_blocks
 
 STORED = 48  # In pixels; smaller pictures are not resized when they are read.
 SIZE = 81
