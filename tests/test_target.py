@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 from helpers.paths import DIGITS
-from helpers.processes import finish, start
+from helpers.processes import run
 
 from googlenet_flax import main
 from googlenet_flax.analysis import target
@@ -44,6 +44,7 @@ ENTRY %main.2_spmd (param.1: f32[2,64]) -> f32[2,64] {
 }
 """
 GIB = 2**30
+TPUS, GPUS = "tpu:v5e:2x2", "cuda:h100:4"
 
 
 class Compiled:
@@ -84,9 +85,9 @@ def elsewhere(monkeypatch, small_inceptions):
     jax.config.update("jax_enable_compilation_cache", cache)
 
 
-def plan(run_command, name, *args):
+def plan_for(name):
     tiny = [f"--config={DIGITS}", "--config.width_multiplier=0.1"]
-    return run_command(main, *tiny, "--dry_run", f"--target={name}", *args)
+    return [*tiny, "--dry_run", f"--target={name}"]
 
 
 def test_collectives_are_counted_with_the_bytes_of_their_results():
@@ -105,13 +106,8 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
     "name",
     [
         *("", "v5e:4x4", "tpu:v5e:4", "tpu:v5e:4x0", "tpu:v5e:17x16", "tpu:v5e:4x4x1"),
-        *(
-            "tpu:v7x:2x2",
-            "cuda:h100:9",
-            "cuda:a100:8",
-            "cuda:h100:0",
-            f"tpu:v5e:{'9' * 5000}",
-        ),
+        *("tpu:v7x:2x2", "cuda:h100:9", "cuda:a100:8", "cuda:h100:0"),
+        f"tpu:v5e:{'9' * 5000}",
     ],
 )
 def test_an_unknown_target_is_refused_with_those_that_are_known(name):
@@ -123,7 +119,7 @@ def test_an_unknown_target_is_refused_with_those_that_are_known(name):
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [
-        ("tpu:v5e:2x2", "libtpu", "tpu"),
+        (TPUS, "libtpu", "tpu"),
         ("cuda:h100:1", "jax-cuda13-plugin", "cuda-target"),
         ("cuda:h100:1", "nvidia-cuda-nvcc", "cuda-target"),
     ],
@@ -140,7 +136,7 @@ def test_a_missing_package_is_named(elsewhere, monkeypatch, name, package, extra
 
 
 def test_a_plan_for_tpus(elsewhere, run_command):
-    code, out, err = plan(run_command, "tpu:v5e:2x2")
+    code, out, err = run_command(main, *plan_for(TPUS))
     assert (code, err) == (0, "")
     text = dict(re.findall(r"^([a-z ]+): +(.*)$", out, flags=re.MULTILINE))
     assert text["steps"].endswith("on 4 x TPU v5 lite")
@@ -159,11 +155,11 @@ def test_a_plan_for_tpus(elsewhere, run_command):
 
 def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere):
     cost = ImageCost(forward_flops=0, training_flops=197 * 10**9, training_bytes=819e6)
-    tpus = find_target("tpu:v5e:2x2")
+    tpus = find_target(TPUS)
     for dtype in ("float32", "bfloat16"):
         bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
         assert rate_bounds(tpus, cost, dtype) == pytest.approx(bounds)
-    gpus = find_target("cuda:h100:4")
+    gpus = find_target(GPUS)
     half, whole = (rate_bounds(gpus, cost, dtype) for dtype in ("float32", "bfloat16"))
     assert whole["operations"] == pytest.approx(4 * 989e12 / 197e9)
     assert half["operations"] == pytest.approx(4 * 495e12 / 197e9)
@@ -179,43 +175,33 @@ def refuse(message):
 @pytest.mark.parametrize(
     ("name", "compile_step", "hint"),
     [
+        (TPUS, lambda: Compiled(17), "not fit into the devices (17 GiB of 16 GiB)"),
+        (GPUS, lambda: Compiled(61), "not fit into the devices (61 GiB of 60 GiB)"),
         (
-            "tpu:v5e:2x2",
-            lambda: Compiled(17),
-            "not fit into the devices (17 GiB of 16 GiB)",
-        ),
-        (
-            "cuda:h100:4",
-            lambda: Compiled(61),
-            "not fit into the devices (61 GiB of 60 GiB)",
-        ),
-        (
-            "tpu:v5e:2x2",
+            TPUS,
             refuse("RESOURCE_EXHAUSTED: (15.9G) exceeds HBM (15.75G). HLO module: x."),
             "(15.9G) exceeds HBM (15.75G)): set a smaller --config.batch_size",
         ),
-        ("tpu:v5e:2x2", refuse("INTERNAL: a\nb"), "does not compile (INTERNAL: a b)"),
-        ("tpu:v5e:2x2", refuse("ABORTED: libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
+        (TPUS, refuse("INTERNAL: a\nb"), "does not compile (INTERNAL: a b)"),
+        (TPUS, refuse("ABORTED: libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
     ],
 )
 def test_what_does_not_compile_or_fit_is_one_line(
-    elsewhere, run_command, name, compile_step, hint
+    elsewhere, refused, name, compile_step, hint
 ):
     elsewhere(compile_step)
-    code, out, err = plan(run_command, name)
-    assert (code, out) == (2, "")
-    assert err.startswith(f"googlenet_flax: --target={name}: ") and hint in err
-    assert err.count("\n") == 1
+    line = refused(main, *plan_for(name))
+    assert line.startswith(f"googlenet_flax: --target={name}: ") and hint in line
 
 
-def test_the_devices_of_the_target_must_share_a_batch(elsewhere, run_command):
-    code, _, err = plan(run_command, "tpu:v5e:2x2", "--config.batch_size=30")
-    assert code == 2 and "4 devices cannot share equally" in err and err.count("\n") == 1
+def test_the_devices_of_the_target_must_share_a_batch(elsewhere, refused):
+    line = refused(main, *plan_for(TPUS), "--config.batch_size=30")
+    assert "4 devices cannot share equally" in line
 
 
-def test_a_target_is_not_trained_on(run_command):
-    code, _, err = run_command(main, f"--config={DIGITS}", "--target=tpu:v5e:2x2")
-    assert code == 2 and "--target needs --dry_run" in err and err.count("\n") == 1
+def test_a_target_is_not_trained_on(refused):
+    line = refused(main, f"--config={DIGITS}", "--target=tpu:v5e:2x2")
+    assert "--target needs --dry_run" in line
 
 
 def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_command):
@@ -228,9 +214,9 @@ def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_comman
         return model
 
     monkeypatch.setattr(ModelDescription, "create_model", create)
-    for name, platform in {"tpu:v5e:2x2": "tpu", "cuda:h100:4": "gpu"}.items():
+    for name, platform in {TPUS: "tpu", GPUS: "gpu"}.items():
         used.clear()
-        assert plan(run_command, name)[0] == 0
+        assert run_command(main, *plan_for(name))[0] == 0
         assert used == {FASTEST[platform]}
 
 
@@ -249,17 +235,16 @@ def test_a_long_call_says_how_long_it_takes(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "module"),
     [
-        ("tpu:v5e:2x2", "libtpu"),
+        (TPUS, "libtpu"),
         ("tpu:v4:2x2x1", "libtpu"),
-        ("cuda:h100:4", "jax_cuda13_plugin"),
+        (GPUS, "jax_cuda13_plugin"),
     ],
 )
 def test_the_real_step_compiles(name, module):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    tiny = [f"--config={DIGITS}", "--config.width_multiplier=0.1", "--config.variant=seed"]
-    process = start("main", *tiny, "--dry_run", f"--target={name}", env={"XLA_FLAGS": ""})
-    code, out, err = finish(process)
+    env = {"XLA_FLAGS": ""}
+    code, out, err = run("main", *plan_for(name), "--config.variant=seed", env=env)
     assert code == 0, err
     assert "the step compiles" in out and ", on 4 x " in out
     # The step exchanges the gradients, 4 bytes each, and a few metrics.
