@@ -203,21 +203,14 @@ def test_json(tmp_path, command_of, predictor):
     assert "Zoë" in out and "zoë" in out
 
 
-def test_untrained_heads_are_named(
-    tmp_path, workdir, command_of, predictor, monkeypatch, run_command
-):
+def test_untrained_heads_are_named(tmp_path, workdir, command_of, predictor, run_with):
     """Checks stderr; the answers are those of the main classifier."""
     file = save(tmp_path / "a.png", coloured(0))
     _, answers, _ = command_of("--json", file)
     untrained = dataclasses.replace(DESCRIPTION, untrained_heads=("aux_4d",))
-    monkeypatch.setattr(
-        Predictor,
-        "load",
-        lambda *args: dataclasses.replace(predictor, description=untrained),
-    )
+    other = dataclasses.replace(predictor, description=untrained)
     line = "googlenet_flax: untrained heads, whose outputs mean nothing: aux_4d\n"
-    args = (f"--workdir={workdir}", "--json", file)
-    assert run_command(command, *args) == (0, answers, line)
+    assert run_with(other, workdir, command, "--json", file) == (0, answers, line)
 
 
 @pytest.mark.parametrize(("form", "batch_size"), [("table", 4), ("json", 1), ("json", 32)])
