@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
-import matplotlib as mpl
 import numpy as np
 from cycler import cycler
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
@@ -58,11 +58,9 @@ def styled(draw: Callable[Params, Figure]) -> Callable[Params, bytes]:
 
     @functools.wraps(draw)
     def draw_png(*args: Params.args, **kwargs: Params.kwargs) -> bytes:
-        with mpl.rc_context(), warnings.catch_warnings():
+        with style.context(STYLE, after_reset=True), warnings.catch_warnings():
             # The name of a class may have letters that the font lacks.
             warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-            mpl.rcdefaults()
-            mpl.rcParams.update(STYLE)
             png = io.BytesIO()
             draw(*args, **kwargs).savefig(png, format="png", metadata={"Software": None})
         return png.getvalue()
