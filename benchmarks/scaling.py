@@ -11,6 +11,7 @@ rates.
 
 import argparse
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -47,6 +48,7 @@ class Exchange:
     norm_exchanges: int  # All-reduces of statistics, which wait for each other.
 
 
+@functools.cache
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
     """Computes the exchange of a network from its shapes."""
     model = create_model(variant, num_classes=num_classes)

@@ -1,4 +1,3 @@
-import functools
 import re
 import sys
 
@@ -7,13 +6,6 @@ import scaling
 from helpers.paths import REPOSITORY
 
 LINK = {"step_seconds": 0.05, "bytes_per_second": 5e10, "latency_seconds": 1e-5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_exchange_is_counted_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling, "exchange_of", functools.cache(scaling.exchange_of))
-        yield
 
 
 def test_what_the_originals_exchange():
