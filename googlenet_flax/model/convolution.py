@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -30,25 +29,23 @@ STOCK = Arithmetic()  # XLA's own operations and gradients.
 # docs/performance.md has the measurements on CPUs. The choice for GPUs was made by the
 # bytes that a program compiled for an H100 moves, and that for TPUs by the cycles that
 # libtpu estimates for a TPU v5e. Neither was measured.
-FASTEST: Mapping[str, Arithmetic] = MappingProxyType(
-    {
-        "cpu": Arithmetic(
-            merge_1x1=True,
-            matmul_1x1=True,
-            winograd=True,
-            matmul_weight_gradient=True,
-            gather_max_pool=True,
-        ),
-        "cpu_onednn_bfloat16": Arithmetic(
-            merge_1x1=True,
-            onednn_gradients=True,
-            gather_max_pool=True,
-            pool_first=True,
-        ),
-        "gpu": Arithmetic(merge_1x1=True, gather_max_pool=True, pool_first=True),
-        "tpu": Arithmetic(pool_first=True),
-    }
-)
+FASTEST: Mapping[str, Arithmetic] = {
+    "cpu": Arithmetic(
+        merge_1x1=True,
+        matmul_1x1=True,
+        winograd=True,
+        matmul_weight_gradient=True,
+        gather_max_pool=True,
+    ),
+    "cpu_onednn_bfloat16": Arithmetic(
+        merge_1x1=True,
+        onednn_gradients=True,
+        gather_max_pool=True,
+        pool_first=True,
+    ),
+    "gpu": Arithmetic(merge_1x1=True, gather_max_pool=True, pool_first=True),
+    "tpu": Arithmetic(pool_first=True),
+}
 
 
 def fastest(platform: str, dtype: jnp.dtype) -> Arithmetic:
