@@ -15,11 +15,11 @@ import grain
 from absl import flags
 
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.signals import STOP_SIGNALS
 
 Element = TypeVar("Element")
 
 MAX_THREADS = 16  # More threads would only wait for the GIL.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CLOSE_SECONDS = 4  # Time that a worker process has to end before it is killed.
 
 
@@ -90,13 +90,14 @@ def _start_processes(
     options = grain.MultiprocessingOptions(workers, per_worker)
     one_by_one = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
     iterator = iter(one_by_one.mp_prefetch(options, worker_init_fn=_watch_parent))
-    # Ctrl-C sends SIGINT to every process of the terminal. Only the training loop handles
-    # it, and the loop still needs the batches that are being decoded: the threads and
-    # processes started here inherit that the signals are blocked.
-    # NOTE: Must come first: Python unblocks the signals when it starts the tracker.
-    multiprocessing.resource_tracker.ensure_running()
+    # Ctrl-C and the end of a terminal send a signal to every process in it. Only the
+    # training loop handles it, and the loop still needs the batches that are being decoded:
+    # the threads and processes started here inherit that the signals are blocked.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        # NOTE: Python may start this process here, and then unblocks SIGINT and SIGTERM.
+        multiprocessing.resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         iterator.get_state()  # Creates the iterator that start_prefetch needs.
         iterator.start_prefetch()
     finally:
