@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import peer
@@ -17,7 +18,7 @@ from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.optimizer import create_optimizer
-from googlenet_flax.training.state import TrainState, create_state
+from googlenet_flax.training.state import TrainState
 from googlenet_flax.training.step import train_step
 
 
@@ -37,8 +38,12 @@ def create_sgd() -> optax.GradientTransformation:
 def initial_state(variant: str, image_size: int) -> TrainState:
     """Creates the state on the host; it depends on neither the dtype nor the arithmetic."""
     model = create_model(variant, num_classes=peer.NUM_CLASSES, arithmetic=STOCK)
-    init = partial(create_state, model, create_sgd(), image_size=image_size)
-    return jax.device_get(jax.jit(init)(jax.random.key(0)))
+
+    def create(rng: jax.Array) -> TrainState:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        return TrainState.of(model.init(rng, images, train=False), create_sgd())
+
+    return jax.device_get(jax.jit(create)(jax.random.key(0)))
 
 
 def make_steps(

@@ -53,13 +53,9 @@ class Linear:
 
 def linear_state(**fields):
     kernel = np.random.default_rng(1).normal(size=(SIDE, 10)).astype(np.float32)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params={"kernel": jnp.asarray(kernel)},
-        batch_stats={"mean": jnp.full(SIDE, 0.2)},
-        opt_state=TX.init({"kernel": jnp.asarray(kernel)}),
-    )
-    return dataclasses.replace(state, **fields)
+    mean = jnp.full(SIDE, 0.2)
+    variables = {"params": {"kernel": jnp.asarray(kernel)}, "batch_stats": {"mean": mean}}
+    return dataclasses.replace(TrainState.of(variables, TX), **fields)
 
 
 def square_batch(size, first_index=17):

@@ -67,9 +67,7 @@ def fresh_state(description):
     """Creates the state that a run starts with, on all devices."""
     size = description.preprocess.image_size
     variables = numpy_variables(create_small(description), size)
-    params, statistics = variables["params"], variables.get("batch_stats", {})
-    momentum = optax.sgd(0.1, momentum=0.9).init(params)
-    state = TrainState(np.zeros((), np.int32), params, statistics, momentum)
+    state = TrainState.of(variables, optax.sgd(0.1, momentum=0.9))
     return replicate(state, jax.devices())
 
 

@@ -101,7 +101,10 @@ class ModelDescription:
         )
 
     def initialize(self, rng: jax.Array) -> Any:
-        """Draws random parameters and statistics of the network."""
+        """Draws random parameters and statistics of the network.
+
+        Call it under `jax.jit`, where it takes seconds.
+        """
         size, channels = self.preprocess.image_size, self.preprocess.input_channels
         images = jnp.zeros((1, size, size, channels))
         return self.create_model().init(rng, images, train=False)

@@ -22,7 +22,7 @@ from googlenet_flax.training.description import DataDescription, ModelDescriptio
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.state import Batch, Metrics, Params, TrainState, create_state
+from googlenet_flax.training.state import Batch, Metrics, Params, TrainState
 from googlenet_flax.training.step import Inputs, train_step
 
 TrainStep = Callable[[TrainState, Batch, np.int32], tuple[TrainState, Metrics]]
@@ -147,17 +147,16 @@ class Experiment:
 
     @cached_property
     def _create_state(self) -> Callable[[jax.Array], TrainState]:
-        """Creates a state from a random key."""
-        create = partial(
-            create_state,
-            self.description.create_model(self.devices),
-            self.tx,
-            image_size=self.config.image_size,
-            averages=self.averaging is not None,
-        )
+        """Creates a state with random weights from a random key."""
+
+        def create_state(key: jax.Array) -> TrainState:
+            variables = self.description.initialize(key)
+            return TrainState.of(variables, self.tx, averages=self.averaging is not None)
+
         # With optimization, compiling the random generators of some sixty kernels, which
         # run once, takes most of the time of a start.
-        return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})
+        options = {"xla_backend_optimization_level": 0}
+        return jax.jit(create_state, compiler_options=options)
 
     @property
     def seed(self) -> np.int32:

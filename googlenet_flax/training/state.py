@@ -1,4 +1,4 @@
-"""The state of a run, which every update changes, and its creation."""
+"""The state of a run, which every update changes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-
-from googlenet_flax.model.googlenet import GoogLeNet
 
 Batch = Mapping[str, Any]  # A `data.image_set.Batch` on the host or on a device.
 Metrics = dict[str, jax.Array]
@@ -27,6 +25,22 @@ class TrainState:
     # Averages over steps of {"params", "batch_stats"}; empty without averaging.
     averages: Params = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, variables: Params, tx: optax.GradientTransformation, *, averages: bool = False
+    ) -> "TrainState":
+        """Creates the state of step 0 from parameters and statistics.
+
+        With `averages` the state also holds averages of the weights.
+        """
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(variables["params"]),
+            averages=dict(variables) if averages else {},
+        )
+
     @property
     def variables(self) -> Params:
         """The parameters and statistics in the form that `model.apply` takes."""
@@ -36,27 +50,3 @@ class TrainState:
 def variables_of(params: Params, batch_stats: Params) -> Params:
     """Returns the variables of a network; without batch norm there are no statistics."""
     return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
-
-
-def create_state(
-    model: GoogLeNet,
-    tx: optax.GradientTransformation,
-    rng: jax.Array,
-    *,
-    image_size: int,
-    averages: bool = False,
-) -> TrainState:
-    """Creates a state with random weights drawn from `rng`.
-
-    Call it under `jax.jit`, where it takes seconds. `image_size` is the side of the
-    network's input in pixels. With `averages` the state also holds averages of the weights.
-    """
-    images = jnp.zeros((1, image_size, image_size, model.input_channels))
-    variables = model.init(rng, images, train=False)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
-        averages=dict(variables) if averages else {},
-    )

@@ -41,12 +41,7 @@ def start_state(model, tx):
     """Returns the state of step 0 with variables drawn by NumPy."""
     dtype = jnp.promote_types(model.dtype, jnp.float32)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), numpy_variables(model))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
-    )
+    return TrainState.of(variables, tx)
 
 
 def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
