@@ -63,13 +63,11 @@ def _flag() -> Any:
     return _field(False, "True or False", resumable=True)
 
 
-def _at_least(low: float, *, default: float, resumable: bool = False) -> Any:
-    allowed = f"from {low} up to {MAX_NUMBER}"
-    return _field(default, allowed, lambda v: low <= v <= MAX_NUMBER, resumable=resumable)
-
-
-def _between(low: float, high: float, *, default: float) -> Any:
-    return _field(default, f"from {low} up to {high}", lambda v: low <= v <= high)
+def _from(
+    low: float, high: float = MAX_NUMBER, *, default: float, resumable: bool = False
+) -> Any:
+    allowed = f"from {low} up to {high}"
+    return _field(default, allowed, lambda v: low <= v <= high, resumable=resumable)
 
 
 def _above(low: float, high: float, *, default: float) -> Any:
@@ -139,11 +137,11 @@ class Config:
     eval_fraction: float = _below_one(default=0.0)
     # Longer side in pixels to which pictures of any size (of folder or imagenet2012) are
     # reduced when they are read.
-    storage_size: int = _at_least(1, default=256)
+    storage_size: int = _from(1, default=256)
     # What a picture that cannot be read does to the run.
     on_bad_image: str = _one_of("stop", "skip", resumable=True)
     # Processes that decode pictures; 0 decodes in threads.
-    decode_workers: int = _at_least(0, default=0, resumable=True)
+    decode_workers: int = _from(0, default=0, resumable=True)
 
     # The network's input:
 
@@ -158,7 +156,7 @@ class Config:
     # without crop_min_area.
     crop_fraction: float = _above(0, 1, default=1.0)
     # Channels of the network's input: 1 is gray, 3 RGB and 4 RGBA.
-    input_channels: int = _between(1, 1024, default=3)
+    input_channels: int = _from(1, 1024, default=3)
     # Factor on pixels of 0 to 255, applied first.
     input_scale: float = _above(0, 255, default=1 / 255)
     # Subtracted from each channel after scaling.
@@ -174,17 +172,17 @@ class Config:
     # Order of the three channels of the input.
     channel_order: str = _one_of("RGB", "BGR")
     # Padding around the stored image from which a random crop of its size is cut; 0 is off.
-    crop_padding_pixels: int = _at_least(0, default=0)
+    crop_padding_pixels: int = _from(0, default=0)
     # Smallest part of the picture that a random crop takes; 1 is off, the paper has 0.08.
     crop_min_area: float = _above(0, 1, default=1.0)
     # Largest ratio of the sides of these crops; the paper has 4/3.
-    crop_max_aspect: float = _between(1, 16, default=4 / 3)
+    crop_max_aspect: float = _from(1, 16, default=4 / 3)
     # Mirror each image at random, or one half of the images in even epochs and the other
     # in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
     # Brightness, contrast and color change by random factors from 1 - this to 1 + this;
     # RGB only; 0 is off.
-    color_jitter: float = _between(0, 1, default=0.0)
+    color_jitter: float = _from(0, 1, default=0.0)
     # Each training image is resized by one of these at random.
     interpolations: tuple[str, ...] = _field(
         ("bilinear",),
@@ -192,9 +190,9 @@ class Config:
         lambda values: bool(values) and all(v in list(INTERPOLATIONS) for v in values),
     )
     # Side of an erased square, as a part of image_size; 0 is off.
-    cutout_fraction: float = _between(0, 1, default=0.0)
+    cutout_fraction: float = _from(0, 1, default=0.0)
     # Parameter of the Beta distribution that mixes examples; 0 is off.
-    mixup_alpha: float = _between(0, 100, default=0.0)
+    mixup_alpha: float = _from(0, 100, default=0.0)
     # Values of image_size in the first epochs (progressive resizing); only bn and
     # torchvision can change it.
     progressive_image_sizes: tuple[int, ...] = _field(
@@ -219,34 +217,34 @@ class Config:
     # The recipe:
 
     # Examples per update, over all devices and processes; learning_rate does not follow it.
-    batch_size: int = _at_least(1, default=256)
-    num_epochs: int = _at_least(1, default=15)  # Passes over train_split.
+    batch_size: int = _from(1, default=256)
+    num_epochs: int = _from(1, default=15)  # Passes over train_split.
     # Updates of the whole run; 0 lets num_epochs decide.
-    max_steps: int = _at_least(0, default=0)
+    max_steps: int = _from(0, default=0)
     # Parts of a batch that pass through the network in turn, each with batch statistics of
     # its own. Saves memory on GPUs and TPUs, but not on CPUs.
-    accumulation_steps: int = _at_least(1, default=1)
+    accumulation_steps: int = _from(1, default=1)
     # Highest learning rate, at the start or after warm-up.
-    learning_rate: float = _at_least(0, default=0.01)
+    learning_rate: float = _from(0, default=0.01)
     # How the learning rate falls.
     schedule: str = _one_of("staircase", "cosine", "linear")
     # Epochs in which the learning rate rises linearly.
-    warmup_epochs: float = _at_least(0, default=0.0)
+    warmup_epochs: float = _from(0, default=0.0)
     # Part of learning_rate at which cosine and linear end.
-    final_rate_fraction: float = _between(0, 1, default=0.0)
+    final_rate_fraction: float = _from(0, 1, default=0.0)
     # Momentum of SGD, without Nesterov.
-    momentum: float = _between(0, 1, default=0.9)
+    momentum: float = _from(0, 1, default=0.9)
     # Factor of each stair of the staircase.
     decay_rate: float = _above(0, 1, default=0.96)
     # Length of a stair.
-    decay_every_epochs: int = _at_least(1, default=8)
+    decay_every_epochs: int = _from(1, default=8)
     # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
-    decay_offset_epochs: int = _at_least(0, default=1)
+    decay_offset_epochs: int = _from(0, default=1)
     # L2 penalty on kernels, not on biases or batch norm.
-    weight_decay: float = _at_least(0, default=0.0)
-    aux_weight: float = _at_least(0, default=0.3)  # Weight of each auxiliary loss.
+    weight_decay: float = _from(0, default=0.0)
+    aux_weight: float = _from(0, default=0.3)  # Weight of each auxiliary loss.
     # Part of aux_weight to which it falls linearly by the end of the run.
-    final_aux_fraction: float = _between(0, 1, default=1.0)
+    final_aux_fraction: float = _from(0, 1, default=1.0)
     # Part of the target that all classes share.
     label_smoothing: float = _below_one(default=0.0)
     # Average of the weights over steps, exponential or plain, that evaluation and every
@@ -254,19 +252,19 @@ class Config:
     averaging: str = _one_of("none", "ema", "polyak")
     # Decay of the exponential average, per step.
     ema_decay: float = _below_one(default=0.999)
-    average_from_epoch: int = _at_least(0, default=0)  # Epochs before averaging begins.
+    average_from_epoch: int = _from(0, default=0)  # Epochs before averaging begins.
     # Seed of weights, order of the examples, dropout and augmentation.
-    seed: int = _between(0, MAX_NUMBER, default=0)
+    seed: int = _from(0, default=0)
 
     # The run:
 
     distributed: bool = _flag()  # Several processes train together; see docs/scaling.md.
     # Steps between training rows in metrics.jsonl.
-    log_every_steps: int = _at_least(1, default=10, resumable=True)
+    log_every_steps: int = _from(1, default=10, resumable=True)
     # Epochs between evaluations, each of which saves.
-    eval_every_epochs: int = _at_least(1, default=1, resumable=True)
+    eval_every_epochs: int = _from(1, default=1, resumable=True)
     # Steps between further checkpoints; 0 saves at evaluations only.
-    checkpoint_every_steps: int = _at_least(0, default=100, resumable=True)
+    checkpoint_every_steps: int = _from(0, default=100, resumable=True)
     # Training steps whose trace is written into the folder profile of the workdir.
     profile_steps: tuple[int, ...] = _field(
         (),
@@ -281,7 +279,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks each field alone, and then those that depend on each other."""
-        for field in dataclasses.fields(self):
+        for field in FIELDS.values():
             _check_field(field, getattr(self, field.name))
         _check_channels(self)
         _check_image_size(self)
@@ -303,12 +301,11 @@ class Config:
         """
         if isinstance(fields, Config):
             return fields
-        names = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name in RENAMED:
                 raise UserError(f"config.{name} is called {RENAMED[name]!r} now")
-            if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
+            if name not in FIELDS:
+                close = difflib.get_close_matches(name, FIELDS, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise UserError(f"config has an unknown field {name!r}{hint}")
         return cls(**dict(fields))
@@ -320,13 +317,12 @@ class Config:
         Fields that are newer than the run get their defaults, which do not change it.
         Fields that no longer exist are left out.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
         fields = {RENAMED.get(name, name): value for name, value in saved.items()}
-        return cls(**{name: value for name, value in fields.items() if name in known})
+        return cls(**{name: value for name, value in fields.items() if name in FIELDS})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in FIELDS}
 
 
 FIELDS: Mapping[str, dataclasses.Field] = {
