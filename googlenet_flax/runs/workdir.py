@@ -173,8 +173,8 @@ class Workdir:
           UserError: Fields that define the run have changed; the message names them with
             both values.
         """
-        saved = self.read_config()
-        if IMPORTED_FROM in saved:
+        saved = self.load_config()
+        if saved is None:
             raise UserError(
                 f"workdir {str(self.path)!r} holds imported weights: train in another "
                 f"--workdir with --config.init_from={self.path}"
@@ -182,7 +182,7 @@ class Workdir:
         resumable = RESUMABLE_FIELDS
         if config.schedule == "staircase" and config.final_aux_fraction == 1:
             resumable |= LENGTH_FIELDS
-        before, now = Config.of_run(saved).to_dict(), config.to_dict()
+        before, now = saved.to_dict(), config.to_dict()
         changes = {
             name: f"{name} was {before[name]!r} and is now {now[name]!r}"
             for name in now
