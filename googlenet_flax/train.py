@@ -175,8 +175,7 @@ def _create_run(
         evaluation = checkpoints.labels[start_step].metrics
     writer, rows = None, []
     if is_first:
-        writer = _open_metrics(stack, run_dir, experiment, start_step, evaluation)
-        rows = read_rows(run_dir.metrics_file)
+        writer, rows = _open_metrics(stack, run_dir, experiment, start_step, evaluation)
     progress = Progress(
         total_steps=experiment.total_steps,
         start_step=start_step,
@@ -203,8 +202,8 @@ def _open_metrics(
     experiment: Experiment,
     start_step: int,
     evaluation: Mapping[str, float] | None,
-) -> MetricsWriter:
-    """Writes config and start of the run, and opens its metrics."""
+) -> tuple[MetricsWriter, list[dict[str, Any]]]:
+    """Writes config and start of the run, and opens its metrics; returns earlier rows."""
     config = experiment.config
     run_dir.write_config(config.to_dict())
     devices = distributed.all_devices(experiment.devices)
@@ -226,14 +225,16 @@ def _open_metrics(
     if config.wandb_project:
         mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
         writer.mirror = stack.enter_context(mirror).write
-    if evaluation and not writer.has_row(start_step, "eval"):
+    rows = read_rows(run_dir.metrics_file)
+    is_lost = all((row["step"], row["split"]) != (start_step, "eval") for row in rows)
+    if evaluation and is_lost:
         epoch = start_step // experiment.epoch_steps
         writer.write(dict(evaluation), step=start_step, epoch=epoch, split="eval")
         tell_once(
             f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
             "is written again from the checkpoint"
         )
-    return writer
+    return writer, rows
 
 
 def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:

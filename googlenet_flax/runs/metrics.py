@@ -54,7 +54,6 @@ class MetricsWriter:
             if row["step"] < resume_step
             or (row["step"] == resume_step and (was_evaluated or row["split"] == "train"))
         ]
-        self._kept = {(row["step"], row["split"]) for row in kept}
         with writing(jsonl_file):
             replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
@@ -80,10 +79,6 @@ class MetricsWriter:
         os.close(self._jsonl)
         with contextlib.suppress(OSError):  # Every row was flushed.
             self._events.close()
-
-    def has_row(self, step: int, split: Literal["train", "eval"]) -> bool:
-        """Returns true if a row of this step and split was kept at the start."""
-        return (step, split) in self._kept
 
     def write(
         self,
