@@ -49,16 +49,13 @@ def shared_folder(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(shared_folder) -> dict[str, str]:
-    """Returns an environment in which processes compile each program once per test run."""
-    variables = {
-        "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    os.environ |= variables  # Only other processes see them; JAX has read its own.
+def compilation_cache(shared_folder):
+    """Lets processes compile each program once per test run."""
+    # Only other processes see these variables; JAX has read its own.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared_folder / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # A command in this process would turn on the user's cache for all later tests.
     jax.config.update("jax_compilation_cache_dir", "")
-    return variables
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from helpers.processes import finish, last_line
 from helpers.tiny_run import (
     FINAL_STEP,
     copy_run,
+    evaluate_tiny,
     saved_steps,
-    start_small,
+    start_tiny,
     tiny_flags,
-    train_tiny,
+    train_badly,
     train_well,
 )
 
@@ -52,10 +53,7 @@ def assert_whole_lines(jsonl_file: pathlib.Path) -> None:
         json.loads(line)
 
 
-def assert_cannot_be_written(result: tuple[int, str, str], path: pathlib.Path) -> None:
-    code, _, err = result
-    assert code == 2, err
-    line = last_line(err)
+def assert_cannot_be_written(line: str, path: pathlib.Path) -> None:
     assert f"{path} cannot be written (File too large)" in line
     assert "run the same command" in line
 
@@ -75,8 +73,8 @@ def test_a_disk_too_full_for_a_checkpoint(finished_run, tmp_path, size, newest, 
     if newest:
         copy_run(finished_run[0], workdir, newest=newest)
         rows.unlink()  # A new file is short enough for the limit.
-    result = train_tiny(workdir, preexec_fn=limit_files(size))
-    assert_cannot_be_written(result, workdir / "checkpoints" / str(failing))
+    line = train_badly(workdir, preexec_fn=limit_files(size))
+    assert_cannot_be_written(line, workdir / "checkpoints" / str(failing))
     assert saved_steps(workdir) == [step for step in (6, 8) if step <= newest]
     assert_whole_lines(rows)
     if newest:
@@ -91,8 +89,8 @@ def test_a_disk_too_full_for_a_row(finished_run, run_to_6, room):
     path = run_to_6 / "metrics.jsonl"
     kept = [line for line in path.read_bytes().splitlines(True) if b'"step": 7' not in line]
     size = sum(map(len, kept[:7])) + room  # Six training rows and an evaluation.
-    result = train_tiny(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(size))
-    assert_cannot_be_written(result, path)
+    line = train_badly(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(size))
+    assert_cannot_be_written(line, path)
     assert_whole_lines(path)
     assert saved_steps(run_to_6) == [6]
     train_well(run_to_6, expected=finished_run[0])
@@ -103,17 +101,17 @@ def test_a_disk_too_full_for_tensorboard(finished_run, run_to_6):
     rows = run_to_6 / "metrics.jsonl"
     contents = rows.read_bytes()
     rows.unlink()  # Otherwise this file would be the first to exceed the limit.
-    result = train_tiny(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(1500))
-    assert_cannot_be_written(result, run_to_6 / "tensorboard")
+    line = train_badly(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(1500))
+    assert_cannot_be_written(line, run_to_6 / "tensorboard")
     assert_whole_lines(rows)
     rows.write_bytes(contents)
     train_well(run_to_6, expected=finished_run[0])
 
 
-def test_a_disk_too_full_for_the_config(tmp_path, run_command):
+def test_a_disk_too_full_for_the_config(tmp_path, refused):
     with file_size_limit(500):
-        result = run_command(main, *tiny_flags(tmp_path))
-    assert_cannot_be_written(result, tmp_path / "config.json")
+        line = refused(main, *tiny_flags(tmp_path))
+    assert_cannot_be_written(line, tmp_path / "config.json")
     assert not (tmp_path / "config.json").exists()
 
 
@@ -139,7 +137,7 @@ def test_a_workdir_that_is_read_only(tmp_path, read_only, name):
     folder.mkdir()
     read_only(folder)
     workdir = folder / name
-    code, _, err = train_tiny(workdir, preexec_fn=obey_permissions)
+    code, _, err = finish(start_tiny(workdir, preexec_fn=obey_permissions))
     assert code == 2
     (line,) = err.splitlines()
     assert f"workdir '{workdir}' cannot be used (Permission denied)" in line
@@ -149,9 +147,7 @@ def test_a_workdir_that_is_read_only(tmp_path, read_only, name):
 @pytest.mark.faults
 def test_checkpoints_that_cannot_be_written(run_to_6, read_only):
     read_only(run_to_6 / "checkpoints")
-    code, _, err = train_tiny(run_to_6, preexec_fn=obey_permissions)
-    assert code == 2
-    line = last_line(err)
+    line = train_badly(run_to_6, preexec_fn=obey_permissions)
     assert f"{run_to_6 / 'checkpoints'} cannot be written (" in line
     assert "ermission denied" in line
     assert saved_steps(run_to_6) == [6]
@@ -161,9 +157,7 @@ def test_checkpoints_that_cannot_be_written(run_to_6, read_only):
 def test_a_run_on_a_read_only_disk_is_evaluated(finished_run, tmp_path, read_only):
     workdir = copy_run(finished_run[0], tmp_path / "run")
     read_only(workdir, *[path for path in workdir.rglob("*") if path.is_dir()])
-    flags = f"--workdir={workdir}", "--json"
-    code, out, err = finish(start_small("evaluate", *flags, preexec_fn=obey_permissions))
-    assert code == 0, err
+    out = evaluate_tiny(workdir, "--json", preexec_fn=obey_permissions)
     assert json.loads(out)["step"] == FINAL_STEP
 
 

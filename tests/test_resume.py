@@ -15,12 +15,11 @@ from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
     copy_run,
+    evaluate_tiny,
     on_devices,
     rows_without_timings,
     saved_steps,
-    start_small,
     start_tiny,
-    train_tiny,
     train_well,
 )
 
@@ -91,7 +90,7 @@ def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path, finished_run
     first.send_signal(signal.SIGSTOP)  # It lives until the second has asked.
     try:
         before = rows_without_timings(workdir)
-        code, out, err = train_tiny(workdir)
+        code, out, err = finish(start_tiny(workdir))
         assert code == 3 and out == ""
         owner = f"process {first.pid} on {socket.gethostname()}"
         assert f"is in use by {owner}: wait for it or choose another" in last_line(err)
@@ -157,9 +156,8 @@ def test_a_run_goes_on_on_other_devices_and_back(tmp_path, run_on_four_devices, 
 def test_one_checkpoint_evaluates_equally_on_any_devices(run_on_four_devices, number):
     """Compares the metrics with those that the run itself wrote."""
     row = read_rows(run_on_four_devices / "metrics.jsonl")[-1]
-    flags = f"--workdir={run_on_four_devices}", "--checkpoint=latest", "--json"
-    code, out, err = finish(start_small("evaluate", *flags, env=on_devices(number)))
-    assert code == 0, err
+    flags = "--checkpoint=latest", "--json"
+    out = evaluate_tiny(run_on_four_devices, *flags, env=on_devices(number))
     metrics = json.loads(out)
     expected = {name: row[name] for name in metrics}
     assert metrics == pytest.approx(expected, rel=1e-6, abs=0)

@@ -8,6 +8,7 @@ from helpers.processes import (
     SIGNALS,
     TIMEOUT_SECONDS,
     finish,
+    finish_well,
     free_address,
     last_line,
     wait_for_line,
@@ -172,8 +173,7 @@ def test_a_signal_that_is_ignored_from_the_start_stays_so(run_to_6, finished_run
     process = start_tiny(run_to_6, ignored=[number])
     wait_for_line(process, "step 7/")
     process.send_signal(number)
-    code, _, err = finish(process)
-    assert code == 0, err
+    finish_well(process)
     assert_same_run(run_to_6, finished_run[0])
 
 

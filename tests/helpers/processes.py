@@ -83,6 +83,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def finish_well(process: subprocess.Popen) -> tuple[str, str]:
+    """Waits for a process that must end without an error; returns stdout and stderr."""
+    code, out, err = finish(process)
+    assert code == 0, err
+    return out, err
+
+
 def wait_for_line(process: subprocess.Popen, text: str, stream: str = "stderr") -> str:
     """Reads a stream up to a line that holds `text`; returns all lines."""
     lines = ""

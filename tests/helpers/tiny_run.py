@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.paths import DIGITS
-from helpers.processes import XLA_FLAGS, finish, start
+from helpers.processes import XLA_FLAGS, finish, finish_well, last_line, start
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
@@ -79,21 +79,28 @@ def tiny_flags(workdir) -> list[str]:
     return [f"--config={DIGITS}", f"--workdir={workdir}", *TINY_RUN]
 
 
-def train_tiny(workdir, *more, **options) -> tuple[int, str, str]:
-    """Runs a tiny run to its end; returns exit code, stdout and stderr."""
-    return finish(start_tiny(workdir, *more, **options))
-
-
 def train_well(workdir, *more, expected=None, **options) -> tuple[str, str]:
     """Runs a tiny run to its end, without an error; returns stdout and stderr.
 
     Its files must be the same as in `expected`, the workdir of another run.
     """
-    code, out, err = train_tiny(workdir, *more, **options)
-    assert code == 0, err
+    out, err = finish_well(start_tiny(workdir, *more, **options))
     if expected is not None:
         assert_same_run(workdir, expected)
     return out, err
+
+
+def train_badly(workdir, *more, code=2, **options) -> str:
+    """Runs a tiny run that ends with an exit code; returns the line of the error."""
+    ended, _, err = finish(start_tiny(workdir, *more, **options))
+    assert ended == code, err
+    return last_line(err)
+
+
+def evaluate_tiny(workdir, *more, **options) -> str:
+    """Evaluates a tiny run in a process; returns stdout."""
+    out, _ = finish_well(start_small("evaluate", f"--workdir={workdir}", *more, **options))
+    return out
 
 
 def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
