@@ -1,6 +1,5 @@
 """Commands as real processes, and their output."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -18,25 +17,6 @@ XLA_FLAGS = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-
-
-@contextlib.contextmanager
-def heard(ignored=()):
-    """Starts processes inside with default signal handlers, except for those `ignored`.
-
-    Otherwise they would inherit signals that the process of the tests ignores.
-    """
-    inherited = {
-        number: signal.signal(
-            number, signal.SIG_IGN if number in ignored else signal.SIG_DFL
-        )
-        for number in SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in inherited.items():
-            signal.signal(number, handler)
 
 
 def start(command, *args, before="", **options) -> subprocess.Popen:
@@ -60,13 +40,15 @@ def start_program(*args, env=None, ignored=(), **options) -> subprocess.Popen:
     """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options = {**pipes, "cwd": REPOSITORY, **options}
-    with heard(ignored):
-        return subprocess.Popen(
-            list(map(str, args)),
-            text=True,
-            env={**os.environ, "XLA_FLAGS": XLA_FLAGS, **(env or {})},
-            **options,
-        )
+    env = {**os.environ, "XLA_FLAGS": XLA_FLAGS, **(env or {})}
+    # It would inherit the signals that the process of the tests ignores.
+    handlers = {n: signal.SIG_IGN if n in ignored else signal.SIG_DFL for n in SIGNALS}
+    before = {number: signal.signal(number, handlers[number]) for number in SIGNALS}
+    try:
+        return subprocess.Popen(list(map(str, args)), text=True, env=env, **options)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(command, *args, **options) -> tuple[int, str, str]:
