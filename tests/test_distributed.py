@@ -14,6 +14,7 @@ from helpers.tiny_run import (
     copy_run,
     evaluate_tiny,
     on_devices,
+    rows_of,
     rows_without_timings,
     saved_leaves,
     saved_steps,
@@ -152,7 +153,7 @@ def test_other_processes_go_on(run_of_two, tmp_path, count):
 
 @pytest.mark.faults
 def test_one_process_evaluates_what_several_saved(run_of_two):
-    last = [row for row in rows_without_timings(run_of_two) if row["split"] == "eval"][-1]
+    last = rows_of(run_of_two, "eval")[-1]
     assert f"accuracy {last['accuracy']:.2%}" in evaluate_tiny(run_of_two)
 
 

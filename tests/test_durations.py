@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from helpers.configs import load_config, named_config
 from helpers.paths import DIGITS
-from helpers.tiny_run import FINAL_STEP, TINY_RUN
+from helpers.tiny_run import FINAL_STEP, TINY_RUN, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
 from googlenet_flax.data.fabricated import stand_in
-from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.experiment import build_experiment
@@ -126,10 +125,9 @@ NEVER = [
 @pytest.mark.slow
 def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptions):
     train_and_evaluate(load_config(DIGITS, *TINY_RUN, *NEVER), tmp_path)
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    rates = [row["learning_rate"] for row in rows if row["split"] == "train"]
+    rates = [row["learning_rate"] for row in rows_of(tmp_path, "train")]
     assert rates == pytest.approx([0.05] * FINAL_STEP)
-    (evaluation,) = [row for row in rows if row["split"] == "eval"]
+    (evaluation,) = rows_of(tmp_path, "eval")
     assert evaluation["averaged_loss"] == evaluation["loss"]
 
 

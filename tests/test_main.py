@@ -4,10 +4,9 @@ import pytest
 from helpers.compilations import compilations_by_step
 from helpers.paths import DIGITS, REPOSITORY
 from helpers.processes import run
-from helpers.tiny_run import FINAL_STEP, copy_run, tiny_flags
+from helpers.tiny_run import FINAL_STEP, copy_run, rows_of, tiny_flags
 
 from googlenet_flax import main
-from googlenet_flax.runs.metrics import read_rows
 
 
 def test_a_run_says_what_it_does(finished_run):
@@ -17,16 +16,12 @@ def test_a_run_says_what_it_does(finished_run):
     assert str(workdir) in out
     assert f"step 1/{FINAL_STEP}  loss" in err and "images/s" in err and "ETA" in err
     assert "Traceback" not in err
-    rows = read_rows(workdir / "metrics.jsonl")
-    steps = {
-        split: [row["step"] for row in rows if row["split"] == split]
-        for split in ("train", "eval")
-    }
-    assert steps == {"train": list(range(1, 11)), "eval": [5, 10]}
-    assert [row["epoch"] for row in rows if row["split"] == "eval"] == [1, 2]
+    training, evaluations = rows_of(workdir, "train"), rows_of(workdir, "eval")
+    assert [row["step"] for row in training] == list(range(1, 11))
+    assert [(row["step"], row["epoch"]) for row in evaluations] == [(5, 1), (10, 2)]
     expected = {"step", "epoch", "split", "loss", "main_loss", "aux_4a_loss", "aux_4d_loss"}
     expected |= {"accuracy", "top5", "aux_4a_accuracy", "aux_4d_accuracy"}
-    for row in rows:
+    for row in training + evaluations:
         assert expected <= row.keys()
         heads = row["aux_4a_loss"] + row["aux_4d_loss"]
         assert row["loss"] == pytest.approx(row["main_loss"] + 0.3 * heads, rel=1e-5)

@@ -17,6 +17,7 @@ from helpers.tiny_run import (
     copy_run,
     evaluate_tiny,
     on_devices,
+    rows_of,
     rows_without_timings,
     saved_steps,
     start_tiny,
@@ -44,13 +45,10 @@ def kill_at_random(process, rng, first_step, last_step):
 
 def assert_every_row_once(workdir, num_steps):
     """Checks `metrics.jsonl`, and what TensorBoard shows."""
+    for split, every in (("train", 1), ("eval", EPOCH_STEPS)):
+        steps = [row["step"] for row in rows_of(workdir, split)]
+        assert steps == list(range(every, num_steps + 1, every))
     rows = read_rows(workdir / "metrics.jsonl")
-    steps = {
-        split: [row["step"] for row in rows if row["split"] == split]
-        for split in ("train", "eval")
-    }
-    assert steps["train"] == list(range(1, num_steps + 1))
-    assert steps["eval"] == list(range(EPOCH_STEPS, num_steps + 1, EPOCH_STEPS))
     assert tensorboard_series(workdir / "tensorboard") == series_of(rows)
 
 
@@ -132,8 +130,7 @@ def run_on_four_devices(tmp_path_factory):
 
 def training_losses(workdir):
     """Returns the loss of every step."""
-    rows = read_rows(workdir / "metrics.jsonl")
-    return [row["loss"] for row in rows if row["split"] == "train"]
+    return [row["loss"] for row in rows_of(workdir, "train")]
 
 
 @pytest.mark.faults

@@ -8,11 +8,10 @@ import pytest
 from helpers.compilations import recorded_compilations
 from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
-from helpers.tiny_run import assert_same_run, copy_run, saved_steps
+from helpers.tiny_run import assert_same_run, copy_run, rows_of, saved_steps
 
 from googlenet_flax import evaluate
 from googlenet_flax.model import googlenet
-from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.train import train_and_evaluate
 
 pytestmark = pytest.mark.slow
@@ -48,10 +47,6 @@ def run(tmp_path_factory):
     with recorded_compilations() as compiled:
         train_and_evaluate(CONFIG, workdir)
     return workdir, compiled
-
-
-def rows_of(workdir, split):
-    return [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == split]
 
 
 def test_each_size_is_compiled_once(run):

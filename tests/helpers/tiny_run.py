@@ -103,6 +103,11 @@ def evaluate_tiny(workdir, *more, **options) -> str:
     return out
 
 
+def rows_of(workdir: pathlib.Path, split: str) -> list[dict]:
+    """Reads the rows of `metrics.jsonl` of training ("train") or evaluation ("eval")."""
+    return [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == split]
+
+
 def rows_without_timings(workdir: pathlib.Path) -> list[dict]:
     """Reads `metrics.jsonl` without what differs between two runs of a config."""
     return [
