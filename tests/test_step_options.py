@@ -68,7 +68,7 @@ def square_batch(size, first_index=17):
 
 def step_with(**fields):
     off = {"model": Linear(), "tx": TX, "preprocess": PREPROCESS, "augment": augment()}
-    return bind_step(**{**off, "aux_weight": 0.3, **fields})
+    return bind_step(**{**off, **fields})
 
 
 @cache

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.networks import augment, bind_step, numpy_variables, small_googlenet
+from helpers.networks import augment, numpy_variables, small_googlenet
 from helpers.steps import (
     AUGMENT,
     PREPROCESS,
     assert_same_tree,
     random_batch,
+    random_step,
     run_steps,
     start_state,
 )
@@ -119,23 +120,15 @@ def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
         tx = create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
         batch, devices = random_batch(8), jax.devices()
         expected = run_steps(model, batch, devices=devices, num_steps=1, tx=tx)
-        fields = {"preprocess": PREPROCESS, "augment": AUGMENT}
-        step = bind_step(model=model, tx=tx, aux_weight=0.3, **fields)
-        state = replicate(start_state(model, tx), devices)
-        actual = jitted_train_step(step, devices)(state, batch, 3)
+        step = jitted_train_step(random_step(model, tx), devices)
+        actual = step(replicate(start_state(model, tx), devices), batch, 3)
         assert_same_tree(jax.device_get(actual), expected, rtol=1e-9)
 
 
 def test_randomness_is_a_function_of_seed_and_step():
-    model, tx = (
-        small_googlenet("seed"),
-        create_optimizer(lambda step: 0.0, momentum=0.9, weight_decay=0.0),
-    )
-    step = jax.jit(
-        bind_step(
-            model=model, tx=tx, preprocess=PREPROCESS, augment=AUGMENT, aux_weight=0.3
-        )
-    )
+    model = small_googlenet("seed")
+    tx = create_optimizer(lambda step: 0.0, momentum=0.9, weight_decay=0.0)
+    step = jax.jit(random_step(model, tx))
     state, batch = start_state(model, tx), random_batch(4)
     after, first = step(state, batch, 0)
     _, again = step(state, batch, 0)
@@ -173,9 +166,7 @@ def test_head_only_trains_the_last_layers_alone():
     model = small_googlenet("bn", freeze_norm=True)
     fields = {"momentum": 0.9, "weight_decay": 0.1}
     tx = create_optimizer(lambda step: 0.05, head_only=True, **fields)
-    step = bind_step(
-        model=model, tx=tx, preprocess=PREPROCESS, augment=augment(), aux_weight=0.3
-    )
+    step = random_step(model, tx, augment=augment())
     before = start_state(model, tx)
     # No batch has these running statistics, so an update would show.
     assert before.batch_stats

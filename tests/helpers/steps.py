@@ -44,16 +44,17 @@ def start_state(model, tx):
     return TrainState.of(variables, tx)
 
 
+def random_step(model, tx, **fields):
+    """Creates a step with random views of the examples; `bind_step` has the `fields`."""
+    views = {"preprocess": PREPROCESS, "augment": AUGMENT}
+    return bind_step(model=model, tx=tx, **{**views, **fields})
+
+
 def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
     """Trains on one batch; returns the state and the metrics of the last step."""
     tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
-    fields = {"preprocess": PREPROCESS, "augment": AUGMENT, "aux_weight": 0.3}
-    step = bind_step(
-        model=model.clone(axis_name=AXIS_NAME),
-        tx=tx,
-        axis_name=AXIS_NAME,
-        **{**fields, **step_fields},
-    )
+    model_of_all = model.clone(axis_name=AXIS_NAME)
+    step = random_step(model_of_all, tx, axis_name=AXIS_NAME, **step_fields)
     parallel_step = parallel_train_step(step, devices)
     state = start_state(model, tx) if state is None else state
     if "averaging" in step_fields:
