@@ -10,20 +10,15 @@ from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
 from helpers.processes import finish, finish_well, last_line, start, start_python
-from helpers.tiny_run import saved_steps
+from helpers.tiny_run import BATCH_SIZE, SEED, picture_of_batch, saved_steps
 from helpers.untrained_runs import describe, write_run
 
-from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.image_set import PictureOptions
-from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime import signals
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 
 CLASS_NAMES = ("ant", "bee")
 PICTURES = {"train": 12, "test": 4}  # Number of pictures of each class.
-BATCH_SIZE = 8
-EPOCH_STEPS = 3
-SEED = 1
+STORED = 16  # In pixels.
 MAX_STOP_SECONDS = 15
 
 # The code is in a file because the processes that decode import it too.
@@ -67,7 +62,7 @@ def start_hanging(tmp_path):
 def train_flags(pictures, workdir, workers=0):
     fields = {
         **{"variant": "seed", "width_multiplier": 0.1, "image_size": 80},
-        **{"data_dir": pictures, "storage_size": 16, "batch_size": BATCH_SIZE},
+        **{"data_dir": pictures, "storage_size": STORED, "batch_size": BATCH_SIZE},
         **{"num_epochs": 2, "log_every_steps": 1, "checkpoint_every_steps": 2},
         **{"decode_workers": workers, "seed": SEED},
     }
@@ -75,15 +70,6 @@ def train_flags(pictures, workdir, workers=0):
         *("--config=configs/folder.py", f"--workdir={workdir}"),
         *(f"--config.{name}={value}" for name, value in fields.items()),
     ]
-
-
-def picture_of_batch(pictures, position):
-    """Returns the first picture of the batch at a position of the first epoch."""
-    train = load_folder("train", str(pictures), PictureOptions(storage_size=16))
-    order = TrainingOrder(SEED, 0, EPOCH_STEPS, len(train), BATCH_SIZE)
-    # The very first picture is also read before the first step, for the shape of a batch.
-    index = next(index for index in order[position] if index)
-    return train.pictures.paths[index]
 
 
 def interrupt(process, after):
@@ -112,7 +98,7 @@ def test_training_stops_and_goes_on(
     """Stops a run that waits for a batch, or in the evaluation after step 3."""
     path = pictures / "test" / "bee" / "03.png"
     if position is not None:
-        path = picture_of_batch(pictures, position)
+        path = picture_of_batch(pictures, position, STORED)
     flags = train_flags(pictures, tmp_path / "run", workers)
     process = start_hanging("main", *flags, path=path)
     err = interrupt(process, after=[f"step {step}/"] if step else [])
@@ -126,7 +112,7 @@ def test_training_stops_and_goes_on(
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, pictures):
     """Writes the run of a network that was trained on the pictures."""
-    description = describe(class_names=CLASS_NAMES, storage_size=16)
+    description = describe(class_names=CLASS_NAMES, storage_size=STORED)
     return write_run(
         tmp_path_factory.mktemp("run"),
         description,

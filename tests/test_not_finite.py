@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from helpers.tiny_run import (
-    SEED,
     copy_run,
     evaluate_tiny,
+    picture_of_batch,
     restore_state,
     rows_without_timings,
     save_state,
@@ -17,9 +17,6 @@ from helpers.tiny_run import (
     train_badly,
 )
 
-from googlenet_flax.data.folder import load_folder
-from googlenet_flax.data.image_set import PictureOptions
-from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runs.checkpoint import Checkpoints
 
 SIZE = 16
@@ -57,13 +54,6 @@ def train_on(pictures, workdir, **fields) -> str:
     return train_badly(workdir, *POISON, folder, *flags, code=4)
 
 
-def path_seen_first_at(step: int, root: pathlib.Path) -> str:
-    """Returns the path of a picture in the batch of a step of the first epoch."""
-    train = load_folder("train", str(root), PictureOptions(SIZE))
-    order = TrainingOrder(SEED, 0, step, num_examples=len(train), batch_size=8)
-    return train.pictures.paths[order[step - 1][3]]
-
-
 @pytest.mark.parametrize(
     ("log_every_steps", "checkpoint_every_steps", "saved"),
     [(1, 2, [2]), (1, 0, []), (5, 0, []), (100, 1, [1, 2]), (100, 2, [2])],
@@ -72,7 +62,7 @@ def path_seen_first_at(step: int, root: pathlib.Path) -> str:
 def test_a_poisoned_batch(
     pictures, tmp_path, log_every_steps, checkpoint_every_steps, saved
 ):
-    save_picture(255, path_seen_first_at(3, pictures))
+    save_picture(255, picture_of_batch(pictures, 2, SIZE))
     workdir = tmp_path / "run"
     line = train_on(
         pictures,

@@ -18,18 +18,22 @@ from helpers.processes import XLA_FLAGS, finish, finish_well, last_line, start
 from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.config import Config
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.image_set import PictureOptions
+from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.experiment import create_experiment
 
+BATCH_SIZE = 8
 SEED = 1  # With this seed the last evaluation is the best one, on every JAX tested.
 TINY_RUN = [
     "--config.width_multiplier=0.1",
     "--config.train_split=train[:40]",
     "--config.eval_split=test[:20]",
-    "--config.batch_size=8",
+    f"--config.batch_size={BATCH_SIZE}",
     "--config.num_epochs=2",
     "--config.log_every_steps=1",
     "--config.checkpoint_every_steps=2",
@@ -142,6 +146,17 @@ def assert_same_run(
     states = saved_leaves(workdir, step), saved_leaves(expected, step)
     for ours, theirs in zip(*states, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def picture_of_batch(root: pathlib.Path, position: int, storage_size: int) -> str:
+    """Returns a picture of the batch at a position of the first epoch on a folder.
+
+    The first picture of the split is left out: it is also read before the first step, for
+    the shape of a batch.
+    """
+    train = load_folder("train", str(root), PictureOptions(storage_size))
+    order = TrainingOrder(SEED, 0, position + 1, len(train), BATCH_SIZE)
+    return train.pictures.paths[next(index for index in order[position] if index)]
 
 
 def copy_run(
