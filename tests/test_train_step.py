@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 from helpers.networks import augment, numpy_variables, small_googlenet
 from helpers.steps import (
     AUGMENT,
@@ -155,11 +156,8 @@ def test_update_is_sgd_with_momentum_and_decay_of_kernels():
 HEADS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 
 
-def leaves_by_path(tree):
-    """Returns the arrays of a tree by paths such as `inception_4a/1x1/conv/kernel`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
-    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+# Returns the arrays of a tree by paths such as `inception_4a/1x1/conv/kernel`.
+leaves_by_path = partial(traverse_util.flatten_dict, sep="/")
 
 
 def test_head_only_trains_the_last_layers_alone():
