@@ -46,11 +46,6 @@ def test_a_finished_run_says_so(finished_run, run_command, tmp_path, small_incep
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path, refused):
-    flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.batch_size=30"
-    assert refused(main, *flags).endswith("set --config.batch_size=28 or 32")
-
-
 def test_a_workdir_alone_is_not_enough(tmp_path, refused):
     assert "--config is missing" in refused(main, f"--workdir={tmp_path}")
 
