@@ -23,7 +23,6 @@ from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runs.label import Label, label_leaves
 from googlenet_flax.runs.warm_start import convert_kernel, warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -103,7 +102,7 @@ def is_classifier(path):
 
 
 def assert_leaves(actual, expected):
-    """Checks that two trees have the same paths and values, bit for bit."""
+    """Checks that two trees, nested or flat, have the same leaves, bit for bit."""
     expected = flat(expected)
     assert actual.keys() == expected.keys()
     for path, leaf in expected.items():
@@ -131,10 +130,7 @@ def test_weights_are_the_sources_averages(tmp_path):
     run, raw = source_run(tmp_path)
     averages = trained_variables(DESCRIPTION, seed=2)
     with Workdir(tmp_path) as workdir, Checkpoints(workdir.checkpoints) as checkpoints:
-        items = {"variables": raw, "averages": averages}
-        label = Label(DESCRIPTION, {"accuracy": 0.5}, label_leaves(items))
-        checkpoints._start_save(7, items, label)
-        checkpoints.wait()
+        save_weights(checkpoints, 7, raw, DESCRIPTION, 0.5, averages=averages)
     after, said, _ = start(run, DESCRIPTION)
     assert "checkpoint 7" in said
     assert_leaves(after, averages)
@@ -146,7 +142,7 @@ def test_another_number_of_classes(source, class_names):
     run, theirs = source
     after, said, fresh = start(run, changed(class_names=class_names))
     expected = {p: fresh[p] if is_classifier(p) else v for p, v in flat(theirs).items()}
-    assert_leaves(after, traverse_util.unflatten_dict(expected, sep="/"))
+    assert_leaves(after, expected)
     origin, _, news = said.partition("; ")
     assert origin == f"weights from {run.path}, checkpoint 0"
     count, _, modules = news.partition(": ")
@@ -166,7 +162,7 @@ def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
         path: fresh[path] if path.split("/")[1] in heads else leaf
         for path, leaf in flat(theirs).items()
     }
-    assert_leaves(after, traverse_util.unflatten_dict(expected, sep="/"))
+    assert_leaves(after, expected)
     assert said.endswith(f"checkpoint 0; new, as not trained there: {', '.join(heads)}")
 
 

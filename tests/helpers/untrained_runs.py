@@ -20,11 +20,11 @@ def describe(**fields) -> ModelDescription:
 
 
 def save_weights(
-    checkpoints: Checkpoints, step: int, variables, description, accuracy=None
+    checkpoints: Checkpoints, step: int, variables, description, accuracy=None, **items
 ) -> None:
     """Saves a checkpoint as a run does, but without the optimizer."""
     metrics = None if accuracy is None else {"accuracy": accuracy}
-    items = {"variables": variables}
+    items = {"variables": variables, **items}
     label = Label(description, metrics, label_leaves(items))
     checkpoints._start_save(step, items, label)
     checkpoints.wait()
