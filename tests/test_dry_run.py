@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from helpers.configs import named_config
+from helpers.configs import NEVER, named_config
 
 from googlenet_flax.analysis import plan
 from googlenet_flax.config import MAX_NUMBER, Config
@@ -45,12 +45,6 @@ def test_a_plan_is_that_of_the_config(uncompiled, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-NEVER = {
-    **{"schedule": "staircase", "decay_every_epochs": 10**8, "decay_rate": 0.5},
-    **{"averaging": "polyak", "average_from_epoch": MAX_NUMBER, "warmup_epochs": 0.0},
-    **{"progressive_image_sizes": (96,), "progressive_image_size_epochs": (MAX_NUMBER,)},
-    **{"eval_every_epochs": MAX_NUMBER, "learning_rate": 0.05},
-}
 LONGEST = {"max_steps": MAX_NUMBER, "eval_every_epochs": 2, "batch_size": 8}
 
 

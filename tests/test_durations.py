@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.configs import load_config, named_config
+from helpers.configs import NEVER, load_config, named_config
 from helpers.paths import DIGITS
 from helpers.tiny_run import FINAL_STEP, TINY_RUN, rows_of
 from hypothesis import given, settings
@@ -114,17 +114,9 @@ def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-38)
 
 
-NEVER = [
-    *("--config.decay_every_epochs=100000000", "--config.average_from_epoch=2147483647"),
-    *("--config.progressive_image_sizes=(96,)", "--config.averaging=polyak"),
-    *("--config.progressive_image_size_epochs=(2147483647,)", "--config.decay_rate=0.5"),
-    *("--config.eval_every_epochs=2147483647", "--config.schedule=staircase"),
-]
-
-
 @pytest.mark.slow
 def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptions):
-    train_and_evaluate(load_config(DIGITS, *TINY_RUN, *NEVER), tmp_path)
+    train_and_evaluate({**load_config(DIGITS, *TINY_RUN), **NEVER}, tmp_path)
     rates = [row["learning_rate"] for row in rows_of(tmp_path, "train")]
     assert rates == pytest.approx([0.05] * FINAL_STEP)
     (evaluation,) = rows_of(tmp_path, "eval")

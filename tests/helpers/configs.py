@@ -8,9 +8,17 @@ import ml_collections
 from absl import flags
 from helpers.paths import REPOSITORY
 
+from googlenet_flax.config import MAX_NUMBER
 from googlenet_flax.runtime import command_line
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
+# Fields with which all that is due later is due after the end of any run.
+NEVER = {
+    **{"schedule": "staircase", "decay_every_epochs": 10**8, "decay_rate": 0.5},
+    **{"averaging": "polyak", "average_from_epoch": MAX_NUMBER},
+    **{"progressive_image_sizes": (96,), "progressive_image_size_epochs": (MAX_NUMBER,)},
+    "eval_every_epochs": MAX_NUMBER,
+}
 
 
 def load_config(recipe: pathlib.Path | str, *overrides: str) -> ml_collections.ConfigDict:
