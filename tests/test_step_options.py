@@ -269,9 +269,8 @@ def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
     """Compares in float64, with dropout and augmentation, as for devices."""
     with jax.enable_x64(True):
         model, batch = small_googlenet("seed", dtype=jnp.dtype("float64")), random_batch(8)
-        fields = {"num_steps": 1, "devices": jax.devices()[:devices]}
-        whole = run_steps(model, batch, **{**fields, "devices": jax.devices()[:1]})
-        in_parts = run_steps(model, batch, accumulation_steps=parts, **fields)
+        whole, fields = run_steps(model, batch), {"accumulation_steps": parts}
+        in_parts = run_steps(model, batch, num_devices=devices, **fields)
         assert_same_tree(in_parts, whole, rtol=1e-9)
 
 
@@ -280,13 +279,13 @@ def test_batch_norm_normalises_each_part_by_itself():
     """Compares two parts at a learning rate of 0 with two steps of half a batch."""
     model, batch = small_googlenet("bn"), random_batch(8)
     tx = create_optimizer(lambda step: 0.0, momentum=0.0, weight_decay=0.0)
-    fields = {"tx": tx, "augment": augment(), "devices": jax.devices()[:1]}
-    both, _ = run_steps(model, batch, num_steps=1, accumulation_steps=2, **fields)
+    fields = {"tx": tx, "augment": augment()}
+    both, _ = run_steps(model, batch, accumulation_steps=2, **fields)
     halves = {name: np.split(values, 2) for name, values in batch.items()}
     first, second = ({name: x[part] for name, x in halves.items()} for part in (0, 1))
-    after, _ = run_steps(model, first, num_steps=1, **fields)
+    after, _ = run_steps(model, first, **fields)
     start = dataclasses.replace(after, step=np.zeros((), np.int32))
-    after, _ = run_steps(model, second, num_steps=1, state=start, **fields)
+    after, _ = run_steps(model, second, state=start, **fields)
     assert_same_tree(both.batch_stats, after.batch_stats, rtol=1e-4)
 
 

@@ -60,13 +60,9 @@ def test_results_do_not_depend_on_the_number_of_devices(variant, options):
     with jax.enable_x64(True):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
         if variant in ("bn", "torchvision"):
-            options = {
-                "preprocess": dataclasses.replace(PREPROCESS, image_size=32),
-                **options,
-            }
-        check_device_counts(
-            model, counts=(4,), batch_size=8, rtol=1e-9, num_steps=3, **options
-        )
+            small = dataclasses.replace(PREPROCESS, image_size=32)
+            options = {"preprocess": small, **options}
+        check_device_counts(model, counts=(4,), num_steps=3, **options)
 
 
 @pytest.mark.slow
@@ -74,10 +70,7 @@ def test_results_do_not_depend_on_the_number_of_devices(variant, options):
 def test_the_first_loss_does_not_depend_on_the_number_of_devices(variant):
     """Compares the loss of the whole network in float32, with its fastest arithmetic."""
     model, batch = create_model(variant, num_classes=10), random_batch(16)
-    losses = [
-        run_steps(model, batch, devices=jax.devices()[:count], num_steps=1)[1]["loss"]
-        for count in (1, 2, 4)
-    ]
+    losses = [run_steps(model, batch, num_devices=count)[1]["loss"] for count in (1, 2, 4)]
     np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
 
 
@@ -89,15 +82,15 @@ def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant, ari
     with jax.enable_x64(True):
         dtype = jnp.dtype("float64")
         model = create_model(variant, num_classes=10, dtype=dtype, arithmetic=arithmetic)
-        check_device_counts(model, batch_size=8, rtol=1e-9)
+        check_device_counts(model)
 
 
-def check_device_counts(model, *, batch_size, rtol, counts=(2, 4), **options):
-    batch, options = random_batch(batch_size), {"num_steps": 1, **options}
-    one = run_steps(model, batch, devices=jax.devices()[:1], **options)
+def check_device_counts(model, counts=(2, 4), **options):
+    batch = random_batch(8)
+    one = run_steps(model, batch, **options)
     for count in counts:
-        many = run_steps(model, batch, devices=jax.devices()[:count], **options)
-        assert_same_tree(many, one, rtol=rtol)
+        many = run_steps(model, batch, num_devices=count, **options)
+        assert_same_tree(many, one, rtol=1e-9)
 
 
 def jitted_train_step(step, devices):
@@ -120,7 +113,7 @@ def test_a_jitted_step_computes_what_the_pmapped_one_does(variant):
         model = small_googlenet(variant, dtype=jnp.dtype("float64"))
         tx = create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
         batch, devices = random_batch(8), jax.devices()
-        expected = run_steps(model, batch, devices=devices, num_steps=1, tx=tx)
+        expected = run_steps(model, batch, num_devices=len(devices), tx=tx)
         step = jitted_train_step(random_step(model, tx), devices)
         actual = step(replicate(start_state(model, tx), devices), batch, 3)
         assert_same_tree(jax.device_get(actual), expected, rtol=1e-9)

@@ -254,10 +254,9 @@ def test_what_must_not_differ(tmp_path, source_fields):
             np.testing.assert_array_equal(after[path], leaf, err_msg=path)
 
 
-def of_channels(count, mean=0.5, **fields):
-    """Describes the network with other input channels, which all have one mean."""
-    own = {"input_mean": (mean,) * count, "input_std": (0.25,) * count}
-    return changed(**{**own, **fields})
+def of_channels(count, **fields):
+    """Describes the network with other input channels, which are all scaled alike."""
+    return changed(input_mean=(0.5,) * count, input_std=(0.25,) * count, **fields)
 
 
 @settings(max_examples=20, deadline=None)

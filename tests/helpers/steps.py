@@ -25,9 +25,9 @@ AUGMENT = augment(
 )
 
 
-def random_batch(size, seed=0):
+def random_batch(size):
     """Returns random images of many extents, with labels and indices."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return {
         "image": rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
         "label": rng.integers(0, 10, size).astype(np.int32),
@@ -50,8 +50,11 @@ def random_step(model, tx, **fields):
     return bind_step(model=model, tx=tx, **{**views, **fields})
 
 
-def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_fields):
+def run_steps(
+    model, batch, *, num_devices=1, num_steps=1, tx=None, state=None, **step_fields
+):
     """Trains on one batch; returns the state and the metrics of the last step."""
+    devices = jax.devices()[:num_devices]
     tx = tx or create_optimizer(lambda step: 0.05, momentum=0.9, weight_decay=1e-4)
     model_of_all = model.clone(axis_name=AXIS_NAME)
     step = random_step(model_of_all, tx, axis_name=AXIS_NAME, **step_fields)
@@ -62,7 +65,7 @@ def run_steps(model, batch, *, devices, num_steps, tx=None, state=None, **step_f
     state = replicate(state, devices)
     batch = with_partners(batch) if "mixup_alpha" in step_fields else batch
     for _ in range(num_steps):
-        shards = split_over_devices(batch, len(devices))
+        shards = split_over_devices(batch, num_devices)
         state, metrics = parallel_step(state, shards, 3)
     metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
     return jax.device_get((state, metrics))

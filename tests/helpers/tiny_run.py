@@ -182,10 +182,10 @@ def restore_state(workdir: pathlib.Path, step: int):
         return state, checkpoints.labels[step].description
 
 
-def save_state(workdir: pathlib.Path, state, description, metrics=None) -> None:
-    """Saves a checkpoint as the run does after an evaluation that gave `metrics`."""
+def save_state(workdir: pathlib.Path, state, description) -> None:
+    """Saves a checkpoint as the run does between evaluations."""
     with Workdir(workdir) as directory, Checkpoints(directory.checkpoints) as checkpoints:
-        checkpoints.save(state, description=description, metrics=metrics)
+        checkpoints.save(state, description=description)
 
 
 def read_json(path: pathlib.Path) -> dict:
