@@ -2,12 +2,11 @@ import ctypes
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
+from helpers.processes import finish_well, start_python
 
 from googlenet_flax.runtime import memory
 from googlenet_flax.runtime.memory import give_large_steps_back, keep_freed_memory
@@ -43,13 +42,9 @@ for _ in range(12):
 
 def faults(*, keep: bool, is_large: bool = False) -> list[int]:
     """Counts the page faults of each of twelve steps."""
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS.format(keep=keep, is_large=is_large)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return [int(line) for line in done.stdout.split()]
+    program = COUNT_FAULTS.format(keep=keep, is_large=is_large)
+    out, _ = finish_well(start_python("-c", program))
+    return [int(line) for line in out.split()]
 
 
 @needs_glibc

@@ -3,10 +3,10 @@ import dataclasses
 import json
 import signal
 import subprocess
-import sys
 
 import pytest
 from helpers.configs import named_config
+from helpers.processes import start_python
 
 from googlenet_flax.config import FIELDS, RENAMED, RESUMABLE_FIELDS, Config
 from googlenet_flax.runs.workdir import LENGTH_FIELDS, Workdir
@@ -56,13 +56,9 @@ def test_what_can_be_no_directory_is_a_user_error(tmp_path, name):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER_PROGRAM, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as owner:
+    with start_python("-c", OWNER_PROGRAM, tmp_path, stdin=subprocess.PIPE) as owner:
         try:
-            assert owner.stdout.readline() == b"locked\n"
+            assert owner.stdout.readline() == "locked\n"
             for _ in range(2):  # The first refusal must not spoil the name in the file.
                 with pytest.raises(WorkdirInUseError) as caught, Workdir(tmp_path):
                     pass
