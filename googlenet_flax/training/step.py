@@ -112,17 +112,12 @@ def train_step(
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    new_state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        averages=state.averages,
-    )
+    step, params = state.step + 1, optax.apply_updates(state.params, updates)
+    averages = state.averages
     if averaging is not None:
-        averages = averaging.update(state.averages, new_state.variables, state.step)
-        new_state = dataclasses.replace(new_state, averages=averages)
-    return new_state, metrics
+        latest = variables_of(params, batch_stats)
+        averages = averaging.update(averages, latest, state.step)
+    return TrainState(step, params, batch_stats, opt_state, averages), metrics
 
 
 def _loss(
