@@ -8,6 +8,7 @@ it is deleted.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -282,12 +283,9 @@ class Checkpoints:
           UserError: The checkpoint holds other leaves, shapes or types, or is damaged.
         """
         items = self._load(step, _to_items(state_like), devices)
-        return TrainState(
-            step=items[PROGRESS]["step"],
-            params=items[VARIABLES]["params"],
-            batch_stats=items[VARIABLES].get("batch_stats", {}),
-            opt_state=items[PROGRESS]["opt_state"],
-            averages=items.get(AVERAGES, {}),
+        averages = items.get(AVERAGES, {})
+        return dataclasses.replace(
+            state_like, **items[PROGRESS], **items[VARIABLES], averages=averages
         )
 
     def restore_variables(

@@ -61,8 +61,7 @@ def warm_start(
     old, new = (x.preprocess.input_channels for x in (theirs, description))
     if old != new:
         origin += f"; conv1 was converted from {old} to {new} input channels"
-    batch_stats = variables.get("batch_stats", {})
-    state = dataclasses.replace(state, params=variables["params"], batch_stats=batch_stats)
+    state = dataclasses.replace(state, **variables)
     if state.averages:
         state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
     return state, origin
