@@ -223,8 +223,7 @@ def _open_metrics(
     )
     stack.enter_context(writer)
     if config.wandb_project:
-        mirror = WandbMirror(config.wandb_project, run_dir.wandb, config)
-        writer.mirror = stack.enter_context(mirror).write
+        writer.mirror = stack.enter_context(WandbMirror(run_dir.wandb, config)).write
     rows = read_rows(run_dir.metrics_file)
     is_lost = all((row["step"], row["split"]) != (start_step, "eval") for row in rows)
     if evaluation and is_lost:

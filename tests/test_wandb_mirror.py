@@ -22,7 +22,7 @@ def test_a_row_is_sent_without_its_time(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     row = {"step": 2, "epoch": 1, "split": "eval", "loss": 2.125, "unix_seconds": 1.6e9}
     for _ in range(2):  # The second one resumes the run.
-        with WandbMirror("tests", tmp_path / "wandb", Config(seed=3)) as mirror:
+        with WandbMirror(tmp_path / "wandb", Config(seed=3)) as mirror:
             mirror.write(row)
     assert sent == [{"step": 2, "epoch": 1, "eval/loss": 2.125}] * 2
     run_id = (tmp_path / "wandb" / "run_id").read_text()
@@ -33,7 +33,7 @@ def test_a_row_is_sent_without_its_time(tmp_path, monkeypatch):
 def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # The import fails.
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):
-        WandbMirror("tests", tmp_path, Config())
+        WandbMirror(tmp_path, Config())
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ class WandbMirror:
       UserError: The package `wandb` is missing, or W&B cannot start.
     """
 
-    def __init__(self, project: str, directory: pathlib.Path, config: Config):
+    def __init__(self, directory: pathlib.Path, config: Config):
         with optional_package("wandb", "config.wandb_project", "wandb"):
             import wandb  # noqa: PLC0415
         with writing(directory):
@@ -32,7 +32,7 @@ class WandbMirror:
             run_id = id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(
-                project=project,
+                project=config.wandb_project,
                 id=run_id,
                 resume="allow",
                 dir=str(directory),
