@@ -1,11 +1,9 @@
 """Disks that are full, and workdirs that cannot be written or have awkward names."""
 
 import ctypes
-import functools
 import json
 import os
 import pathlib
-import resource
 import shutil
 
 import pytest
@@ -32,11 +30,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 ONLY_EVALUATED = "--config.checkpoint_every_steps=0"  # A checkpoint is larger than a row.
-
-
-def limit_files(size: int):
-    """Returns a function that limits files to `size` bytes, as a full disk does."""
-    return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def obey_permissions() -> None:
@@ -73,7 +66,8 @@ def test_a_disk_too_full_for_a_checkpoint(finished_run, tmp_path, size, newest, 
     if newest:
         copy_run(finished_run[0], workdir, newest=newest)
         rows.unlink()  # A new file is short enough for the limit.
-    line = train_badly(workdir, preexec_fn=limit_files(size))
+    with file_size_limit(size):
+        line = train_badly(workdir)
     assert_cannot_be_written(line, workdir / "checkpoints" / str(failing))
     assert saved_steps(workdir) == [step for step in (6, 8) if step <= newest]
     assert_whole_lines(rows)
@@ -89,7 +83,8 @@ def test_a_disk_too_full_for_a_row(finished_run, run_to_6, room):
     path = run_to_6 / "metrics.jsonl"
     kept = [line for line in path.read_bytes().splitlines(True) if b'"step": 7' not in line]
     size = sum(map(len, kept[:7])) + room  # Six training rows and an evaluation.
-    line = train_badly(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(size))
+    with file_size_limit(size):
+        line = train_badly(run_to_6, ONLY_EVALUATED)
     assert_cannot_be_written(line, path)
     assert_whole_lines(path)
     assert saved_steps(run_to_6) == [6]
@@ -101,7 +96,8 @@ def test_a_disk_too_full_for_tensorboard(finished_run, run_to_6):
     rows = run_to_6 / "metrics.jsonl"
     contents = rows.read_bytes()
     rows.unlink()  # Otherwise this file would be the first to exceed the limit.
-    line = train_badly(run_to_6, ONLY_EVALUATED, preexec_fn=limit_files(1500))
+    with file_size_limit(1500):
+        line = train_badly(run_to_6, ONLY_EVALUATED)
     assert_cannot_be_written(line, run_to_6 / "tensorboard")
     assert_whole_lines(rows)
     rows.write_bytes(contents)
