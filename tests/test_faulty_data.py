@@ -96,23 +96,12 @@ def test_config_files_that_are_refused(tmp_path, refusal, change, parts):
     assert all(part in line for part in parts), line
 
 
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        (
-            {"variant": "paper", "batch_size": 4},
-            ["variant was 'bn' and is now 'paper'", "batch_size was 8 and is now 4"],
-        ),
-        ({"train_split": "train[:48]"}, ["'train[:40]'", "'train[:48]'"]),
-        ({"seed": 2}, ["seed was 1 and is now 2"]),
-    ],
-)
-def test_a_resumed_run_must_be_the_same(finished_run, refused, changes, parts):
+def test_a_resumed_run_must_be_the_same(finished_run, refused):
     workdir = finished_run[0]
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")}
-    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    flags = "--config.variant=paper", "--config.batch_size=4"
     line = refused(main, *tiny_flags(workdir), *flags)
-    assert all(part in line for part in parts), line
+    assert "variant was 'bn' and is now 'paper'; batch_size was 8 and is now 4" in line
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
