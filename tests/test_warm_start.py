@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
-from googlenet_flax.config import Config
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.runs.checkpoint import Checkpoints
@@ -340,9 +339,8 @@ def fine_tune(pictures, workdir, init_from, **fields):
         **{"init_from": str(init_from), "trainable": "head", "on_bad_image": "skip"},
         **fields,
     }
-    config = Config.of({**named_config("folder"), **fields})
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        train_and_evaluate(config, str(workdir))
+        train_and_evaluate({**named_config("folder"), **fields}, workdir)
     return out.getvalue()
 
 

@@ -65,9 +65,7 @@ def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
     return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())
 
 
-def check_batch_divides(
-    batch_size: int, num_devices: int, accumulation_steps: int = 1
-) -> None:
+def check_batch_divides(batch_size: int, num_devices: int, accumulation_steps: int) -> None:
     """Checks that devices and accumulation steps can share a global batch equally.
 
     Raises:
