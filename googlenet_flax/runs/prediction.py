@@ -14,7 +14,8 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.sharding import round_up_to_devices
 
-Decoded = tuple[np.ndarray, tuple[int, int]]
+# Pixels and extent of a picture, and the reason why it cannot be read, or "".
+Decoded = tuple[np.ndarray, tuple[int, int], str]
 
 
 class Prediction(NamedTuple):
@@ -98,23 +99,21 @@ def read_batches(
         extents = np.ones((batch_size, 2), np.int32)
         errors = [""] * len(paths)
         for row, result in enumerate(decoded):
-            if isinstance(result, BadImageError):
-                errors[row] = str(result)
-            else:
-                images[row], extents[row] = result
+            images[row], extents[row], errors[row] = result
         yield paths, errors, {"image": images, "extent": extents}
 
 
 def _decode(
     pictures: Sequence[pathlib.Path], inputs: Preprocess, batch_size: int
-) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded | BadImageError]]]:
+) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded]]]:
     """Yields batches of decoded pictures, while threads decode the next batch."""
+    size, channels = inputs.storage_size, inputs.input_channels
 
-    def decode(path: pathlib.Path) -> Decoded | BadImageError:
+    def decode(path: pathlib.Path) -> Decoded:
         try:
-            return decode_image(path, inputs.storage_size, inputs.input_channels)
+            return *decode_image(path, size, channels), ""
         except BadImageError as error:
-            return error
+            return np.zeros((size, size, channels), np.uint8), (1, 1), str(error)
 
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
