@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_flax.config import FIELDS
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
 from googlenet_flax.model.layers import InceptionWidths
 from googlenet_flax.preprocessing.augment import Augment
@@ -41,32 +42,21 @@ def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeN
     )
 
 
+def defaults_of(kind) -> dict:
+    """Returns the fields of a class as the config has them by default, where all is off."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: FIELDS[name].default for name in names}
+
+
 def preprocess(**fields) -> Preprocess:
     """Creates a `Preprocess` that only crops the central square; pixels stay 0 to 255."""
-    off = {
-        "storage_size": 256,
-        "image_size": 80,
-        "crop_fraction": 1.0,
-        "input_scale": 1.0,
-        "input_mean": (0.0, 0.0, 0.0),
-        "input_std": (1.0, 1.0, 1.0),
-        "channel_order": "RGB",
-    }
-    return Preprocess(**{**off, **fields})
+    own = {"image_size": 80, "input_scale": 1.0}
+    return Preprocess(**{**defaults_of(Preprocess), **own, **fields})
 
 
 def augment(**fields) -> Augment:
     """Creates an `Augment` that changes only what `fields` name."""
-    off = {
-        "crop_padding_pixels": 0,
-        "crop_min_area": 1.0,
-        "crop_max_aspect": 4 / 3,
-        "flip": "none",
-        "color_jitter": 0.0,
-        "interpolations": ("bilinear",),
-        "cutout_fraction": 0.0,
-    }
-    return Augment(**{**off, **fields})
+    return Augment(**{**defaults_of(Augment), **fields})
 
 
 def bind_step(*, preprocess: Preprocess, augment: Augment, epoch_steps: int = 1, **fields):
