@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.pictures import write_pictures
 
@@ -18,12 +17,9 @@ CLASSES = ("apple", "berry", "cherry")
 
 def config(data_dir, **fields):
     return {
-        **named_config("folder"),
-        **{"data_dir": str(data_dir), "width_multiplier": 0.1, "image_size": 80},
-        **{"batch_size": 4, "storage_size": 16, "max_steps": 3, "warmup_epochs": 0.0},
-        **{"schedule": "staircase", "log_every_steps": 1, "averaging": "none"},
-        **{"variant": "seed", "crop_min_area": 1.0, "color_jitter": 0.0},
-        **{"interpolations": ("bilinear",)},
+        **{"dataset": "folder", "data_dir": str(data_dir), "storage_size": 16},
+        **{"variant": "seed", "width_multiplier": 0.1, "image_size": 80},
+        **{"batch_size": 4, "max_steps": 3, "log_every_steps": 1},
         **fields,
     }
 
