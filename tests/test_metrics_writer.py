@@ -2,6 +2,7 @@ import json
 import time
 
 from helpers.series import series_of, tensorboard_series
+from helpers.tiny_run import rows_without_timings
 
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 
@@ -25,17 +26,11 @@ def write_rows(directory, rows, *, resume_step=0):
             assert read_rows(jsonl_file)[-1].items() >= row.items()
 
 
-def rows_in(directory):
-    """Reads the rows without their times."""
-    rows = read_rows(directory / "metrics.jsonl")
-    return [{name: row[name] for name in row if name != "unix_seconds"} for row in rows]
-
-
 def test_rows_are_read_back_and_tensorboard_has_the_same(tmp_path):
-    assert rows_in(tmp_path) == []
+    assert rows_without_timings(tmp_path) == []
     before = time.time()
     write_rows(tmp_path, ROWS)
-    assert rows_in(tmp_path) == ROWS
+    assert rows_without_timings(tmp_path) == ROWS
     times = [row["unix_seconds"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert before - 0.001 <= times[0] and times[-1] <= time.time() + 0.001
     assert times == sorted(times)
@@ -58,7 +53,7 @@ def test_resume_cuts_a_torn_last_line_and_later_rows(tmp_path):
     for resume_step in (1000, 26, 25, 24, 0):
         kept = [row for row in ROWS if row["step"] <= resume_step]
         write_rows(tmp_path, [], resume_step=resume_step)
-        assert rows_in(tmp_path) == kept
+        assert rows_without_timings(tmp_path) == kept
         assert len(jsonl_file.read_text().splitlines()) == len(kept)
 
 
@@ -69,6 +64,6 @@ def test_a_resumed_run_has_every_step_once_and_one_started_over_nothing_else(tmp
         again = [row for row in again if row["step"] > resume_step]
         expected = [row for row in ROWS if row["step"] <= resume_step] + again
         write_rows(tmp_path, again, resume_step=resume_step)
-        assert rows_in(tmp_path) == expected
+        assert rows_without_timings(tmp_path) == expected
         assert tensorboard_series(tmp_path / "tensorboard") == series_of(expected)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 3
