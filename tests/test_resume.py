@@ -78,27 +78,26 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.faults
-def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path, finished_run):
-    workdir = copy_run(finished_run[0], tmp_path / "run", newest=6)
-    first, lock = start_tiny(workdir), workdir / ".lock"
+def test_a_second_run_is_kept_out_until_the_first_is_dead(run_to_6, finished_run):
+    first, lock = start_tiny(run_to_6), run_to_6 / ".lock"
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while f"process {first.pid} " not in lock.read_text():
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)  # It lives until the second has asked.
     try:
-        before = rows_without_timings(workdir)
-        code, out, err = finish(start_tiny(workdir))
+        before = rows_without_timings(run_to_6)
+        code, out, err = finish(start_tiny(run_to_6))
         assert code == 3 and out == ""
         owner = f"process {first.pid} on {socket.gethostname()}"
         assert f"is in use by {owner}: wait for it or choose another" in last_line(err)
-        assert str(workdir) in err and len(err.splitlines()) == 1
-        assert rows_without_timings(workdir) == before
+        assert str(run_to_6) in err and len(err.splitlines()) == 1
+        assert rows_without_timings(run_to_6) == before
     finally:
         first.kill()
         finish(first)
     assert f"process {first.pid} " in lock.read_text()
-    out, _ = train_well(workdir, expected=finished_run[0])
+    out, _ = train_well(run_to_6, expected=finished_run[0])
     assert "resuming after step 6" in out
 
 
