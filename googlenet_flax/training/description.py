@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.data.image_set import Split
 from googlenet_flax.model.googlenet import GoogLeNet, create_model
 from googlenet_flax.preprocessing.preprocess import Preprocess
 
@@ -23,16 +22,6 @@ class DataDescription:
     train_fingerprint: str
     eval_examples: int
     eval_fingerprint: str
-
-    @classmethod
-    def of(cls, train_set: Split, eval_set: Split) -> "DataDescription":
-        """Describes two splits, and reads what their fingerprints need."""
-        return cls(
-            train_examples=len(train_set),
-            train_fingerprint=train_set.fingerprint,
-            eval_examples=len(eval_set),
-            eval_fingerprint=eval_set.fingerprint,
-        )
 
     def changes_since(self, before: "DataDescription") -> list[str]:
         """Returns a phrase for each split that has changed."""

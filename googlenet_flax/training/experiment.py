@@ -54,8 +54,16 @@ class Experiment:
 
     @cached_property
     def data(self) -> DataDescription:
-        """The description of the data, which each checkpoint stores."""
-        return DataDescription.of(self.train_set, self.eval_set)
+        """The description of the data, which each checkpoint stores.
+
+        The first use reads what the fingerprints need.
+        """
+        return DataDescription(
+            train_examples=len(self.train_set),
+            train_fingerprint=self.train_set.fingerprint,
+            eval_examples=len(self.eval_set),
+            eval_fingerprint=self.eval_set.fingerprint,
+        )
 
     @cached_property
     def epoch_steps(self) -> int:
