@@ -277,7 +277,7 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
     predicted = [names[i] for i in main.predicted[rows]]
     true = [names[i] for i in tested.labels[rows]]
     mistakes = [
-        (pixels, f"predicted {name_label(guess)}, {sure:.1%}\ntrue {name_label(label)}")
+        (pixels, f"{name_label(guess)}, {sure:.0%}\ntrue: {name_label(label)}")
         for pixels, guess, label, sure in zip(
             tested.pictures, predicted, true, main.confidence[rows], strict=True
         )
@@ -288,7 +288,8 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         "mistakes",
         pictures_figure(mistakes, MISTAKE_COLUMNS, title_height_inches=0.45),
         caption=f"{some} mistakes of the main classifier, the most confident ones first, "
-        "at the size of the network's input. In the split they are the examples "
+        "at the size of the network's input, each below its predicted class, the "
+        "confidence and the true class. In the split they are the examples "
         f"{', '.join(map(str, tested.examples[rows]))}.",
         alt="; ".join(f"{a} taken for {b}" for a, b in zip(true, predicted, strict=True)),
     )
