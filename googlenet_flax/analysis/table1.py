@@ -13,6 +13,7 @@ import jax
 
 from googlenet_flax.analysis.cost import layer_shapes, multiply_adds
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet
+from googlenet_flax.model.layers import BRANCHES
 
 
 class Printed(NamedTuple):
@@ -43,7 +44,6 @@ HEADER = (
     *("#1x1", "#3x3 reduce", "#3x3", "#5x5 reduce", "#5x5", "pool proj"),
     *("params", "paper", "ops", "paper"),
 )
-BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 NO_WIDTHS = (None,) * len(BRANCHES)
 ALIGNMENTS = "<<" + ">" * (len(HEADER) - 2)
 MARK = "*"

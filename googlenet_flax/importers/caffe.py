@@ -16,9 +16,9 @@ from googlenet_flax.importers.leaves import (
     reading,
 )
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
+from googlenet_flax.model.layers import BRANCHES
 
 STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
-BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 # The messages of BVLC/caffe src/caffe/proto/caffe.proto that lead to the weights: number,
 # name and type of each field that is read. All are declared as repeated, which accepts
 # single values too. The packed floats of `data` are declared as the bytes that they are on

@@ -27,6 +27,10 @@ class InceptionWidths(NamedTuple):
     pool_proj: int
 
 
+# Names of these convolutions in a block.
+BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
+
+
 class Convolution(nn.Module):
     """A convolution with our arithmetic and the parameters of `nn.Conv`."""
 
