@@ -127,10 +127,10 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
         network.layer("conv2", "convolution", "conv2_reduce", **conv2),
         network.pool(3, "conv2", "inception_3a"),
     ]
-    pools = {"inception_4a": 3, "inception_5a": model.variant.pool_5a_window}
+    windows = model.variant.pool_windows
     for before, name in itertools.pairwise(("conv2", *INCEPTIONS)):
-        if name in pools:
-            rows.append(network.pool(pools[name], before, name))
+        if name in windows:
+            rows.append(network.pool(windows[name], before, name))
         rows.append(network.inception(name))
     side, _, depth = outputs["inception_5b"]
     dropout = f"dropout ({model.variant.dropout_rate:.0%})"

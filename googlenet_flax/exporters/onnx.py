@@ -133,17 +133,16 @@ def _build(graph: Graph, network: Network) -> list[str]:
     """Adds all nodes; returns the names of the outputs."""
     variant = network.model.variant
     x = _stem(graph, _normalize(graph, network.preprocess), variant)
-    # Name and window of each pool between stages, by the block that follows.
-    pools = {
-        "inception_4a": ("pool3", 3),
-        "inception_5a": ("pool4", variant.pool_5a_window),
-    }
+    pool_names = {"inception_4a": "pool3", "inception_5a": "pool4"}
     outputs = ["logits"]
     for name in network.model.inceptions:
-        if name in pools:
-            pool_name, window = pools[name]
+        if name in variant.pool_windows:
             x = graph.max_pool(
-                x, pool_name, window=window, stride=2, padding=variant.pool_padding
+                x,
+                pool_names[name],
+                window=variant.pool_windows[name],
+                stride=2,
+                padding=variant.pool_padding,
             )
         x = _inception(graph, x, name)
         if network.model.aux_heads and name in AUX_TAPS:

@@ -68,6 +68,11 @@ class Variant:
     dropout_rate: float = 0.4  # Dropout in front of the main classifier.
 
     @property
+    def pool_windows(self) -> dict[str, int]:
+        """Sides of the max pools between blocks, in pixels, by the block that follows."""
+        return {"inception_4a": 3, "inception_5a": self.pool_5a_window}
+
+    @property
     def is_size_free(self) -> bool:
         """True if no parameter depends on the image size: the heads pool to 4x4."""
         return self.aux_windows is _windows_4x4
@@ -190,10 +195,9 @@ class GoogLeNet(nn.Module):
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
-        pool_windows = {"inception_4a": 3, "inception_5a": variant.pool_5a_window}
         for name, widths in self.inceptions.items():
-            if name in pool_windows:
-                x = pool(x, window=pool_windows[name])
+            if name in variant.pool_windows:
+                x = pool(x, window=variant.pool_windows[name])
             x = Inception(
                 InceptionWidths(*map(self._width, widths)),
                 conv=block_conv,
