@@ -211,8 +211,7 @@ class GoogLeNet(nn.Module):
 
         x = GlobalAveragePool(name="pool")(x)  # [B, 1024]
         x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
-        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-        logits = dense(self.num_classes, dtype=x.dtype, name="classifier")(x)
+        logits = dense(self.num_classes, name="classifier")(x)
         return GoogLeNetOutput(logits, aux.get("aux_4a"), aux.get("aux_4d"))
 
     def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
@@ -256,7 +255,11 @@ class GoogLeNet(nn.Module):
             dtype=self.dtype,
             arithmetic=self.arithmetic,
         )
-        dense = partial(nn.Dense, kernel_init=self.variant.kernel_init, dtype=self.dtype)
+        dense = partial(
+            nn.Dense,
+            kernel_init=self.variant.kernel_init,
+            dtype=jnp.promote_types(self.dtype, jnp.float32),
+        )
         return conv, dense
 
     def _aux_classifier(self, name: str, conv: partial, dense: partial) -> nn.Module:

@@ -1,7 +1,6 @@
 """The building blocks of the paper as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -214,8 +213,6 @@ class AuxClassifier(nn.Module):
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
         x = x.reshape(x.shape[0], -1)  # In the order H, W, C in every variant.
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        dense = partial(self.dense, dtype=x.dtype)
-        x = dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
+        x = self.dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
         x = Dropout(self.dropout_rate)(nn.relu(x), example_ids, train=train)
-        return dense(self.num_classes, name="classifier")(x)
+        return self.dense(self.num_classes, name="classifier")(x)
