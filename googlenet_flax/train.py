@@ -184,15 +184,15 @@ def _create_run(
     )
     profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
     return _Run(
-        experiment,
-        checkpoints,
-        stop,
-        start_step,
-        evaluation,
-        writer,
-        stack.enter_context(progress),
-        stack.enter_context(profile),
-        _watch_chance(experiment, rows),
+        experiment=experiment,
+        checkpoints=checkpoints,
+        stop=stop,
+        start_step=start_step,
+        evaluation=evaluation,
+        writer=writer,
+        progress=stack.enter_context(progress),
+        profile=stack.enter_context(profile),
+        chance=_watch_chance(experiment, rows),
     )
 
 
@@ -302,12 +302,13 @@ class _Run:
         """Makes all updates after `start_step`; logs, evaluates and saves when due."""
         step, experiment = self.start_step, self.experiment
         if step and experiment.is_eval_due(step) and self.evaluation is None:
+            # The last start was stopped before it evaluated this step.
             self.stop.wait_for_loop = True
-            self.evaluate_and_save(state, step)  # The last start ended before this.
+            self.evaluate_and_save(state, step)
         try:
             with closing(experiment.batches(step)) as batches:
                 for batch in self.stop.interruptible(batches):
-                    self.stop.wait_for_loop = True
+                    self.stop.wait_for_loop = True  # From now on the state must be saved.
                     state, metrics = self.update(state, batch, step)
                     step += 1
                     self.losses.add(step, metrics)

@@ -19,7 +19,9 @@ class Arithmetic:
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
     winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
-    matmul_weight_gradient: bool = False  # Compute conv1's weight gradient as a product.
+    # Compute the kernel's gradient of conv1, and of others that the choices above leave, as
+    # a product.
+    matmul_weight_gradient: bool = False
     onednn_gradients: bool = False  # Compute gradients in the forms that oneDNN is fast in.
     gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
     pool_first: bool = False  # Pool in the stem before bias and ReLU, if there is no norm.

@@ -114,7 +114,8 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
     """Applies several 1x1 blocks to the same input.
 
     Where `Arithmetic.merge_1x1` is set, their convolutions are computed as a single one,
-    which reads the input once.
+    which reads the input once. Flax's `capture_intermediates` then misses the blocks'
+    outputs, since `ConvBlock.__call__` is not called.
 
     Args:
       x: `[B, H, W, C]`.
@@ -124,11 +125,13 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
       The output of each block, `[B, H, W, features]`.
     """
     first = blocks[0]
+    # While it initializes, there are no parameters to merge yet.
     if first.is_initializing() or not first.arithmetic.merge_1x1:
         return [block(x) for block in blocks]
     params = [block.variables["params"]["conv"] for block in blocks]
     merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *params)
     features = [block.features for block in blocks]
+    # A copy without a parent takes the merged parameters instead of its own.
     conv = first.conv.clone(features=sum(features), parent=None)
     y: Any = conv.apply({"params": merged}, x)
     parts = jnp.split(y, np.cumsum(features)[:-1], axis=-1)

@@ -126,7 +126,8 @@ class Augment:
         """Changes brightness, contrast and color of an image `[H, W, 3]` by random factors.
 
         Howard 2013, arXiv 1312.5402, which section 6 cites, applies the three changes in
-        random order. Apart from rounding they commute, so one expression applies them all.
+        random order. Apart from rounding, and from clipping after each, they commute, so
+        one expression applies them all.
         """
         low, high = 1 - self.color_jitter, 1 + self.color_jitter
         brightness, contrast, color = jax.random.uniform(rng, (3,), minval=low, maxval=high)

@@ -92,7 +92,7 @@ class ModelDescription:
     def initialize(self, rng: jax.Array) -> Any:
         """Draws random parameters and statistics of the network.
 
-        Call it under `jax.jit`, where it takes seconds.
+        It is slow unless it is called under `jax.jit`.
         """
         size, channels = self.preprocess.image_size, self.preprocess.input_channels
         images = jnp.zeros((1, size, size, channels))

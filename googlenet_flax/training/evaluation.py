@@ -62,8 +62,8 @@ def evaluate_split(
       num_devices: Number of devices in this process.
       watch: Iterates over the batches for the evaluation, and may raise to end it.
     """
-    num_devices *= distributed.num_processes()
-    batch_size = round_up_to_devices(batch_size, num_devices)
+    all_devices = num_devices * distributed.num_processes()
+    batch_size = round_up_to_devices(batch_size, all_devices)
     rows = distributed.process_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
     for batch in watch(padded_batches(split, np.arange(len(split)), batch_size, rows)):
