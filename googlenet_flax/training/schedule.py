@@ -85,20 +85,13 @@ def staircase_decay(
     `epoch = s // epoch_steps`. Section 6 of the paper lowers it by 4 % every 8 epochs, with
     offset 0. The Keras tutorial counts epochs from 1, which is offset 1.
     """
-    stairs_before, epochs_into_stair = divmod(decay_offset_epochs, decay_every_epochs)
-    epochs_left = decay_every_epochs - epochs_into_stair
-    first_rate = learning_rate * decay_rate**stairs_before
-    # The last update of the longest run follows MAX_NUMBER - 1 updates, so a stair of
-    # MAX_NUMBER steps never ends.
-    stair_steps = min(decay_every_epochs * epoch_steps, MAX_NUMBER)
-    first_end = min(epochs_left * epoch_steps, MAX_NUMBER)
 
     def schedule(step: Any) -> jax.Array:
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
-        # where rounding can make a stair begin one step late. Counting starts at
-        # `first_end`, because step + offset could exceed int32.
-        stairs = 1 + (step - first_end) // stair_steps
-        return first_rate * jnp.power(decay_rate, stairs)
+        # where rounding can make a stair begin one step late. The sum can exceed int32.
+        epoch = jnp.asarray(step).astype(jnp.uint32) // epoch_steps
+        stairs = (decay_offset_epochs + epoch) // decay_every_epochs
+        return learning_rate * jnp.power(decay_rate, stairs)
 
     return schedule
 
