@@ -22,7 +22,7 @@ from googlenet_flax.training.description import DataDescription, ModelDescriptio
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.state import Batch, Metrics, Params, TrainState
+from googlenet_flax.training.state import Batch, Metrics, TrainState, Variables
 from googlenet_flax.training.step import Inputs, train_step
 
 TrainStep = Callable[[TrainState, Batch, np.int32], tuple[TrainState, Metrics]]
@@ -240,10 +240,11 @@ class Experiment:
     ) -> dict[str, float]:
         """Computes the metrics of the whole `eval_split`, also of averaged weights.
 
-        The names of the latter begin with `averaged_`. `evaluate_split` describes `watch`.
+        The names of the latter begin with `averaged_`. `loss` has the auxiliary losses with
+        the weight at the start of the run. `evaluate_split` describes `watch`.
         """
 
-        def evaluate(variables: Params) -> dict[str, float]:
+        def metrics_of(variables: Variables) -> dict[str, float]:
             return evaluation.evaluate_split(
                 partial(self.eval_step, variables),
                 self.eval_set,
@@ -252,9 +253,9 @@ class Experiment:
                 watch=watch,
             )
 
-        metrics = evaluate(state.variables)
+        metrics = metrics_of(state.variables)
         if state.averages:
-            averaged = evaluate(state.averages)
+            averaged = metrics_of(state.averages)
             metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
         return metrics
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_flax.training.state import Params
+from googlenet_flax.training.state import Params, Variables
 
 
 def create_optimizer(
@@ -50,7 +50,7 @@ class Averaging:
     decay: float  # Decay of the EMA per step.
     start_step: int  # First step to average; before it, the average is the latest weights.
 
-    def update(self, averages: Params, latest: Params, step: jax.Array) -> Params:
+    def update(self, averages: Variables, latest: Variables, step: jax.Array) -> Variables:
         """Returns the averages after the update that follows `step` updates.
 
         The EMA begins as a plain average, so that it does not overweight its first weights.

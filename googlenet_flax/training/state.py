@@ -11,7 +11,9 @@ import optax
 
 Batch = Mapping[str, Any]  # A `data.image_set.Batch` on the host or on a device.
 Metrics = dict[str, jax.Array]
-Params = Any
+Params = Any  # The parameters of a network, or anything of their structure.
+BatchStats = Any  # Running means and variances of batch norm; empty without it.
+Variables = Any  # {"params": ..., "batch_stats": ...} as `model.apply` takes them.
 
 
 @flax.struct.dataclass
@@ -20,14 +22,18 @@ class TrainState:
 
     step: jax.Array  # Number of updates done, int32 [].
     params: Params
-    batch_stats: Params  # Empty without batch norm.
+    batch_stats: BatchStats
     opt_state: optax.OptState
     # Averages over steps of {"params", "batch_stats"}; empty without averaging.
-    averages: Params = dataclasses.field(default_factory=dict)
+    averages: Variables = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, variables: Params, tx: optax.GradientTransformation, *, averages: bool = False
+        cls,
+        variables: Variables,
+        tx: optax.GradientTransformation,
+        *,
+        averages: bool = False,
     ) -> "TrainState":
         """Creates the state of step 0 from parameters and statistics.
 
@@ -42,11 +48,11 @@ class TrainState:
         )
 
     @property
-    def variables(self) -> Params:
+    def variables(self) -> Variables:
         """The parameters and statistics in the form that `model.apply` takes."""
         return variables_of(self.params, self.batch_stats)
 
 
-def variables_of(params: Params, batch_stats: Params) -> Params:
+def variables_of(params: Params, batch_stats: BatchStats) -> Variables:
     """Returns the variables of a network; without batch norm there are no statistics."""
     return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}

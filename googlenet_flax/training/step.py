@@ -17,9 +17,11 @@ from googlenet_flax.training.mixup import mix, mixup_lambdas, partners_of
 from googlenet_flax.training.optimizer import Averaging
 from googlenet_flax.training.state import (
     Batch,
+    BatchStats,
     Metrics,
     Params,
     TrainState,
+    Variables,
     variables_of,
 )
 
@@ -122,7 +124,7 @@ def train_step(
 
 def _loss(
     params: Params,
-    batch_stats: Params,
+    batch_stats: BatchStats,
     batch: Batch,
     *,
     model: GoogLeNet,
@@ -156,7 +158,7 @@ def _loss(
 
 def _accumulate(
     gradient: Callable, state: TrainState, batch: Batch, num_parts: int, *, unroll: bool
-) -> tuple[Params, Metrics, Params]:
+) -> tuple[Params, Metrics, BatchStats]:
     """Averages gradients and metrics over the parts of a batch.
 
     Returns:
