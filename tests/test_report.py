@@ -37,8 +37,8 @@ from googlenet_flax.reports.look_inside import (
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page
-from googlenet_flax.runs.checkpoint import DamagedCheckpointError
-from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs import checkpoint
+from googlenet_flax.runs.checkpoint import Checkpoints, DamagedCheckpointError
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 
@@ -365,15 +365,15 @@ def test_a_run_of_few_rows(tmp_path, run_command, keep):
 def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkeypatch):
     config = {**CONFIG, "dataset": "cifar10", "data_dir": str(tmp_path)}
     path = write_run(tmp_path / "run", DESCRIPTION, variables, **config)
-    load, failures = Predictor.load, []
+    restore, failures = Checkpoints.restore_variables, []
 
-    def vanish(*args):
+    def vanish(*args, **kwargs):
         if len(failures) < 2:
             failures.append(args)
             raise DamagedCheckpointError(path / "checkpoints" / "5", "gone")
-        return load(*args)
+        return restore(*args, **kwargs)
 
-    monkeypatch.setattr(Predictor, "load", vanish)
+    monkeypatch.setattr(Checkpoints, "restore_variables", vanish)
     material = gather(Workdir(path))
     assert material.tested is None and material.view is None
     text = read(create_run_page(material)).text
@@ -382,7 +382,7 @@ def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkey
     assert "filters of conv1" in text
     assert not list(tmp_path.glob("cifar*"))
     failures.clear()
-    monkeypatch.setattr(gathering, "LOAD_ATTEMPTS", 2)
+    monkeypatch.setattr(checkpoint, "LOAD_ATTEMPTS", 2)
     material = gather(Workdir(path))
     assert material.predictor is None and "is damaged: gone" in material.missing[1]
 

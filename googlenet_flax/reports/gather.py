@@ -10,15 +10,11 @@ from googlenet_flax.reports.answers import collect_answers, confident_mistakes
 from googlenet_flax.reports.look_inside import Picture, look_inside, shown_pixels
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, Tested
-from googlenet_flax.runs.checkpoint import DamagedCheckpointError
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 
-# A run that is still going may delete a checkpoint that is being read. Then another one is
-# the best.
-LOAD_ATTEMPTS = 3
 MISTAKES = 12  # Number of mistakes to show.
 
 
@@ -48,7 +44,7 @@ def gather(
         reason = "the run has no metrics yet" if is_run else "these weights were imported"
         missing.append(f"There are no curves: {reason}.")
     try:
-        predictor = _load_predictor(workdir, checkpoint)
+        predictor = Predictor.load(workdir, checkpoint, jax.local_devices()[:1])
     except UserError as error:
         if checkpoint not in ("best", "latest"):
             raise
@@ -81,16 +77,6 @@ def gather(
     model = description.create_model()
     view = look_inside(model, preprocess, predictor.variables, picture)
     return Material(record, missing, predictor, tested, view)
-
-
-def _load_predictor(workdir: Workdir, checkpoint: str) -> Predictor:
-    devices = jax.local_devices()[:1]
-    for _ in range(LOAD_ATTEMPTS - 1):
-        try:
-            return Predictor.load(workdir, checkpoint, devices)
-        except DamagedCheckpointError:
-            continue
-    return Predictor.load(workdir, checkpoint, devices)
 
 
 def _test(predictor: Predictor, split: Split, config: Config, max_examples: int) -> Tested:

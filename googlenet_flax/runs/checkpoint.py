@@ -9,14 +9,15 @@ it is deleted.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
@@ -35,9 +36,12 @@ from googlenet_flax.training.sharding import replicated_like, replicated_shardin
 from googlenet_flax.training.state import TrainState
 
 KEEP_LATEST = 3
+LOAD_ATTEMPTS = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first one present decides.
 ASIDE = ".damaged"  # Suffix of damaged checkpoints that were renamed.
 DROPPED = ".dropped"  # Suffix of superseded checkpoints, about to be deleted.
+
+Loaded = TypeVar("Loaded")
 
 # The items of a checkpoint. Evaluation and prediction read only the weights.
 VARIABLES = "variables"  # {"params", "batch_stats"} in the form that Flax takes.
@@ -53,7 +57,23 @@ class DamagedCheckpointError(UserError):
             f"checkpoint {path.name} in {path.parent} is damaged: {reason}; name another "
             "one, by its step"
         )
-        self.reason = reason
+        self.path, self.reason = path, reason
+
+
+def retried(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
+    """Repeats a function that reads a checkpoint, if a run deletes that one meanwhile."""
+
+    @functools.wraps(load)
+    def load_again(*args: Any, **kwargs: Any) -> Loaded:
+        for _ in range(LOAD_ATTEMPTS - 1):
+            try:
+                return load(*args, **kwargs)
+            except DamagedCheckpointError as error:
+                if error.path.exists():
+                    raise
+        return load(*args, **kwargs)
+
+    return load_again
 
 
 class Checkpoints:

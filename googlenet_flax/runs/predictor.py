@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.preprocessing.crops import evaluation_crops
-from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import outputs_by_name
 from googlenet_flax.training.sharding import split_over_devices
-from googlenet_flax.training.state import Params
+from googlenet_flax.training.state import Variables
 
 # Log probabilities of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Small
 # probabilities themselves would be rounded to 0.
@@ -28,12 +28,13 @@ class Predictor:
 
     checkpoint_step: int
     description: ModelDescription
-    variables: Params  # Replicated over the devices.
+    variables: Variables  # Replicated over the devices.
     devices: Sequence[jax.Device]
     metrics: Mapping[str, float] | None  # Those of the evaluation of the checkpoint.
     step: Callable[..., dict[str, jax.Array]]  # Takes variables, shards and a `Crop`.
 
     @classmethod
+    @retried
     def load(
         cls,
         workdir: Workdir,

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from googlenet_flax.preprocessing.preprocess import Preprocess
-from googlenet_flax.runs.checkpoint import Checkpoints
+from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.optimizer import is_head
-from googlenet_flax.training.state import Params, TrainState
+from googlenet_flax.training.state import TrainState, Variables
 
 NETWORK_FIELDS = ("variant", "width_multiplier")
 # The weights fit only an input that is scaled the same way.
@@ -24,6 +24,7 @@ INPUT_FIELDS = ("input_channels", "input_scale", "input_mean", "input_std", "cha
 CONVERTIBLE_CHANNELS = (1, 3)  # Alpha, for example, stands for no color.
 
 
+@retried
 def warm_start(
     state: TrainState,
     source: Workdir,
@@ -139,11 +140,11 @@ def _convert_input(theirs: Preprocess, ours: Preprocess) -> Preprocess:
 
 def _fit(
     source: Workdir,
-    own_variables: Params,
-    their_variables: Params,
+    own_variables: Variables,
+    their_variables: Variables,
     theirs: ModelDescription,
     ours: ModelDescription,
-) -> tuple[Params, list[str]]:
+) -> tuple[Variables, list[str]]:
     """Merges variables, and returns them with the names of the last layers that stay new.
 
     They are `their_variables`, except for heads that are not trained there and last layers
