@@ -35,9 +35,7 @@ def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array
     """
 
     def draw(index: jax.Array) -> jax.Array:
-        # `Augment` uses the numbers 0 to 5.
-        own_rng = jax.random.fold_in(jax.random.fold_in(rng, index), 6)
-        weight = jax.random.beta(own_rng, alpha, alpha)
+        weight = jax.random.beta(jax.random.fold_in(rng, index), alpha, alpha)
         return jnp.maximum(weight, 1 - weight)
 
     return jax.vmap(draw)(indices)

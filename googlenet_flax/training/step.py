@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from googlenet_flax.config import MAX_NUMBER
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.preprocessing.augment import Augment, alternating_flips
 from googlenet_flax.preprocessing.preprocess import Preprocess
@@ -33,13 +34,14 @@ class StepRngs:
     run: jax.Array  # Key that is the same in every step.
     augment: jax.Array
     dropout: jax.Array
+    mixup: jax.Array
 
     @classmethod
     def of(cls, seed: int | jax.Array, step: jax.Array) -> "StepRngs":
         """Derives the keys of the update that follows `step` updates."""
-        run = jax.random.key(seed, impl="threefry2x32")
-        augment, dropout = jax.random.split(jax.random.fold_in(run, step))
-        return cls(run, augment, dropout)
+        root = jax.random.key(seed, impl="threefry2x32")
+        run = jax.random.fold_in(root, MAX_NUMBER)  # No update follows so many.
+        return cls(run, *jax.random.split(jax.random.fold_in(root, step), 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +134,11 @@ def _loss(
     objective: Objective,
     rngs: StepRngs,
     step: jax.Array,
-) -> tuple[jax.Array, tuple[Metrics, Params]]:
+) -> tuple[jax.Array, tuple[Metrics, BatchStats]]:
     """Computes the loss of a batch, `[]`, its mean metrics and the new batch statistics."""
     images, lambdas = inputs(batch, rngs, step), None
     if objective.mixup_alpha:
-        lambdas = mixup_lambdas(rngs.augment, batch["index"], objective.mixup_alpha)
+        lambdas = mixup_lambdas(rngs.mixup, batch["index"], objective.mixup_alpha)
         images = mix(images, inputs(partners_of(batch), rngs, step), lambdas)
     output, updates = model.apply(
         variables_of(params, batch_stats),
