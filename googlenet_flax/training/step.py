@@ -173,23 +173,19 @@ def _accumulate(
     def add(carry, part):
         batch_stats, total = carry
         grads, (metrics, batch_stats) = gradient(state.params, batch_stats, part)
-        return (batch_stats, jax.tree.map(jnp.add, total, (grads, metrics))), None
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
     parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), dict(batch))
-    part_like = jax.tree.map(lambda x: x[0], parts)
-    grads_like, (metrics_like, _) = jax.eval_shape(
-        gradient, state.params, state.batch_stats, part_like
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads_like, metrics_like))
-    (batch_stats, total), _ = jax.lax.scan(
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, total), metrics = jax.lax.scan(
         add, (state.batch_stats, zeros), parts, unroll=num_parts if unroll else 1
     )
-    grads, metrics = jax.tree.map(lambda x: x / num_parts, total)
-    return grads, metrics, batch_stats
+    grads = jax.tree.map(lambda x: x / num_parts, total)
+    return grads, jax.tree.map(jnp.mean, metrics), batch_stats
 
 
 def eval_step(
-    variables: Params,
+    variables: Variables,
     batch: Batch,
     *,
     model: GoogLeNet,
