@@ -112,12 +112,11 @@ class Experiment:
     @property
     def objective(self) -> Objective:
         """The loss."""
-        fields = _shared_fields(self.config, Objective)
-        if self.config.final_aux_fraction != 1:
-            weight = self.config.aux_weight
-            last = weight * self.config.final_aux_fraction
-            fields["aux_weight"] = optax.linear_schedule(weight, last, self.total_steps)
-        return Objective(**fields)
+        config, weight = self.config, self.config.aux_weight
+        if config.final_aux_fraction != 1:
+            last = weight * config.final_aux_fraction
+            weight = optax.linear_schedule(weight, last, self.total_steps)
+        return Objective(weight, config.label_smoothing, config.mixup_alpha)
 
     @cached_property
     def train_steps(self) -> list[TrainStep]:

@@ -1,11 +1,11 @@
 """The loss of the paper's section 5, and the metrics of each example."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.training.mixup import mix
@@ -19,12 +19,12 @@ class Objective:
     """The training objective: the main loss plus the weighted auxiliary losses."""
 
     # Weight of each auxiliary loss, 0.3 in section 5; or a function of the step.
-    aux_weight: float | Callable[[jax.Array], jax.Array] = 0.3
+    aux_weight: float | optax.Schedule = 0.3
     # Part of the target that all classes share (arXiv 1512.00567, section 7).
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0  # Parameter of mixup; 0 is off.
 
-    def aux_weight_at(self, step: jax.Array) -> float | jax.Array:
+    def aux_weight_at(self, step: jax.Array) -> ArrayLike:
         """Returns the weight of each auxiliary loss after `step` updates."""
         return self.aux_weight(step) if callable(self.aux_weight) else self.aux_weight
 
@@ -54,14 +54,14 @@ def example_metrics(
     output: GoogLeNetOutput,
     labels: jax.Array,
     *,
-    aux_weight: float | jax.Array,
+    aux_weight: ArrayLike,
     targets: jax.Array | None = None,
 ) -> Metrics:
     """Computes losses and accuracies per example, each float32 `[B]`.
 
-    `loss` is the training objective (section 5): the main loss plus `aux_weight` times
-    each auxiliary loss. Accuracies are 1 where the label has the largest logit, `top5`
-    where the label is among the five largest (ties count against the label).
+    `loss` is the main loss plus `aux_weight` times each auxiliary loss (section 5).
+    Accuracies are 1 where the label has the largest logit, `top5` where the label is among
+    the five largest (ties count against the label).
 
     Args:
       output: Logits `[B, num_classes]`.
@@ -91,4 +91,4 @@ def example_metrics(
 def _rank_of_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Counts the other classes that score at least as high as the label; int `[B]`."""
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    return jnp.sum(~(logits < own), axis=-1) - 1
+    return jnp.sum(~(logits < own), axis=-1) - 1  # Unlike `>=`, counts NaN too.
