@@ -325,7 +325,7 @@ class _Run:
         experiment = self.experiment
         state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)
-        if step == self.start_step:
+        if step in (self.start_step, *experiment.stage_ends):
             jax.block_until_ready(state)
             self.progress.restart_clock(step + 1)
         self.progress.advance()
@@ -348,6 +348,7 @@ class _Run:
             self.evaluate_and_save(state, step)
         elif is_save_due:
             self.save(state)
+            self.progress.restart_clock(step)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Writes and shows a row of training metrics."""
@@ -427,9 +428,11 @@ def _summary(experiment: Experiment, origin: str) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.state_like.params))
     classes = len(experiment.description.class_names)
     trained = "" if config.trainable == "all" else ", only the classifiers are trained"
+    sizes = [size for size, _ in experiment.stages]
+    tested = "" if config.image_size in sizes else f" (tested at {config.image_size} px)"
     return (
         f"GoogLeNet {config.variant!r}: {parameters:,} parameters, {classes} classes, "
-        f"{config.image_size} px, {config.dtype}{trained}\n"
+        f"{', '.join(map(str, sizes))} px{tested}, {config.dtype}{trained}\n"
         f"{config.dataset}: {len(experiment.train_set):,} images to train on "
         f"({config.train_split}), {len(experiment.eval_set):,} to evaluate on "
         f"({config.eval_split})\n"

@@ -45,6 +45,21 @@ def test_a_plan_is_that_of_the_config(uncompiled, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_operations_are_those_of_each_image_size(uncompiled):
+    sizes = {"progressive_image_sizes": (32,), "progressive_image_size_epochs": (1,)}
+    few = {"train_split": "train[:40]", "batch_size": 8, "image_size": 160}
+
+    def petaflops(**fields) -> float:
+        return float(
+            re.search(r"([\d.e-]+) PFLOP", plan_of(**few, **fields)["operations"])[1]
+        )
+
+    both = petaflops(max_steps=20, **sizes)
+    one, other = petaflops(max_steps=15), petaflops(max_steps=5, **sizes)
+    assert both == pytest.approx(one + other, rel=0.01) and other < one / 20
+    assert plan_of(**few, **sizes, max_steps=5)["image size"] == "32 px to the end"
+
+
 LONGEST = {"max_steps": MAX_NUMBER, "eval_every_epochs": 2, "batch_size": 8}
 
 
@@ -67,6 +82,7 @@ def test_a_plan_without_the_data_takes_the_known_sizes(uncompiled):
     text = plan_of(dataset="cifar10", train_split="train[:3000]", **missing)
     assert text["data"].startswith("cifar10, 3,000 images to train on (train[:3000]), 10,")
     assert text["steps"].startswith("22 of 256 images, 11 an epoch, 2 epochs, on 4 x ")
+    assert plan_of(dataset="cifar10:3.0.2", **missing)["steps"].startswith("390 of 256")
     text = plan_of(dataset="imagenet2012", eval_split="validation", **missing)
     assert "5,004 an epoch" in text["steps"] and "1000 classes" in text["data"]
 
@@ -74,7 +90,7 @@ def test_a_plan_without_the_data_takes_the_known_sizes(uncompiled):
 def test_a_plan_of_unknown_data_says_what_is_unknown(uncompiled):
     text = plan_of(dataset="folder", data_dir="no")
     assert text["data"].startswith("unknown, and 1,000 classes assumed: ")
-    assert "is not a folder" in text["data"]
+    assert "is not a folder" in text["data"] and "image size" not in text
     for name in ("steps", "learning rate", "evaluations"):
         assert text[name] == "unknown without the data"
 

@@ -46,7 +46,8 @@ def describe_run(config: Config, target: Target | None = None) -> str:
     devices = target.devices if target else jax.local_devices()
     experiment = build_experiment(config, devices, *splits)
     model = experiment.description.create_model()
-    plan = {**_plan(experiment, target), **unknown}
+    plan = _plan(experiment, target)
+    plan |= {name: text for name, text in unknown.items() if name in plan}
     lines = [f"{name + ':':<14} {text}" for name, text in plan.items()]
     return "\n".join([format_table_1(model, config.image_size), "", *lines])
 
@@ -64,7 +65,7 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
     try:
         return [load_config_split(config, name, may_prepare=False) for name in names], {}
     except MissingDataError as error:
-        if sizes := SPLIT_SIZES.get(config.dataset):
+        if sizes := SPLIT_SIZES.get(config.dataset.partition(":")[0]):
             parts = [split_positions(name, sizes) for name in names]
             counts = [sum(rows.stop - rows.start for _, rows in part) for part in parts]
         else:
@@ -96,26 +97,26 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
         f"{devices[0].device_kind}",
     }
     if experiment.stage_ends:
-        sizes = [*config.progressive_image_sizes, config.image_size]
-        ends = [*(f"to step {end:,}" for end in experiment.stage_ends), "to the end"]
-        stages = zip(sizes, ends, strict=True)
-        plan["image size"] = ", ".join(f"{size} px {end}" for size, end in stages)
+        *early, (last_size, _) = experiment.stages
+        sizes = [f"{size} px to step {steps.stop:,}" for size, steps in early]
+        plan["image size"] = ", ".join([*sizes, f"{last_size} px to the end"])
     rates = ", ".join(
         f"{experiment.learning_rate(round(share * (total_steps - 1))):.3g} at {share:.0%}"
         for share in RATE_SHARES
     )
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     model = experiment.description.create_model()
-    head_only = config.trainable == "head"
-    cost = image_cost(model, config.image_size, head_only=head_only)
-    flops = cost.training_flops
+    cost_at = partial(image_cost, model, head_only=config.trainable == "head")
+    cost = cost_at(config.image_size)
+    flops = config.batch_size * sum(
+        cost_at(size).training_flops * len(steps) for size, steps in experiment.stages
+    )
     return {
         **plan,
         "learning rate": f"{rates} ({config.schedule})",
         "evaluations": f"{evaluations}, each saves a checkpoint",
-        "operations": f"{flops / 1e9:.3g} GFLOP to train on an image of "
-        f"{config.image_size} px, {flops * config.batch_size * total_steps / 1e15:.3g} "
-        "PFLOP in all",
+        "operations": f"{cost.training_flops / 1e9:.3g} GFLOP to train on an image of "
+        f"{config.image_size} px, {flops / 1e15:.3g} PFLOP in all",
         **_largest_step(experiment, cost, target),
     }
 

@@ -1,6 +1,7 @@
 """Data, network, schedule and steps of a run, built from its config."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator
 from functools import cached_property, partial
 from typing import Any
@@ -82,6 +83,17 @@ class Experiment:
     def stage_ends(self) -> list[int]:
         """The steps at which the image size changes."""
         return [n * self.epoch_steps for n in self.config.progressive_image_size_epochs]
+
+    @property
+    def stages(self) -> list[tuple[int, range]]:
+        """Each image size in pixels, and the numbers of updates that precede its steps.
+
+        Sizes that the run does not reach are left out.
+        """
+        sizes = (*self.config.progressive_image_sizes, self.config.image_size)
+        edges = [min(n, self.total_steps) for n in (0, *self.stage_ends, self.total_steps)]
+        steps = [range(*pair) for pair in itertools.pairwise(edges)]
+        return [stage for stage in zip(sizes, steps, strict=True) if stage[1]]
 
     @cached_property
     def schedule(self) -> optax.Schedule:
