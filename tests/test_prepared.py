@@ -92,6 +92,7 @@ def test_data_dir_may_start_at_home(tiny_grey, monkeypatch):
         ("tiny_grey", "train[3:3]", ["no examples"]),
         ("tiny_grey", "train[:0]+test[5:]", ["no examples"]),
         ("no_such_set", "train", ["unknown dataset 'no_such_set'", "DIR"]),
+        ("cifar10:9.9.9", "train", ["unknown dataset 'cifar10:9.9.9'", "DIR"]),
         ("mnist", "train", ["'mnist' is not prepared", "tfds build mnist", "DIR"]),
     ],
 )

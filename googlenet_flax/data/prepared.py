@@ -65,10 +65,14 @@ def _find_builder(
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a prepared data set; prepares it if needed and allowed."""
     root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
-    name = dataset.partition(":")[0]
+    name, _, version = dataset.partition(":")
     own = OWN_BUILDERS.get(name)
     try:
-        builder: Any = own(data_dir=root) if own else tfds.builder(dataset, data_dir=root)
+        builder: Any = (
+            own(data_dir=root, version=version or None)
+            if own
+            else tfds.builder(dataset, data_dir=root)
+        )
     except (ValueError, AssertionError) as error:
         raise UserError(
             f"unknown dataset {dataset!r}: use digits, cifar10, cifar100, imagenet2012, "
