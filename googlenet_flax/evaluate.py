@@ -30,7 +30,7 @@ def main() -> None:
     add("--tolerance", type=float, default=0.001, help=tolerance_help)
     add("--json", action="store_true", help="print the metrics as one JSON object")
     args = parser.parse_args()
-    with running():
+    with running(vars(args)):
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
             raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
@@ -49,6 +49,7 @@ def main() -> None:
             eval_split=args.eval_split,
             eval_fraction=args.eval_fraction,
             batch_size=args.batch_size,
+            on_bad_image=args.on_bad_image,
         )
         if args.json:
             print(json.dumps(metrics))

@@ -43,7 +43,7 @@ def main() -> None:
     add("--normalize", default="none", choices=features.NORMS, help=norm_help)
     add_data_flags(parser)
     args = parser.parse_args()
-    with running():
+    with running(vars(args)):
         _write(args)
 
 
@@ -51,7 +51,7 @@ def _write(args: argparse.Namespace) -> None:
     """Computes and writes the features that the flags name."""
     data = {
         name: getattr(args, name)
-        for name in ("dataset", "data_dir", "eval_split", "eval_fraction")
+        for name in ("dataset", "data_dir", "eval_split", "eval_fraction", "on_bad_image")
     }
     if args.pictures and any(value is not None for value in data.values()):
         raise UserError("name pictures or a split, as with --split=test, but not both")

@@ -43,7 +43,8 @@ def main() -> None:
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
     flags = vars(parser.parse_args())
-    with running(), out_of_memory_hint("if a run holds the device, set JAX_PLATFORMS=cpu"):
+    hint = "if a run holds the device, set JAX_PLATFORMS=cpu"
+    with running(flags), out_of_memory_hint(hint):
         print(printable(_write_report(**flags)))
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import contextlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from absl import logging
 
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
-from googlenet_flax.runtime.errors import exit_on_run_error
+from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.runtime.memory import keep_freed_memory
 
 
@@ -42,16 +43,28 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     fraction_help = "tested part of a folder without splits; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
     add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
+    bad_help = "what to do with an unreadable picture; default: the run's, or skip"
+    add("--on_bad_image", choices=("stop", "skip"), help=bad_help)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
+def running(flags: Container[str] = ()) -> Iterator[None]:
     """Sets up the process around a command.
 
-    An error ends the command with one line, and compiled programs are cached on disk.
+    An error ends the command with one line, and compiled programs are cached on disk. Where
+    an error names a field of the config, and the command has a flag of that name among
+    `flags`, the line names the flag.
     """
     logging.set_verbosity(logging.FATAL)  # Libraries also raise the errors that they log.
     use_compilation_cache()
     keep_freed_memory()
+
+    def flag_of(field: re.Match) -> str:
+        return f"--{field[1]}" if field[1] in flags else field[0]
+
     with exit_on_run_error():
-        yield
+        try:
+            yield
+        except UserError as error:
+            message = re.sub(r"(?:--)?config\.(\w+)", flag_of, str(error))
+            raise UserError(message) from error
