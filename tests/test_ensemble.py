@@ -285,6 +285,17 @@ def test_other_classes_are_refused(members, tmp_path, refused, loaded, names):
         assert "digits has 10 classes and the network 7" in line
 
 
+def test_pictures_decoded_in_another_way_are_refused(
+    members, folder, tmp_path, refused, loaded
+):
+    preprocess = dataclasses.replace(FIRST.preprocess, storage_size=512)
+    other = dataclasses.replace(FIRST, preprocess=preprocess)
+    run = write_run(tmp_path / "other", other, variables_of(0), **RECIPE)
+    pictures = ["--dataset=folder", f"--data_dir={folder}", "--split=test"]
+    line = refused(evaluate, f"--workdir={members[0]}", f"--ensemble={run}", *pictures)
+    assert "storage_size is 48" in line and f"512 in {run}" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -94,7 +94,8 @@ def evaluate_checkpoints(
       The metrics, and `step` of the first checkpoint.
 
     Raises:
-      UserError: A run, checkpoint or data set does not exist, or classes differ.
+      UserError: A run, checkpoint or data set does not exist, or the networks differ in
+        their classes or in how pictures are decoded for them.
     """
     devices = jax.local_devices()
     predictors = [
@@ -109,6 +110,7 @@ def evaluate_checkpoints(
             )
     config = evaluation_config(run, **data)
     split = load_eval_split(config, first.description)
+    _check_same_pictures(split, workdirs, predictors)
     aux_weight = config.aux_weight if run else 0.0
     if len(predictors) == num_crops == 1:
         step = create_eval_step(first.description, aux_weight=aux_weight, devices=devices)
@@ -124,6 +126,24 @@ def evaluate_checkpoints(
         for note in predictor.description.notes:
             tell(f"{workdir.path}: {note}")
     return {"step": first.checkpoint_step, **metrics}
+
+
+def _check_same_pictures(
+    split: Split, workdirs: Sequence[Workdir], predictors: Sequence[Predictor]
+) -> None:
+    """Raises a `UserError` if networks take pictures that are decoded in different ways."""
+    from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
+
+    if not isinstance(split, PictureSet):
+        return
+    inputs = [predictor.description.preprocess for predictor in predictors]
+    for name in ("storage_size", "input_channels"):
+        for workdir, preprocess in zip(workdirs, inputs, strict=True):
+            if getattr(preprocess, name) != getattr(inputs[0], name):
+                raise UserError(
+                    f"{name} is {getattr(inputs[0], name)} in {workdirs[0].path} and "
+                    f"{getattr(preprocess, name)} in {workdir.path}: evaluate them apart"
+                )
 
 
 def check_accuracy(accuracy: float, expected: float, tolerance: float) -> None:
