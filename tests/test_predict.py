@@ -142,11 +142,10 @@ def test_order_of_files_and_folders(tmp_path):
         save(tmp_path / name, coloured(0))
     for name in ("b/notes.txt", "c.txt"):
         (tmp_path / name).write_text("no picture")
-    names = [tmp_path / name for name in ("c.txt", "b", "a.png", "missing.png", "a.png")]
-    found, _ = find_pictures([str(name) for name in names])
+    others = ["a.png", "missing.png", "long" * 100, "a.png"]
+    found, _ = find_pictures([str(tmp_path / name) for name in ("c.txt", "b", *others)])
     relative = [path.relative_to(tmp_path).as_posix() for path in found]
-    folder = ["b/10.jpeg", "b/2.png", "b/a/1.JPG"]
-    assert relative == ["c.txt", *folder, "a.png", "missing.png", "a.png"]
+    assert relative == ["c.txt", "b/10.jpeg", "b/2.png", "b/a/1.JPG", *others]
 
 
 def test_folders_without_pictures(tmp_path, command_of):

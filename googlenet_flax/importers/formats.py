@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -129,7 +130,7 @@ def read_original(
       UserError: The file cannot be read, or it holds another network; the message names
         the first mismatch.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--weights={path} is not a file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -264,7 +265,7 @@ _flatten = partial(traverse_util.flatten_dict, sep="/")
 def check_unused(path: str) -> None:
     """Raises a `UserError` if a workdir holds a run, not if it holds a broken import."""
     workdir = Workdir(path)
-    if workdir.config_file.exists():
+    if os.path.exists(workdir.config_file):
         raise UserError(f"workdir {path!r} holds a run: choose a new --workdir")
     if Checkpoints(workdir.checkpoints).hold_training:
         raise UserError(

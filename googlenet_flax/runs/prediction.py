@@ -1,6 +1,7 @@
 """Classification of picture files with a trained network."""
 
 import concurrent.futures
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -38,7 +39,8 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathli
     pictures: list[pathlib.Path] = []
     empty_folders = []
     for path in map(pathlib.Path, paths):
-        found = find_images(path) if path.is_dir() else [path]
+        # Unlike `Path.is_dir`, this raises no error for a path that cannot be read.
+        found = find_images(path) if os.path.isdir(path) else [path]
         if not found:
             empty_folders.append(path)
         pictures += found

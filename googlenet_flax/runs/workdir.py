@@ -107,7 +107,10 @@ class Workdir:
         except (OSError, ValueError, AttributeError) as error:
             is_missing = isinstance(error, FileNotFoundError)
             problem = "is missing" if is_missing else "cannot be read"
-            if any(path.name.isdecimal() for path in self.checkpoints.glob("*")):
+            names: list[str] = []
+            with contextlib.suppress(OSError):
+                names = os.listdir(self.checkpoints)
+            if any(map(str.isdecimal, names)):
                 raise UserError(
                     f"{self.config_file} {problem}, but the checkpoints of the run are "
                     "there: restore it, or start the command that made them with another "
