@@ -22,7 +22,6 @@ def get_config():
     config.learning_rate = 0.05
     config.decay_rate = 0.5
     config.decay_every_epochs = 1
-    config.decay_offset_epochs = 0
     config.checkpoint_every_steps = 0
 
     return config

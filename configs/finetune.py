@@ -33,7 +33,6 @@ def get_config():
     config.learning_rate = 0.005
     config.decay_rate = 0.8
     config.decay_every_epochs = 1
-    config.decay_offset_epochs = 0
     config.weight_decay = 1e-4
     config.checkpoint_every_steps = 200
 

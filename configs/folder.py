@@ -28,7 +28,6 @@ def get_config():
     config.num_epochs = 60
     config.learning_rate = 0.05
     config.decay_every_epochs = 1
-    config.decay_offset_epochs = 0
     config.weight_decay = 1e-4
     config.checkpoint_every_steps = 200
 

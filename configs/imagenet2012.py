@@ -46,7 +46,6 @@ def get_config():
     config.num_epochs = 250
     config.learning_rate = 0.01
     config.decay_every_epochs = 8
-    config.decay_offset_epochs = 0
     config.weight_decay = 2e-4
     config.averaging = "polyak"
     config.average_from_epoch = 200

@@ -239,7 +239,7 @@ class Config:
     # Length of a stair.
     decay_every_epochs: int = _from(1, default=8)
     # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
-    decay_offset_epochs: int = _from(0, default=1)
+    decay_offset_epochs: int = _from(0, default=0)
     # L2 penalty on kernels, not on biases or batch norm.
     weight_decay: float = _from(0, default=0.0)
     aux_weight: float = _from(0, default=0.3)  # Weight of each auxiliary loss.
