@@ -1,4 +1,4 @@
-"""A recipe for the highest accuracy of this network on CIFAR-10.
+"""A recipe that aims at the highest accuracy of this network on CIFAR-10; not yet run.
 
     python -m googlenet_flax.main --config=configs/cifar10_best.py --workdir=runs/best
     python -m googlenet_flax.evaluate --workdir=runs/best --crops=6

@@ -81,8 +81,8 @@ class Variant:
     def min_image_size(self) -> int:
         """The smallest side of an image in pixels.
 
-        Heads with windows of 5x5 need maps of that size. Other heads pool maps of any size,
-        and 32 pixels leave one for block 5b.
+        Heads with windows of 5x5 need maps of at least that size, which 80 pixels give.
+        Other heads pool maps of any size, and 32 pixels leave one for block 5b.
         """
         return 32 if self.is_size_free else 80
 
