@@ -7,7 +7,7 @@ ones with 64.
 
 Hardware: 2 CPU cores (AMD EPYC, AVX-512). Time: 13.6 minutes from command to result.
 Accuracy: 80.90 ± 1.22 % of the 10,000 test images (n = 3), on a copy of CIFAR-10 re-encoded
-as JPEG; 86.15 % (n = 1) in 30.5 minutes with 13 epochs, the first four of them at 48 px.
+as JPEG; 85.60 % (n = 1) in 28.0 minutes with 12 epochs, the first four of them at 48 px.
 """
 
 from googlenet_flax.config import default_config
