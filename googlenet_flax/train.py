@@ -289,14 +289,18 @@ class _Run:
         try:
             with ThreadPoolExecutor(max_workers=1) as pool:
                 if distributed.num_processes() == 1 and not is_finished:
-                    compiling = pool.submit(experiment.compile_train_step, step)
+                    compiling = pool.submit(self.compile, step)
                 if state is None:
                     state = experiment.fresh_state()
                 if compiling is not None:
-                    give_large_steps_back(compiling.result())
+                    compiling.result()
         finally:
             gc.enable()
         return state
+
+    def compile(self, step: int) -> None:
+        """Compiles the update after `step` updates; a large one gives its memory back."""
+        give_large_steps_back(self.experiment.compile_train_step(step))
 
     def train(self, state: TrainState) -> None:
         """Makes all updates after `start_step`; logs, evaluates and saves when due."""
@@ -320,12 +324,15 @@ class _Run:
     def update(
         self, state: TrainState, batch: Batch, step: int
     ) -> tuple[TrainState, Metrics]:
-        """Makes the update after `step` updates; the first one may compile first."""
-        self.profile.before(step + 1)
+        """Makes the update after `step` updates; the first of each size compiles first."""
         experiment = self.experiment
+        is_new_size = step in experiment.stage_ends and step > self.start_step
+        if is_new_size and distributed.num_processes() == 1:
+            self.compile(step)
+        self.profile.before(step + 1)
         state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)
-        if step in (self.start_step, *experiment.stage_ends):
+        if is_new_size or step == self.start_step:
             jax.block_until_ready(state)
             self.progress.restart_clock(step + 1)
         self.progress.advance()

@@ -10,7 +10,7 @@ from helpers.configs import named_config
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.tiny_run import assert_same_run, copy_run, rows_of, saved_steps
 
-from googlenet_flax import evaluate
+from googlenet_flax import evaluate, train
 from googlenet_flax.model import googlenet
 from googlenet_flax.train import train_and_evaluate
 
@@ -42,17 +42,23 @@ def small_network():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Returns the workdir of the run, and the names of the functions compiled."""
+    """Returns the workdir of the run, and the names of the functions compiled.
+
+    The last ones stand for steps whose size decided on their memory.
+    """
     workdir = tmp_path_factory.mktemp("whole")
-    with recorded_compilations() as compiled:
+    with recorded_compilations() as compiled, pytest.MonkeyPatch.context() as patch:
+        sized: list[str] = []
+        patch.setattr(train, "give_large_steps_back", lambda _: sized.append("sized"))
         train_and_evaluate(CONFIG, workdir)
-    return workdir, compiled
+    return workdir, [*compiled, *sized]
 
 
 def test_each_size_is_compiled_once(run):
     """Checks that steps, evaluation and schedule are compiled once each."""
     _, compiled = run
     assert compiled.count("jit(_fun)") == 2 + 1
+    assert compiled.count("sized") == 2
     assert compiled.count("jit(schedule)") == 1
     assert compiled.count("jit(create_state)") == 1
 
