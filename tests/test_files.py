@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from googlenet_flax.runtime.files import out_file, replace_file
+from googlenet_flax.runtime.files import out_file, replace_file, replacing
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -10,6 +10,17 @@ def test_a_file_is_made_and_replaced(tmp_path):
     for content in (b"first", b"", b"\x00third"):
         replace_file(path, content)
         assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_writers_in_one_folder_do_not_meet(tmp_path):
+    """Writes two files at once, as processes of two hosts with the same number do."""
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "b") as second:
+        first.write(b"first")
+        second.write(b"second")
+    contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert contents == {"a": b"first", "b": b"second"}
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

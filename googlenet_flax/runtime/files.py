@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -41,10 +42,11 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
       OSError: The file cannot be written; no temporary file is left behind.
     """
     path = pathlib.Path(os.path.realpath(path))  # Otherwise the link would be replaced.
-    # NOTE: Not derived from the file's name, which may have the maximum length already.
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    # NOTE: Not derived from the file's name, which may have the maximum length already, nor
+    # from the process, because other hosts may have one of the same number.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # The data must reach the disk before the rename.
