@@ -5,6 +5,8 @@ import hashlib
 import os
 import random
 import signal
+import socket
+import sys
 import time
 
 import pytest
@@ -105,6 +107,25 @@ def test_nobody_listens(remote, tmp_path):
         url = closed.url("w.bin")
     assert "cannot be reached" in refusal(remote(url=url), tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux drops the rest")
+def test_only_the_last_address_answers(server, remote, tmp_path, monkeypatch):
+    """Puts an address that answers nothing first, as that of IPv6 in many networks."""
+    look_up = socket.getaddrinfo
+
+    def look_up_both(host, *args, **kwargs):
+        ports = [silent.getsockname()[1], server.server_port]
+        found = [look_up("127.0.0.1", port, *args[1:], **kwargs)[0] for port in ports]
+        return found if host == "weights.test" else look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(downloads, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_both)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        with socket.create_connection(silent.getsockname()):  # It has room for one.
+            file = remote(url="http://weights.test/w.bin")
+            assert fetch(file, tmp_path).read_bytes() == CONTENT
 
 
 def test_no_address_is_certain(remote, tmp_path):

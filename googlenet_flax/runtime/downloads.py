@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 import pooch
@@ -92,17 +93,29 @@ def _check_connection(url: str) -> None:
     address = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     answered = threading.Event()
 
-    def connect() -> None:
+    def connect(place: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):
-            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+            socket.create_connection(place[:2], timeout=CONNECT_SECONDS).close()
             answered.set()
 
+    def connect_to_all() -> None:
+        with contextlib.suppress(OSError):
+            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            # At once, because a network may drop all that is sent to addresses of IPv6.
+            threads = [_start_thread(connect, place) for *_, place in found]
+            for thread in threads:
+                thread.join()
+
     # Runs in a thread, because the lookup of a host name has no timeout.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
+    _start_thread(connect_to_all).join(CONNECT_SECONDS)
     if not answered.is_set():
-        raise ValueError(f"{parts.netloc} cannot be reached")
+        raise ValueError(f"{parts.netloc} cannot be reached within {CONNECT_SECONDS:g} s")
+
+
+def _start_thread(target: Callable[..., None], *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
 
 
 def _delete_leftovers(folder: pathlib.Path) -> None:
