@@ -85,6 +85,7 @@ def test_flags_that_are_refused(refusal, flag, parts):
         ("config.learning_rate = '0.1'", ["learning_rate", "float"]),
         ("config.momentums = 0.9", ['"momentums"', 'Did you mean "momentum"']),
         ("config = None", ["config"]),
+        ("assert config is None", ["--config", "AssertionError"]),
         ("oops(", ["mine.py"]),
     ],
 )

@@ -97,5 +97,6 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError):  # ml_collections puts the cause last.
         message = f"{message.strip().splitlines()[-1]}: name a file with --config=FILE"
     message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError holds a repr.
-    message = " ".join(message.split())
+    silent = f"--config names a file whose get_config raises {type(error).__name__}"
+    message = " ".join(message.split()) or silent
     return message[1:-1] if message[0] == message[-1] == "'" else message
