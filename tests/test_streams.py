@@ -11,7 +11,7 @@ import termios
 import threading
 
 import pytest
-from helpers.processes import finish, finish_well, last_line
+from helpers.processes import finish, finish_well, last_line, start_python
 from helpers.tiny_run import (
     FINAL_STEP,
     assert_same_run,
@@ -79,6 +79,32 @@ def test_streams_that_take_nothing(half_run, finished_run, streams, sink):
     _, err = train_well(half_run, expected=finished_run[0], **options)
     os.close(descriptor)
     assert "Traceback" not in (err or "")
+
+
+PRINTING = """
+from googlenet_flax.runtime.errors import UnexpectedResultError, exit_on_run_error
+with exit_on_run_error():
+    print(1)
+"""
+FAILING = '    raise UnexpectedResultError("accuracy 0.5")'
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize(
+    ("program", "unbuffered", "code", "words"),
+    [
+        (PRINTING, "", 2, "the output cannot be written (No space left on device)"),
+        (PRINTING, "1", 2, "the output cannot be written (No space left on device)"),
+        (PRINTING + FAILING, "", 5, "accuracy 0.5"),
+    ],
+)
+def test_a_disk_too_full_for_the_output(program, unbuffered, code, words):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        env = {"PYTHONUNBUFFERED": unbuffered}
+        process = start_python("-c", program, stdout=full, env=env)
+    exit_code, _, err = finish(process)
+    (line,) = err.splitlines()
+    assert exit_code == code and words in line
 
 
 @pytest.mark.faults

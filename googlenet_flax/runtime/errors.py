@@ -1,6 +1,7 @@
 """Errors that end a command, each with its own exit code for scripts."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,9 +11,10 @@ from typing import NoReturn
 
 import jax
 
-from googlenet_flax.runtime.streams import make_streams_safe, mute, tell
+from googlenet_flax.runtime.streams import flush, make_streams_safe, mute, tell
 
 RESUME = "fix that and run the same command, which continues from the last checkpoint"
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 EXIT_SECONDS = 2  # Time that threads have to finish after a command was interrupted.
 
 
@@ -100,7 +102,7 @@ def out_of_memory_hint(hint: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_run_error() -> Iterator[None]:
-    """Turns a `RunError`, or Ctrl-C, into one line on stderr and an exit code.
+    """Turns a `RunError`, a full disk or Ctrl-C into one line on stderr and an exit code.
 
     An interrupted command ends within seconds, even if one of its threads hangs.
     """
@@ -112,10 +114,17 @@ def exit_on_run_error() -> Iterator[None]:
         tell(str(error))
         if isinstance(error, StoppedBySignal):
             _exit_in_time(error.exit_code)
+        flush(sys.stdout)  # An error at the end of Python would replace the exit code.
         sys.exit(error.exit_code)
     except BrokenPipeError:  # The reader has closed the pipe, as `head` does.
         mute(sys.stdout)
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        mute(sys.stdout)
+        tell(f"the output cannot be written ({error.strerror}): make room for it")
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         tell("interrupted")
         _exit_in_time(128 + signal.SIGINT)
@@ -129,8 +138,7 @@ def _exit_in_time(code: int) -> NoReturn:
     other on exit, with a longer limit of their own.
     """
     if not jax.distributed.is_initialized():
-        with contextlib.suppress(OSError):  # The reader has closed the pipe.
-            sys.stdout.flush()
+        flush(sys.stdout)
         timer = threading.Timer(EXIT_SECONDS, os._exit, [code])
         timer.daemon = True
         timer.start()

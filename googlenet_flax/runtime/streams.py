@@ -32,6 +32,14 @@ def say(text: str, stream: TextIO) -> None:
         mute(stream)
 
 
+def flush(stream: TextIO) -> None:
+    """Writes buffered output; if the stream cannot be written, mutes it instead."""
+    try:
+        stream.flush()
+    except OSError:
+        mute(stream)
+
+
 def tell(text: str) -> None:
     """Prints a line on stderr, prefixed with the name of the program."""
     say(f"googlenet_flax: {text}", sys.stderr)
