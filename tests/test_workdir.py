@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 
@@ -89,6 +90,15 @@ def test_config_round_trip(tmp_path):
     assert workdir.read_config()["input_mean"] == (0.0, 0.0, 0.0)
     assert json.loads(workdir.config_file.read_text())["input_mean"] == [0.0, 0.0, 0.0]
     assert list(tmp_path.iterdir()) == [workdir.config_file]
+
+
+def test_a_torn_record_of_a_start_spoils_no_other(tmp_path):
+    workdir = Workdir(tmp_path)
+    for step in range(3):
+        workdir.write_start({"step": step})
+        if step == 1:
+            os.truncate(workdir.starts_file, workdir.starts_file.stat().st_size - 5)
+    assert [start["step"] for start in workdir.read_starts()] == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -145,14 +145,18 @@ class Workdir:
             replace_file(self.config_file, content)
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
-        """Appends a record of a start of the run, with the time and the given facts.
+        """Adds a record of a start of the run, with the time and the given facts.
+
+        A last record that a crash cut short is removed.
 
         Raises:
           UserError: The file cannot be written.
         """
-        line = json.dumps({"time": time.time(), **facts}) + "\n"
-        with writing(self.starts_file), self.starts_file.open("a") as file:
-            file.write(line)
+        record = json.dumps({"time": time.time(), **facts}) + "\n"
+        with writing(self.starts_file):
+            self.starts_file.touch()
+            *before, _ = self.starts_file.read_bytes().split(b"\n")
+            replace_file(self.starts_file, b"\n".join([*before, record.encode()]))
 
     def read_starts(self) -> list[dict[str, Any]]:
         """Reads the records of `write_start`, without those that cannot be read."""
