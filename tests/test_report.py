@@ -560,6 +560,14 @@ def test_figures_are_the_same_under_other_settings_and_leave_them_alone(tmp_path
         assert mpl.rcParams["font.size"] == 40
 
 
+def test_the_legend_names_every_run(tmp_path):
+    names = ["first", "_second"]
+    records = [record_of(bare_run(tmp_path / name)) for name in names]
+    draw = curves.comparison_figure.__wrapped__
+    (ax,) = draw(records, names, "accuracy", "accuracy (%)").axes
+    assert [text.get_text().strip() for text in ax.get_legend().get_texts()] == names
+
+
 @pytest.mark.parametrize("classes", [2, 30, 120])
 def test_names_of_any_kind_and_number(classes, recwarn):
     names = [f"$x_{i} <b>猫 \udcff {'long ' * (i % 9)}" for i in range(classes)]

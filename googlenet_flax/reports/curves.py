@@ -138,7 +138,9 @@ def comparison_figure(
         steps, values = record.series("eval", f"averaged_{metric}")
         if not len(values):
             steps, values = record.series("eval", metric)
-        ax.plot(steps / unit, values * scale, f"o{line}", color=color, label=name)
+        # Matplotlib leaves labels that begin with "_" out of the legend.
+        label = f" {name}" if name.startswith("_") else name
+        ax.plot(steps / unit, values * scale, f"o{line}", color=color, label=label)
     _finish(ax, "", y_label)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
