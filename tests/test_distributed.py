@@ -2,7 +2,9 @@
 
 import re
 import signal
+import socket
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -319,6 +321,13 @@ def test_other_errors_are_left_as_they_are(joined_alone, error):
     with pytest.raises(type(error)) as caught, joined_alone():
         raise error
     assert caught.value is error
+
+
+def test_an_address_of_ipv6_is_reached_without_its_brackets(joined_alone, monkeypatch):
+    connect = mock.Mock()
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with joined_alone("[::1]:1234", 2, 1):
+        assert connect.call_args.args == (("::1", 1234),)
 
 
 def test_a_first_process_that_never_comes(monkeypatch, capsys):

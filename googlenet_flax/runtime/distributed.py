@@ -116,7 +116,8 @@ def _wait_for_first(host: str, port: int, process_id: int) -> None:
     start_seconds, is_reported = time.monotonic(), False
     while True:
         try:
-            socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+            place = host.strip("[]"), port  # IPv6 addresses have brackets.
+            socket.create_connection(place, timeout=PROBE_SECONDS).close()
             return
         except OSError as error:
             waited_seconds = time.monotonic() - start_seconds
