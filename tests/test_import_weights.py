@@ -703,6 +703,7 @@ def test_packages_that_are_not_installed(
     ("format_name", "flag", "words"),
     [
         ("onnx", "--class_names=NAMES", "--class_names has 2 lines but"),
+        ("onnx", "--class_names=/dev/null", "/dev/null has 0 lines"),
         ("onnx", "--class_names=NOISE", "noise.txt cannot be read"),
         ("onnx", "--class_names=nowhere.txt", "nowhere.txt cannot be read"),
         ("onnx", "--transform_input=true", "--transform_input is for --from=torchvision"),

@@ -311,9 +311,12 @@ def read_class_names(path: pathlib.Path) -> tuple[str, ...]:
     """Reads a text file that has the name of a class in each line.
 
     Raises:
-      UserError: The file cannot be read.
+      UserError: The file cannot be read, or is empty.
     """
     try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        names = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={path} cannot be read: {error}") from error
+    if not names:
+        raise UserError(f"--class_names={path} has 0 lines: write one for each class")
+    return names
