@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import os
+import pathlib
 import threading
 from collections.abc import Sequence
 
@@ -259,6 +261,20 @@ def test_a_pipe_is_skipped(tmp_path):
     list(train.batches([np.arange(4)]))
     os.close(pipe)
     assert train.unreadable == {str(path): "not a regular file"}
+
+
+def test_a_picture_that_the_disk_cannot_read_has_a_fingerprint(tmp_path, monkeypatch):
+    write_pictures(tmp_path, TWO)
+    pictures = load("train", tmp_path).pictures
+    before, read_bytes = pictures.fingerprint, pathlib.Path.read_bytes
+
+    def fail_to_read(path):
+        if str(path) == pictures.paths[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail_to_read)
+    assert len(pictures.fingerprint) == len(before) and pictures.fingerprint != before
 
 
 def test_no_picture_is_readable(tmp_path):

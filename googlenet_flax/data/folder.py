@@ -1,5 +1,6 @@
 """Folders of pictures: one folder per class, with or without folders for splits."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -35,8 +36,8 @@ class FilePictures:
     def fingerprint(self) -> str:
         """A digest of the relative paths, the labels and the size of each file.
 
-        If all files together have at most `MAX_READ_BYTES` it also covers their content;
-        reading more would delay every start.
+        If all files together have at most `MAX_READ_BYTES` it also covers the content of
+        those that can be read; reading more would delay every start.
         """
         names = [path.removeprefix(self.root) for path in self.paths]
         sizes = [_size_bytes(path) for path in self.paths]
@@ -44,7 +45,9 @@ class FilePictures:
         digest = hashlib.blake2b(facts.encode(), digest_size=16)
         if sum(sizes) <= MAX_READ_BYTES:
             for path, size in zip(self.paths, sizes, strict=True):
-                digest.update(pathlib.Path(path).read_bytes() if size else b"")
+                # The decoder meets the error too, and treats it as `on_bad_image` says.
+                with contextlib.suppress(OSError):
+                    digest.update(pathlib.Path(path).read_bytes() if size else b"")
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[str, int]:
