@@ -148,3 +148,28 @@ def test_a_process_killed_while_it_deletes_leaves_no_damage(tmp_path, monkeypatc
         assert checkpoints.latest_step == 5
         save_weights(checkpoints, 6, variables, DESCRIPTION)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
+
+
+def test_checkpoints_that_the_user_deletes_are_no_error(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3, 4, 5, 5):
+            checkpoints.save(tiny_state(step), description=DESCRIPTION)
+            checkpoints.wait()
+            if step != 2:
+                shutil.rmtree(tmp_path / str(step))
+    (tmp_path / "9").mkdir()
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "9").rmdir()
+    assert checkpoints.damaged and not checkpoints.set_damaged_aside()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_renamed_is_named(tmp_path):
+    (tmp_path / "1.dropped").touch()
+    with pytest.raises(UserError, match=r"/1 cannot be written \(Not a directory\)"):
+        save_all(tmp_path, [None] * 4)
+    (tmp_path / "9").mkdir()
+    (tmp_path / "9.damaged").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"/9 cannot be written \(Not a directory\)"):
+        Checkpoints(tmp_path).set_damaged_aside()
+    assert kept_steps(tmp_path) == {1, 2, 3, 4, 9}

@@ -184,6 +184,9 @@ class Checkpoints:
 
         Returns:
           The new paths in the first process, and nothing in the others.
+
+        Raises:
+          UserError: One cannot be renamed; one that is gone already is no error.
         """
         moved = []
         with distributed.together():
@@ -192,7 +195,9 @@ class Checkpoints:
                 while target.exists():
                     number += 1
                     target = path.with_name(f"{path.name}{ASIDE}-{number}")
-                moved.append(path.rename(target))
+                # The user may have deleted it since.
+                with writing(path), contextlib.suppress(FileNotFoundError):
+                    moved.append(path.rename(target))
         self._scan()
         return moved
 
@@ -389,10 +394,15 @@ def _create_checkpointer(directory: pathlib.Path) -> Any:
 
 
 def _drop(path: pathlib.Path) -> None:
-    """Renames a checkpoint before deleting it, so that a kill leaves no damaged one."""
+    """Renames a checkpoint before deleting it, so that a kill leaves no damaged one.
+
+    Raises:
+      UserError: It cannot be renamed; one that is gone already is no error.
+    """
     target = path.with_name(path.name + DROPPED)
     shutil.rmtree(target, ignore_errors=True)
-    path.rename(target)
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        path.rename(target)
     shutil.rmtree(target, ignore_errors=True)
 
 
