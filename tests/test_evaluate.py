@@ -94,3 +94,9 @@ def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expecte
     config = Config(dataset="folder", eval_fraction=0.2)
     load_eval_split(evaluation_config(config, eval_fraction=flag), description)
     assert loaded["fraction"] == expected
+
+
+def test_batches_are_those_that_pass_through_the_network_in_training():
+    run = Config(batch_size=12, accumulation_steps=3)
+    assert evaluation_config(run).batch_size == 4
+    assert evaluation_config(run, batch_size=6).batch_size == 6

@@ -148,9 +148,12 @@ def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) 
 
     preprocess = jax.pmap(description.preprocess.__call__, devices=devices)
     forward = jax.pmap(logits, in_axes=(None, 0), devices=devices)
-    images = preprocess(next(experiment.batches(0))["image"])
+    stored = next(experiment.batches(0))["image"]
+    num_devices, shard_size = stored.shape[:2]
+    part_size = shard_size // experiment.config.accumulation_steps
+    images = preprocess(stored[:, :part_size])
     durations = call_seconds(lambda: forward(state.variables, images), seconds)
-    return experiment.config.batch_size / median_seconds(durations)
+    return num_devices * part_size / median_seconds(durations)
 
 
 def measure_input(experiment: Experiment, seconds: float) -> float | None:

@@ -32,7 +32,8 @@ def evaluation_config(
     """Returns the config of a run, with other data in place of those to evaluate on.
 
     Args:
-      run: Config of the run; None for imported weights.
+      run: Config of the run; None for imported weights. The batches are the parts that
+        pass through its network in turn.
       dataset: Name of another data set, whose folder is the default of TFDS and whose
         split is `test`, unless `fields` name others.
       **fields: Fields of the config to replace; None or "" keeps that of the run.
@@ -45,6 +46,8 @@ def evaluation_config(
             "imported weights name no data set: choose one with --dataset (and --data_dir)"
         )
     config = run or IMPORT_DEFAULTS
+    part_size = config.batch_size // config.accumulation_steps
+    config = dataclasses.replace(config, batch_size=part_size, accumulation_steps=1)
     given: dict[str, Any] = {
         name: value for name, value in fields.items() if value not in (None, "")
     }

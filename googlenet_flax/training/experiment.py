@@ -259,7 +259,8 @@ class Experiment:
             return evaluation.evaluate_split(
                 partial(self.eval_step, variables),
                 self.eval_set,
-                batch_size=self.config.batch_size,
+                # No more images at a time than a training step takes.
+                batch_size=self.config.batch_size // self.config.accumulation_steps,
                 num_devices=len(self.devices),
                 watch=watch,
             )
