@@ -282,7 +282,10 @@ class _Run:
         elif config.init_from:
             fresh, source = experiment.fresh_state(), Workdir(config.init_from)
             description, devices = experiment.description, experiment.devices
-            state, origin = warm_start(fresh, source, description, devices)
+            head_only = config.trainable == "head"
+            state, origin = warm_start(
+                fresh, source, description, devices, head_only=head_only
+            )
         self.progress.say(_summary(experiment, origin))
         compiling = None
         gc.disable()  # It would take a fifth of the time of tracing.

@@ -165,6 +165,20 @@ def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
     assert said.endswith(f"checkpoint 0; new, as not trained there: {', '.join(heads)}")
 
 
+def test_untrained_heads_are_not_frozen(tmp_path):
+    heads = ("aux_4a", "aux_4d")
+    run, _ = source_run(tmp_path, changed(untrained_heads=heads))
+
+    def start_frozen(description):
+        state, devices = fresh_state(description), jax.devices()
+        return warm_start(state, run, description, devices, head_only=True)
+
+    with pytest.raises(UserError, match="aux_4a and aux_4d are not trained"):
+        start_frozen(DESCRIPTION)
+    _, said = start_frozen(changed(untrained_heads=heads))  # Those of aux_weight=0.
+    assert "new, as not trained there: aux_4a, aux_4d" in said
+
+
 @pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
 def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
     """Checks that the best checkpoint is used, or the latest if none was evaluated."""

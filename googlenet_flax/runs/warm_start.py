@@ -30,24 +30,33 @@ def warm_start(
     source: Workdir,
     description: ModelDescription,
     devices: Sequence[jax.Device],
+    *,
+    head_only: bool = False,
 ) -> tuple[TrainState, str]:
     """Puts the weights of the best checkpoint of another run (or its latest) into a state.
 
     Heads that are not trained there keep the random weights of `state`, which is replicated
     over `devices` and described by `description`. So does the last layer of each classifier
     if the number of classes differs. If the number of input channels differs, `conv1` is
-    converted by `convert_kernel`.
+    converted by `convert_kernel`. With `head_only` the run trains the classifiers alone.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
 
     Raises:
-      UserError: There is no such run, or its network does not fit.
+      UserError: There is no such run, its network does not fit, or random layers of a head
+        would not be trained.
     """
     source.read_config("--config.init_from")  # Refuses a directory without a run.
     checkpoints = Checkpoints(source.checkpoints)
     step = checkpoints.resolve("latest" if checkpoints.best_step is None else "best")
     theirs = checkpoints.labels[step].description
+    if head_only and set(theirs.untrained_heads) - set(description.untrained_heads):
+        heads = " and ".join(theirs.untrained_heads)
+        raise UserError(
+            f"config.trainable is 'head' but {heads} are not trained in {source.path}: set "
+            "--config.aux_weight=0 to leave them out, or --config.trainable=all"
+        )
     inputs = _convert_input(theirs.preprocess, description.preprocess)
     _check_networks(source, dataclasses.replace(theirs, preprocess=inputs), description)
     weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
