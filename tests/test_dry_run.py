@@ -17,7 +17,7 @@ def plan_of(**fields) -> dict[str, str]:
 
 @pytest.fixture
 def uncompiled(monkeypatch, tmp_path, small_inceptions):
-    monkeypatch.setattr(plan, "_largest_step", lambda *_: {"memory": "not asked"})
+    monkeypatch.setattr(plan, "_compiled_step", lambda *_: {"memory": "not asked"})
     monkeypatch.setattr(plan, "format_table_1", lambda *_: "Table 1\n")
     monkeypatch.chdir(tmp_path)
 
@@ -57,7 +57,9 @@ def test_the_operations_are_those_of_each_image_size(uncompiled):
     both = petaflops(max_steps=20, **sizes)
     one, other = petaflops(max_steps=15), petaflops(max_steps=5, **sizes)
     assert both == pytest.approx(one + other, rel=0.01) and other < one / 20
-    assert plan_of(**few, **sizes, max_steps=5)["image size"] == "32 px to the end"
+    short = plan_of(**few, **sizes, max_steps=5)
+    assert short["image size"] == "32 px to the end"
+    assert "to train on an image of 32 px" in short["operations"]
 
 
 LONGEST = {"max_steps": MAX_NUMBER, "eval_every_epochs": 2, "batch_size": 8}

@@ -107,7 +107,8 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     model = experiment.description.create_model()
     cost_at = partial(image_cost, model, head_only=config.trainable == "head")
-    cost = cost_at(config.image_size)
+    largest, steps = max(experiment.stages, key=lambda stage: stage[0])
+    cost = cost_at(largest)
     flops = config.batch_size * sum(
         cost_at(size).training_flops * len(steps) for size, steps in experiment.stages
     )
@@ -116,16 +117,16 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
         "learning rate": f"{rates} ({config.schedule})",
         "evaluations": f"{evaluations}, each saves a checkpoint",
         "operations": f"{cost.training_flops / 1e9:.3g} GFLOP to train on an image of "
-        f"{config.image_size} px, {flops / 1e15:.3g} PFLOP in all",
-        **_largest_step(experiment, cost, target),
+        f"{largest} px, {flops / 1e15:.3g} PFLOP in all",
+        **_compiled_step(experiment, steps.start, cost, target),
     }
 
 
-def _largest_step(
-    experiment: Experiment, cost: ImageCost, target: Target | None
+def _compiled_step(
+    experiment: Experiment, step: int, cost: ImageCost, target: Target | None
 ) -> dict[str, str]:
-    """Describes the step of the largest images as it was compiled."""
-    compile_step = partial(experiment.compile_train_step, experiment.total_steps - 1)
+    """Describes the update after `step` updates as it was compiled."""
+    compile_step = partial(experiment.compile_train_step, step)
     if target is None:
         return {"memory": _memory(compile_step().memory_analysis())}
     compiled = compile_for(target, compile_step)
