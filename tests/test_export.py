@@ -330,6 +330,11 @@ def test_a_missing_package_is_named(refusal, monkeypatch, module, format_name):
     assert any(line.startswith(f"{package}>=") for line in declared)
 
 
+def test_a_network_too_large_for_onnx_is_refused(refusal, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
+    assert "less than 2 GiB: export it with --format=safetensors" in refusal("onnx")
+
+
 def test_without_onnxruntime_the_command_says_what_it_did_not_do(
     tmp_path, export_to, monkeypatch
 ):

@@ -15,10 +15,11 @@ from googlenet_flax.exporters.network import IMAGES, Network, as_text
 from googlenet_flax.model.convolution import Padding2D
 from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, Variant, ops
 from googlenet_flax.preprocessing.preprocess import Preprocess
-from googlenet_flax.runtime.errors import optional_package
+from googlenet_flax.runtime.errors import UserError, optional_package
 
 OPSET = 17  # This version and `IR_VERSION` are from 2022, so that old runtimes read them.
 IR_VERSION = 8
+MAX_BYTES = 2**31  # Largest protobuf message.
 BATCH = "batch"  # Name of the dimension of variable size.
 
 
@@ -219,11 +220,18 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     has heads, their logits.
 
     Raises:
-      UserError: The package onnx is missing.
+      UserError: The package onnx is missing, or the network is too large for a file.
     """
     with optional_package("onnx", "--format=onnx", "export"):
         import onnx  # noqa: PLC0415
-    graph = Graph(onnx, network.leaves())
+    leaves = network.leaves()
+    num_bytes = sum(leaf.nbytes for leaf in leaves.values())
+    if num_bytes >= MAX_BYTES:
+        raise UserError(
+            f"the network has {num_bytes / 2**30:.1f} GiB of weights but an ONNX file has "
+            "less than 2 GiB: export it with --format=safetensors or stablehlo"
+        )
+    graph = Graph(onnx, leaves)
     outputs = _build(graph, network)
     size, num_classes = network.preprocess.image_size, network.model.num_classes
     channels = network.preprocess.input_channels
