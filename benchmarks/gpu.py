@@ -205,7 +205,10 @@ def table(keys: Sequence[Key], rows: Mapping[Key, Row]) -> str:
 
 def find_gpu() -> str:
     """Returns the driver's description of the GPU; without one the program ends."""
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # One GPU is measured.
+    # One GPU is measured, which CUDA and nvidia-smi must number alike.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     query = "--query-gpu=name,driver_version,power.limit,clocks.max.sm"
     chosen = f"--id={os.environ['CUDA_VISIBLE_DEVICES']}"
     try:

@@ -168,7 +168,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     if flags.gpu and not on_gpu:
         sys.exit("torch finds no GPU")
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # As XLA does.
     torch.backends.cudnn.benchmark = True
     if on_gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as in JAX.
