@@ -22,9 +22,9 @@ on_all() {
 }
 
 setup="set -eu
+sudo apt-get -qq update
+sudo apt-get -qq install nfs-common python3-venv
 if ! mountpoint -q '$MOUNT'; then
-  sudo apt-get -qq update
-  sudo apt-get -qq install nfs-common python3-venv
   sudo mkdir -p '$MOUNT'
   sudo mount -t nfs '$NFS' '$MOUNT'
 fi
