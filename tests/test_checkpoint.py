@@ -164,6 +164,13 @@ def test_checkpoints_that_the_user_deletes_are_no_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file cannot be listed"):
+        Checkpoints(tmp_path / "file")
+    assert Checkpoints(tmp_path / "missing").latest_step is None
+
+
 def test_a_checkpoint_that_cannot_be_renamed_is_named(tmp_path):
     (tmp_path / "1.dropped").touch()
     with pytest.raises(UserError, match=r"/1 cannot be written \(Not a directory\)"):

@@ -92,17 +92,30 @@ class Checkpoints:
         self._scan()
 
     def _scan(self) -> None:
-        """Reads all labels."""
+        """Reads all labels.
+
+        Raises:
+          UserError: The directory exists but cannot be listed.
+        """
+        names: list[str] = []
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            pass  # There are no checkpoints yet.
+        except OSError as error:
+            raise UserError(
+                f"{self.directory} cannot be listed ({error.strerror}): {RESUME}"
+            ) from error
         labels: dict[int, Label] = {}
         self.damaged: dict[int, str] = {}  # Reasons by step.
         self.strays: list[str] = []  # Names of other files, as of a killed save.
-        for path in sorted(self.directory.glob("*")):
-            name = path.name
+        for name in sorted(names):
+            path = self.directory / name
             if name.isdecimal() and name == str(int(name)):
                 try:
                     labels[int(name)] = _read_label(path)
                 except ValueError as error:
-                    if path.exists():  # Otherwise a running training has just deleted it.
+                    if os.path.exists(path):  # A run that goes on may have deleted it.
                         self.damaged[int(name)] = str(error)
             elif not name.endswith(DROPPED):
                 self.strays.append(name)
