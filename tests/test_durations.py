@@ -73,7 +73,7 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
         return
     assert max(run_steps, round(warmup_steps)) <= MAX_NUMBER
     assert built.total_steps == run_steps
-    assert built.is_eval_due(run_steps)
+    assert built.is_eval_due(run_steps) and built.is_eval_due(run_steps + 1)
     averaging = built.averaging
 
     @jax.jit

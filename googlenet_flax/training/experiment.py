@@ -277,8 +277,11 @@ class Experiment:
         return float(np.asarray(rate(step)))
 
     def is_due(self, every_steps: int, step: int) -> bool:
-        """Returns true at every multiple of `every_steps`, and at the last step."""
-        return step == self.total_steps or (every_steps > 0 and step % every_steps == 0)
+        """Returns true at every multiple of `every_steps`, and at the end of the run.
+
+        A run that was shortened can be past its last step.
+        """
+        return step >= self.total_steps or (every_steps > 0 and step % every_steps == 0)
 
     def is_eval_due(self, step: int) -> bool:
         """Returns true if `step` ends the run or an epoch that is evaluated."""
