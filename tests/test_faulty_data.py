@@ -132,7 +132,7 @@ def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal,
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     for part in (str(tmp_path), url, "--config=digits"):
         assert part in line
-    assert not list(tmp_path.rglob("*.incomplete*"))
+    assert not list(tmp_path.rglob("*incomplete*"))
 
 
 def test_an_archive_that_is_not_the_official_one(tmp_path, run_command):

@@ -365,7 +365,7 @@ def assert_nothing_prepared(data_dir):
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(own_dir, monkeypatch):
-    left = own_dir / "imagenet2012" / "5.1.0.incompleteABC"
+    left = own_dir / "imagenet2012" / "incomplete.ABC123_5.1.0"
     left.mkdir(parents=True)
     free = mock.Mock(free=1000)
     monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda path: free)

@@ -31,7 +31,7 @@ def write_set(builder: tfds.core.DatasetBuilder) -> None:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
         folder = pathlib.Path(builder.data_path).parent
-        left = sorted(map(str, folder.glob("*.incomplete*")))
+        left = sorted(map(str, folder.glob("*incomplete*")))
         hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
         raise UserError(
             f"data set {builder.name!r} cannot be written into {builder.data_dir_root} "
