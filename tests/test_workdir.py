@@ -1,5 +1,7 @@
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -71,6 +73,15 @@ def test_one_process_at_a_time(tmp_path):
         with Workdir(tmp_path) as workdir:
             assert f"process {owner.pid} " not in workdir.owner
             assert len(workdir.owner.splitlines()) == 1
+
+
+def test_a_file_system_without_locks_is_a_user_error(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot be used \(No locks available\)"):
+        Workdir(tmp_path).__enter__()
 
 
 def test_lock_is_freed_when_the_run_fails(tmp_path):

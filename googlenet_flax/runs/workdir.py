@@ -66,29 +66,29 @@ class Workdir:
           UserError: The directory cannot be created, read or written.
           WorkdirInUseError: Another process holds the lock.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock_file = self._lock_path.open("a+")
-            os.listdir(self.path)
-        except OSError as error:
-            raise UserError(
-                f"workdir {str(self.path)!r} cannot be used ({error.strerror}): choose "
-                "another with --workdir=DIR"
-            ) from error
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock_file.close()
-            owner = self.owner or "another process"
-            raise WorkdirInUseError(
-                f"workdir {str(self.path)!r} is in use by {owner}: wait for it or choose "
-                "another with --workdir=DIR"
-            ) from error
-        lock_file.truncate(0)
-        lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock_file.flush()
-        os.fsync(lock_file.fileno())  # Other hosts read the owner, too.
-        self._lock_file = lock_file  # The kernel frees the lock when the process dies.
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock_file = stack.enter_context(self._lock_path.open("a+"))
+                os.listdir(self.path)
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file.truncate(0)
+                lock_file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                lock_file.flush()
+                os.fsync(lock_file.fileno())  # Other hosts read the owner, too.
+            except BlockingIOError as error:
+                owner = self.owner or "another process"
+                raise WorkdirInUseError(
+                    f"workdir {str(self.path)!r} is in use by {owner}: wait for it or "
+                    "choose another with --workdir=DIR"
+                ) from error
+            except OSError as error:
+                raise UserError(
+                    f"workdir {str(self.path)!r} cannot be used ({error.strerror}): "
+                    "choose another with --workdir=DIR"
+                ) from error
+            self._lock_file = lock_file  # The kernel frees the lock when the process dies.
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
