@@ -234,6 +234,8 @@ def _add_classes(
     scores = score_classes(labels, main.predicted, len(names))
     listed = len(answer_figures.worst_classes(scores))
     some = f" of the {listed} classes with the lowest F1" if listed < len(names) else ""
+    if listed == np.count_nonzero(scores.support) < len(names):
+        some = f" of the {listed} classes with examples"
     page.heading("Classes")
     page.figure(
         "classes",
