@@ -5,11 +5,17 @@ googlenet evaluate --workdir=DIR --expect=0.698 --tolerance=0.003
 """
 
 import json
+import os
 
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
 from googlenet_flax.runs.checkpoint_evaluation import check_accuracy, evaluate_checkpoints
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
+from googlenet_flax.runtime.command import (
+    add_data_flags,
+    argument_parser,
+    data_fields,
+    running,
+)
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.evaluation import format_metrics
 
@@ -30,7 +36,7 @@ def main() -> None:
     add("--tolerance", type=float, default=0.001, help=tolerance_help)
     add("--json", action="store_true", help="print the metrics as one JSON object")
     args = parser.parse_args()
-    with running(vars(args)):
+    with running(reads_split=True):
         paths = [path for path in (args.workdir, *args.ensemble.split(",")) if path]
         if not paths:
             raise UserError("name a run with --workdir=DIR or --ensemble=DIR1,DIR2")
@@ -38,18 +44,13 @@ def main() -> None:
             value = getattr(args, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"--{name} is {value} but must be a fraction from 0 to 1")
-        workdirs = {workdir.path.resolve(): workdir for workdir in map(Workdir, paths)}
+        workdirs = {os.path.realpath(each.path): each for each in map(Workdir, paths)}
         metrics = evaluate_checkpoints(
             list(workdirs.values()),
             checkpoint=args.checkpoint,
             num_crops=args.crops,
             raw=args.raw_weights,
-            dataset=args.dataset,
-            data_dir=args.data_dir,
-            eval_split=args.eval_split,
-            eval_fraction=args.eval_fraction,
-            batch_size=args.batch_size,
-            on_bad_image=args.on_bad_image,
+            **data_fields(args),
         )
         if args.json:
             print(json.dumps(metrics))

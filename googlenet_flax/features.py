@@ -21,10 +21,11 @@ from googlenet_flax.runtime.command import (
     add_data_flags,
     add_run_flags,
     argument_parser,
+    data_fields,
     running,
 )
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.runtime.files import out_file
+from googlenet_flax.runtime.files import file_path
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.experiment import load_config_split
 
@@ -36,29 +37,27 @@ def main() -> None:
     pictures_help = "pictures or folders of them; without any, the split is read"
     add("pictures", nargs="*", metavar="IMAGE_OR_FOLDER", help=pictures_help)
     add_run_flags(parser)
-    add("--out", required=True, type=out_file, help="new NPZ file to write")
+    add("--out", required=True, type=file_path, help="new NPZ file to write")
     layer_help = f"part of the network: {', '.join(ENDPOINTS)}; default: pool"
     add("--layer", default="pool", choices=ENDPOINTS, metavar="LAYER", help=layer_help)
     norm_help = "l2 divides the features of each picture by their Euclidean norm"
     add("--normalize", default="none", choices=features.NORMS, help=norm_help)
     add_data_flags(parser)
     args = parser.parse_args()
-    with running(vars(args)):
+    with running(reads_split=True):
         _write(args)
 
 
 def _write(args: argparse.Namespace) -> None:
     """Computes and writes the features that the flags name."""
-    data = {
-        name: getattr(args, name)
-        for name in ("dataset", "data_dir", "eval_split", "eval_fraction", "on_bad_image")
-    }
+    data = data_fields(args)
+    batch_size = data.pop("batch_size")
     if args.pictures and any(value is not None for value in data.values()):
         raise UserError("name pictures or a split, as with --split=test, but not both")
     features.check_out(args.out)
     workdir, missing = Workdir(args.workdir), ""
     run = IMPORT_DEFAULTS if args.pictures else workdir.load_config()
-    config = evaluation_config(run, **data, batch_size=args.batch_size)
+    config = evaluation_config(run, **data, batch_size=batch_size)
     pictures, empty_folders = find_pictures(args.pictures) if args.pictures else ([], [])
     predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices())
     extract = features.create_extractor(predictor, args.layer, args.normalize)

@@ -7,6 +7,7 @@ The run may still be in progress or interrupted, and is not changed. The page sa
 parts are missing and why.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -16,9 +17,9 @@ from googlenet_flax.reports.gather import gather
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import create_run_page
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.runtime.command import argument_parser, running
+from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
-from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable, out_file
+from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable, file_path
 from googlenet_flax.runtime.streams import tell
 
 # Default and help of each flag that a comparison of several runs does not take.
@@ -26,9 +27,6 @@ ONE_RUN_FLAGS = {
     "checkpoint": ("best", "checkpoint: best (default), latest or a step"),
     "image": ("", "picture whose activations are shown; default: the first one tested"),
     "max_examples": (0, "number of examples of the split to test; 0 tests all"),
-    "dataset": ("", "data set to test on; default: the run's"),
-    "data_dir": ("", "folder of the data; default: the run's"),
-    "split": ("", "TFDS split; default: the run's eval_split"),
 }
 
 
@@ -39,19 +37,21 @@ def main() -> None:
     workdir_help = "directory of a run, or of several to compare, as DIR1,DIR2"
     add("--workdir", required=True, help=workdir_help)
     out_help = "HTML file to write; default: DIR/report/index.html"
-    add("--out", type=out_file, help=out_help)
+    add("--out", type=file_path, help=out_help)
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
+    add_data_flags(parser)
     flags = vars(parser.parse_args())
     hint = "if a run holds the device, set JAX_PLATFORMS=cpu"
-    with running(flags), out_of_memory_hint(hint):
+    with running(reads_split=True), out_of_memory_hint(hint):
         print(printable(_write_report(**flags)))
 
 
 def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pathlib.Path:
     """Writes the page of one run, or the page that compares several; returns the file."""
     paths = [path for path in workdir.split(",") if path]
-    workdirs = list({each.path.resolve(): each for each in map(Workdir, paths)}.values())
+    unique = {os.path.realpath(each.path): each for each in map(Workdir, paths)}
+    workdirs = list(unique.values())
     if not workdirs:
         raise UserError("name a run with --workdir=DIR, or several with DIR1,DIR2")
     if flags["max_examples"] < 0:
@@ -59,9 +59,11 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
     for each in workdirs:
         each.read_config()  # Refuses a directory without a run.
     is_one = len(workdirs) == 1
-    for name, (default, _) in ONE_RUN_FLAGS.items():
-        if not is_one and flags[name] != default:
-            raise UserError(f"--{name} is for the report of one run: name one --workdir")
+    defaults = {name: default for name, (default, _) in ONE_RUN_FLAGS.items()}
+    for name, value in flags.items():
+        if not is_one and value != defaults.get(name):
+            flag = "split" if name == "eval_split" else name
+            raise UserError(f"--{flag} is for the report of one run: name one --workdir")
     name = "index.html" if is_one else "comparison.html"
     file = out or workdirs[0].path / "report" / name
     with writing(file.parent, OUT_WAY_OUT):

@@ -301,7 +301,7 @@ def test_pictures_decoded_in_another_way_are_refused(
     [
         (["--ensemble=,"], "name a run with --workdir=DIR or --ensemble=DIR1,DIR2"),
         (["--workdir=RUN", "--crops=7"], "invalid choice: 7"),
-        (["--workdir=RUN", "--ensemble=nowhere"], "no run in"),
+        (["--workdir=RUN", "--ensemble=nowhere"], "(config.json is missing)"),
         (["--workdir=RUN", "--checkpoint=5"], "no checkpoint '5'"),
         (["--workdir=RUN", "--batch_size=-4"], ": --batch_size is -4 but must"),
         (["--workdir=RUN", "--dataset=folder"], "of your pictures with --data_dir=DIR"),

@@ -1,5 +1,8 @@
 """Gathering of the contents of the page of a run."""
 
+import os
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -13,6 +16,7 @@ from googlenet_flax.reports.run_page import Material, Tested
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.command import name_flags
 from googlenet_flax.runtime.errors import UserError
 
 MISTAKES = 12  # Number of mistakes to show.
@@ -22,16 +26,14 @@ def gather(
     workdir: Workdir,
     *,
     checkpoint: str = "best",
-    dataset: str = "",
-    data_dir: str = "",
-    split: str = "",
     image: str = "",
     max_examples: int = 0,
+    **data: Any,
 ) -> Material:
     """Gathers the contents of the page of a run.
 
     Contents that are not available have a reason in `missing` instead. The arguments are
-    the flags of the command.
+    the flags of the command; `data` are those of `evaluation_config`.
 
     Raises:
       UserError: The run or the checkpoint of that step does not exist, or the picture
@@ -56,21 +58,19 @@ def gather(
     if image:
         name = printable(image)
         try:
-            decoded = decode_image(
-                image, preprocess.storage_size, preprocess.input_channels
-            )
+            file, size = os.path.expanduser(image), preprocess.storage_size
+            decoded = decode_image(file, size, preprocess.input_channels)
         except BadImageError as error:
             raise UserError(f"--image={name} cannot be read: {error}") from error
         picture = Picture(name, *decoded)
     try:
-        config = evaluation_config(
-            record.config, dataset=dataset, data_dir=data_dir, eval_split=split
-        )
+        config = evaluation_config(record.config, **data)
         examples = load_eval_split(config, description, may_prepare=False)
         tested = _test(predictor, examples, config, max_examples)
         picture = picture or _first_picture(examples, tested)
     except UserError as error:
-        missing.append(f"Predictions for a data set are not shown: {error}.")
+        reason = name_flags(str(error))
+        missing.append(f"Predictions for a data set are not shown: {reason}.")
     if picture is None:
         missing.append("No picture is shown: name a picture with --image=FILE.")
         return Material(record, missing, predictor, tested)

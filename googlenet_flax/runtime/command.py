@@ -4,13 +4,20 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 from googlenet_flax.runtime.memory import keep_freed_memory
+
+# Fields of the config that are flags of the commands which read a split.
+DATA_FIELDS = (
+    *("dataset", "data_dir", "eval_split", "eval_fraction"),
+    *("batch_size", "on_bad_image", "decode_workers"),
+)
 
 
 def argument_parser(name: str, module_docstring: str | None) -> argparse.ArgumentParser:
@@ -45,26 +52,36 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
     bad_help = "what to do with an unreadable picture; default: the run's, or skip"
     add("--on_bad_image", choices=("stop", "skip"), help=bad_help)
+    workers_help = "processes that decode pictures; default: the run's; 0 is threads"
+    add("--decode_workers", type=int, help=workers_help)
+
+
+def data_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags of `add_data_flags` by field; one that was not given is None."""
+    return {name: getattr(args, name) for name in DATA_FIELDS}
+
+
+def name_flags(message: str) -> str:
+    """Replaces the fields of the config in an error, as `--config.data_dir`, by flags."""
+    fields = "|".join(DATA_FIELDS)
+    message = message.replace("config.eval_split", "config.split")
+    return re.sub(rf"(?:--)?config\.({fields}|split)\b", r"--\1", message)
 
 
 @contextlib.contextmanager
-def running(flags: Container[str] = ()) -> Iterator[None]:
+def running(*, reads_split: bool = False) -> Iterator[None]:
     """Sets up the process around a command.
 
-    An error ends the command with one line, and compiled programs are cached on disk. Where
-    an error names a field of the config, and the command has a flag of that name among
-    `flags`, the line names the flag.
+    An error ends the command with one line, and compiled programs are cached on disk. The
+    line of a command that has the flags of `add_data_flags` names these, not the fields.
     """
     logging.set_verbosity(logging.FATAL)  # Libraries also raise the errors that they log.
     use_compilation_cache()
     keep_freed_memory()
-
-    def flag_of(field: re.Match) -> str:
-        return f"--{field[1]}" if field[1] in flags else field[0]
-
     with exit_on_run_error():
         try:
             yield
         except UserError as error:
-            message = re.sub(r"(?:--)?config\.(\w+)", flag_of, str(error))
-            raise UserError(message) from error
+            if not reads_split:
+                raise
+            raise UserError(name_flags(str(error))) from error
