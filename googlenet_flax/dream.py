@@ -7,7 +7,7 @@ googlenet dream --workdir=DIR --layer=classifier --channel=cat --out=FILE
 from googlenet_flax.analysis.dream import FROM_NOISE, FROM_PICTURE, PICTURE_SIZE, draw
 from googlenet_flax.analysis.endpoints import ENDPOINTS
 from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
-from googlenet_flax.runtime.files import out_file
+from googlenet_flax.runtime.files import file_path
 
 SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
 SETTINGS = {
@@ -27,7 +27,7 @@ def main() -> None:
     add("--layer", required=True, help=f"layer that responds: {', '.join(ENDPOINTS)}")
     add("--channel", default="", help="channel of the layer, or class of a classifier")
     add("--image", default="", help="picture to start from; default: gray noise")
-    add("--out", required=True, type=out_file, help="PNG file to write")
+    add("--out", required=True, type=file_path, help="PNG file to write")
     add("--size", type=int, help=f"longer side in pixels; default: {SIZE_DEFAULT}")
     for name, text in SETTINGS.items():
         noise, picture = getattr(FROM_NOISE, name), getattr(FROM_PICTURE, name)

@@ -13,7 +13,7 @@ from googlenet_flax.runs.checkpoint import best_name
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
-from googlenet_flax.runtime.files import check_writable, out_file
+from googlenet_flax.runtime.files import check_writable, file_path
 from googlenet_flax.runtime.streams import tell
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     add_run_flags(parser)
     add("--format", required=True, choices=FORMATS, dest="format_name", help="file format")
     out_help = "file to write; stablehlo also writes FILE.json, and safetensors FILE.md"
-    add("--out", required=True, type=out_file, help=out_help)
+    add("--out", required=True, type=file_path, help=out_help)
     heads_help = "also export the heads' logits; safetensors always has their weights"
     add("--aux_heads", action="store_true", help=heads_help)
     args = parser.parse_args()

@@ -3,12 +3,11 @@
 googlenet import-weights --from=FORMAT [--weights=FILE] --workdir=DIR
 """
 
-import pathlib
-
 from googlenet_flax.importers import formats
 from googlenet_flax.importers.published import describe_published, fetch_published
 from googlenet_flax.runtime.command import argument_parser, running
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.files import file_path
 
 
 def main() -> None:
@@ -19,13 +18,13 @@ def main() -> None:
     add("--from", required=True, choices=kinds, dest="format_name", help="file format")
     add(
         "--weights",
-        type=pathlib.Path,
+        type=file_path,
         help="file of weights to import; default: the published one, which is downloaded",
     )
     add("--workdir", required=True, help="new directory for the imported network")
     size_help = "input size in pixels; default: 224, or that of an exported network"
     add("--image_size", type=int, help=size_help)
-    add("--class_names", type=pathlib.Path, help="text file with one class name a line")
+    add("--class_names", type=file_path, help="text file with one class name a line")
     add(
         "--transform_input",
         choices=("true", "false"),

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from googlenet_flax.runtime.files import out_file, replace_file, replacing
+from googlenet_flax.runtime.files import file_path, replace_file, replacing
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -50,7 +50,7 @@ def test_what_cannot_be_replaced_is_an_error(tmp_path):
 
 def test_the_home_directory_and_links(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert out_file("~/file") == tmp_path / "file"
+    assert file_path("~/file") == tmp_path / "file"
     (tmp_path / "link").symlink_to("file")
     replace_file(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"

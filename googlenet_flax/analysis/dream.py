@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -167,7 +168,8 @@ def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
         network.
     """
     try:
-        pixels, full = decode_pixels(path, size or PICTURE_SIZE, channels)
+        file = os.path.expanduser(path)
+        pixels, full = decode_pixels(file, size or PICTURE_SIZE, channels)
     except BadImageError as error:
         raise UserError(f"--image {printable(path)} cannot be read: {error}") from error
     extent = pixels.shape[:2]

@@ -27,8 +27,8 @@ def user_cache_folder(name: str) -> pathlib.Path:
     return home / "googlenet_flax" / name
 
 
-def out_file(text: str) -> pathlib.Path:
-    """Returns the path of the file that `--out` names; `~` is the home directory."""
+def file_path(text: str) -> pathlib.Path:
+    """Returns the path of the file that a flag names; `~` is the home directory."""
     return pathlib.Path(os.path.expanduser(text))
 
 
