@@ -1,5 +1,7 @@
 """The commands `main` and `evaluate`: output and files of a whole run."""
 
+import logging
+
 import pytest
 from helpers.compilations import compilations_by_step
 from helpers.paths import DIGITS, REPOSITORY
@@ -7,6 +9,7 @@ from helpers.processes import run
 from helpers.tiny_run import FINAL_STEP, copy_run, rows_of, tiny_flags
 
 from googlenet_flax import main
+from googlenet_flax.runtime.command import running
 
 
 def test_a_run_says_what_it_does(finished_run):
@@ -68,3 +71,11 @@ def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path
     assert code == 2
     (line,) = err.splitlines()
     assert "config.image_size is 31 but must be 32" in line
+
+
+def test_jax_may_say_why_it_uses_no_gpu(monkeypatch):
+    logger = logging.getLogger("jax._src.xla_bridge")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logging.root, "level", logging.CRITICAL)  # As absl leaves it.
+    with running():
+        assert logger.getEffectiveLevel() == logging.WARNING

@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from absl import logging
+from absl import logging as absl_logging
 
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
@@ -75,7 +76,11 @@ def running(*, reads_split: bool = False) -> Iterator[None]:
     An error ends the command with one line, and compiled programs are cached on disk. The
     line of a command that has the flags of `add_data_flags` names these, not the fields.
     """
-    logging.set_verbosity(logging.FATAL)  # Libraries also raise the errors that they log.
+    absl_logging.set_verbosity(
+        absl_logging.FATAL
+    )  # Libraries also raise the errors that they log.
+    # It says why JAX does not use a GPU that the machine has.
+    logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
     use_compilation_cache()
     keep_freed_memory()
     with exit_on_run_error():
