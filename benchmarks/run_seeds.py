@@ -48,15 +48,15 @@ def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float |
       Duration of the command in seconds; None if the run was interrupted.
     """
     finished = workdir.with_suffix(".seconds")
-    if finished.exists():
-        return float(finished.read_text()) or None
     is_fresh = not workdir.exists()
     command = [sys.executable, "-m", "googlenet_flax.main", *arguments]
     command += [f"--config.seed={seed}", f"--workdir={workdir}"]
     started = time.monotonic()
     code = subprocess.run(command, check=False, cwd=REPOSITORY).returncode
-    if code:
+    if code:  # It refuses a finished run of another config, too.
         sys.exit(code)
+    if finished.exists():
+        return float(finished.read_text()) or None
     seconds = time.monotonic() - started if is_fresh else 0.0
     finished.write_text(f"{seconds}\n")
     return seconds or None
