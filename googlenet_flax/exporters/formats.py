@@ -113,7 +113,8 @@ def _compare_outputs(
     if not worst <= TOLERANCE:
         raise UserError(
             f"the file gives other logits (by {worst:.1e} of the largest, more than "
-            f"{TOLERANCE}) and was not written: try another version of jax or onnxruntime"
+            f"{TOLERANCE}) and was not written: try another version of jax or onnxruntime, "
+            "or bring exporters/onnx.py up to date if you have changed the network"
         )
     return (
         f"verified: {', '.join(outputs)} differ by at most {worst:.1e} of the largest, "
