@@ -46,7 +46,7 @@ def create_comparison_page(records: Sequence[RunRecord]) -> Page:
         caption = "Where the configs differ"
         page.table(["field", *names], differences, caption=caption)
     else:
-        page.text("The runs have the same config.")
+        page.text("The runs have the same config. Their code may differ.")
     paths = [str(record.path) for record in records]
     rows = list(zip(names, paths, strict=True))
     page.table(["run", "workdir"], rows, caption="Workdirs")
