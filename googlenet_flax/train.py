@@ -51,7 +51,8 @@ def train_and_evaluate(
       UserError: The config, the data or the workdir have an error that the user can fix.
       WorkdirInUseError: Another process trains in `workdir`.
       NotFiniteError: A loss became NaN or infinite.
-      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state.
+      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state if it
+        had made a step.
     """
     config = Config.of(config)
     with ExitStack() as stack:
@@ -65,7 +66,9 @@ def train_and_evaluate(
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
         _check_config(run_dir, checkpoints, config)
-        experiment = create_experiment(config, jax.local_devices())
+        devices = jax.local_devices()
+        with stop.cleaning_up():
+            experiment = create_experiment(config, devices)
         _check_data(run_dir, experiment, checkpoints)
         restored = _restore(experiment, checkpoints)
         run = _create_run(

@@ -14,6 +14,7 @@ from helpers.tiny_run import BATCH_SIZE, SEED, picture_of_batch, saved_steps
 from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax.runtime import signals
+from googlenet_flax.runtime.errors import StoppedBySignal
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 
 CLASS_NAMES = ("ant", "bee")
@@ -155,6 +156,18 @@ def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
             next(coming)
         assert request.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_a_signal_while_data_are_prepared_lets_the_work_clean_up():
+    done = []
+    with pytest.raises(StoppedBySignal, match="SIGTERM before the first step") as stopped:
+        with stop_on_signal() as request, request.cleaning_up():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait(30)
+            finally:  # As TFDS removes a data set that it has half written.
+                done.append("removed")
+    assert done == ["removed"] and stopped.value.exit_code == 128 + signal.SIGTERM
 
 
 def test_no_wait_begins_long_after_the_signal(monkeypatch):

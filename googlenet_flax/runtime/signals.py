@@ -10,6 +10,8 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from googlenet_flax.runtime.errors import StoppedBySignal
+
 Batch = TypeVar("Batch")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -24,8 +26,9 @@ class StopRequest:
     """Records the signal, if any, that asked the run to stop.
 
     The processes of a distributed run agree on the step at which they all stop. Until
-    `wait_for_loop` is set, the first signal ends the process at once: the state is then
-    either on disk or a function of the seed, so nothing is lost.
+    `wait_for_loop` is set, the first signal ends the process at once, or interrupts what
+    runs in `cleaning_up`: the state is then either on disk or a function of the seed, so
+    nothing is lost.
     """
 
     def __init__(self) -> None:
@@ -33,8 +36,33 @@ class StopRequest:
         self.has_received_signal = False
         self._num_checks = 0
         self.wait_for_loop = False
+        self.interrupts = False
         self._is_waiting_for_batch = False
         self._is_overdue = False
+
+    @contextmanager
+    def cleaning_up(self) -> Iterator[None]:
+        """Lets a signal interrupt the block, which then removes what it has half done.
+
+        One of several processes still ends at once, as others may wait for it. The block
+        must not wait for a thread, or treat an interrupt as an error.
+
+        Raises:
+          StoppedBySignal: A signal arrived.
+        """
+        self.interrupts = not jax.distributed.is_initialized()
+        try:
+            yield
+        except KeyboardInterrupt:
+            number = self.signal_number
+            if number is None:
+                raise
+            raise StoppedBySignal(
+                f"stopped by {signal.Signals(number).name} before the first step",
+                signal_number=number,
+            ) from None
+        finally:
+            self.interrupts = False
 
     def is_due(self) -> bool:
         """Returns True if the run has to stop at this step.
@@ -102,6 +130,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.has_received_signal = True
+        if request.interrupts:
+            request.signal_number = number
+            raise KeyboardInterrupt  # No `except Exception` takes it for an error.
         if not request.wait_for_loop:
             name = signal.Signals(number).name
             os.write(
