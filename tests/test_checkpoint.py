@@ -166,7 +166,7 @@ def test_checkpoints_that_the_user_deletes_are_no_error(tmp_path):
 
 def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file cannot be listed"):
+    with pytest.raises(UserError, match="file cannot be read"):
         Checkpoints(tmp_path / "file")
     assert Checkpoints(tmp_path / "missing").latest_step is None
 

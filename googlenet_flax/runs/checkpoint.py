@@ -92,20 +92,24 @@ class Checkpoints:
         self._scan()
 
     def _scan(self) -> None:
-        """Reads all labels.
+        """Looks at all files in the directory.
 
         Raises:
-          UserError: The directory exists but cannot be listed.
+          UserError: The directory, or one in it, exists but cannot be looked at.
         """
-        names: list[str] = []
         try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            pass  # There are no checkpoints yet.
+            self._read_labels()
         except OSError as error:
             raise UserError(
-                f"{self.directory} cannot be listed ({error.strerror}): {RESUME}"
+                f"{error.filename or self.directory} cannot be read ({error.strerror}): "
+                "mend that and run the same command again"
             ) from error
+
+    def _read_labels(self) -> None:
+        """Reads all labels, and finds damaged checkpoints and other files."""
+        names: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # There are no checkpoints yet.
+            names = os.listdir(self.directory)
         labels: dict[int, Label] = {}
         self.damaged: dict[int, str] = {}  # Reasons by step.
         self.strays: list[str] = []  # Names of other files, as of a killed save.
@@ -115,7 +119,8 @@ class Checkpoints:
                 try:
                     labels[int(name)] = _read_label(path)
                 except ValueError as error:
-                    if os.path.exists(path):  # A run that goes on may have deleted it.
+                    with contextlib.suppress(FileNotFoundError):  # A run has deleted it.
+                        os.stat(path)
                         self.damaged[int(name)] = str(error)
             elif not name.endswith(DROPPED):
                 self.strays.append(name)
