@@ -16,6 +16,7 @@ from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UnexpectedResultError, UserError
+from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import Sums, create_eval_step, evaluate_split
@@ -100,6 +101,8 @@ def evaluate_checkpoints(
       UserError: A run, checkpoint or data set does not exist, or the networks differ in
         their classes or in how pictures are decoded for them.
     """
+    for workdir in workdirs:
+        use_onednn_for((workdir.load_config() or IMPORT_DEFAULTS).dtype)
     devices = jax.local_devices()
     predictors = [
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
