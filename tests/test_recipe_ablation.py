@@ -65,7 +65,7 @@ def test_a_row_of_one_seed_has_no_deviation_and_a_resumed_run_no_time():
 
 
 def test_a_series_continues_where_it_was_interrupted(tmp_path, monkeypatch):
-    calls, codes = [], [143, 0, 0]
+    calls, codes = [], [143, 0, 0, 2, 0, 0]
 
     def run(command, **_):
         calls.append(command)
@@ -79,9 +79,11 @@ def test_a_series_continues_where_it_was_interrupted(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train(5)
     assert stopped.value.code == 143
-    # A run that was finished before is not repeated, and its duration is unknown.
+    # Its duration is unknown, also if the command finds it finished.
     assert train(5) is None and train(5) is None
-    assert len(calls) == 2
+    with pytest.raises(SystemExit) as refused:  # As with another config.
+        train(5)
+    assert refused.value.code == 2
     arguments = ["--config=x.py", "--config.seed=5", f"--workdir={tmp_path}/seed-5"]
     assert calls[0][2:] == ["googlenet_flax.main", *arguments]
     first = train(0)
