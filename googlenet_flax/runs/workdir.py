@@ -73,8 +73,8 @@ class Workdir:
                 os.listdir(self.path)
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock_file.truncate(0)
-                owner = f"process {os.getpid()} on {socket.gethostname()}\n"
-                os.write(lock_file.fileno(), owner.encode())  # `close` writes nothing then.
+                line = f"process {os.getpid()} on {socket.gethostname()}\n"
+                os.write(lock_file.fileno(), line.encode())  # `close` writes nothing then.
                 os.fsync(lock_file.fileno())  # Other hosts read the owner, too.
             except BlockingIOError as error:
                 owner = self.owner or "another process"

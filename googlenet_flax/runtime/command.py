@@ -76,10 +76,8 @@ def running(*, reads_split: bool = False) -> Iterator[None]:
     An error ends the command with one line, and compiled programs are cached on disk. The
     line of a command that has the flags of `add_data_flags` names these, not the fields.
     """
-    absl_logging.set_verbosity(
-        absl_logging.FATAL
-    )  # Libraries also raise the errors that they log.
-    # It says why JAX does not use a GPU that the machine has.
+    # Libraries also raise the errors that they log. Only the log says why JAX uses no GPU.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
     use_compilation_cache()
     keep_freed_memory()
