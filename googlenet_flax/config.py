@@ -111,7 +111,7 @@ class Config:
 
     # The network:
 
-    # The original that the network equals.
+    # Which network to build; README.md lists the variants.
     variant: str = _one_of(*VARIANTS, default="bn")
     # Factor on every channel count; the paper has 1.
     width_multiplier: float = _above(0, 8, default=1.0)
@@ -135,8 +135,8 @@ class Config:
     eval_split: str = _field("test", "a TFDS split such as test", bool)
     # Part of each class in a folder without splits that becomes its test split.
     eval_fraction: float = _below_one(default=0.0)
-    # Longer side in pixels to which pictures of any size (of folder or imagenet2012) are
-    # reduced when they are read.
+    # Longer side in pixels to which pictures of different sizes are reduced when they are
+    # read.
     storage_size: int = _from(1, default=256)
     # What a picture that cannot be read does to the run.
     on_bad_image: str = _one_of("stop", "skip", resumable=True)
@@ -200,7 +200,7 @@ class Config:
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
         lambda sizes: all(map(_is_size, sizes)),
     )
-    # Epochs at which each of the progressive_image_sizes gives way to the next.
+    # Epoch after which each of the progressive_image_sizes ends; the next one follows.
     progressive_image_size_epochs: tuple[int, ...] = _field(
         (),
         "as many rising numbers of epochs as progressive_image_sizes has sizes",
@@ -211,7 +211,8 @@ class Config:
 
     # Workdir of a run or an import whose best weights to start from; "" is none.
     init_from: str = _field("", "a workdir")
-    # What is trained; head is the last layer of each classifier.
+    # What is trained: all, or head: the last layer of the main classifier and of each
+    # auxiliary one.
     trainable: str = _one_of("all", "head")
 
     # The recipe:
@@ -247,8 +248,8 @@ class Config:
     final_aux_fraction: float = _from(0, 1, default=1.0)
     # Part of the target that all classes share.
     label_smoothing: float = _below_one(default=0.0)
-    # Average of the weights over steps, exponential or plain, that evaluation and every
-    # later use of the network take.
+    # Average of the weights over steps: exponential (ema) or plain (polyak). Evaluation and
+    # all commands then use the average.
     averaging: str = _one_of("none", "ema", "polyak")
     # Decay of the exponential average, per step.
     ema_decay: float = _below_one(default=0.999)

@@ -31,7 +31,7 @@ def main() -> None:
     raw_help = "use the checkpoint's own weights, not their average"
     add("--raw_weights", action="store_true", help=raw_help)
     add_data_flags(parser)
-    add("--expect", type=float, help="accuracy to expect, as a fraction; else exit code 5")
+    add("--expect", type=float, help="expected accuracy, a fraction; else exit code 5")
     tolerance_help = "largest difference from --expect; default: 0.001"
     add("--tolerance", type=float, default=0.001, help=tolerance_help)
     add("--json", action="store_true", help="print the metrics as one JSON object")

@@ -38,7 +38,7 @@ def central_crop(side: float) -> Crop:
 
 
 def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
-    """Returns the crops whose predictions are averaged, half of them mirror images.
+    """Returns the crops whose predictions are averaged; of several, half are mirrored.
 
     Args:
       number: One of `CROP_NUMBERS`.
@@ -65,7 +65,7 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
-    """Computes the boxes of a crop, whose numbers may be traced, in pixels.
+    """Computes the boxes of a crop in pixels; the numbers of the crop may be traced.
 
     Extents are height and width of each picture, int `[B, 2]`, and boxes are top, left,
     height and width, float32 `[B, 4]`.
