@@ -37,6 +37,7 @@ OPTIONS = {
     "label_smoothing": 0.1,
     "mixup_alpha": 0.5,
     "averaging": Averaging(kind="ema", decay=0.9, start_step=0),
+    "accumulation_steps": 2,
 }
 
 

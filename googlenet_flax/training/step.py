@@ -175,7 +175,10 @@ def _accumulate(
         grads, (metrics, batch_stats) = gradient(state.params, batch_stats, part)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
-    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), dict(batch))
+    # Part k holds every n-th row from k on: the same examples on any number of devices.
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (batch_stats, total), metrics = jax.lax.scan(
         add, (state.batch_stats, zeros), parts, unroll=num_parts if unroll else 1
