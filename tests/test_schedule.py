@@ -59,11 +59,11 @@ def test_staircase_is_the_closed_form(offset, every, epoch_steps):
     assert np.all(np.diff(rates) <= 0)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_decay_rate_one_keeps_the_learning_rate(rate):
-    schedule = stairs(offset=1, every=1, epoch_steps=3, rate=rate, decay_rate=1.0)
+@pytest.mark.parametrize(("rate", "decay_rate"), [(0.0, 1.0), (0.1, 1.0), (1, 1)])
+def test_decay_rate_one_keeps_the_learning_rate(rate, decay_rate):
+    schedule = stairs(offset=1, every=1, epoch_steps=3, rate=rate, decay_rate=decay_rate)
     rates = jax.vmap(schedule)(jnp.arange(30))
-    np.testing.assert_array_equal(rates, np.full(30, rate, np.float32))
+    np.testing.assert_array_equal(rates, np.full(30, rate, np.float32), strict=True)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def staircase_decay(
         # where rounding can make a stair begin one step late. The sum can exceed int32.
         epoch = jnp.asarray(step).astype(jnp.uint32) // epoch_steps
         stairs = (decay_offset_epochs + epoch) // decay_every_epochs
-        return learning_rate * jnp.power(decay_rate, stairs)
+        return learning_rate * jnp.power(float(decay_rate), stairs)
 
     return schedule
 
