@@ -232,19 +232,21 @@ class Experiment:
         # The first row is only the partner of the second one.
         return {name: values[1:] for name, values in with_partners(batch).items()}
 
+    @cached_property
+    def _batch_like(self) -> Batch:
+        """The shapes and types of a step's batch; the first use reads one example."""
+        examples = self.train_set.batches([np.zeros(1, np.int64)])
+        shards = len(self.devices), self.config.batch_size // len(self.devices)
+        return {
+            name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
+            for name, values in self._to_step_batch(next(iter(examples))).items()
+        }
+
     def compile_train_step(self, step: int) -> Any:
         """Compiles the train step before its first call, which follows `step` updates."""
-        examples = [np.zeros(1, np.int64)]  # One example gives the shapes of a batch.
-        example = self._to_step_batch(next(iter(self.train_set.batches(examples))))
-        shards = len(self.devices), self.config.batch_size // len(self.devices)
-        batch_like = {
-            name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
-            for name, values in example.items()
-        }
+        state_like = sharding.replicated_like(self.state_like, self.devices)
         jitted: Any = self.train_step(step)
-        return jitted.lower(
-            sharding.replicated_like(self.state_like, self.devices), batch_like, self.seed
-        ).compile()
+        return jitted.lower(state_like, self._batch_like, self.seed).compile()
 
     def evaluate(
         self, state: TrainState, watch: evaluation.Watch = iter
