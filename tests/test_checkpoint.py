@@ -150,6 +150,24 @@ def test_a_process_killed_while_it_deletes_leaves_no_damage(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
 
 
+def test_a_step_that_is_saved_again_is_never_missing(tmp_path):
+    run, early, late = (tmp_path / name for name in ("run", "early", "late"))
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(tiny_state(7, 1.0), description=DESCRIPTION)
+        checkpoints.wait()
+        checkpoints.save(tiny_state(7, 2.0), description=DESCRIPTION)
+        # What a kill leaves before the new checkpoint is complete, and after.
+        for killed in (early, late):
+            shutil.copytree(run / "7.replaced", killed / "7.replaced")
+    shutil.copytree(run / "7", late / "7")
+    for directory, value in ((run, 2.0), (early, 1.0), (late, 2.0)):
+        assert not Checkpoints(directory).strays
+        with Checkpoints(directory) as checkpoints:
+            restored = checkpoints.restore_newest(tiny_state(0), jax.devices()[:1])
+        assert restored is not None and restored.params["kernel"][0, 0] == value
+        assert [path.name for path in directory.iterdir()] == ["7"]
+
+
 def test_checkpoints_that_the_user_deletes_are_no_error(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3, 4, 5, 5):

@@ -40,6 +40,7 @@ LOAD_ATTEMPTS = 3
 BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first one present decides.
 ASIDE = ".damaged"  # Suffix of damaged checkpoints that were renamed.
 DROPPED = ".dropped"  # Suffix of superseded checkpoints, about to be deleted.
+REPLACED = ".replaced"  # Suffix of a checkpoint whose step is being saved again.
 
 Loaded = TypeVar("Loaded")
 
@@ -122,11 +123,22 @@ class Checkpoints:
                     with contextlib.suppress(FileNotFoundError):  # A run has deleted it.
                         os.stat(path)
                         self.damaged[int(name)] = str(error)
-            elif not name.endswith(DROPPED):
+            elif not name.endswith((DROPPED, REPLACED)):
                 self.strays.append(name)
         self.labels = dict(sorted(labels.items()))  # From the oldest to the newest.
 
     def __enter__(self) -> Self:
+        """Brings back a checkpoint whose replacement was never completed."""
+        replaced = self.directory.glob(f"*{REPLACED}")
+        with distributed.together():
+            for old in replaced if distributed.is_first() else ():
+                path = self.directory / old.stem
+                if path.exists():
+                    _drop(old)
+                else:
+                    with writing(path):
+                        old.rename(path)
+        self._scan()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -263,7 +275,7 @@ class Checkpoints:
         if step in self.labels:
             with distributed.together():
                 if distributed.is_first():
-                    _drop(path)
+                    _rename(path, REPLACED)
             del self.labels[step]
             self._checkpointer.reload()
         with _saving(path):
@@ -292,6 +304,8 @@ class Checkpoints:
         with _saving(self._path(step)):
             pending.result()
         self.labels[step] = label  # Orbax refuses a step that is not the newest.
+        if distributed.is_first():
+            _drop(self.directory / f"{step}{REPLACED}")
         kept = {*list(self.labels)[-KEEP_LATEST:], self.best_step}
         for superseded in self.labels.keys() - kept:
             if distributed.is_first():
@@ -412,16 +426,21 @@ def _create_checkpointer(directory: pathlib.Path) -> Any:
 
 
 def _drop(path: pathlib.Path) -> None:
-    """Renames a checkpoint before deleting it, so that a kill leaves no damaged one.
+    """Deletes a checkpoint that it renames first, so that a kill leaves no damaged one."""
+    shutil.rmtree(_rename(path, DROPPED), ignore_errors=True)
+
+
+def _rename(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    """Appends a suffix to the name of a checkpoint, and returns the new path.
 
     Raises:
       UserError: It cannot be renamed; one that is gone already is no error.
     """
-    target = path.with_name(path.name + DROPPED)
+    target = path.with_name(path.name + suffix)
     shutil.rmtree(target, ignore_errors=True)
     with writing(path), contextlib.suppress(FileNotFoundError):
         path.rename(target)
-    shutil.rmtree(target, ignore_errors=True)
+    return target
 
 
 @contextlib.contextmanager
