@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, Literal, NoReturn
@@ -71,9 +71,7 @@ def train_and_evaluate(
             experiment = create_experiment(config, devices)
         _check_data(run_dir, experiment, checkpoints)
         restored = _restore(experiment, checkpoints)
-        run = _create_run(
-            stack, run_dir, experiment, checkpoints, stop=stop, restored=restored
-        )
+        run = _Run(stack, run_dir, experiment, checkpoints, stop=stop, restored=restored)
         run.train(run.start(restored))
         checkpoints.wait()
         best_step = checkpoints.best_step
@@ -160,112 +158,85 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
     return state
 
 
-@distributed.together()
-def _create_run(
-    stack: ExitStack,
-    run_dir: Workdir,
-    experiment: Experiment,
-    checkpoints: Checkpoints,
-    *,
-    stop: StopRequest,
-    restored: TrainState | None,
-) -> "_Run":
-    """Creates the run and opens its files, which `stack` closes."""
-    config, is_first = experiment.config, distributed.is_first()
-    start_step, evaluation = 0, None
-    if restored is not None:
-        start_step = int(restored.step)
-        evaluation = checkpoints.labels[start_step].metrics
-    writer, rows = None, []
-    if is_first:
-        writer, rows = _open_metrics(stack, run_dir, experiment, start_step, evaluation)
-    progress = Progress(
-        total_steps=experiment.total_steps,
-        start_step=start_step,
-        batch_size=config.batch_size,
-        is_shown=is_first,
-    )
-    profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
-    return _Run(
-        experiment=experiment,
-        checkpoints=checkpoints,
-        stop=stop,
-        start_step=start_step,
-        evaluation=evaluation,
-        writer=writer,
-        progress=stack.enter_context(progress),
-        profile=stack.enter_context(profile),
-        chance=_watch_chance(experiment, rows),
-    )
-
-
-def _open_metrics(
-    stack: ExitStack,
-    run_dir: Workdir,
-    experiment: Experiment,
-    start_step: int,
-    evaluation: Mapping[str, float] | None,
-) -> tuple[MetricsWriter, list[dict[str, Any]]]:
-    """Writes config and start of the run, and opens its metrics; returns earlier rows."""
-    config = experiment.config
-    run_dir.write_config(config.to_dict())
-    devices = distributed.all_devices(experiment.devices)
-    run_dir.write_start(
-        {
-            "step": start_step,
-            "epoch_steps": experiment.epoch_steps,
-            "total_steps": experiment.total_steps,
-            "environment": describe_environment(devices),
-        }
-    )
-    writer = MetricsWriter(
-        run_dir.metrics_file,
-        run_dir.tensorboard,
-        resume_step=start_step,
-        was_evaluated=evaluation is not None,
-    )
-    stack.enter_context(writer)
-    if config.wandb_project:
-        writer.mirror = stack.enter_context(WandbMirror(run_dir.wandb, config)).write
-    rows = read_rows(run_dir.metrics_file)
-    is_lost = all((row["step"], row["split"]) != (start_step, "eval") for row in rows)
-    if evaluation and is_lost:
-        epoch = start_step // experiment.epoch_steps
-        writer.write(dict(evaluation), step=start_step, epoch=epoch, split="eval")
-        tell_once(
-            f"{run_dir.metrics_file} had lost the evaluation after step {start_step}; it "
-            "is written again from the checkpoint"
-        )
-    return writer, rows
-
-
-def _watch_chance(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> ChanceWatch:
-    """Creates the watch of a run that has already logged `rows`, and reported on them."""
-    chance = ChanceWatch(
-        experiment.config,
-        num_classes=len(experiment.description.class_names),
-        epoch_steps=experiment.epoch_steps,
-    )
-    for row in rows:
-        if row["split"] == "train":
-            chance.add(row["step"], row)
-    return chance
-
-
-@dataclasses.dataclass(frozen=True)
 class _Run:
-    """One start of an experiment, with the objects that save and report progress."""
+    """One start of an experiment, with the objects that save and report progress.
 
-    experiment: Experiment
-    checkpoints: Checkpoints
-    stop: StopRequest
-    start_step: int  # Number of updates before this start.
-    evaluation: Mapping[str, float] | None  # Metrics saved with the first state, if any.
-    writer: MetricsWriter | None  # None except in the first process.
-    progress: Progress
-    profile: StepProfile
-    chance: ChanceWatch
-    losses: LossWatch = dataclasses.field(default_factory=LossWatch)
+    `stack` closes them. `restored` is the state to continue from, if there is one.
+    """
+
+    @distributed.together()
+    def __init__(
+        self,
+        stack: ExitStack,
+        run_dir: Workdir,
+        experiment: Experiment,
+        checkpoints: Checkpoints,
+        *,
+        stop: StopRequest,
+        restored: TrainState | None,
+    ):
+        self.experiment, self.checkpoints, self.stop = experiment, checkpoints, stop
+        self.start_step = 0  # Number of updates before this start.
+        self.evaluation: Mapping[str, float] | None = None  # That of the restored state.
+        if restored is not None:
+            self.start_step = int(restored.step)
+            self.evaluation = checkpoints.labels[self.start_step].metrics
+        config, is_first = experiment.config, distributed.is_first()
+        self.losses = LossWatch()
+        self.chance = ChanceWatch(
+            config,
+            num_classes=len(experiment.description.class_names),
+            epoch_steps=experiment.epoch_steps,
+        )
+        self.writer: MetricsWriter | None = None  # None except in the first process.
+        if is_first:
+            self.writer = self._open_metrics(stack, run_dir)
+        progress = Progress(
+            total_steps=experiment.total_steps,
+            start_step=self.start_step,
+            batch_size=config.batch_size,
+            is_shown=is_first,
+        )
+        self.progress = stack.enter_context(progress)
+        profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
+        self.profile = stack.enter_context(profile)
+
+    def _open_metrics(self, stack: ExitStack, run_dir: Workdir) -> MetricsWriter:
+        """Writes config and start of the run, and opens its metrics."""
+        experiment, step, evaluation = self.experiment, self.start_step, self.evaluation
+        run_dir.write_config(experiment.config.to_dict())
+        devices = distributed.all_devices(experiment.devices)
+        run_dir.write_start(
+            {
+                "step": step,
+                "epoch_steps": experiment.epoch_steps,
+                "total_steps": experiment.total_steps,
+                "environment": describe_environment(devices),
+            }
+        )
+        writer = MetricsWriter(
+            run_dir.metrics_file,
+            run_dir.tensorboard,
+            resume_step=step,
+            was_evaluated=evaluation is not None,
+        )
+        stack.enter_context(writer)
+        if experiment.config.wandb_project:
+            mirror = WandbMirror(run_dir.wandb, experiment.config)
+            writer.mirror = stack.enter_context(mirror).write
+        rows = read_rows(run_dir.metrics_file)
+        for row in rows:
+            if row["split"] == "train":
+                self.chance.add(row["step"], row)  # The earlier start has reported it.
+        is_lost = all((row["step"], row["split"]) != (step, "eval") for row in rows)
+        if evaluation and is_lost:
+            epoch = step // experiment.epoch_steps
+            writer.write(dict(evaluation), step=step, epoch=epoch, split="eval")
+            tell_once(
+                f"{run_dir.metrics_file} had lost the evaluation after step {step}; it is "
+                "written again from the checkpoint"
+            )
+        return writer
 
     @distributed.together()
     def start(self, restored: TrainState | None) -> TrainState:
