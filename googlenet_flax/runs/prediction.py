@@ -10,13 +10,9 @@ import numpy as np
 
 from googlenet_flax.data.decode import BadImageError, decode_image, find_images, printable
 from googlenet_flax.data.image_set import Batch
-from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.sharding import round_up_to_devices
-
-# Pixels and extent of a picture, and the reason why it cannot be read, or "".
-Decoded = tuple[np.ndarray, tuple[int, int], str]
 
 
 class Prediction(NamedTuple):
@@ -85,8 +81,10 @@ def predict(
 
 def read_batches(
     predictor: Predictor, pictures: Sequence[pathlib.Path], batch_size: int
-) -> Iterator[tuple[Sequence[pathlib.Path], list[str], Batch]]:
+) -> Iterator[tuple[Sequence[pathlib.Path], Sequence[str], Batch]]:
     """Yields pictures in batches of equal size, as the network takes them.
+
+    Threads decode the next batch meanwhile.
 
     Returns:
       The paths; for each the reason why it cannot be read, or ""; and `image` and `extent`
@@ -95,27 +93,14 @@ def read_batches(
     batch_size = min(batch_size, len(pictures))
     batch_size = round_up_to_devices(batch_size, len(predictor.devices))
     inputs = predictor.description.preprocess
-    shape = inputs.storage_size, inputs.storage_size, inputs.input_channels
-    for paths, decoded in _decode(pictures, inputs, batch_size):
-        images = np.zeros((batch_size, *shape), np.uint8)
-        extents = np.ones((batch_size, 2), np.int32)
-        errors = [""] * len(paths)
-        for row, result in enumerate(decoded):
-            images[row], extents[row], errors[row] = result
-        yield paths, errors, {"image": images, "extent": extents}
-
-
-def _decode(
-    pictures: Sequence[pathlib.Path], inputs: Preprocess, batch_size: int
-) -> Iterator[tuple[Sequence[pathlib.Path], list[Decoded]]]:
-    """Yields batches of decoded pictures, while threads decode the next batch."""
     size, channels = inputs.storage_size, inputs.input_channels
+    black = np.zeros((size, size, channels), np.uint8)
 
-    def decode(path: pathlib.Path) -> Decoded:
+    def decode(path: pathlib.Path) -> tuple[np.ndarray, tuple[int, int], str]:
         try:
             return *decode_image(path, size, channels), ""
         except BadImageError as error:
-            return np.zeros((size, size, channels), np.uint8), (1, 1), str(error)
+            return black, (1, 1), str(error)
 
     pool = concurrent.futures.ThreadPoolExecutor()
     try:
@@ -123,7 +108,11 @@ def _decode(
         for start in range(0, len(pictures), batch_size):
             end, decoded = start + batch_size, list(ahead)
             ahead = pool.map(decode, pictures[end : end + batch_size])
-            yield pictures[start:end], decoded
+            paths = pictures[start:end]
+            decoded += [(black, (1, 1), "")] * (batch_size - len(paths))
+            images, extents, errors = zip(*decoded, strict=True)
+            batch = {"image": np.stack(images), "extent": np.array(extents, np.int32)}
+            yield paths, errors[: len(paths)], batch
     finally:
         # After Ctrl-C a thread may wait for a file forever, so do not wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
