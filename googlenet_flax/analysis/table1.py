@@ -77,71 +77,59 @@ class Row(NamedTuple):
         return self.printed is not None and abs(self.ops / 1e6 - self.printed.ops) >= 1
 
 
-class _Network(NamedTuple):
-    """Shapes and counts of a network, from which the rows are made."""
-
-    params: Mapping[str, Any]  # Shapes of the parameters.
-    outputs: Mapping[str, tuple[int, ...]]  # Shapes for one image, by endpoint.
-    ops: Mapping[str, int]  # Multiply-adds by layer.
-
-    def layer(self, name: str, type_: str, *parts: str, **cells: Any) -> Row:
-        """Returns the row of a part of the network; its counts include `parts`."""
-        parts = (name, *parts)
-        leaves = jax.tree_util.tree_leaves_with_path([self.params[part] for part in parts])
-        sizes = [(path[-1].key, math.prod(leaf.shape)) for path, leaf in leaves]
-        return Row(
-            name,
-            type_,
-            output=(1, 1, *self.outputs[name])[-3:],
-            params=sum(size for _, size in sizes),
-            weights=sum(size for leaf, size in sizes if leaf == "kernel"),
-            ops=sum(n for path, n in self.ops.items() if path.partition("/")[0] in parts),
-            **cells,
-        )
-
-    def inception(self, name: str) -> Row:
-        """Returns the row of an inception block."""
-        kernels = [self.params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
-        label = name.replace("inception_", "inception (") + ")"
-        widths = tuple(kernel.shape[-1] for kernel in kernels)
-        return self.layer(name, label, depth=2, widths=widths)
-
-    def pool(self, window: int, before: str, after: str) -> Row:
-        """Returns the row of the pool between two parts of the network."""
-        output = (*self.outputs[after][:2], self.outputs[before][-1])
-        return Row("", "max pool", f"{window}x{window}/2", output, 0)
-
-
 def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
     """Computes the rows of Table 1 for any network, then those of its heads.
 
     The counts are those of one image with sides of `image_size` pixels.
     """
     params, outputs = layer_shapes(model, image_size)
-    network = _Network(params, outputs, multiply_adds(params, outputs))
+    ops = multiply_adds(params, outputs)
+
+    def layer(name: str, type_: str, *more: str, **cells: Any) -> Row:
+        """Returns the row of a part of the network; its counts include `more` parts."""
+        parts = (name, *more)
+        leaves = jax.tree_util.tree_leaves_with_path([params[part] for part in parts])
+        sizes = [(path[-1].key, math.prod(leaf.shape)) for path, leaf in leaves]
+        return Row(
+            name,
+            type_,
+            output=(1, 1, *outputs[name])[-3:],
+            params=sum(size for _, size in sizes),
+            weights=sum(size for leaf, size in sizes if leaf == "kernel"),
+            ops=sum(n for path, n in ops.items() if path.partition("/")[0] in parts),
+            **cells,
+        )
+
+    def pool(window: int, before: str, after: str) -> Row:
+        output = (*outputs[after][:2], outputs[before][-1])
+        return Row("", "max pool", f"{window}x{window}/2", output, 0)
+
     widths = (None, outputs["conv2_reduce"][-1], outputs["conv2"][-1], None, None, None)
     conv2 = {"patch": "3x3/1", "depth": 2, "widths": widths}
     rows = [
-        network.layer("conv1", "convolution", patch="7x7/2", depth=1),
-        network.pool(3, "conv1", "conv2_reduce"),
-        network.layer("conv2", "convolution", "conv2_reduce", **conv2),
-        network.pool(3, "conv2", "inception_3a"),
+        layer("conv1", "convolution", patch="7x7/2", depth=1),
+        pool(3, "conv1", "conv2_reduce"),
+        layer("conv2", "convolution", "conv2_reduce", **conv2),
+        pool(3, "conv2", "inception_3a"),
     ]
     windows = model.variant.pool_windows
     for before, name in itertools.pairwise(("conv2", *INCEPTIONS)):
         if name in windows:
-            rows.append(network.pool(windows[name], before, name))
-        rows.append(network.inception(name))
+            rows.append(pool(windows[name], before, name))
+        kernels = [params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
+        widths = tuple(kernel.shape[-1] for kernel in kernels)
+        label = name.replace("inception_", "inception (") + ")"
+        rows.append(layer(name, label, depth=2, widths=widths))
     side, _, depth = outputs["inception_5b"]
     dropout = f"dropout ({model.variant.dropout_rate:.0%})"
     rows += [
         Row("", "avg pool", f"{side}x{side}/1", (1, 1, depth), 0),
         Row("", dropout, output=(1, 1, depth), depth=0),
-        network.layer("classifier", "linear", depth=1),
+        layer("classifier", "linear", depth=1),
         Row("", "softmax", output=(1, 1, model.num_classes), depth=0),
     ]
     heads = HEADS if model.aux_heads else ()
-    return rows + [network.layer(name, name, depth=3) for name in heads]
+    return rows + [layer(name, name, depth=3) for name in heads]
 
 
 def format_table_1(model: GoogLeNet, image_size: int) -> str:
