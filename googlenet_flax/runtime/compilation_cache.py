@@ -50,10 +50,9 @@ def _delete_least_recently_used(folder: pathlib.Path) -> None:
             status = path.stat()
             last_use = max(status.st_atime, status.st_mtime)
             entries.append((last_use, status.st_size, path))
-    excess_bytes = sum(size for _, size, _ in entries) - MAX_BYTES
-    for _, size, path in sorted(entries):
-        if excess_bytes <= 0:
-            break
-        with suppress(OSError):
-            path.unlink()
-        excess_bytes -= size
+    total_bytes = 0
+    for _, size, path in sorted(entries, reverse=True):
+        total_bytes += size
+        if total_bytes > MAX_BYTES:
+            with suppress(OSError):
+                path.unlink()
