@@ -268,77 +268,58 @@ def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def local_response_norm(
-    x: jax.Array,
-    size: int = LRN_SIZE,
-    alpha: float = LRN_ALPHA,
-    beta: float = LRN_BETA,
-    k: float = LRN_K,
-) -> jax.Array:
-    """Divides each channel by the energy of its neighbors.
+@jax.custom_vjp
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Divides each channel of `[B, H, W, C]` by the energy of its neighbors.
 
-    `x / (k + alpha / size * sum of squares over size channels) ** beta`, computed in
-    float32. The operation is from Krizhevsky et al. 2012, section 3.3.
-
-    Args:
-      x: `[B, H, W, C]`.
-      size: Number of channels in a window around each channel; odd.
-      alpha: Weight of the mean square in the energy.
-      beta: Exponent of the energy.
-      k: Constant added to the energy.
-
-    Returns:
-      `[B, H, W, C]` in the dtype of `x`.
+    `x / (LRN_K + LRN_ALPHA / LRN_SIZE * sum of squares over LRN_SIZE channels)**LRN_BETA`,
+    computed in float32. The operation is from Krizhevsky et al. 2012, section 3.3.
     """
     wide = _at_least_float32(x)
-    energy = k + alpha / size * _neighbor_sum(jnp.square(wide), size)
-    return (wide * _inverse_power(energy, beta)).astype(x.dtype)
+    return (wide * _inverse_power(_energy(wide))).astype(x.dtype)
 
 
-def _local_response_norm_forward(x, size, alpha, beta, k):
-    return local_response_norm(x, size, alpha, beta, k), x
+def _local_response_norm_forward(x):
+    return local_response_norm(x), x
 
 
-def _local_response_norm_backward(size, alpha, beta, k, x, grad):  # noqa: PLR0917
+def _local_response_norm_backward(x, grad):
     """Computes the energies again, which is faster than reading them from memory."""
-    weight = alpha / size
     wide, grad = _at_least_float32(x), _at_least_float32(grad)
-    energy = k + weight * _neighbor_sum(jnp.square(wide), size)
-    scaled = grad * _inverse_power(energy, beta)
-    shared = _neighbor_sum(scaled * wide / energy, size)
-    return ((scaled - 2 * weight * beta * wide * shared).astype(x.dtype),)
+    energy = _energy(wide)
+    scaled = grad * _inverse_power(energy)
+    shared = _neighbor_sum(scaled * wide / energy)
+    weight = 2 * LRN_ALPHA / LRN_SIZE * LRN_BETA
+    return ((scaled - weight * wide * shared).astype(x.dtype),)
 
 
 local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
 
 
-def _neighbor_sum(x: jax.Array, size: int) -> jax.Array:
-    """Sums `size` channels around each channel, `[B, H, W, C]`."""
-    return jax.lax.platform_dependent(
-        x,
-        tpu=functools.partial(_neighbor_product, size=size),
-        default=functools.partial(_shifted_sum, size=size),
-    )
+def _energy(x: jax.Array) -> jax.Array:
+    return LRN_K + LRN_ALPHA / LRN_SIZE * _neighbor_sum(jnp.square(x))
 
 
-def _neighbor_product(x: jax.Array, size: int) -> jax.Array:
+def _neighbor_sum(x: jax.Array) -> jax.Array:
+    """Sums `LRN_SIZE` channels around each channel, `[B, H, W, C]`."""
+    return jax.lax.platform_dependent(x, tpu=_neighbor_product, default=_shifted_sum)
+
+
+def _neighbor_product(x: jax.Array) -> jax.Array:
     """Computes the sum as a matrix product, without the shifted copies that TPUs store."""
-    channels, half = x.shape[-1], size // 2
+    channels, half = x.shape[-1], LRN_SIZE // 2
     near = np.tri(channels, k=half) - np.tri(channels, k=-half - 1)
     return jnp.matmul(x, near.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def _shifted_sum(x: jax.Array, size: int) -> jax.Array:
-    half = size // 2
+def _shifted_sum(x: jax.Array) -> jax.Array:
+    half = LRN_SIZE // 2
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)))
-    return functools.reduce(
-        jnp.add, (padded[..., i : i + x.shape[-1]] for i in range(size))
-    )
+    parts = (padded[..., i : i + x.shape[-1]] for i in range(LRN_SIZE))
+    return functools.reduce(jnp.add, parts)
 
 
-def _inverse_power(x: jax.Array, exponent: float) -> jax.Array:
-    if exponent == 0.75:  # The exponent of every published LRN; two roots are faster.
-        root = jax.lax.rsqrt(x)
-        return root * jnp.sqrt(root)
-    return x**-exponent
+def _inverse_power(energy: jax.Array) -> jax.Array:
+    """Computes `energy**-LRN_BETA`, which is -0.75, by two roots, which are faster."""
+    root = jax.lax.rsqrt(energy)
+    return root * jnp.sqrt(root)
