@@ -30,6 +30,20 @@ def test_a_row_is_sent_without_its_time(tmp_path, monkeypatch):
     assert started[0]["config"]["seed"] == 3
 
 
+def test_a_run_goes_on_when_wandb_fails(tmp_path, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise ConnectionResetError("lost")
+
+    run = types.SimpleNamespace(log=fail, define_metric=lambda *_, **__: None, finish=fail)
+    wandb = types.SimpleNamespace(init=lambda **_: run, Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with WandbMirror(tmp_path, Config()) as mirror:
+        for step in (1, 2):
+            mirror.write({"step": step, "epoch": 0, "split": "train", "loss": 1.0})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "W&B gets no more metrics" in line and "lost" in line
+
+
 def test_without_the_package_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # The import fails.
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]"):

@@ -2,20 +2,22 @@
 
 import pathlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from googlenet_flax.config import Config
 from googlenet_flax.runs.metrics import tagged_metrics
 from googlenet_flax.runtime.errors import UserError, optional_package, writing
 from googlenet_flax.runtime.files import replace_file
+from googlenet_flax.runtime.streams import tell
 
 
 class WandbMirror:
     """Sender of metrics to one W&B run per workdir, which a resumed run continues.
 
-    Rows that a killed run wrote after its last checkpoint are sent twice. The directory
-    keeps the files of W&B and the id of the run.
+    Rows that a killed run wrote after its last checkpoint are sent twice. If W&B fails
+    during the run, the run goes on without it. The directory keeps the files of W&B and the
+    id of the run.
 
     Raises:
       UserError: The package `wandb` is missing, or W&B cannot start.
@@ -44,14 +46,25 @@ class WandbMirror:
                 f"W&B cannot start ({error}): run `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
+        self._has_failed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._run.finish(exit_code=0 if kind is None else 1)
+        self._try(lambda: self._run.finish(exit_code=0 if kind is None else 1))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Sends a row of `metrics.jsonl` under the names of TensorBoard."""
         position = {"step": row["step"], "epoch": row["epoch"]}
-        self._run.log({**tagged_metrics(row), **position})
+        self._try(lambda: self._run.log({**tagged_metrics(row), **position}))
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        """Calls W&B unless it has failed before."""
+        if self._has_failed:
+            return
+        try:
+            call()
+        except Exception as error:  # Many types, as when its process was killed.
+            self._has_failed = True
+            tell(f"W&B gets no more metrics of this run, which goes on ({error})")
