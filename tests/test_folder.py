@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from googlenet_flax.data import folder, picture_set, read_ahead
+from googlenet_flax.data.class_names import imagenet_class_names
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.sampler import TrainingOrder
@@ -135,7 +136,14 @@ def test_a_new_file_moves_one_at_most(names, new, fraction):
     assert len(before - after) <= 1
 
 
+def test_wordnet_numbers_are_the_classes_of_a_network_with_english_names(tmp_path):
+    write_pictures(tmp_path, {"val/n01443537": 1, "val/n01440764": 2})
+    english = imagenet_class_names()
+    assert load("val", tmp_path, class_names=english).pictures.labels.tolist().count(0) == 2
+
+
 TWO = {"train/a": 1, "train/b": 1}
+CAPITALS = {"Training/a": 1, "Training/b": 1, "Testing/a": 1}
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,8 @@ TWO = {"train/a": 1, "train/b": 1}
         (0, TWO, "train[:0]", ["no examples"]),
         (0.25, {**TWO, "test/a": 1}, "train", ["into test and train", "eval_fraction=0"]),
         (0.25, {**TWO, "val/a": 1}, "val", ["already split into train and val"]),
+        (0.25, CAPITALS, "train", ["into Testing and Training", "eval_fraction=0"]),
+        (0, CAPITALS, "train", ["rename Training to train"]),
         (0.25, {"a": 3, "b": 3}, "val", ["unknown split 'val'", "train (4 examples)"]),
         (0.25, {}, "train", ["holds no classes", "CLASS"]),
         (0, {"train": 3}, "train", ["train holds no classes"]),

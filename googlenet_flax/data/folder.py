@@ -15,7 +15,8 @@ from googlenet_flax.data.splits import split_positions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 MAX_READ_BYTES = 2**28  # Reading and hashing take about half a second.
-SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
+TRAIN_FOLDERS = frozenset({"train", "training"})  # In lower case, as the next ones.
+SPLIT_FOLDERS = TRAIN_FOLDERS | {"test", "testing", "val", "valid", "validation"}
 
 _Example = tuple[str, int]  # Path relative to the root folder, and label.
 
@@ -117,9 +118,10 @@ def _list_splits(
     """Returns the class names, and the examples of the splits that `split` names."""
     found = _subfolders(root)
     names = {part.partition("[")[0].strip() for part in split.split("+")}
+    train = next((name for name in found if name.lower() in TRAIN_FOLDERS), None)
     if options.eval_fraction > 0:
-        parts = sorted((names | SPLIT_FOLDERS) & set(found))
-        if "train" in parts and len(parts) > 1:
+        parts = [n for n in found if n in names or n.lower() in SPLIT_FOLDERS]
+        if train and len(parts) > 1:
             raise UserError(
                 f"{root} is already split into {' and '.join(parts)}: set "
                 "--config.eval_fraction=0"
@@ -129,10 +131,13 @@ def _list_splits(
         return class_names, _hold_out(examples, options.eval_fraction)
     missing = (names if options.class_names else names | {"train"}) - set(found)
     if "train" in missing:
-        raise UserError(
-            f"{root} has no folder train: put the pictures into {root}/train/CLASS and "
-            f"{root}/test/CLASS, or set --config.eval_fraction=0.2 to split them"
+        remedy = (
+            f"rename {train} to train"
+            if train
+            else f"put the pictures into {root}/train/CLASS and {root}/test/CLASS, or set "
+            "--config.eval_fraction=0.2 to split them"
         )
+        raise UserError(f"{root} has no folder train: {remedy}")
     if missing:
         raise UserError(
             f"unknown split {split!r}: {root} has the folders {', '.join(found)}; slices "
@@ -162,16 +167,25 @@ def _training_classes(folder: str) -> tuple[str, ...]:
 
 
 def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[_Example]:
-    """Lists the pictures of each class folder in `folder`, class by class."""
+    """Lists the pictures of each class folder in `folder`, class by class.
+
+    WordNet numbers stand for the English names of ImageNet.
+    """
     prefix, examples = os.path.join(root, ""), []
-    for name in _subfolders(folder):
+    names = words = _subfolders(folder)
+    if not set(names) <= set(class_names):
+        from googlenet_flax.data.class_names import in_words  # noqa: PLC0415 - slow
+
+        words = in_words(names)
+    for name, word in zip(names, words, strict=True):
         class_folder = os.path.join(folder, name)
-        if name not in class_names:
+        if word not in class_names:
             raise UserError(
                 f"class {name!r} of {folder} is not among the {len(class_names)} that are "
-                f"trained: add it to the train split, or remove {class_folder}"
+                f"trained ({', '.join(class_names[:3])}, ...): add it to the train split, "
+                f"or rename or remove {class_folder}"
             )
-        label, paths = class_names.index(name), find_images(class_folder)
+        label, paths = class_names.index(word), find_images(class_folder)
         examples += [(str(path).removeprefix(prefix), label) for path in paths]
         if not paths:
             raise UserError(
