@@ -101,6 +101,15 @@ def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(small_
     np.testing.assert_array_equal(first.images, load(small_cifar10).images)
 
 
+def test_another_process_may_prepare_the_set_first(small_cifar10, monkeypatch):
+    def prepare_late(builder, prepare=cifar.Cifar10.prepare):
+        prepare(builder)
+        raise UserError("the destination exists already")
+
+    monkeypatch.setattr(cifar.Cifar10, "prepare", prepare_late)
+    assert len(load(small_cifar10, "test")) == 20
+
+
 def test_the_archive_is_downloaded(small_cifar10, tmp_path_factory, monkeypatch):
     path = archive_path(small_cifar10)
     content = path.read_bytes()

@@ -82,7 +82,12 @@ def _find_builder(
     if _is_prepared(builder):
         return builder
     if own and may_prepare:
-        builder.prepare()
+        try:
+            builder.prepare()
+        except UserError:
+            builder = own(data_dir=root, version=version or None)
+            if not builder.is_prepared():  # Another process may have been faster.
+                raise
         return builder
     remedy = "training prepares it"
     if not own:
