@@ -36,7 +36,7 @@ def main() -> None:
     add = parser.add_argument
     workdir_help = "directory of a run, or of several to compare, as DIR1,DIR2"
     add("--workdir", required=True, help=workdir_help)
-    out_help = "HTML file to write; default: DIR/report/index.html"
+    out_help = "FILE.html to write, and its figures as FILE_NAME.png; default: DIR/report/"
     add("--out", type=file_path, help=out_help)
     for name, (default, text) in ONE_RUN_FLAGS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
@@ -49,7 +49,8 @@ def main() -> None:
 
 def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pathlib.Path:
     """Writes the page of one run, or the page that compares several; returns the file."""
-    paths = [path for path in workdir.split(",") if path]
+    is_path = os.path.isdir(os.path.expanduser(workdir))  # A name may hold a comma.
+    paths = [workdir] if is_path else [path for path in workdir.split(",") if path]
     unique = {os.path.realpath(each.path): each for each in map(Workdir, paths)}
     workdirs = list(unique.values())
     if not workdirs:
@@ -66,6 +67,8 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
             raise UserError(f"--{flag} is for the report of one run: name one --workdir")
     name = "index.html" if is_one else "comparison.html"
     file = out or workdirs[0].path / "report" / name
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out is {printable(file)} but must end in .html")
     with writing(file.parent, OUT_WAY_OUT):
         file.parent.mkdir(parents=True, exist_ok=True)
     check_writable(file)
@@ -76,7 +79,7 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
         page = create_run_page(material)
     else:
         page = create_comparison_page([RunRecord.read(each) for each in workdirs])
-    page.write(file)
+    page.write(file, prefix=f"{out.stem}_" if out else "")
     return file
 
 

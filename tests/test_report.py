@@ -414,6 +414,7 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
         (["--workdir={run}", "--max_examples=-1"], "must be 0 or more"),
         (["--workdir={run}", "--image={run}/none.png"], "none.png cannot be read: no such"),
         (["--workdir={run}", "--out={run}/config.json/page.html"], "cannot be written"),
+        (["--workdir={run}", "--out={run}/accuracy.png"], "must end in .html"),
         (["--workdir={run},{second}", "--image=a.png"], "--image is for the report of one"),
         (["--workdir={run},{second}", "--max_examples=5"], "--max_examples is for"),
     ],
@@ -430,7 +431,7 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, refused):
     [
         ("report", [], "/report cannot be written (File exists): "),
         ("report/index.html/", [], "/report/index.html is not a file: "),
-        ("my/", ["--out={run}/my"], "/my is not a file: "),
+        ("my.html/", ["--out={run}/my.html"], "/my.html is not a file: "),
     ],
 )
 def test_something_in_the_way(in_the_way, flags, words, tmp_path, refused, monkeypatch):
@@ -614,6 +615,22 @@ def test_comparison(tmp_path, run_command):
         "comparison.html",
         "comparison_accuracy.png",
         "comparison_main_loss.png",
+    ]
+
+
+def test_a_workdir_with_a_comma_in_its_name(tmp_path, run_command):
+    run = bare_run(tmp_path / "rate=0.1,decay=0")
+    assert run_command(command, f"--workdir={run}")[0] == 0
+
+
+def test_figures_of_a_page_elsewhere_replace_no_others(tmp_path, run_command):
+    paths = [bare_run(tmp_path / name) for name in "ab"]
+    flags = f"--workdir={paths[0]},{paths[1]}", f"--out={tmp_path}/new/page.html"
+    assert run_command(command, *flags)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "page.html",
+        "page_comparison_accuracy.png",
+        "page_comparison_main_loss.png",
     ]
 
 

@@ -114,14 +114,17 @@ class Page:
         page = string.Template(template.read_text(encoding="utf-8"))
         return page.substitute(title=title, body="\n".join([f"<h1>{title}</h1>", *parts]))
 
-    def write(self, file: pathlib.Path) -> None:
+    def write(self, file: pathlib.Path, prefix: str = "") -> None:
         """Writes the figures and then the page, each file completely or not at all.
+
+        The names of the figures' files begin with `prefix`.
 
         Raises:
           UserError: A file cannot be written.
         """
-        for name, data in {**self.pictures, file.name: self.to_html().encode()}.items():
-            write_out(file.with_name(name), data)
+        for name, data in self.pictures.items():
+            write_out(file.with_name(prefix + name), data)
+        write_out(file, self.to_html().encode())
 
 
 def _row(row: Sequence[Cell], tags: Sequence[str], numeric: Sequence[bool]) -> str:
