@@ -7,7 +7,6 @@ googlenet features --workdir=DIR --out=FILE.npz --split=test
 import argparse
 import dataclasses
 
-import jax
 import numpy as np
 
 from googlenet_flax.analysis import features
@@ -15,7 +14,7 @@ from googlenet_flax.analysis.endpoints import ENDPOINTS
 from googlenet_flax.data.decode import printable
 from googlenet_flax.runs.checkpoint_evaluation import IMPORT_DEFAULTS, evaluation_config
 from googlenet_flax.runs.prediction import describe_missing, find_pictures
-from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import (
     add_data_flags,
@@ -59,7 +58,7 @@ def _write(args: argparse.Namespace) -> None:
     run = IMPORT_DEFAULTS if args.pictures else workdir.load_config()
     config = evaluation_config(run, **data, batch_size=batch_size)
     pictures, empty_folders = find_pictures(args.pictures) if args.pictures else ([], [])
-    predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices())
+    predictor = Predictor.load(workdir, args.checkpoint, devices_for(workdir))
     extract = features.create_extractor(predictor, args.layer, args.normalize)
     if pictures:
         batches = features.picture_batches(predictor, pictures, config.batch_size)

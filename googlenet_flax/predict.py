@@ -7,8 +7,6 @@ import functools
 import json
 import sys
 
-import jax
-
 from googlenet_flax.data.decode import printable
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
 from googlenet_flax.runs.prediction import (
@@ -17,7 +15,7 @@ from googlenet_flax.runs.prediction import (
     find_pictures,
     predict,
 )
-from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError
@@ -40,8 +38,8 @@ def main() -> None:
             if getattr(args, name) < 1:
                 raise UserError(f"--{name} is {getattr(args, name)} but must be 1 or more")
         pictures, empty_folders = find_pictures(args.paths)
-        workdir, devices = Workdir(args.workdir), jax.local_devices()
-        predictor = Predictor.load(workdir, args.checkpoint, devices)
+        workdir = Workdir(args.workdir)
+        predictor = Predictor.load(workdir, args.checkpoint, devices_for(workdir))
         for note in predictor.description.notes:
             tell(note)
         predictions = predict(
@@ -53,7 +51,7 @@ def main() -> None:
         )
         show = _print_json
         if not args.json:
-            width = max(len(printable(path)) for path in pictures)
+            width = max(len(printable(path)) for path in (*pictures, "picture"))
             print(f"{'picture':{width}}  probability  class")
             show = functools.partial(_print_rows, width=width)
         failed = 0
@@ -82,7 +80,7 @@ def _print_json(prediction: Prediction) -> None:
         row["error"] = prediction.error
     else:
         row["classes"] = [{"name": n, "probability": p} for n, p in prediction.classes]
-    print(json.dumps(row, ensure_ascii=False), flush=True)
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_json(tmp_path, command_of, predictor):
         assert row["picture"] == str(prediction.path)
         pairs = [(entry["name"], entry["probability"]) for entry in row["classes"]]
         assert pairs == [(name, pytest.approx(p, 1e-4)) for name, p in prediction.classes]
-    assert "Zoë" in out and "zoë" in out
+    assert out.isascii()  # So it is JSON whatever stdout can encode.
 
 
 def test_untrained_heads_are_named(tmp_path, workdir, command_of, predictor, run_with):

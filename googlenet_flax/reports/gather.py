@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from googlenet_flax.config import Config
@@ -14,7 +13,7 @@ from googlenet_flax.reports.look_inside import Picture, look_inside, shown_pixel
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, Tested
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
-from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import name_flags
 from googlenet_flax.runtime.errors import UserError
@@ -46,7 +45,7 @@ def gather(
         reason = "the run has no metrics yet" if is_run else "these weights were imported"
         missing.append(f"There are no curves: {reason}.")
     try:
-        predictor = Predictor.load(workdir, checkpoint, jax.local_devices()[:1])
+        predictor = Predictor.load(workdir, checkpoint, devices_for(workdir)[:1])
     except UserError as error:
         if checkpoint not in ("best", "latest"):
             raise

@@ -13,10 +13,9 @@ from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UnexpectedResultError, UserError
-from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.evaluation import Sums, create_eval_step, evaluate_split
@@ -101,9 +100,7 @@ def evaluate_checkpoints(
       UserError: A run, checkpoint or data set does not exist, or the networks differ in
         their classes or in how pictures are decoded for them.
     """
-    for workdir in workdirs:
-        use_onednn_for((workdir.load_config() or IMPORT_DEFAULTS).dtype)
-    devices = jax.local_devices()
+    devices = devices_for(*workdirs)
     predictors = [
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
     ]

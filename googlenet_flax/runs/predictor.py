@@ -12,6 +12,7 @@ import numpy as np
 from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import outputs_by_name
 from googlenet_flax.training.sharding import split_over_devices
@@ -20,6 +21,20 @@ from googlenet_flax.training.state import Variables
 # Log probabilities of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Small
 # probabilities themselves would be rounded to 0.
 LogProbabilities = dict[str, np.ndarray]
+
+
+def devices_for(*workdirs: Workdir) -> list[jax.Device]:
+    """Returns the devices of this process, which compute each run as its training did.
+
+    Call it before JAX creates its devices.
+
+    Raises:
+      UserError: There is no run in a workdir, or its config is missing or unreadable.
+    """
+    for workdir in workdirs:
+        if config := workdir.load_config():  # Imported weights have none.
+            use_onednn_for(config.dtype)
+    return jax.local_devices()
 
 
 @dataclasses.dataclass(frozen=True)
