@@ -65,6 +65,14 @@ def test_a_run_without_a_workdir_goes_to_runs_and_says_so(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
 
 
+def test_a_config_in_the_home_directory(tmp_path, monkeypatch, refused):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = DIGITS.read_text().replace("image_size = 80", "image_size = 31")
+    (tmp_path / "mine.py").write_text(text)
+    line = refused(main, "--config=~/mine.py", f"--workdir={tmp_path}/run")
+    assert "config.image_size is 31 but must be 32" in line
+
+
 def test_a_process_in_another_directory_finds_the_config_and_refuses_it(tmp_path):
     flags = f"--config={DIGITS}", f"--workdir={tmp_path}", "--config.image_size=31"
     code, _, err = run("main", *flags, cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})

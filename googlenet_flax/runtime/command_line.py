@@ -29,7 +29,7 @@ class _RecipeParser(config_flags.config_flags.ConfigFileFlagParser):
     """Parser of the name of a recipe or the path of a config file."""
 
     def parse(self, path: str) -> Any:
-        recipes = find_recipes()
+        recipes, path = find_recipes(), os.path.expanduser(path)
         if path not in recipes and not os.path.exists(path.partition(":")[0]):
             raise UserError(
                 f"--{self.name}={path} is neither a file nor a recipe: name one of "
@@ -79,6 +79,8 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
                 raise UserError(
                     f"--{config.name} names a file whose get_config returns None"
                 )
+        except BrokenPipeError:  # The reader of --help has read enough.
+            raise
         except Exception as error:  # A config file may raise anything.
             raise UserError(f"{_in_one_line(error)}; see --help") from error
         if config.value is None:
