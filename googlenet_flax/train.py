@@ -51,8 +51,8 @@ def train_and_evaluate(
       UserError: The config, the data or the workdir have an error that the user can fix.
       WorkdirInUseError: Another process trains in `workdir`.
       NotFiniteError: A loss became NaN or infinite.
-      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state if it
-        had made a step.
+      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state. A
+        signal before the first step ends the process at once.
     """
     config = Config.of(config)
     with ExitStack() as stack:
