@@ -1,6 +1,5 @@
 import itertools
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -74,59 +73,16 @@ def test_float32_is_as_good_as_it_need_be(r, size, channels, features):
     assert max(differences) < {3: 1e-5, 5: 2e-5}[r], differences
 
 
-def points_apart(output, weight, data):
-    """Returns each point's part of `y[i] += w[a] * x[j]`, `[n, m, r, n]`, scaled freely."""
-    return np.einsum("ik,ka,kj->kiaj", output, weight, data)
-
-
-def correlation(m, r):
-    """Returns the coefficients `[i, a, j]` of `y[i] = sum of w[a] * x[i + a]`."""
-    output, tap, position = np.ogrid[:m, :r, : m + r - 1]
-    return (output + tap == position).astype(float)
-
-
-# Lavin and Gray 2016, arXiv 1509.09308, section 4.3.
-LAVIN_OUTPUT = [
-    [1, 1, 1, 1, 1, 0],
-    [0, 1, -1, 2, -2, 0],
-    [0, 1, 1, 4, 4, 0],
-    [0, 1, -1, 8, -8, 1],
-]
-LAVIN_WEIGHT = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-LAVIN_DATA = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-
-
-def test_transforms_of_the_usual_points_are_lavin_and_grays(monkeypatch):
-    monkeypatch.setitem(winograd.POINTS, 3, tuple(map(Fraction, (0, 1, -1, 2, -2))))
-    ours = winograd._transforms.__wrapped__(4, 3)
-    published = map(np.array, (LAVIN_OUTPUT, LAVIN_WEIGHT, LAVIN_DATA))
-    expected = points_apart(*published)
-    np.testing.assert_allclose(expected.sum(axis=0), correlation(4, 3), atol=1e-15)
-    np.testing.assert_allclose(points_apart(*ours), expected, rtol=1e-15, atol=1e-15)
-
-
 @pytest.mark.parametrize("r", winograd.POINTS)
 @pytest.mark.parametrize("m", [2, 3, 4])
 def test_transforms_compute_a_correlation(m, r):
-    output, weight, data = winograd._transforms(m, r)
-    n = m + r - 1
-    assert output.shape == (m, n) and weight.shape == (n, r) and data.shape == (n, n)
-    total = points_apart(output, weight, data).sum(axis=0)
-    np.testing.assert_allclose(total, correlation(m, r), atol=1e-13)
+    """Compares with the coefficients `[i, a, j]` of `y[i] = sum of w[a] * x[i + a]`."""
+    transforms, n = winograd._transforms(m, r), m + r - 1
+    assert [matrix.shape for matrix in transforms] == [(m, n), (n, r), (n, n)]
+    output, tap, position = np.ogrid[:m, :r, :n]
+    coefficients = np.einsum("ik,ka,kj->iaj", *transforms)
+    expected = (output + tap == position).astype(float)
+    np.testing.assert_allclose(coefficients, expected, atol=1e-13)
 
 
 def multiplications(jaxpr) -> int:
