@@ -106,25 +106,6 @@ def test_max_pool_orders_all_of_bfloat16():
         np.testing.assert_array_equal(np.float32(ours).ravel(), expected)
 
 
-@pytest.mark.parametrize(
-    ("size", "window", "padding", "expected"),
-    [
-        # Caffe's pooling_layer.cpp: ceil((13 - 3) / 2) + 1.
-        (13, 3, "CEIL", 6),
-        # torchvision's pool before 5a, torch.nn.MaxPool2d(2, 2, ceil_mode=True).
-        (15, 2, "CEIL", 8),
-        # Keras padding="same".
-        (13, 3, "SAME", 7),
-    ],
-)
-def test_max_pool_output_size(size, window, padding, expected):
-    x = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-    out = jax.eval_shape(
-        lambda x: ops.max_pool(x, window=window, stride=2, padding=padding), x
-    )
-    assert out.shape == (1, expected, expected, 1)
-
-
 @pytest.mark.parametrize("gather", [True, False])
 def test_max_pool_lets_nan_through(gather):
     x = jnp.ones((1, 5, 5, 1)).at[0, 1, 1, 0].set(jnp.nan)
