@@ -19,13 +19,14 @@ def jitted(**fields):
     return jax.jit(preprocess(**fields).__call__)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resize_is_bilinear_with_half_pixel_centres(channels):
+@pytest.mark.parametrize("extents", [None, np.full((2, 2), 8)], ids=["whole", "box"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 80), (3, 80), (3, 5)])
+def test_resize_is_bilinear_with_half_pixel_centres(channels, size, extents):
     images = random_images(2, 8, 8, channels)
     # In the unit range. Float32 rounds 255 to 1.5e-5.
-    out = jitted(image_size=80, input_scale=1 / 255)(images)
-    expected = cuts(images, (0, 0, 8, 8), 80) / 255
-    assert out.dtype == jnp.float32 and out.shape == (2, 80, 80, 3)
+    out = jitted(image_size=size, input_scale=1 / 255)(images, extents)
+    expected = cuts(images, (0, 0, 8, 8), size) / 255
+    assert out.dtype == jnp.float32 and out.shape == (2, size, size, 3)
     np.testing.assert_allclose(out, np.broadcast_to(expected, out.shape), rtol=0, atol=1e-6)
 
 
@@ -53,15 +54,6 @@ def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest():
     for image, (height, width), result in zip(images, extents, out, strict=True):
         alone = cut(image[None, :height, :width])[0]
         np.testing.assert_allclose(result, alone, rtol=0, atol=ATOL)
-
-
-@pytest.mark.parametrize("image_size", [7, 30])
-def test_the_short_way_for_whole_squares_is_no_other(image_size):
-    # Whole images are resized by jax.image.resize, and boxes by resample.
-    images = random_images(2, 12, 12, 1)
-    resize = jitted(image_size=image_size)
-    other = resize(images, np.full((2, 2), 12))
-    np.testing.assert_allclose(other, resize(images), rtol=0, atol=ATOL)
 
 
 def test_a_crop_in_place_of_evaluations_own():
