@@ -105,13 +105,6 @@ def test_heads_answer_to_their_own_names_and_taps(bn_logits, path, heads):
     assert set(unlike) == heads
 
 
-def test_without_heads_none_is_built():
-    model = small_googlenet("seed", aux_heads=False)
-    out, variables = shapes_of(model, 1, 80, 80, 3)
-    assert out.aux_4a is None and out.aux_4d is None
-    assert not any(name.startswith("aux") for name in variables["params"])
-
-
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     model = small_googlenet("bn", dtype=jnp.dtype("bfloat16"))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model, 1, 80, 80, 3))}
