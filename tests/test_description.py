@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -5,50 +6,24 @@ import jax.numpy as jnp
 import pytest
 from helpers.configs import named_config
 from helpers.untrained_runs import describe
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers.unusual_input import DESCRIPTION
 
-from googlenet_flax.config import FIELDS, Config
+from googlenet_flax.config import Config
 from googlenet_flax.model.googlenet import VARIANTS
-from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.experiment import create_experiment
 
 HEADS = ("aux_4a", "aux_4d")
-finite = st.floats(allow_nan=False, allow_infinity=False)
-
-descriptions = st.builds(
-    ModelDescription,
-    variant=st.sampled_from(sorted(VARIANTS)),
-    width_multiplier=finite,
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    class_names=st.lists(st.text(), min_size=1, max_size=5).map(tuple),
-    preprocess=st.builds(
-        Preprocess,
-        storage_size=st.integers(1, 1024),
-        image_size=st.integers(80, 512),
-        crop_fraction=finite,
-        input_scale=finite,
-        input_mean=st.tuples(finite, finite, finite),
-        input_std=st.tuples(finite, finite, finite),
-        channel_order=st.sampled_from(["RGB", "BGR"]),
-    ),
-    untrained_heads=st.sampled_from([(), ("aux_4d",), HEADS]),
-)
 
 
-@given(described=descriptions)
-def test_json_round_trip_is_the_identity(described):
+@pytest.mark.parametrize("heads", [(), ("aux_4d",)], ids=str)
+def test_json_round_trip_is_the_identity(heads):
+    """Uses a description in which no setting is the default."""
+    described = dataclasses.replace(DESCRIPTION, untrained_heads=heads)
     text = json.dumps(described.to_json())
     again = ModelDescription.from_json(json.loads(text))
     assert again == described
     assert hash(again) == hash(described)  # jit needs hashable values.
-
-
-def test_all_that_shapes_the_network_input_is_in_the_config():
-    assert set(Preprocess.__dataclass_fields__) <= set(FIELDS)
-    of_others = {"class_names", "preprocess", "untrained_heads"}
-    assert set(ModelDescription.__dataclass_fields__) - of_others <= set(FIELDS)
 
 
 def test_network_is_the_described_one():
