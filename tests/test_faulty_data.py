@@ -58,7 +58,7 @@ def refusal(tmp_path, refused):
         ("--config.dataset=foo", ["unknown dataset 'foo'"]),
         ("--config.train_split=tran", ["unknown split 'tran'"]),
         ("--config.train_split=train[:0]", ["no examples"]),
-        ("--config.train_split=train[:20]", ["batch_size", "20"]),
+        ("--config.train_split=train[:20]", ["is 32 but", "batch_size=20 or less"]),
         # Four devices share a batch.
         ("--config.batch_size=30", ["set --config.batch_size=28 or 32"]),
         ("--config.image_size=31", ["image_size is 31 but must be 32"]),

@@ -7,12 +7,10 @@ import optax
 import pytest
 
 from googlenet_flax.config import Config
-from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.experiment import Experiment
 from googlenet_flax.training.schedule import (
     create_schedule,
     staircase_decay,
-    steps_per_epoch,
     with_warmup,
 )
 
@@ -64,23 +62,6 @@ def test_decay_rate_one_keeps_the_learning_rate(rate, decay_rate):
     schedule = stairs(offset=1, every=1, epoch_steps=3, rate=rate, decay_rate=decay_rate)
     rates = jax.vmap(schedule)(jnp.arange(30))
     np.testing.assert_array_equal(rates, np.full(30, rate, np.float32), strict=True)
-
-
-@pytest.mark.parametrize(
-    ("num_examples", "batch_size", "expected"),
-    [(50_000, 256, 195), (3000, 256, 11), (1_281_167, 256, 5004), (32, 32, 1), (63, 32, 1)],
-)
-def test_steps_per_epoch_drops_the_tail(num_examples, batch_size, expected):
-    assert steps_per_epoch(num_examples, batch_size) == expected
-
-
-@pytest.mark.parametrize(("num_examples", "batch_size"), [(31, 32), (1, 256)])
-def test_batch_larger_than_the_split_is_a_user_error(num_examples, batch_size):
-    with pytest.raises(UserError) as caught:
-        steps_per_epoch(num_examples, batch_size)
-    message = str(caught.value)
-    assert f"batch_size is {batch_size}" in message
-    assert f"--config.batch_size={num_examples}" in message
 
 
 def decay(shape: str, *, steps: int, final: float, warmup: int = 0):
