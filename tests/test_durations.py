@@ -18,7 +18,6 @@ from googlenet_flax.data.fabricated import stand_in
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.experiment import build_experiment
-from googlenet_flax.training.schedule import staircase_decay
 
 BATCH_SIZE = 4
 RATE = 0.5
@@ -91,27 +90,6 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     for step in steps:
         stage = built.train_steps.index(built.train_step(step))
         assert stage == (step >= end * epoch_steps)
-
-
-@pytest.mark.parametrize("every", [1, 7, MAX_NUMBER // 3, MAX_NUMBER])
-@pytest.mark.parametrize("offset", [0, 6, MAX_NUMBER // 3, MAX_NUMBER])
-@pytest.mark.parametrize("epoch_steps", [1, 5004])
-def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
-    schedule = staircase_decay(
-        learning_rate=RATE,
-        decay_rate=0.96,
-        decay_every_epochs=every,
-        decay_offset_epochs=offset,
-        epoch_steps=epoch_steps,
-    )
-    ends = [(stair * every - offset) * epoch_steps for stair in range(1, 5)]
-    points = {0, 1, MAX_NUMBER - 1, *(end + by for end in ends for by in (-1, 0))}
-    steps = sorted(step for step in points if 0 <= step < MAX_NUMBER)
-    rates = jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32))
-    stairs = [(offset + step // epoch_steps) // every for step in steps]
-    expected = [RATE * 0.96**stair for stair in stairs]
-    # This is the smallest difference that float32 can hold.
-    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-38)
 
 
 @pytest.mark.slow

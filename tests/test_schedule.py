@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from googlenet_flax.config import Config
+from googlenet_flax.config import MAX_NUMBER, Config
 from googlenet_flax.training.experiment import Experiment
 from googlenet_flax.training.schedule import (
     create_schedule,
@@ -39,22 +39,22 @@ def stairs(*, offset: int, every: int, epoch_steps: int, rate=0.01, decay_rate=0
     )
 
 
-def steps_around_epoch_edges(epoch_steps: int) -> list[int]:
-    return steps_around(*(epoch * epoch_steps for epoch in range(41)))
+LONG = MAX_NUMBER // 3, MAX_NUMBER
 
 
-# The two offsets are the seed's, whose Keras scheduler counts epochs from 1, and the
-# paper's. Steps an epoch: 3,000 images by 256, CIFAR-10 by 256 and ImageNet's 1,281,167
-# by 256.
-@pytest.mark.parametrize(("offset", "every"), [(0, 8), (1, 8), (0, 10), (1, 10)])
-@pytest.mark.parametrize("epoch_steps", [1, 11, 195, 5004])
-def test_staircase_is_the_closed_form(offset, every, epoch_steps):
-    steps = steps_around_epoch_edges(epoch_steps)
-    schedule = stairs(offset=offset, every=every, epoch_steps=epoch_steps)
-    rates = rates_of(schedule, steps)
+# The offsets 0 and 1 are the paper's and that of the seed, whose Keras scheduler counts
+# epochs from 1. Steps an epoch: 3,000 images by 256, and ImageNet's 1,281,167 by 256.
+@pytest.mark.parametrize("every", [1, 7, 8, 10, *LONG])
+@pytest.mark.parametrize("offset", [0, 1, 6, *LONG])
+@pytest.mark.parametrize("epoch_steps", [1, 11, 5004])
+def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
+    ends = [(stair * every - offset) * epoch_steps for stair in range(1, 5)]
+    steps = steps_around(*ends, MAX_NUMBER - 1, *range(0, 41 * epoch_steps, epoch_steps))
+    steps = [step for step in steps if 0 <= step < MAX_NUMBER]
+    rates = rates_of(stairs(offset=offset, every=every, epoch_steps=epoch_steps), steps)
     expected = [0.01 * 0.96 ** ((offset + step // epoch_steps) // every) for step in steps]
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
-    assert np.all(np.diff(rates) <= 0)
+    # This is the smallest difference that float32 can hold.
+    np.testing.assert_allclose(rates, expected, rtol=3e-6, atol=1e-38)
 
 
 @pytest.mark.parametrize(("rate", "decay_rate"), [(0.0, 1.0), (0.1, 1.0), (1, 1)])
@@ -112,7 +112,7 @@ def test_warmup_before_a_cosine_is_that_of_optax(warmup):
 
 def test_stairs_are_counted_from_the_end_of_the_warmup():
     schedule, warmup = stairs(offset=0, every=8, epoch_steps=97), 2 * 97
-    steps = np.array(steps_around_epoch_edges(97))
+    steps = np.array(steps_around(*range(0, 41 * 97, 97)))
     rates = rates_of(with_warmup(schedule, warmup), steps + warmup)
     np.testing.assert_allclose(rates, rates_of(schedule, steps), rtol=1e-6)
     rising = rates_of(with_warmup(schedule, warmup), range(warmup))
