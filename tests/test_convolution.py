@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from googlenet_flax import create_model
 from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, convolve
 
-MATMUL_1X1 = dataclasses.replace(STOCK, matmul_1x1=True)
-WINOGRAD = dataclasses.replace(STOCK, winograd=True)
-TAPS = dataclasses.replace(STOCK, matmul_weight_gradient=True)
-ONEDNN = dataclasses.replace(STOCK, onednn_gradients=True)
-ALL = Arithmetic(**{field.name: True for field in dataclasses.fields(Arithmetic)})
+ARITHMETICS = {
+    "stock": STOCK,
+    "matmul_1x1": dataclasses.replace(STOCK, matmul_1x1=True),
+    "winograd": dataclasses.replace(STOCK, winograd=True),
+    "taps": dataclasses.replace(STOCK, matmul_weight_gradient=True),
+    "onednn": dataclasses.replace(STOCK, onednn_gradients=True),
+    "all": Arithmetic(**{field.name: True for field in dataclasses.fields(Arithmetic)}),
+}
 SYMMETRIC = ((3, 3), (3, 3))
 
 # Kernel, stride and padding of every kind of convolution in the network.
@@ -37,38 +40,17 @@ CONVOLUTIONS = {
     "conv1": (7, 2, "SAME"),
     "symmetric conv1": (7, 2, SYMMETRIC),
 }
-# Each way to compute them, with the number of XLA's convolutions that remain in the output
-# and in the gradient of the kernel.
-BRANCHES = [
-    *((name, STOCK, 1, 1) for name in CONVOLUTIONS),
-    *((name, TAPS, 1, 0) for name in CONVOLUTIONS),
-    *((name, ONEDNN, 1, int(name not in ("1x1", "3x3"))) for name in CONVOLUTIONS),
-    ("1x1", MATMUL_1X1, 0, 0),
-    ("3x3", WINOGRAD, 0, 0),
-    ("5x5", WINOGRAD, 0, 0),
-    ("1x1", ALL, 0, 0),
-    ("3x3", ALL, 0, 0),
-    ("5x5", ALL, 0, 0),
-    ("conv1", ALL, 1, 0),
-    ("symmetric conv1", ALL, 1, 0),
-]
-NAMES = {
-    "STOCK": STOCK,
-    "TAPS": TAPS,
-    "ONEDNN": ONEDNN,
-    "MATMUL_1X1": MATMUL_1X1,
-    "WINOGRAD": WINOGRAD,
-}
 
 
-def name_of(value):
-    names = {arithmetic: name for name, arithmetic in NAMES.items()}
-    return names.get(value, "ALL") if isinstance(value, Arithmetic) else str(value)
+def convolver(arithmetic, stride, padding):
+    """Returns our convolution, computed in one of the `ARITHMETICS`."""
+    arithmetic = ARITHMETICS[arithmetic]
+    return partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
 
 
 def assert_computes(x_shape, kernel_shape, stride, padding, arithmetic):
     """Compares output and gradients in float64 and float32 with XLA's in float64."""
-    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    ours = convolver(arithmetic, stride, padding)
     stock = partial(stock_convolution, stride=stride, padding=padding)
     with jax.enable_x64(True):
         arrays = draw_convolution(x_shape, kernel_shape, stride, padding)
@@ -92,18 +74,17 @@ def convolution_shapes(function, *args):
 @pytest.mark.parametrize(
     ("name", "arithmetic"),
     [
-        *((name, STOCK) for name in CONVOLUTIONS),
+        *((name, "stock") for name in CONVOLUTIONS),
         *(
             # The network computes the slow ones in another way.
-            pytest.param(name, TAPS, marks=() if "conv1" in name else pytest.mark.slow)
+            pytest.param(name, "taps", marks=() if "conv1" in name else pytest.mark.slow)
             for name in CONVOLUTIONS
         ),
-        ("1x1", MATMUL_1X1),
-        ("3x3", WINOGRAD),
-        ("5x5", WINOGRAD),
-        *((name, ONEDNN) for name in ("1x1", "3x3", "5x5")),
+        ("1x1", "matmul_1x1"),
+        ("3x3", "winograd"),
+        ("5x5", "winograd"),
+        *((name, "onednn") for name in ("1x1", "3x3", "5x5")),
     ],
-    ids=name_of,
 )
 def test_every_branch_is_the_convolution(name, arithmetic):
     size, stride, padding = CONVOLUTIONS[name]
@@ -115,16 +96,25 @@ def test_every_branch_is_the_convolution(name, arithmetic):
 @pytest.mark.parametrize(("size", "height", "width"), [(3, 2, 2), (5, 4, 4), (5, 3, 6)])
 def test_maps_that_are_smaller_than_the_kernel(size, height, width):
     shapes = (2, height, width, 3), (size, size, 3, 4)
-    assert_computes(*shapes, 1, "SAME", ONEDNN)
+    assert_computes(*shapes, 1, "SAME", "onednn")
 
 
 @pytest.mark.parametrize(
-    ("name", "arithmetic", "outputs", "kernel_gradients"), BRANCHES, ids=name_of
+    ("name", "arithmetic", "outputs", "kernel_gradients"),
+    [
+        *((name, "stock", 1, 1) for name in CONVOLUTIONS),
+        *((name, "taps", 1, 0) for name in CONVOLUTIONS),
+        *((name, "onednn", 1, int(name not in ("1x1", "3x3"))) for name in CONVOLUTIONS),
+        *((name, "all", int("conv1" in name), 0) for name in CONVOLUTIONS),
+        ("1x1", "matmul_1x1", 0, 0),
+        *((name, "winograd", 0, 0) for name in ("3x3", "5x5")),
+    ],
 )
 def test_every_branch_is_taken(name, arithmetic, outputs, kernel_gradients):
+    """Counts XLA's convolutions in the output and in the gradient of the kernel."""
     size, stride, padding = CONVOLUTIONS[name]
     x, kernel = jnp.zeros((2, 14, 11, 12)), jnp.zeros((size, size, 12, 9))
-    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    ours = convolver(arithmetic, stride, padding)
 
     def kernel_gradient(kernel):
         y, vjp = jax.vjp(partial(ours, x), kernel)
@@ -149,7 +139,7 @@ def test_every_branch_is_taken(name, arithmetic, outputs, kernel_gradients):
     ids=str,
 )
 def test_conv1_at_even_and_odd_sizes(height, width, padding):
-    assert_computes((1, height, width, 3), (7, 7, 3, 4), 2, padding, TAPS)
+    assert_computes((1, height, width, 3), (7, 7, 3, 4), 2, padding, "taps")
 
 
 pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -166,7 +156,7 @@ pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
 def test_weight_gradient_as_a_product_of_any_convolution(
     size, stride, padding, height, width
 ):
-    ours = partial(convolve, stride=stride, padding=padding, arithmetic=TAPS)
+    ours = convolver("taps", stride, padding)
     stock = partial(stock_convolution, stride=stride, padding=padding)
     with jax.enable_x64(True):
         shapes = (2, height, width, 3), (size, size, 3, 2)
@@ -178,8 +168,7 @@ def test_weight_gradient_as_a_product_of_any_convolution(
 
 @pytest.mark.parametrize(
     ("name", "arithmetic"),
-    [("conv1", TAPS), ("1x1", MATMUL_1X1), ("3x3", WINOGRAD), ("5x5", WINOGRAD)],
-    ids=name_of,
+    [("conv1", "taps"), ("1x1", "matmul_1x1"), ("3x3", "winograd"), ("5x5", "winograd")],
 )
 def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
     size, stride, padding = CONVOLUTIONS[name]
@@ -189,7 +178,7 @@ def test_keeps_bfloat16_and_is_as_exact_in_it(name, arithmetic):
         arrays = [np.asarray(jnp.asarray(array, jnp.bfloat16)) for array in arrays]
         stock = partial(stock_convolution, stride=stride, padding=padding)
         exact = output_and_gradients(stock, *(array.astype(float) for array in arrays))
-    ours = partial(convolve, stride=stride, padding=padding, arithmetic=arithmetic)
+    ours = convolver(arithmetic, stride, padding)
     actual = output_and_gradients(ours, *arrays)
     assert {array.dtype for array in actual} == {jnp.dtype("bfloat16")}
     # The bound is half a unit in the last of 8 places, for each example.
