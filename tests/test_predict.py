@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from helpers.images import color_blocks
 from helpers.networks import create_small, numpy_variables
-from helpers.processes import finish, start_python
+from helpers.processes import finish
 from helpers.tiny_run import start_small
 from helpers.untrained_runs import write_run
 from helpers.unusual_input import (
@@ -292,16 +292,3 @@ def test_as_a_process(tmp_path, workdir, form):
     err = process.stderr.read()
     assert process.wait(timeout=120) == 128 + 13, err
     assert not err
-
-
-def test_a_pipe_that_was_closed_before_the_last_line():
-    """Closes the pipe while the line is still in Python's buffer."""
-    program = (
-        "from googlenet_flax.runtime.errors import exit_on_run_error\n"
-        "with exit_on_run_error(): print(1)"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = start_python("-c", program, stdout=writer, env={"PYTHONUNBUFFERED": ""})
-    os.close(writer)
-    assert finish(process) == (128 + 13, None, "")

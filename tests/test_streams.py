@@ -6,6 +6,7 @@ import os
 import pathlib
 import pty
 import resource
+import signal
 import subprocess
 import termios
 import threading
@@ -91,20 +92,21 @@ FAILING = '    raise UnexpectedResultError("accuracy 0.5")'
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 @pytest.mark.parametrize(
-    ("program", "unbuffered", "code", "words"),
+    ("program", "sink", "unbuffered", "code", "words"),
     [
-        (PRINTING, "", 2, "the output cannot be written (No space left on device)"),
-        (PRINTING, "1", 2, "the output cannot be written (No space left on device)"),
-        (PRINTING + FAILING, "", 5, "accuracy 0.5"),
+        (PRINTING, full_disk, "", 2, "the output cannot be written (No space left on"),
+        (PRINTING, full_disk, "1", 2, "the output cannot be written (No space left on"),
+        (PRINTING + FAILING, full_disk, "", 5, "accuracy 0.5"),
+        (PRINTING, unread_pipe, "", 128 + signal.SIGPIPE, ""),
     ],
 )
-def test_a_disk_too_full_for_the_output(program, unbuffered, code, words):
-    with open("/dev/full", "w", encoding="utf-8") as full:
-        env = {"PYTHONUNBUFFERED": unbuffered}
-        process = start_python("-c", program, stdout=full, env=env)
+def test_an_output_that_cannot_be_written(program, sink, unbuffered, code, words):
+    """Fills the disk or closes the pipe, also while the line is in Python's buffer."""
+    descriptor, env = sink(), {"PYTHONUNBUFFERED": unbuffered}
+    process = start_python("-c", program, stdout=descriptor, env=env)
+    os.close(descriptor)
     exit_code, _, err = finish(process)
-    (line,) = err.splitlines()
-    assert exit_code == code and words in line
+    assert exit_code == code and words in err and len(err.splitlines()) == bool(words)
 
 
 @pytest.mark.faults
