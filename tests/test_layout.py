@@ -97,15 +97,7 @@ def test_outsiders_are_imported_where_they_belong(module):
 
 
 # Importing these takes three times as long as importing all the others.
-SLOW = {
-    "grain",
-    "matplotlib",
-    "orbax",
-    "pooch",
-    "sklearn",
-    "tensorflow",
-    "tensorflow_datasets",
-}
+SLOW = set("grain matplotlib orbax pooch sklearn tensorflow tensorflow_datasets".split())
 
 
 @pytest.mark.parametrize(
