@@ -45,25 +45,18 @@ def test_torn_last_line_is_not_read(tmp_path):
         assert read_rows(jsonl_file) == ROWS[:-1]
 
 
-def test_resume_cuts_a_torn_last_line_and_later_rows(tmp_path):
-    jsonl_file = tmp_path / "metrics.jsonl"
+def test_a_resumed_run_has_every_step_once_and_one_started_over_nothing_else(tmp_path):
+    """Resumes after a torn last line, after all rows, and at earlier steps."""
+    jsonl_file, rows = tmp_path / "metrics.jsonl", ROWS
     write_rows(tmp_path, ROWS)
     with jsonl_file.open("a") as file:
         file.write('{"step": 30, "epo')
     for resume_step in (1000, 26, 25, 24, 0):
-        kept = [row for row in ROWS if row["step"] <= resume_step]
-        write_rows(tmp_path, [], resume_step=resume_step)
-        assert rows_without_timings(tmp_path) == kept
-        assert len(jsonl_file.read_text().splitlines()) == len(kept)
-
-
-def test_a_resumed_run_has_every_step_once_and_one_started_over_nothing_else(tmp_path):
-    write_rows(tmp_path, ROWS)
-    for resume_step in (25, 0):
-        again = [{**row, "loss": row["loss"] + 1} for row in ROWS]
-        again = [row for row in again if row["step"] > resume_step]
-        expected = [row for row in ROWS if row["step"] <= resume_step] + again
+        again = [row for row in rows if row["step"] > resume_step]
+        again = [{**row, "loss": row["loss"] + 1} for row in again]
+        rows = [row for row in rows if row["step"] <= resume_step] + again
         write_rows(tmp_path, again, resume_step=resume_step)
-        assert rows_without_timings(tmp_path) == expected
-        assert tensorboard_series(tmp_path / "tensorboard") == series_of(expected)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
+        assert rows_without_timings(tmp_path) == rows
+        assert len(jsonl_file.read_text().splitlines()) == len(rows)
+        assert tensorboard_series(tmp_path / "tensorboard") == series_of(rows)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 6
