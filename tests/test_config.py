@@ -163,9 +163,7 @@ def test_every_early_size_has_an_end(sizes, ends):
     assert "of the same length" in message
 
 
-@pytest.mark.parametrize(
-    ("variant", "smallest"), {"seed": 80, "paper": 80, "bn": 32}.items()
-)
+@pytest.mark.parametrize(("variant", "smallest"), [("seed", 80), ("paper", 80), ("bn", 32)])
 def test_the_smallest_image_depends_on_the_variant(variant, smallest):
     config = {**GOOD, "variant": variant, "image_size": smallest}
     Config.of(config)

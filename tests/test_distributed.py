@@ -29,6 +29,7 @@ from googlenet_flax import main
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.errors import RunError, UserError
 
+TOGETHER = "--config.distributed=True"
 # Without batch norm and with a small learning rate, differences of rounding stay small.
 GENTLE = ("--config.variant=seed", "--config.learning_rate=0.001", "--config.max_steps=5")
 FULL_AT_STEP_3 = """
@@ -54,7 +55,7 @@ def start_together(workdir, *more, count=2, own=(), before="", env=None):
     for number in range(count):
         flags = [
             *more,
-            "--config.distributed=True",
+            TOGETHER,
             f"--coordinator_address={address}",
             f"--num_processes={count}",
             f"--process_id={number}",
@@ -268,12 +269,9 @@ ALONE_PARTS = ["--coordinator_address", "--num_processes", "--process_id", "Slur
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--config.distributed=True"], ALONE_PARTS),
-        (["--config.distributed=True", "--coordinator_address=localhost:1"], ALONE_PARTS),
-        (
-            ["--config.distributed=True", "--coordinator_address=localhost"],
-            ["--coordinator_address is 'localhost'", "HOST:PORT"],
-        ),
+        ([TOGETHER], ALONE_PARTS),
+        ([TOGETHER, "--coordinator_address=localhost:1"], ALONE_PARTS),
+        ([TOGETHER, "--coordinator_address=host"], ["_address is 'host'", "HOST:PORT"]),
         (["--num_processes=2"], ["--num_processes needs --config.distributed=True"]),
     ],
 )

@@ -102,24 +102,17 @@ def test_a_run_in_which_what_is_due_later_never_happens(tmp_path, small_inceptio
 
 
 @pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        (
-            ["--config.num_epochs=1000000000", "--config.schedule=cosine"],
-            ["num_epochs is 1000000000", "5000000000 steps", "=429496729 or less"],
-        ),
-        (["--config.warmup_epochs=1e9"], ["warmup_epochs is 1000000000.0", "=429496729"]),
-    ],
+    ("name", "value"), [("num_epochs", "1000000000"), ("warmup_epochs", "1000000000.0")]
 )
 def test_more_steps_than_int32_are_refused_before_anything_is_written(
-    tmp_path, flags, parts
+    tmp_path, name, value
 ):
+    flags = f"--config.{name}={value}", "--config.schedule=cosine"
     config = load_config(DIGITS, *TINY_RUN, *flags)
+    words = f"config.{name} is {value}, which is 5000000000 steps, .*=429496729 or less$"
     for refused in (describe_run, lambda config: train_and_evaluate(config, tmp_path)):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             refused(config)
-        message = str(caught.value)
-        assert caught.value.exit_code == 2 and "\n" not in message
-        assert all(part in message for part in parts), message
+        assert caught.value.exit_code == 2
     # The exit code is that of every config that does not fit its data.
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]

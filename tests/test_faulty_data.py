@@ -64,10 +64,7 @@ def refusal(tmp_path, refused):
         ("--config.image_size=31", ["image_size is 31 but must be 32"]),
         ("--config.batch_sise=8", ["batch_sise"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
-        (
-            "--config=nosuch",
-            ["nosuch is neither a file nor", "cifar10_fast, cifar10_quick"],
-        ),
+        ("--config=nosuch", ["is neither a file nor", "cifar10_fast, cifar10_quick"]),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),
         ("--workdir=", ["--workdir"]),
         ("extra", ["unknown argument 'extra'"]),

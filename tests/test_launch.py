@@ -192,11 +192,8 @@ def test_tpu_pod_sh_runs_the_same_on_all_workers(stand_in, tmp_path):
     assert "mount -t nfs '10.0.0.2:/share' '/mnt/shared'" in script
     assert "-c constraints.txt '.[tpu]'" in script
     assert shlex.split(train.partition("--command=")[2])[-5:] == [
-        ".venv/bin/python",
-        "-m",
-        "googlenet_flax.main",
-        "--workdir=/mnt/it's here",
-        "--config.distributed=True",
+        *(".venv/bin/python", "-m", "googlenet_flax.main"),
+        *("--workdir=/mnt/it's here", "--config.distributed=True"),
     ]
     with tarfile.open(archive) as tar:
         names = set(tar.getnames())
