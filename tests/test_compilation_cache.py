@@ -8,20 +8,19 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from googlenet_flax.runtime import compilation_cache
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 
-SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_enable_compilation_cache",
-    "jax_persistent_cache_min_compile_time_secs",
-)
+SETTINGS = {
+    "jax_compilation_cache_dir": None,
+    "jax_enable_compilation_cache": True,
+    "jax_persistent_cache_min_compile_time_secs": 1.0,
+}
 
 
 @pytest.fixture(autouse=True)
 def unset_cache(monkeypatch, tmp_path):
     """Resets JAX's settings of the cache, and gives the test its own home folder."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_enable_compilation_cache", True)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    for name, value in SETTINGS.items():
+        jax.config.update(name, value)
     jax_cache.reset_cache()
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -75,23 +74,17 @@ def test_options_of_jax_are_respected(tmp_path, option, value, used):
     assert not list(tmp_path.iterdir())
 
 
-def refuse_to_write(monkeypatch, tmp_path):
-    del tmp_path
-    monkeypatch.setattr(os, "access", lambda *_: False)  # Permissions do not apply to root.
+SPOILERS = {
+    # Permissions do not apply to root.
+    "read-only": lambda patch, home: patch.setattr(os, "access", lambda *_: False),
+    "a file": lambda patch, home: (home / ".cache").write_text(""),
+    "another's": lambda patch, home: patch.setattr(
+        os, "getuid", lambda: home.stat().st_uid + 1
+    ),
+}
 
 
-def put_a_file_in_the_way(monkeypatch, tmp_path):
-    del monkeypatch
-    (tmp_path / ".cache").write_text("")
-
-
-def belong_to_another(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-
-
-@pytest.mark.parametrize(
-    "spoil", [refuse_to_write, put_a_file_in_the_way, belong_to_another]
-)
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
 def test_a_folder_that_is_of_no_use_is_left_alone(monkeypatch, tmp_path, spoil):
     spoil(monkeypatch, tmp_path)
     assert used_folder() is None
