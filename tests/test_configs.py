@@ -71,17 +71,19 @@ def test_cifar10_blog_differs_in_the_splits_alone():
 
 
 def documented_runs() -> list[str]:
-    """Returns the training commands in README, docs and the recipes themselves."""
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *CONFIG_FILES]
-    text = "\n".join(page.read_text() for page in pages)
-    text = text.replace("\\\n", " ").replace("seed=S", "seed=0")
-    command = r"googlenet(?: |_flax\.)(?:main|train|benchmark)( .*--config=.*)"
-    commands = re.findall(command, text)
-    return [command for command in commands if not re.search(r"=(configs/)?X", command)]
+    """Returns the training commands in README, docs, launch scripts and recipes."""
+    docs = REPOSITORY / "docs"
+    pages = [REPOSITORY / "README.md", *docs.rglob("*.md"), *docs.rglob("*.sh")]
+    text = "\n".join(page.read_text() for page in (*pages, *CONFIG_FILES))
+    text = re.sub(r"\\\n#?", " ", text).replace("seed=S", "seed=0")
+    commands = r"googlenet(?: |_flax\.)(?:main|train|benchmark)|docs/launch/\w+\.sh"
+    found = re.findall(rf"(?:{commands}) .*--config=.*", text)
+    return [command for command in found if not re.search(r"=(configs/)?X", command)]
 
 
-@pytest.mark.parametrize("arguments", documented_runs(), ids=str.strip)
-def test_documented_commands_have_valid_configs(arguments, monkeypatch):
+@pytest.mark.parametrize("command", documented_runs(), ids=str)
+def test_documented_commands_have_valid_configs(command, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    flag, *overrides = re.findall(r"--config[.=][^\s`']+", arguments)
+    flag, *overrides = re.findall(r"--config[.=][^\s`']+", command)
     Config.of(load_config(flag.partition("=")[2], *overrides))
+    assert "--workdir=" in command or "launch" not in command

@@ -92,25 +92,6 @@ JOB = WORKERS["template"]["spec"]
 (CONTAINER,) = JOB["template"]["spec"]["containers"]
 
 
-def documented_commands():
-    """Yields the flags of the training commands in the scripts, README and JobSet."""
-    for page in (*SCRIPTS, LAUNCH / "README.md"):
-        text = page.read_text().replace("\\\n#", " ")
-        (command,) = re.findall(r"docs/launch/\w+\.sh .*--config=.*", text)
-        flags = re.findall(r"--(?:config|workdir)[^\s`|)]*", command)
-        yield pytest.param(flags, id=page.name)
-    yield pytest.param(CONTAINER["args"], id="jobset.yaml")
-
-
-@pytest.mark.parametrize("flags", list(documented_commands()))
-def test_documented_commands_have_valid_configs(flags, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    config = [flag for flag in flags if flag.startswith("--config")]
-    assert config[0].startswith("--config=")
-    assert any(flag.startswith("--workdir=") for flag in flags)
-    Config.of(load_config(config[0].partition("=")[2], *config[1:]))
-
-
 def test_local_sh_starts_each_process_once(stand_in):
     python = stand_in("python", PYTHON)
     env = {"NUM_PROCESSES": "3", "PYTHON": str(python), "CODES": "0,0,0"}
@@ -211,6 +192,8 @@ def test_tpu_pod_sh_says_what_it_needs(missing):
 
 def test_jobset_names_its_first_pod_and_their_number():
     assert CONTAINER["command"] == ["python", "-m", "googlenet_flax.main"]
+    recipe, *fields = [arg for arg in CONTAINER["args"] if arg.startswith("--config")]
+    Config.of(load_config(REPOSITORY / recipe.removeprefix("--config="), *fields))
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in CONTAINER["args"])
     # The host is JOBSET-REPLICATEDJOB-JOB-POD, in a domain with the name of the JobSet.
     name = JOBSET["metadata"]["name"]
