@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.untrained_runs import describe
 
 from googlenet_flax.config import Config
 from googlenet_flax.data import ImageSet
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
-from googlenet_flax.training import experiment
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config
 from googlenet_flax.training.evaluation import evaluate_split
 from googlenet_flax.training.sharding import replicate, split_over_devices
 from googlenet_flax.training.step import eval_step
@@ -82,18 +80,9 @@ def test_every_example_counts_once(num_devices, batch_size, image_set):
 
 
 @pytest.mark.parametrize(("flag", "expected"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
-def test_a_fraction_of_zero_overrides_that_of_the_run(monkeypatch, flag, expected):
-    loaded = {}
-
-    def load_split(dataset, split, *, pictures, **_):
-        loaded.update(fraction=pictures.eval_fraction)
-        return type("Split", (), {"class_names": ("a", "b")})()
-
-    monkeypatch.setattr(experiment, "load_split", load_split)
-    description = describe(class_names=("a", "b"))
-    config = Config(dataset="folder", eval_fraction=0.2)
-    load_eval_split(evaluation_config(config, eval_fraction=flag), description)
-    assert loaded["fraction"] == expected
+def test_a_fraction_of_zero_overrides_that_of_the_run(flag, expected):
+    run = Config(dataset="folder", eval_fraction=0.2)
+    assert evaluation_config(run, eval_fraction=flag).eval_fraction == expected
 
 
 def test_batches_are_those_that_pass_through_the_network_in_training():
