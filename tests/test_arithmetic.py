@@ -17,7 +17,6 @@ from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 
 ARITHMETICS = {name: FASTEST[name] for name in FASTEST if name != "tpu"}
-HEADS = ("logits", "aux_4a", "aux_4d")
 
 # Bound of the difference of any logit, statistic or gradient, relative to the largest
 # element of its leaf.
@@ -54,17 +53,10 @@ def step(model, variables, images):
             rngs={"dropout": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        logits = {head: getattr(output, head) for head in HEADS}
-        logits = {head: value for head, value in logits.items() if value is not None}
+        logits = [output.logits, output.aux_4a, output.aux_4d]
+        losses = [-jnp.mean(jax.nn.log_softmax(x)[labels, labels]) for x in logits]
         # As in train_step: main + 0.3 * aux_4a + 0.3 * aux_4d.
-        losses = {
-            head: -jnp.mean(jax.nn.log_softmax(value)[labels, labels])
-            for head, value in logits.items()
-        }
-        total = sum(
-            loss if head == "logits" else 0.3 * loss for head, loss in losses.items()
-        )
-        return total, (logits, updates)
+        return losses[0] + 0.3 * (losses[1] + losses[2]), (logits, updates)
 
     (_, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     return jax.device_get((*aux, grads))
