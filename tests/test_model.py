@@ -132,15 +132,9 @@ def test_running_statistics_follow_the_batch_with_flax_momentum():
     model = small_googlenet("torchvision")
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
     variables = numpy_variables(model)
-    _, updates = jax.jit(
-        lambda: model.apply(
-            variables,
-            images,
-            train=True,
-            rngs={"dropout": jax.random.key(0)},
-            mutable=["batch_stats"],
-        )
-    )()
+    fields = {"rngs": {"dropout": jax.random.key(0)}, "mutable": ["batch_stats"]}
+    apply = functools.partial(model.apply, train=True, **fields)
+    _, updates = jax.jit(apply)(variables, images)
     kernel = variables["params"]["conv1"]["conv"]["kernel"]
     activations = jax.lax.conv_general_dilated(
         images, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
