@@ -233,12 +233,6 @@ def pictures(tmp_path):
 FOLDER = ["--config.dataset=folder", "--config.storage_size=16"]
 
 
-def test_a_class_that_is_in_the_test_split_only(refusal, pictures):
-    write_pictures(pictures, {"test/cat": 1})
-    line = refusal(*FOLDER, f"--config.data_dir={pictures}")
-    assert "class 'cat'" in line and "add it to the train split" in line
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize(("policy", "side"), [("stop", 10_000), ("skip", 60_000)])
 def test_an_image_bomb(tmp_path, pictures, policy, side):
