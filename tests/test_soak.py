@@ -5,7 +5,7 @@ import statistics
 
 import psutil
 import pytest
-from helpers.compilations import TELL_COMPILATIONS
+from helpers.compilations import TELL_COMPILATIONS, compilations_by_step
 from helpers.processes import finish_well
 from helpers.tiny_run import EPOCH_STEPS, start_tiny
 
@@ -33,20 +33,19 @@ def test_nothing_grows_in_2000_steps(tmp_path):
     ]
     process = start_tiny(tmp_path / "run", *more, before=TELL_COMPILATIONS)
     watched = psutil.Process(process.pid)
-    samples, compiled = {}, {}
+    lines, samples = "", {}
     step = 0
     for line in process.stderr:
-        if line.startswith("compiled"):
-            compiled.setdefault(step, []).append(line.split(maxsplit=1)[1].strip())
-        elif match := re.match(rf"step (\d+)/{STEPS} ", line):
+        lines += line
+        if match := re.match(rf"step (\d+)/{STEPS} ", line):
             step = int(match[1])
             with watched.oneshot():
                 memory = watched.memory_info().rss
                 samples[step] = memory, watched.num_threads(), watched.num_fds()
     out, _ = finish_well(process)
     assert "Done." in out and step == STEPS
-    assert compiled[0].count("jit(_fun)") == 1  # Besides what a start needs.
-    del compiled[0]
+    compiled = compilations_by_step(lines)
+    assert compiled.pop(0).count("jit(_fun)") == 1  # Besides what a start needs.
     assert compiled == {FIRST_EVALUATION: ["jit(_fun)"]}
     assert_flat(samples)
 
