@@ -20,10 +20,9 @@ import onnxruntime
 import pytest
 import safetensors.flax
 import safetensors.numpy
-from flax import traverse_util
 from helpers.caffemodels import chunk, new_caffemodel, old_caffemodel
 from helpers.configs import named_config
-from helpers.networks import preprocess
+from helpers.networks import flat, preprocess
 from helpers.servers import cut_network, serving
 from helpers.steps import tiny_state
 from originals import caffe_googlenet
@@ -75,10 +74,6 @@ def shapes_are_computed_once():
             functools.cache(ModelDescription.variables_like),
         )
         yield
-
-
-def flat(variables):
-    return traverse_util.flatten_dict(variables, sep="/")
 
 
 @pytest.fixture(scope="module")

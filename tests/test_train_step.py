@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
-from helpers.networks import augment, numpy_variables, small_googlenet
+from helpers.networks import augment, flat, numpy_variables, small_googlenet
 from helpers.steps import (
     AUGMENT,
     PREPROCESS,
@@ -150,10 +149,6 @@ def test_update_is_sgd_with_momentum_and_decay_of_kernels():
 HEADS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 
 
-# Returns the arrays of a tree by paths such as `inception_4a/1x1/conv/kernel`.
-leaves_by_path = partial(traverse_util.flatten_dict, sep="/")
-
-
 def test_head_only_trains_the_last_layers_alone():
     model = small_googlenet("bn", freeze_norm=True)
     fields = {"momentum": 0.9, "weight_decay": 0.1}
@@ -164,7 +159,7 @@ def test_head_only_trains_the_last_layers_alone():
     assert before.batch_stats
     after, _ = jax.jit(step)(before, random_batch(4), 0)
     trained = {f"{head}/{leaf}" for head in HEADS for leaf in ("kernel", "bias")}
-    was, now = leaves_by_path(before.params), leaves_by_path(after.params)
+    was, now = flat(before.params), flat(after.params)
     changed = {name for name in was if not np.array_equal(was[name], now[name])}
     assert changed == trained
     jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
@@ -191,9 +186,9 @@ def test_head_only_updates_the_heads_as_they_are_without_it():
         for _ in range(3):
             updates, state = tx.update(grads, state, new)
             new = optax.apply_updates(new, updates)
-        results.append(leaves_by_path(new))
+        results.append(flat(new))
     whole, heads = results
-    start = leaves_by_path(params)
+    start = flat(params)
     for name in start:
         expected = whole if "classifier" in name else start
         np.testing.assert_array_equal(heads[name], expected[name], name)

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
 from helpers.configs import load_config, named_config
-from helpers.networks import create_small, numpy_variables
+from helpers.networks import create_small, flat, numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
 from helpers.untrained_runs import describe, save_weights, write_run
@@ -80,10 +79,6 @@ def start(run, description):
     for old, new in zip(jax.tree.leaves(fresh), jax.tree.leaves(state), strict=True):
         assert new.sharding == old.sharding  # Or the step would compile twice.
     return flat(state.variables), said, before
-
-
-def flat(variables):
-    return traverse_util.flatten_dict(variables, sep="/")
 
 
 def refusal(run, description):

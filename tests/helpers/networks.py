@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from googlenet_flax.config import FIELDS
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet
@@ -16,6 +17,8 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.step import Inputs, train_step
 
+# Returns the arrays of a tree by paths such as `params/inception_4a/1x1/conv/kernel`.
+flat = partial(traverse_util.flatten_dict, sep="/")
 # The blocks that the heads and the last pool need.
 SMALL_INCEPTIONS = {
     "inception_4a": InceptionWidths(16, 12, 16, 8, 16, 16),
