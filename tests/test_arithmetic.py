@@ -78,6 +78,13 @@ def steps(variant, size, dtype):
         ]
 
 
+def smooth_pool(x, *, window, stride, padding, gather=True):
+    """Averages over the windows of a max pool."""
+    del gather
+    pads = [ops.pool_padding(size, window, stride, padding) for size in x.shape[1:3]]
+    return nn.avg_pool(x, (window, window), (stride, stride), pads)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [80, 96])
 @each_variant
@@ -86,15 +93,17 @@ def test_network_computes_the_same(variant, size, monkeypatch):
     for other in others:
         assert max(errors(other, exact).values()) <= TOLERANCE
     # In float32, rounding puts some of half a million values on the other side of zero,
-    # where the gradient of ReLU jumps. A smooth function shows the rounding alone. Batch
-    # norm of three images multiplies it, that of XLA's own operations too.
+    # where the gradient of ReLU jumps, and makes other cells the maxima of some windows.
+    # Smooth functions show the rounding alone. Batch norm of three images multiplies it,
+    # that of XLA's own operations too.
     monkeypatch.setattr(ops, "relu", jax.nn.softplus)
     monkeypatch.setattr(nn, "relu", jax.nn.softplus)
+    monkeypatch.setattr(ops, "max_pool", smooth_pool)
     exact, *_ = steps(variant, size, "float64")
     stock, *others = (errors(each, exact) for each in steps(variant, size, "float32"))
     for other in others:
         for name, error in other.items():
-            assert error <= max(1e-5, 3 * stock[name]), (name, error, stock[name])
+            assert error <= max(3e-5, 3 * stock[name]), (name, error, stock[name])
 
 
 def inception_step(arithmetic, norm, max_pool):
