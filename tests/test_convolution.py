@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from googlenet_flax import create_model
+from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic, convolve
 
 ARITHMETICS = {
@@ -224,3 +225,25 @@ print(calls, is_fast, jax.config.jax_enable_compilation_cache)
     has_onednn = jaxlib.version.__version_info__ >= (0, 12)
     assert out.split()[:2] in [["3", "True"], ["0", "False"]]
     assert out.split()[2] == str(not has_onednn)
+
+
+@pytest.mark.parametrize("name", ["stock", "taps", "onednn"])
+def test_gradients_of_parameters_are_those_of_all_shards(name):
+    """Compares a convolution with a bias inside `jax.shard_map` with one device."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 6, 6, 3)), jnp.float32)
+    params = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32), jnp.ones(2)
+
+    def gradients(params, x):
+        def loss(params):
+            arithmetic = ARITHMETICS[name]
+            y = convolve(x, params[0], stride=1, padding="SAME", arithmetic=arithmetic)
+            return jnp.sum(jnp.square(ops.add_bias(y, params[1])))
+
+        return jax.grad(loss)(params)
+
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
+    specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    sharded = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs[0])
+    for ours, expected in zip(sharded(params, x), gradients(params, x), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4)

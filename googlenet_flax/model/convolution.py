@@ -123,6 +123,17 @@ def convolve(
     return _stock(x, kernel, stride, pads)
 
 
+def parameter_gradient(grad: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Returns the gradient of a parameter in its dtype, as a hand-written rule must.
+
+    Inside `jax.shard_map` it is summed over the axes that split the batch. The transpose of
+    the broadcast that JAX inserts into an addition is that sum.
+    """
+    grad = grad.astype(parameter.dtype)
+    _, vjp = jax.vjp(lambda parameter: parameter + grad, parameter)
+    return vjp(grad)[0]
+
+
 def _stock(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -159,8 +170,8 @@ def _convolve_with_onednn_backward(padding, residuals, grad):
         padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)
     ]
     pixels = jnp.concatenate(taps, axis=-1).reshape(-1, size * size * x.shape[-1])
-    kernel_grad = jnp.matmul(pixels.T, grad.reshape(-1, features))
-    return x_grad, kernel_grad.reshape(kernel.shape)
+    kernel_grad = jnp.matmul(pixels.T, grad.reshape(-1, features)).reshape(kernel.shape)
+    return x_grad, parameter_gradient(kernel_grad, kernel)
 
 
 _convolve_with_onednn.defvjp(_convolve_with_onednn_forward, _convolve_with_onednn_backward)
@@ -184,7 +195,8 @@ def _convolve_with_taps_backward(stride, padding, residuals, grad):
         _taps(x, kernel.shape[0], stride, padding, out),
         grad.reshape(batch, -1, features),
     )
-    return x_vjp(grad)[0], jnp.sum(products, axis=0).reshape(kernel.shape)
+    kernel_grad = jnp.sum(products, axis=0).reshape(kernel.shape)
+    return x_vjp(grad)[0], parameter_gradient(kernel_grad, kernel)
 
 
 _convolve_with_taps.defvjp(_convolve_with_taps_forward, _convolve_with_taps_backward)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.model.convolution import Padding2D
+from googlenet_flax.model.convolution import Padding2D, parameter_gradient
 
 PoolPadding = Literal["SAME", "CEIL"]
 Windows = Sequence[tuple[int, int]]
@@ -65,7 +65,7 @@ def _add_bias_forward(x, bias):
 def _add_bias_backward(bias, grad):
     # Each example first: XLA:CPU then divides the work over its threads.
     per_example = jnp.sum(_at_least_float32(grad), axis=(1, 2))
-    return grad, jnp.sum(per_example, axis=0).astype(bias.dtype)
+    return grad, parameter_gradient(jnp.sum(per_example, axis=0), bias)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
