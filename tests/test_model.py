@@ -164,3 +164,16 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
 def test_refuses_an_unknown_variant():
     with pytest.raises(ValueError, match="'sead'; choose one of seed, paper, bn"):
         create_model("sead", num_classes=10)
+
+
+def test_equal_models_are_the_same_static_argument_of_jit():
+    models = [create_model("bn", num_classes=3) for _ in range(2)]
+    assert hash(models[0]) == hash(models[1]) and models[0] == models[1]
+    assert hash(models[0].clone(inceptions={"inception_3a": (1, 1, 1, 1, 1, 1)}))
+
+
+@pytest.mark.parametrize("variant", ["seed", "bn"])
+def test_parameters_are_float32_where_jax_defaults_to_float64(variant):
+    with jax.enable_x64(True):
+        _, shapes = shapes_of(small_googlenet(variant), 1, 80, 80, 3)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import STOCK, Arithmetic, Padding2D, fastest
@@ -161,6 +162,11 @@ class GoogLeNet(nn.Module):
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
     )
+
+    def __post_init__(self) -> None:
+        """Makes the table hashable, as `jax.jit` needs it for a static argument."""
+        self.inceptions = FrozenDict(self.inceptions)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -316,7 +322,7 @@ def create_model(
         classes; the paper has 1.
       input_channels: Channels of the images: 1 is gray, 3 RGB and 4 RGBA.
       platform: Platform of the devices that will run the network (`device.platform`);
-        default: that of JAX's default device.
+        default: `jax.default_backend()`, whatever `jax.default_device` says.
       arithmetic: How to compute the network; default: what is fastest on the platform.
 
     Raises:

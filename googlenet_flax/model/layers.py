@@ -47,7 +47,7 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array, pool: Pool | None = None) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`; `pool` precedes the bias."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -58,7 +58,8 @@ class Convolution(nn.Module):
         if pool is not None:
             y = pool(y)
         if self.use_bias:
-            y = ops.add_bias(y, self.param("bias", self.bias_init, (self.features,)))
+            shape = (self.features,)
+            y = ops.add_bias(y, self.param("bias", self.bias_init, shape, jnp.float32))
         return y
 
 
