@@ -223,3 +223,8 @@ def test_every_view_is_of_the_picture(extent, side, method):
         box = np.asarray(crop_boxes(np.array([extent]), crop))
         out = cut(image, box, 5, [extent], method=method)
         np.testing.assert_allclose(out, 77, rtol=1e-4)  # The value is not NaN either.
+
+
+def test_an_unknown_number_of_crops_is_refused():
+    with pytest.raises(ValueError, match="4 but must be one of"):
+        evaluation_crops(4, 1.0)

@@ -46,7 +46,12 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
     Returns:
       The crops; None is the network's own crop.
+
+    Raises:
+      ValueError: The number is none of `CROP_NUMBERS`.
     """
+    if number not in CROP_NUMBERS:
+        raise ValueError(f"number of crops is {number} but must be one of {CROP_NUMBERS}")
     center = central_crop(side)
     if number <= 2:
         return (None, center._replace(mirror=True))[:number]
