@@ -7,14 +7,15 @@ from googlenet_flax.version import __version__
 
 if TYPE_CHECKING:
     from googlenet_flax.importers.published import load_pretrained
+else:  # A type checker would take any name for one that `__getattr__` knows.
+
+    def __getattr__(name: str) -> Any:
+        """Imports `load_pretrained` at its first use; the packages it needs are slow."""
+        if name != "load_pretrained":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from googlenet_flax.importers.published import load_pretrained  # noqa: PLC0415
+
+        return load_pretrained
+
 
 __all__ = ["GoogLeNet", "GoogLeNetOutput", "__version__", "create_model", "load_pretrained"]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports `load_pretrained` at its first use; the packages that it needs are slow."""
-    if name != "load_pretrained":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from googlenet_flax.importers.published import load_pretrained  # noqa: PLC0415 - slow
-
-    return load_pretrained

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from googlenet_flax.preprocessing.crops import Crop, central_crop, crop_boxes, resample
 from googlenet_flax.runtime.errors import UserError
@@ -40,7 +41,10 @@ class Preprocess:
         return central_crop(self.crop_fraction)
 
     def __call__(
-        self, images: jax.Array, extents: jax.Array | None = None, crop: Crop | None = None
+        self,
+        images: jax.Array | np.ndarray,
+        extents: jax.Array | None = None,
+        crop: Crop | None = None,
     ) -> jax.Array:
         """Maps stored images, uint8 `[B, h, w, c]`, to float32 `[B, H, W, C]`.
 
@@ -53,9 +57,13 @@ class Preprocess:
         return self.normalize(self.cut(images, extents, crop))
 
     def cut(
-        self, images: jax.Array, extents: jax.Array | None, crop: Crop | None = None
+        self,
+        images: jax.Array | np.ndarray,
+        extents: jax.Array | None,
+        crop: Crop | None = None,
     ) -> jax.Array:
         """Cuts and resizes a crop to float32 `[B, H, W, C]`, still from 0 to 255."""
+        images = jnp.asarray(images)
         height, width = images.shape[1:3]
         if crop is None and extents is None and self.crop_fraction == 1 and height == width:
             size = (images.shape[0], self.image_size, self.image_size, images.shape[3])
