@@ -1,4 +1,4 @@
-"""Draws the accuracy of runs over the minutes since their start.
+"""Draws the accuracy of runs on CIFAR-10 over the minutes since their start.
 
     python benchmarks/accuracy_over_minutes.py --out=FILE.png LABEL=WORKDIR...
 
@@ -18,6 +18,9 @@ from googlenet_flax.runs.metrics import read_rows
 
 def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[float]]:
     """Reads the evaluations: minutes since the start of the run, and accuracies in %."""
+    dataset = json.loads((workdir / "config.json").read_text())["dataset"]
+    if dataset.partition(":")[0] != "cifar10":  # Guessing is right in another part of it.
+        sys.exit(f"{workdir} is a run on {dataset}, not on cifar10")
     starts = (workdir / "starts.jsonl").read_text().splitlines()
     if len(starts) != 1:
         sys.exit(f"{workdir} was started {len(starts)} times: its minutes are unknown")

@@ -105,7 +105,12 @@ def make_environment(name: str, folder: pathlib.Path) -> str:
     if folder.exists() and not (folder / "pyvenv.cfg").exists():
         raise ContenderError(f"{folder} exists, but is not a virtual environment")
     print(f"making the environment of {name} in {folder}", file=sys.stderr)
-    venv.create(folder, clear=True, with_pip=True)
+    try:
+        venv.create(folder, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ContenderError(
+            f"{folder} cannot be made ({error}); Debian needs the package python3-venv"
+        ) from error
     pip_install = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
     run(pip_install, timeout_seconds=3600)
     shutil.copy(requirements, installed)  # Last, so that an incomplete one is made again.
@@ -330,6 +335,7 @@ def main() -> None:
     """Prints the table; the exit code is 1 if a contender failed."""
     flags = parse_flags()
     records = compare(flags)
+    print(table(records))
     if flags.output:
         raw = {
             "platform": platform.platform(),
@@ -337,8 +343,7 @@ def main() -> None:
             "flags": vars(flags),
             "records": records,
         }
-        pathlib.Path(flags.output).write_text(json.dumps(raw, indent=1) + "\n")
-    print(table(records))
+        absolute_path(flags.output).write_text(json.dumps(raw, indent=1) + "\n")
     sys.exit(any("error" in record for record in records))
 
 

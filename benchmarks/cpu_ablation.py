@@ -72,7 +72,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for row, figures in rates.items():
             command = [sys.executable, *sys.argv, f"--row={row}"]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             figures.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{row}: {figures[-1]}", file=sys.stderr, flush=True)
     print("| | train images/s | forward images/s |\n|---|---|---|")

@@ -9,9 +9,10 @@ cores. Further arguments, such as `--config.data_dir=DIR`, are passed to every r
 """
 
 import argparse
-import pathlib
 
 from run_seeds import markdown, seed_numbers, summarize, train_all
+
+from googlenet_flax.runtime.files import file_path
 
 SCALE = (
     "--config=configs/cifar10_best.py",
@@ -58,7 +59,7 @@ def rows() -> dict[str, tuple[str, ...]]:
 def main() -> None:
     """Trains all runs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--workdir", type=file_path, required=True)
     parser.add_argument(
         "--seeds", type=seed_numbers, default="0,1", help="numbers, separated by commas"
     )

@@ -24,6 +24,7 @@ from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.files import file_path
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 ACCURACIES: Mapping[str, str] = {
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=seed_numbers, default="0,1,2", help="numbers, separated by commas"
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--workdir", type=file_path, required=True)
     flags, more = parser.parse_known_args()
     arguments = [f"--config={flags.config}", *more]
     runs, seconds = train_all(arguments, flags.seeds, flags.workdir)
@@ -125,18 +126,19 @@ def main() -> None:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    workdirs = [flags.workdir / f"seed-{seed}" for seed in flags.seeds]
-    curves = flags.workdir / "curves.html"
-    create_comparison_page([RunRecord.read(Workdir(path)) for path in workdirs]).write(
-        curves
-    )
     row = {
         "command": f"`{shlex.join(arguments)}`",
         "commit": commit or "unknown",
         "hardware": _hardware(),
         **summarize(runs, seconds),
     }
-    print(f"{markdown(row)}\n\ncurves: {curves}")
+    print(markdown(row))
+    workdirs = [flags.workdir / f"seed-{seed}" for seed in flags.seeds]
+    curves = flags.workdir / "curves.html"
+    create_comparison_page([RunRecord.read(Workdir(path)) for path in workdirs]).write(
+        curves
+    )
+    print(f"\ncurves: {curves}")
 
 
 if __name__ == "__main__":
