@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ MAX_KEPT_FRACTION = 1 / 4
 # One heap for the steps and one for all other threads. Each heap keeps the memory that its
 # threads have freed, and checkpoints are written by short-lived threads.
 MAX_ARENAS = 2
+CONTAINER_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 # Options of mallopt in glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -40,8 +42,12 @@ def keep_freed_memory() -> None:
 
 
 def machine_memory_bytes() -> int:
-    """Returns the size of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Returns the size of the machine's memory, or the limit of this container."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # ValueError: "max", which means none.
+        return physical
 
 
 def give_large_steps_back(compiled: Any) -> bool:
