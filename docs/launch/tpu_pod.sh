@@ -44,7 +44,7 @@ train+=" --config.distributed=True"
 cd "$(dirname "$0")/../.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-git ls-files -z | tar -czf "$folder/googlenet_flax.tar.gz" --null -T -
+git ls-files -z --cached --others --exclude-standard | tar -czf "$folder/googlenet_flax.tar.gz" --null -T -
 gcloud compute tpus tpu-vm scp "$folder/googlenet_flax.tar.gz" "$TPU_NAME:" \
   --zone="$ZONE" --worker=all
 on_all "$setup"
