@@ -55,6 +55,11 @@ def _train() -> None:
         print(describe_run(config, find_target(TARGET.value)))
         return
     if DRY_RUN.value:
+        if config.distributed:
+            raise UserError(
+                "--dry_run plans one process: set --config.distributed=False, or name the "
+                "chips of all processes with --target"
+            )
         use_onednn_for(config.dtype)
         print(describe_run(config))
         return
