@@ -8,13 +8,13 @@ The last line on stdout is one JSON object with the fields of `performance.repor
 `--json` prints this line only.
 """
 
-import jax
 from absl import flags
 
 from googlenet_flax.config import Config
 from googlenet_flax.performance.benchmark import benchmark
 from googlenet_flax.performance.report import print_report
 from googlenet_flax.runtime import command_line
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.onednn import use_onednn_for
 
 CONFIG = command_line.define_config("cifar10")
@@ -27,7 +27,7 @@ JSON = flags.DEFINE_boolean("json", False, "Print only the JSON line.")
 def _benchmark() -> None:
     config = Config.of(CONFIG.value)
     use_onednn_for(config.dtype)
-    report = benchmark(config, jax.local_devices(), SECONDS.value)
+    report = benchmark(config, local_devices(), SECONDS.value)
     print_report(report, json_only=JSON.value)
 
 

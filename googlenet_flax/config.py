@@ -15,7 +15,7 @@ import difflib
 import itertools
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from googlenet_flax.model.googlenet import SIZE_FREE_VARIANTS, VARIANTS
 from googlenet_flax.preprocessing.augment import FLIPS
@@ -292,7 +292,7 @@ class Config:
             )
 
     @classmethod
-    def of(cls, fields: "Config | Mapping[str, Any]") -> "Config":
+    def of(cls, fields: "ConfigLike") -> "Config":
         """Makes a config from its fields by name, such as a `ConfigDict`.
 
         Fields that are not given have their defaults.
@@ -326,6 +326,7 @@ class Config:
         return {name: getattr(self, name) for name in FIELDS}
 
 
+ConfigLike: TypeAlias = "Config | Mapping[str, Any] | ml_collections.ConfigDict"
 FIELDS: Mapping[str, dataclasses.Field] = {
     field.name: field for field in dataclasses.fields(Config)
 }

@@ -13,6 +13,7 @@ from googlenet_flax.runs.checkpoint import best_name
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_run_flags, argument_parser, running
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.files import check_writable, file_path
 from googlenet_flax.runtime.streams import tell
 
@@ -33,7 +34,7 @@ def main() -> None:
     with running():
         check_writable(args.out)
         workdir = Workdir(args.workdir)
-        predictor = Predictor.load(workdir, args.checkpoint, jax.local_devices()[:1])
+        predictor = Predictor.load(workdir, args.checkpoint, local_devices()[:1])
         exported = export(
             predictor,
             args.format_name,

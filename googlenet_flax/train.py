@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import jax
 
-from googlenet_flax.config import Config
+from googlenet_flax.config import Config, ConfigLike
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.label import name_first
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
@@ -23,8 +23,13 @@ from googlenet_flax.runs.warm_start import warm_start
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.distributed import tell_once
-from googlenet_flax.runtime.environment import describe_environment
-from googlenet_flax.runtime.errors import StoppedBySignal, UserError, out_of_memory_hint
+from googlenet_flax.runtime.environment import describe_environment, local_devices
+from googlenet_flax.runtime.errors import (
+    NotFiniteError,
+    StoppedBySignal,
+    UserError,
+    out_of_memory_hint,
+)
 from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
@@ -36,7 +41,7 @@ from googlenet_flax.training.state import Batch, Metrics, TrainState
 
 
 def train_and_evaluate(
-    config: Config | Mapping[str, Any], workdir: str | os.PathLike[str]
+    config: ConfigLike, workdir: str | os.PathLike[str]
 ) -> dict[str, float]:
     """Trains and evaluates a run; a run that exists in `workdir` is resumed.
 
@@ -56,17 +61,19 @@ def train_and_evaluate(
     """
     config = Config.of(config)
     with ExitStack() as stack:
+        stack.push(_wait_for_all)  # Runs last, when the first process has closed its files.
         stack.enter_context(
             out_of_memory_hint(
                 f"lower --config.batch_size (now {config.batch_size}) or "
-                f"--config.image_size (now {config.image_size})"
+                f"--config.image_size (now {config.image_size}), or end other programs "
+                "that use the device"
             )
         )
         run_dir = _open_workdir(stack, workdir, config)
         stop = stack.enter_context(stop_on_signal())
         checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints))
         _check_config(run_dir, checkpoints, config)
-        devices = jax.local_devices()
+        devices = local_devices()
         with stop.cleaning_up():
             experiment = create_experiment(config, devices)
         _check_data(run_dir, experiment, checkpoints)
@@ -80,10 +87,17 @@ def train_and_evaluate(
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
 
 
+def _wait_for_all(kind: type[BaseException] | None, *_: object) -> None:
+    """Keeps a process from ending, which would end the others, while these still work."""
+    if kind is None or issubclass(kind, StoppedBySignal | NotFiniteError):
+        distributed.exchange(None)
+
+
 def _open_workdir(
     stack: ExitStack, path: str | os.PathLike[str], config: Config
 ) -> Workdir:
     """Opens the directory of the run, which the first process locks for all."""
+    distributed.check_devices()
     with distributed.together():
         if config.distributed and not jax.distributed.is_initialized():
             raise UserError(
@@ -97,6 +111,9 @@ def _open_workdir(
         {"the owner of the workdir": run_dir.owner},
         f"{run_dir.path} must be one directory that all processes see",
     )
+    distributed.check_same(
+        describe_environment(), "install the same versions for all processes"
+    )
     distributed.check_same(config.to_dict(), "start all processes with the same config")
     return run_dir
 
@@ -104,6 +121,10 @@ def _open_workdir(
 @distributed.together()
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
     """Checks that a run may continue under `config`, and reports changed fields."""
+    distributed.check_same(
+        {"checkpoints": list(checkpoints.labels), "damaged": list(checkpoints.damaged)},
+        f"{checkpoints.directory} must be one directory that all processes see",
+    )
     if checkpoints.latest_step is not None and (changes := run_dir.check_resumable(config)):
         tell_once(f"the config of this run has changed: {'; '.join(changes)}")
 
@@ -134,10 +155,6 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
 @distributed.together()
 def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | None:
     """Restores the newest checkpoint, and renames damaged ones; None if there is none."""
-    distributed.check_same(
-        {"the newest checkpoint": checkpoints.latest_step},
-        f"{checkpoints.directory} must be one directory that all processes see",
-    )
     state = checkpoints.restore_newest(experiment.state_like, experiment.devices)
     if checkpoints.strays:
         tell_once(
@@ -365,7 +382,11 @@ class _Run:
     def say_unreadable(self) -> None:
         """Reports the unreadable pictures that were skipped so far, if any."""
         experiment = self.experiment
-        unreadable = experiment.train_set.unreadable | experiment.eval_set.unreadable
+        unreadable: dict[str, str] = {}
+        for found in distributed.exchange(
+            experiment.train_set.unreadable | experiment.eval_set.unreadable
+        ):
+            unreadable |= found
         if unreadable:
             named = [f"{path} ({reason})" for path, reason in unreadable.items()]
             self.progress.say(

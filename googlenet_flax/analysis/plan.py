@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import jax
-
 from googlenet_flax.analysis.cost import ImageCost, image_cost
 from googlenet_flax.analysis.table1 import format_table_1
 from googlenet_flax.analysis.target import (
@@ -20,6 +18,7 @@ from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.fabricated import SPLIT_SIZES, stand_in
 from googlenet_flax.data.splits import split_positions
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import MissingDataError
 from googlenet_flax.training.experiment import (
     Experiment,
@@ -43,7 +42,7 @@ def describe_run(config: Config, target: Target | None = None) -> str:
         batch, or a step does not fit into their memory.
     """
     splits, unknown = _load_or_stand_in(config)
-    devices = target.devices if target else jax.local_devices()
+    devices = target.devices if target else local_devices()
     experiment = build_experiment(config, devices, *splits)
     model = experiment.description.create_model()
     plan = _plan(experiment, target)

@@ -318,14 +318,19 @@ class Checkpoints:
         """Restores the newest checkpoint that is not damaged; see `restore`.
 
         Returns:
-          The state, or None if there is none. Checkpoints that were found to be damaged are
-          added to `damaged`.
+          The state, or None if there is none. Checkpoints that any process found to be
+          damaged are added to `damaged`.
         """
         for step in reversed(self.labels):
+            state, reason = None, ""
             try:
-                return self.restore(step, state_like, devices)
+                state = self.restore(step, state_like, devices)
             except DamagedCheckpointError as error:
-                self.damaged[step] = error.reason
+                reason = error.reason
+            reasons = [each for each in distributed.exchange(reason) if each]
+            if not reasons:
+                return state
+            self.damaged[step] = reasons[0]
         return None
 
     def restore(

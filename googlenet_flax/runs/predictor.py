@@ -12,6 +12,7 @@ import numpy as np
 from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.losses import outputs_by_name
@@ -34,7 +35,7 @@ def devices_for(*workdirs: Workdir) -> list[jax.Device]:
     for workdir in workdirs:
         if config := workdir.load_config():  # Imported weights have none.
             use_onednn_for(config.dtype)
-    return jax.local_devices()
+    return local_devices()
 
 
 @dataclasses.dataclass(frozen=True)

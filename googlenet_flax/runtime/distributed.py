@@ -58,8 +58,8 @@ def joined(
       process_id: Number of this process, from 0; process 0 writes the files.
 
     Raises:
-      UserError: Arguments are missing that JAX cannot find itself, or the first process
-        cannot be reached.
+      UserError: Arguments are missing that JAX cannot find itself.
+      RunError: The first process cannot be reached; it may not have started yet.
     """
     if coordinator_address:
         host, _, port = coordinator_address.rpartition(":")
@@ -122,7 +122,7 @@ def _wait_for_first(host: str, port: int, process_id: int) -> None:
         except OSError as error:
             waited_seconds = time.monotonic() - start_seconds
             if waited_seconds > JOIN_SECONDS:
-                raise UserError(
+                raise RunError(
                     f"process {process_id} cannot reach process 0 at {host}:{port} "
                     f"({error}): start it, and give all the address that it has for them "
                     "in --coordinator_address=HOST:PORT"
@@ -153,20 +153,28 @@ def num_processes() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Returns the devices of all processes; `devices` are those of this process.
+def check_devices() -> None:
+    """Checks in each process that all have equally many devices, as `exchange` needs.
 
     Raises:
-      UserError: The processes have different numbers of devices.
+      UserError: They do not.
     """
     if num_processes() == 1:
-        return list(devices)
-    if jax.device_count() != len(devices) * num_processes():
-        raise UserError(
-            f"process {jax.process_index()} has {len(devices)} of {jax.device_count()} "
-            f"devices: start {num_processes()} processes that have equally many"
+        return
+    owners = [device.process_index for device in jax.devices()]
+    counts = [owners.count(number) for number in range(num_processes())]
+    if len(set(counts)) > 1:
+        error = UserError(
+            f"the processes have {', '.join(map(str, counts))} devices: start processes "
+            "that have equally many"
         )
-    return jax.devices()
+        error.is_shared = True
+        raise error
+
+
+def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Returns the devices of all processes; `devices` are those of this process."""
+    return list(devices) if num_processes() == 1 else jax.devices()
 
 
 def process_rows(batch_size: int) -> slice:
@@ -192,7 +200,7 @@ def together() -> Iterator[None]:
         if num_processes() == 1:
             raise
         raised = error
-    for number, report in enumerate(_exchange(raised and [raised.exit_code, str(raised)])):
+    for number, report in enumerate(exchange(raised and [raised.exit_code, str(raised)])):
         if report and raised is None:
             raised = RunError(f"process {number}: {report[1]}")
             raised.exit_code = report[0]
@@ -201,17 +209,30 @@ def together() -> Iterator[None]:
         raise raised
 
 
+def exchange(value: Any) -> list[Any]:
+    """Gathers a JSON value of each process, in their order; every process must call it."""
+    if num_processes() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
+    # The padded size is a power of 2, because every new size is compiled.
+    padded_size = 1 << int(max(sizes)).bit_length()
+    rows = multihost_utils.process_allgather(np.pad(data, (0, padded_size - data.size)))
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
 def check_same(facts: Mapping[str, Any], complaint: str) -> None:
     """Raises a `UserError` unless all processes pass the same facts, by name.
 
     The message names those that differ, followed by the `complaint`.
     """
-    first, *others = _exchange(dict(facts))
+    first, *others = exchange(dict(facts))
     for number, other in enumerate(others, 1):
+        pairs = {name: (first.get(name), other.get(name)) for name in {**first, **other}}
         differing = [
-            f"{name} is {first[name]!r} in process 0 and {other[name]!r} in {number}"
-            for name in facts
-            if other[name] != first[name]
+            f"{name} is {ours!r} in process 0 and {theirs!r} in {number}"
+            for name, (ours, theirs) in pairs.items()
+            if ours != theirs
         ]
         if differing:
             error = UserError(f"{'; '.join(differing)}: {complaint}")
@@ -221,7 +242,7 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
 
 def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
     """Adds up the sums of all processes, by name, in float64."""
-    parts = _exchange(dict(sums))
+    parts = exchange(dict(sums))
     return {name: sum(part[name] for part in parts) for name in sums}
 
 
@@ -248,18 +269,6 @@ def tell_once(text: str) -> None:
     """Prints a line on stderr, in the first process only."""
     if is_first():
         tell(text)
-
-
-def _exchange(value: Any) -> list[Any]:
-    """Gathers a JSON value of each process, in their order; every process must call it."""
-    if num_processes() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
-    # The padded size is a power of 2, because every new size is compiled.
-    padded_size = 1 << int(max(sizes)).bit_length()
-    rows = multihost_utils.process_allgather(np.pad(data, (0, padded_size - data.size)))
-    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _first_sentence(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """Versions, system and devices, as runs and reports record them."""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 
 import jax
 
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.version import __version__
 
 # Packages whose arithmetic or file formats affect a result.
@@ -23,3 +25,19 @@ def describe_environment(devices: Sequence[jax.Device] | None = None) -> dict[st
     if devices:
         found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     return found
+
+
+def local_devices() -> list[jax.Device]:
+    """Returns the devices of this process.
+
+    Raises:
+      UserError: JAX finds none of the kind that `JAX_PLATFORMS` names.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX cannot use its devices ({error or 'there are none'}): JAX_PLATFORMS is "
+            f"{chosen!r} in the environment; correct or unset it"
+        ) from error

@@ -17,6 +17,7 @@ from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
+from googlenet_flax.runtime.errors import MissingDataError, UserError
 from googlenet_flax.training import evaluation, sharding
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
@@ -307,7 +308,14 @@ def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
     with distributed.together():
         splits = load(may_prepare=True) if distributed.is_first() else None
     with distributed.together():
-        return build_experiment(config, devices, *(splits or load(may_prepare=False)))
+        try:
+            splits = splits or load(may_prepare=False)
+        except MissingDataError as error:
+            raise UserError(
+                f"{error}. Process 0 has it: --config.data_dir must be one folder that all "
+                "processes see"
+            ) from error
+        return build_experiment(config, devices, *splits)
 
 
 def build_experiment(
