@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_is_set_aside_once(run_of_two, tmp_path):
         (["--config.learning_rate=0.5"], "learning_rate is 0.05 in process 0 and 0.5"),
         (["--config.data_dir=/nowhere", "--config.dataset=folder"], "dataset is"),
         (["--workdir=elsewhere"], "must be one directory that all processes see"),
-        ([], "checkpoints cannot be written"),
+        ([], "checkpoints cannot be read"),
     ],
 )
 def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
