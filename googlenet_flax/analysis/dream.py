@@ -30,8 +30,9 @@ from googlenet_flax.data.decode import (
     printable,
 )
 from googlenet_flax.model.googlenet import HEADS, SIZE_FREE_VARIANTS
-from googlenet_flax.runs.predictor import Predictor, devices_for
+from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
 from googlenet_flax.runtime.files import check_writable, write_out
 from googlenet_flax.runtime.streams import tell
@@ -79,8 +80,7 @@ def draw(
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
     check_writable(out)
-    run_dir = Workdir(workdir)
-    predictor = Predictor.load(run_dir, checkpoint, devices_for(run_dir)[:1])
+    predictor = Predictor.load(Workdir(workdir), checkpoint, local_devices()[:1])
     description, variables = predictor.description, predictor.variables
     model, preprocess = description.create_model(), description.preprocess
     channels = preprocess.input_channels
