@@ -26,6 +26,7 @@ import jax
 from googlenet_flax import create_model
 from googlenet_flax.model.googlenet import INCEPTIONS, VARIANTS
 from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.runtime.files import file_path
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DEVICES = (1, 2, 8, 32, 128, 512, 1024)
@@ -160,7 +161,7 @@ def main() -> None:
     add("--num_classes", type=int, default=1000)
     add("--image_size", type=int, default=224)
     add("--measure", default="", help="numbers of processes, separated by commas")
-    add("--workdir", type=pathlib.Path, help="folder of the measured runs")
+    add("--workdir", type=file_path, help="folder of the measured runs")
     flags, more = parser.parse_known_args()
     if not flags.measure:
         print(expect(flags))

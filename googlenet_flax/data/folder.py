@@ -182,8 +182,8 @@ def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[
         if word not in class_names:
             raise UserError(
                 f"class {name!r} of {folder} is not among the {len(class_names)} that are "
-                f"trained ({', '.join(class_names[:3])}, ...): add it to the train split, "
-                f"or rename or remove {class_folder}"
+                f"trained (such as {', '.join(class_names[:3])}): add it to the train "
+                f"split, or rename or remove {class_folder}"
             )
         label, paths = class_names.index(word), find_images(class_folder)
         examples += [(str(path).removeprefix(prefix), label) for path in paths]

@@ -36,8 +36,8 @@ def local_devices() -> list[jax.Device]:
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:
-        chosen = os.environ.get("JAX_PLATFORMS", "")
+        reason, chosen = str(error) or "it finds none", os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
-            f"JAX cannot use its devices ({error or 'there are none'}): JAX_PLATFORMS is "
-            f"{chosen!r} in the environment; correct or unset it"
+            f"JAX cannot use its devices ({reason}): JAX_PLATFORMS is {chosen!r} in the "
+            "environment; correct or unset it"
         ) from error
