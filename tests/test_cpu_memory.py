@@ -81,3 +81,13 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *args: changed.append(args))
     keep_freed_memory()
     assert not changed
+
+
+@pytest.mark.parametrize(("limit", "is_lower"), [("4096", True), ("max", False)])
+def test_a_container_may_have_less_memory_than_the_machine(
+    tmp_path, monkeypatch, limit, is_lower
+):
+    monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    physical = memory.machine_memory_bytes()  # There is no such file yet.
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    assert memory.machine_memory_bytes() == (4096 if is_lower else physical)

@@ -27,7 +27,8 @@ from helpers.tiny_run import (
 
 from googlenet_flax import main
 from googlenet_flax.runtime import distributed
-from googlenet_flax.runtime.errors import RunError
+from googlenet_flax.runtime.environment import local_devices
+from googlenet_flax.runtime.errors import RunError, UserError
 
 TOGETHER = "--config.distributed=True"
 # Without batch norm and with a small learning rate, differences of rounding stay small.
@@ -326,6 +327,28 @@ def test_an_address_of_ipv6_is_reached_without_its_brackets(joined_alone, monkey
     monkeypatch.setattr(socket, "create_connection", connect)
     with joined_alone("[::1]:1234", 2, 1):
         assert connect.call_args.args == (("::1", 1234),)
+
+
+def test_a_field_that_one_process_lacks_is_named(monkeypatch):
+    facts = [{"seed": 1}, {"seed": 1, "mixup_alpha": 0.5}]
+    monkeypatch.setattr(distributed, "exchange", lambda _: facts)
+    with pytest.raises(UserError, match="mixup_alpha is None in process 0"):
+        distributed.check_same(facts[0], "start them alike")
+
+
+def test_processes_with_unequal_numbers_of_devices_are_refused(monkeypatch):
+    owners = [mock.Mock(process_index=number) for number in (0, 0, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: owners)
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    with pytest.raises(UserError, match="the processes have 2, 1 devices"):
+        distributed.check_devices()
+
+
+def test_devices_that_jax_cannot_use_are_no_traceback(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=r"\(it finds none\): JAX_PLATFORMS is 'cuda'"):
+        local_devices()
 
 
 def test_a_first_process_that_never_comes(monkeypatch, capsys):
