@@ -75,7 +75,7 @@ def _above(low: float, high: float, *, default: float) -> Any:
 
 
 def _below_one(*, default: float) -> Any:
-    return _field(default, "from 0 up to but not 1", lambda v: 0 <= v < 1)
+    return _field(default, "at least 0 and below 1", lambda v: 0 <= v < 1)
 
 
 def _is_a(value: Any, expected: type) -> bool:
@@ -102,11 +102,11 @@ def _are_rising_counts(values: tuple) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The configuration of a run, checked when it is made.
+    """The configuration of a run, validated on construction.
 
     Raises:
-      UserError: Names the first field that is of another type or out of its range, its
-        value, and what is allowed.
+      UserError: A field has the wrong type or is out of range, or two fields contradict
+        each other. The message names the field, its value and what is allowed.
     """
 
     # The network:
@@ -133,12 +133,12 @@ class Config:
     train_split: str = _field("train", "a TFDS split such as train[:3000]", bool)
     # Split to evaluate on, as a whole.
     eval_split: str = _field("test", "a TFDS split such as test", bool)
-    # Part of each class in a folder without splits that becomes its test split.
+    # Fraction of each class that becomes the test split of a folder without splits.
     eval_fraction: float = _below_one(default=0.0)
     # Longer side in pixels to which pictures of different sizes are reduced when they are
     # read.
     storage_size: int = _from(1, default=256)
-    # What a picture that cannot be read does to the run.
+    # Whether an unreadable picture stops the run or is skipped.
     on_bad_image: str = _one_of("stop", "skip", resumable=True)
     # Processes that decode pictures; 0 decodes in threads.
     decode_workers: int = _from(0, default=0, resumable=True)
@@ -152,18 +152,18 @@ class Config:
         f"{MAX_IMAGE_SIZE}",
         _is_size,
     )
-    # Part of the shorter side that the central square takes, in evaluation, and in training
-    # without crop_min_area.
+    # Side of the central square, as a fraction of the shorter side. Evaluation cuts out
+    # this square, and so does training if crop_min_area is 1.
     crop_fraction: float = _above(0, 1, default=1.0)
     # Channels of the network's input: 1 is gray, 3 RGB and 4 RGBA.
     input_channels: int = _from(1, 1024, default=3)
     # Factor on pixels of 0 to 255, applied first.
     input_scale: float = _above(0, 255, default=1 / 255)
-    # Subtracted from each channel after scaling.
+    # Value for each channel that is subtracted after scaling.
     input_mean: tuple[float, ...] = _field(
         (0.0, 0.0, 0.0), "a number for each channel, as (0.5, 0.5, 0.5)", _are_numbers
     )
-    # Divides each channel at the end.
+    # Divisor of each channel, applied after input_mean is subtracted.
     input_std: tuple[float, ...] = _field(
         (1.0, 1.0, 1.0),
         "a number above 0 for each channel, as (0.5, 0.5, 0.5)",
@@ -200,7 +200,8 @@ class Config:
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
         lambda sizes: all(map(_is_size, sizes)),
     )
-    # Epoch after which each of the progressive_image_sizes ends; the next one follows.
+    # Number of epochs, from the start of the run, after which each of these sizes gives way
+    # to the next one and the last of them to image_size.
     progressive_image_size_epochs: tuple[int, ...] = _field(
         (),
         "as many rising numbers of epochs as progressive_image_sizes has sizes",
@@ -209,7 +210,8 @@ class Config:
 
     # The start:
 
-    # Workdir of a run or an import whose best weights to start from; "" is none.
+    # Workdir of a run or an import, from whose best weights training starts; "" starts from
+    # random weights.
     init_from: str = _field("", "a workdir")
     # What is trained: all, or head: the last layer of the main classifier and of each
     # auxiliary one.
@@ -231,25 +233,26 @@ class Config:
     schedule: str = _one_of("staircase", "cosine", "linear")
     # Epochs in which the learning rate rises linearly.
     warmup_epochs: float = _from(0, default=0.0)
-    # Part of learning_rate at which cosine and linear end.
+    # Final rate of the cosine and linear schedules, as a fraction of learning_rate.
     final_rate_fraction: float = _from(0, 1, default=0.0)
     # Momentum of SGD, without Nesterov.
     momentum: float = _from(0, 1, default=0.9)
-    # Factor of each stair of the staircase.
+    # Factor by which the staircase multiplies the learning rate at each stair.
     decay_rate: float = _above(0, 1, default=0.96)
-    # Length of a stair.
+    # Length of a stair in epochs.
     decay_every_epochs: int = _from(1, default=8)
     # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
     decay_offset_epochs: int = _from(0, default=0)
     # L2 penalty on kernels, not on biases or batch norm.
     weight_decay: float = _from(0, default=0.0)
     aux_weight: float = _from(0, default=0.3)  # Weight of each auxiliary loss.
-    # Part of aux_weight to which it falls linearly by the end of the run.
+    # Auxiliary weight at the end of the run, as a fraction of aux_weight; it changes
+    # linearly from step to step.
     final_aux_fraction: float = _from(0, 1, default=1.0)
-    # Part of the target that all classes share.
+    # Part of the target probability that is spread evenly over all classes.
     label_smoothing: float = _below_one(default=0.0)
-    # Average of the weights over steps: exponential (ema) or plain (polyak). Evaluation and
-    # all commands then use the average.
+    # Average of the weights over steps: exponential (ema) or plain (polyak). Evaluations
+    # then report both kinds of weights, and commands load the average by default.
     averaging: str = _one_of("none", "ema", "polyak")
     # Decay of the exponential average, per step.
     ema_decay: float = _below_one(default=0.999)
@@ -275,7 +278,7 @@ class Config:
     )
     # Weights & Biases project that gets the metrics too; "" is none.
     wandb_project: str = _field("", "the name of a W&B project", resumable=True)
-    # Start over where there are checkpoints and none can be read; they are kept aside.
+    # Start over if no existing checkpoint can be read. The damaged ones are renamed.
     restart: bool = _flag()
 
     def __post_init__(self) -> None:
@@ -288,7 +291,8 @@ class Config:
         if self.trainable == "head" and not self.init_from:
             raise UserError(
                 "config.trainable is 'head' but config.init_from is empty: random weights "
-                "must be trained whole; name a workdir in --config.init_from=DIR"
+                "must all be trained; set --config.trainable=all, or name a workdir in "
+                "--config.init_from=DIR"
             )
 
     @classmethod
@@ -315,8 +319,11 @@ class Config:
     def of_run(cls, saved: Mapping[str, Any]) -> "Config":
         """Makes the config of an older run from the result of `Workdir.read_config`.
 
-        Fields that are newer than the run get their defaults, which do not change it.
-        Fields that no longer exist are left out.
+        Fields that were added after the run get their defaults, which reproduce how the run
+        was trained. Fields that no longer exist are dropped.
+
+        Raises:
+          UserError: A field has the wrong type or is out of range.
         """
         fields = {RENAMED.get(name, name): value for name, value in saved.items()}
         return cls(**{name: value for name, value in fields.items() if name in FIELDS})

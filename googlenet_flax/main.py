@@ -31,8 +31,8 @@ DRY_RUN = flags.DEFINE_bool(
 TARGET = flags.DEFINE_string(
     "target",
     None,
-    "Chips that --dry_run compiles the step for; they need not be here: tpu:v5e:4x4 or "
-    "cuda:h100:8.",
+    "Chips for which --dry_run compiles the step, such as tpu:v5e:4x4 or cuda:h100:8. This "
+    "machine need not have them.",
 )
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
@@ -51,7 +51,7 @@ def _train() -> None:
     config = Config.of(CONFIG.value)
     if TARGET.value is not None:
         if not DRY_RUN.value:
-            raise UserError("--target needs --dry_run: a target is compiled for, not run")
+            raise UserError("--target needs --dry_run: the step is compiled but not run")
         print(describe_run(config, find_target(TARGET.value)))
         return
     if DRY_RUN.value:

@@ -88,7 +88,7 @@ def train_and_evaluate(
 
 
 def _wait_for_all(kind: type[BaseException] | None, *_: object) -> None:
-    """Keeps a process from ending, which would end the others, while these still work."""
+    """Waits for the other processes, because a process that ends early ends them too."""
     if kind is None or issubclass(kind, StoppedBySignal | NotFiniteError):
         distributed.exchange(None)
 
@@ -158,15 +158,16 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
     state = checkpoints.restore_newest(experiment.state_like, experiment.devices)
     if checkpoints.strays:
         tell_once(
-            f"files in {checkpoints.directory} that are no checkpoints are left alone: "
+            f"ignored files in {checkpoints.directory} that are not checkpoints: "
             f"{', '.join(checkpoints.strays)}"
         )
     if checkpoints.damaged:
         damaged = checkpoints.name_damaged()
         if state is None and not experiment.config.restart:
             raise UserError(
-                f"no checkpoint in {checkpoints.directory} can be read ({damaged}): bring "
-                "one back, or set --config.restart=True to start over and keep them aside"
+                f"no checkpoint in {checkpoints.directory} can be read ({damaged}): "
+                "restore one from a backup, or set --config.restart=True to start over and "
+                "rename the damaged ones"
             )
         aside = ", ".join(path.name for path in checkpoints.set_damaged_aside())
         tell_once(
@@ -194,7 +195,8 @@ class _Run:
     ):
         self.experiment, self.checkpoints, self.stop = experiment, checkpoints, stop
         self.start_step = 0  # Number of updates before this start.
-        self.evaluation: Mapping[str, float] | None = None  # That of the restored state.
+        # Metrics saved with the restored state, if there are any.
+        self.evaluation: Mapping[str, float] | None = None
         if restored is not None:
             self.start_step = int(restored.step)
             self.evaluation = checkpoints.labels[self.start_step].metrics
@@ -257,11 +259,12 @@ class _Run:
 
     @distributed.together()
     def start(self, restored: TrainState | None) -> TrainState:
-        """Creates the state unless it is restored, prints a summary, compiles the step.
+        """Returns the first state, after printing a summary and compiling the step.
 
-        A thread compiles, so that the state is created meanwhile and signals are handled.
-        Each of several processes compiles with its first call instead, because one process
-        alone cannot compile a `pmap` over all of them.
+        The state is `restored`, or else random or taken from `config.init_from`. A thread
+        compiles the step, so that the state is created meanwhile and signals are handled.
+        With several processes, the first call compiles the step instead, because one
+        process alone cannot compile a `pmap` over the devices of all.
         """
         experiment, step = self.experiment, self.start_step
         config, state, origin = experiment.config, restored, "from scratch"
@@ -279,7 +282,7 @@ class _Run:
             )
         self.progress.say(_summary(experiment, origin))
         compiling = None
-        gc.disable()  # It would take a fifth of the time of tracing.
+        gc.disable()  # Garbage collection would take a fifth of the tracing time.
         try:
             with ThreadPoolExecutor(max_workers=1) as pool:
                 if distributed.num_processes() == 1 and not is_finished:
@@ -293,7 +296,10 @@ class _Run:
         return state
 
     def compile(self, step: int) -> None:
-        """Compiles the update after `step` updates; a large one gives its memory back."""
+        """Compiles the update after `step` updates.
+
+        If the update needs much memory, freed memory returns to the system from now on.
+        """
         give_large_steps_back(self.experiment.compile_train_step(step))
 
     def train(self, state: TrainState) -> None:
@@ -432,7 +438,8 @@ def _summary(experiment: Experiment, origin: str) -> str:
     shared = f" in {processes} processes" if processes > 1 else ""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.state_like.params))
     classes = len(experiment.description.class_names)
-    trained = "" if config.trainable == "all" else ", only the classifiers are trained"
+    last_layers = ", only the last layer of each classifier is trained"
+    trained = "" if config.trainable == "all" else last_layers
     sizes = [size for size, _ in experiment.stages]
     tested = "" if config.image_size in sizes else f" (tested at {config.image_size} px)"
     return (

@@ -84,7 +84,7 @@ def test_input_that_cannot_be_read_is_named(small_config, capsys, dataset, field
 
 def test_a_slower_input_is_named_as_the_limit():
     report = Report(**{field.name: 1 for field in dataclasses.fields(Report)})
-    for share, words in [(0.5, "0.5x what training needs: the input limits"), (3, "3.0x")]:
+    for share, words in [(0.5, "the input is the bottleneck"), (3, "3.0x")]:
         assert words in format_report(dataclasses.replace(report, input_share=share))
 
 

@@ -360,7 +360,7 @@ def test_only_the_classifiers_are_trained(tmp_path, source, pictures):
     shutil.copytree(source[0].path, start_from)
     out = fine_tune(pictures, workdir, start_from, max_steps=3)
     assert f"weights from {start_from}, checkpoint 0; new, for 3 classes: " in out
-    assert "only the classifiers are trained" in out
+    assert "only the last layer of each classifier is trained" in out
     assert "24 images to train on" in out and "6 to evaluate on" in out
     assert f"unreadable pictures skipped so far: 1: {pictures[1]} (truncated)" in out
     shutil.rmtree(start_from)

@@ -110,8 +110,9 @@ def _training_bytes(model: GoogLeNet, image_size: int, *, head_only: bool) -> fl
     out; at batch 256 they are about 1 % each.
     """
     forward = CONV_INPUTS + CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
-    # An input is read for the gradient of the kernel, and its own gradient is written. The
-    # gradient of an output is read for both, after the output as the mask of ReLU.
+    # Each convolution reads its input once, for the gradient of the kernel, and writes the
+    # gradient of the input once (conv1 does not). It reads the gradient of the output twice
+    # and the output once, as the mask of ReLU.
     backward = (
         2 * CONV_INPUTS - CONV1_INPUTS + 3 * CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
     )

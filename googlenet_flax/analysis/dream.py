@@ -206,5 +206,5 @@ def check_head_size(
     if has_fixed_size and is_head and sizes != [(size, size)]:
         raise UserError(
             f"{objective.layer} of variant {description.variant} takes {size}x{size} "
-            f"pixels only: use --octaves=1 --size={size}, and no --image that is not square"
+            f"pixels only: use --octaves=1 --size={size}; an --image must be square"
         )

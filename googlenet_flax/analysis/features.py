@@ -37,7 +37,8 @@ def check_out(out: pathlib.Path) -> None:
     """Checks that a new NPZ file can be written, before the network is loaded.
 
     Raises:
-      UserError: It cannot, or the file exists already and may have taken long to compute.
+      UserError: The name does not end in `.npz`, the folder is not writable, or the file
+        exists already. It is not replaced, because it may have taken long to compute.
     """
     if out.suffix.lower() != ".npz":
         raise UserError(f"--out is {printable(out)} but must end in .npz")

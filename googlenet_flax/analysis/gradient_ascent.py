@@ -105,7 +105,7 @@ def create_ascent(
     def score(
         pixels: jax.Array, objective: Objective, variables: Any, shift: jax.Array
     ) -> jax.Array:
-        # Without their heads, `seed` and `paper` take any size.
+        # The heads of `seed` and `paper` take only the size that they were trained at.
         part = model.clone(aux_heads=objective.layer in HEADS)
         images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
         found = activations(part, variables, images, [objective.layer])

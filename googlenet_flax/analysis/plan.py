@@ -124,7 +124,7 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
 def _compiled_step(
     experiment: Experiment, step: int, cost: ImageCost, target: Target | None
 ) -> dict[str, str]:
-    """Describes the update after `step` updates as it was compiled."""
+    """Compiles the update after `step` updates, and describes the compiled program."""
     compile_step = partial(experiment.compile_train_step, step)
     if target is None:
         return {"memory": _memory(compile_step().memory_analysis())}

@@ -174,8 +174,8 @@ def _sum_cells(label: str, rows: list[Row], params: str, ops: str) -> tuple[str,
 def _notes(model: GoogLeNet, image_size: int) -> Iterator[str]:
     yield (
         f"params are exact, biases and norms included; ops are multiply-adds of one image. "
-        f"{MARK} the exact count does not round to the paper's (its K is 1024, without "
-        "biases)."
+        f"{MARK} marks a figure of the paper to which the exact count does not round (the "
+        "paper's K is 1024, and it counts no biases)."
     )
     differences = {
         f"{image_size} px": image_size != 224,

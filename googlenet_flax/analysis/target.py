@@ -1,7 +1,7 @@
-"""Targets: chips that are not here, for which the step of a run is compiled and not run.
+"""Compilation of a run's step for chips that this machine does not have ("targets").
 
 JAX describes the devices of a target, and the compiler of its platform needs nothing else.
-It says whether the step compiles, how much memory it takes and what the devices exchange.
+The compiled program tells how much memory the step takes and what the devices exchange.
 """
 
 import collections
@@ -22,8 +22,8 @@ from googlenet_flax.analysis.cost import ImageCost
 from googlenet_flax.runtime.errors import UserError, optional_package
 from googlenet_flax.runtime.progress import call_with_clock
 
-# Number of dimensions of a slice's name, and devices of the largest: a pod of TPUs, as
-# https://cloud.google.com/tpu/docs/system-architecture-tpu-vm gives it, or a host of GPUs.
+# Number of dimensions in the name of a slice, and number of devices in the largest slice: a
+# TPU pod (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm) or a GPU host.
 SLICES: Mapping[str, tuple[int, int]] = {
     "tpu:v4": (3, 4096),
     "tpu:v5e": (2, 256),
@@ -125,8 +125,8 @@ def _parts(name: str) -> tuple[str, str, str]:
         shapes = {1: "N", 2: "XxY", 3: "XxYxZ"}
         known = [f"{chip}:{shapes[n]} up to {most}" for chip, (n, most) in SLICES.items()]
         raise UserError(
-            f"--target is {name!r} but must be like tpu:v5e:4x4; there are "
-            f"{', '.join(known)} devices"
+            f"--target is {name!r} but must be like tpu:v5e:4x4; the chips and the largest "
+            f"numbers of devices are {', '.join(known)}"
         )
     return platform, kind, shape
 
@@ -216,8 +216,8 @@ def rate_bounds(target: Target, cost: ImageCost, dtype: str) -> dict[str, float]
     """Computes upper bounds of the images per second that a target trains on.
 
     Returns:
-      By what bounds it, `"operations"` of the type `dtype` or `"memory traffic"`, the rate
-      at which the devices would reach their published peak.
+      The images per second at which the devices would reach a published peak, by the name
+      of the limit: `"operations"` (of type `dtype`) or `"memory traffic"`.
     """
     chip, count = target.chip, len(target.devices)
     return {

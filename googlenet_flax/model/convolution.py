@@ -19,18 +19,18 @@ class Arithmetic:
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
     winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
-    # Compute the kernel's gradient of conv1, and of others that the choices above leave, as
-    # a product.
+    # Compute the gradient of a kernel as a matrix product, for conv1 and for every other
+    # convolution that the options above do not cover.
     matmul_weight_gradient: bool = False
-    onednn_gradients: bool = False  # Compute gradients in the forms that oneDNN is fast in.
-    gather_max_pool: bool = False  # Remember each window's maximum for the gradient.
+    onednn_gradients: bool = False  # Compute gradients in forms that oneDNN computes fast.
+    gather_max_pool: bool = False  # Store where each window's maximum is, for the gradient.
     pool_first: bool = False  # Pool in the stem before bias and ReLU, if there is no norm.
 
 
 STOCK = Arithmetic()  # XLA's own operations and gradients.
-# docs/performance.md has the measurements on CPUs. The choice for GPUs was made by the
-# bytes that a program compiled for an H100 moves, and that for TPUs by the cycles that
-# libtpu estimates for a TPU v5e. Neither was measured.
+# docs/performance.md has the measurements on CPUs. The options for GPUs were chosen by the
+# bytes that a program compiled for an H100 moves, and those for TPUs by the cycles that
+# libtpu estimates for a TPU v5e. The speed on either was not measured.
 FASTEST: Mapping[str, Arithmetic] = {
     "cpu": Arithmetic(
         merge_1x1=True,
@@ -124,10 +124,11 @@ def convolve(
 
 
 def parameter_gradient(grad: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Returns the gradient of a parameter in its dtype, as a hand-written rule must.
+    """Converts the gradient of a parameter to what a custom VJP rule must return.
 
-    Inside `jax.shard_map` it is summed over the axes that split the batch. The transpose of
-    the broadcast that JAX inserts into an addition is that sum.
+    The result has the shape and the dtype of `parameter`. Inside `jax.shard_map` it is also
+    summed over the mesh axes that split the batch: JAX inserts a broadcast of the parameter
+    over these axes into the addition below, and the transpose of a broadcast is a sum.
     """
     grad = grad.astype(parameter.dtype)
     _, vjp = jax.vjp(lambda parameter: parameter + grad, parameter)

@@ -53,7 +53,10 @@ _windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The choices of one original that Table 1 leaves open, such as padding and norm."""
+    """The choices that distinguish a variant of the network, such as padding and norm.
+
+    Table 1 of the paper leaves most of them open.
+    """
 
     conv1_padding: str | Padding2D
     pool_padding: ops.PoolPadding
@@ -70,7 +73,7 @@ class Variant:
 
     @property
     def pool_windows(self) -> dict[str, int]:
-        """Sides of the max pools between blocks, in pixels, by the block that follows."""
+        """The window sizes of the max pools, in pixels, keyed by the block that follows."""
         return {"inception_4a": 3, "inception_5a": self.pool_5a_window}
 
     @property
@@ -82,8 +85,9 @@ class Variant:
     def min_image_size(self) -> int:
         """The smallest side of an image in pixels.
 
-        Heads with windows of 5x5 need maps of at least that size, which 80 pixels give.
-        Other heads pool maps of any size, and 32 pixels leave one for block 5b.
+        Heads with 5x5 windows need maps of at least 5x5 pixels, which images of 80 pixels
+        give. Other heads take maps of any size; with images of 32 pixels, the map of the
+        last block is a single pixel.
         """
         return 32 if self.is_size_free else 80
 
@@ -145,9 +149,10 @@ class GoogLeNetOutput:
 
 
 class GoogLeNet(nn.Module):
-    """Szegedy et al. 2015, Table 1 and section 5, with two auxiliary classifiers.
+    """GoogLeNet (Inception v1) with two auxiliary classifiers.
 
-    Use `create_model` to build one by the name of its variant.
+    The source is Szegedy et al. 2015, Table 1 and section 5. Use `create_model` to build a
+    network by the name of its variant.
     """
 
     num_classes: int
@@ -186,6 +191,10 @@ class GoogLeNet(nn.Module):
             `mutable=["batch_stats"]`.
           example_ids: int `[B]`; the dropout mask of an example is a function of the rng
             and its id. Default: the position in the batch.
+
+        Returns:
+          The logits of the main and auxiliary classifiers, each float32 `[B, num_classes]`;
+          None for heads without `aux_heads`.
 
         Raises:
           ValueError: The images are of another shape or too small.
@@ -306,7 +315,7 @@ def create_model(
     platform: str | None = None,
     arithmetic: Arithmetic | None = None,
 ) -> GoogLeNet:
-    """Builds GoogLeNet as one of its originals computes it.
+    """Creates a variant of GoogLeNet, without parameters.
 
     Args:
       variant: `"seed"` (the Keras tutorial), `"paper"` (Caffe's bvlc_googlenet), `"bn"`
@@ -321,9 +330,14 @@ def create_model(
       width_multiplier: Factor on every channel count but those of the input and the
         classes; the paper has 1.
       input_channels: Channels of the images: 1 is gray, 3 RGB and 4 RGBA.
-      platform: Platform of the devices that will run the network (`device.platform`);
-        default: `jax.default_backend()`, whatever `jax.default_device` says.
-      arithmetic: How to compute the network; default: what is fastest on the platform.
+      platform: Platform of the devices that will run the network (`device.platform`).
+        Default: `jax.default_backend()`, regardless of `jax.default_device`.
+      arithmetic: Options for how the network is computed. Default: those that `FASTEST`
+        lists for the platform.
+
+    Returns:
+      The Flax module; `init` creates its variables and `apply` computes a
+      `GoogLeNetOutput`.
 
     Raises:
       ValueError: There is no variant of that name.

@@ -96,9 +96,10 @@ class ConvBlock(nn.Module):
         return self.activate(self.conv(x))
 
     def pooled(self, x: jax.Array, max_pool: Pool) -> jax.Array:
-        """Computes `max_pool(self(x))`; without batch norm, the pool can come first.
+        """Computes `max_pool(self(x))`, with the pool first if `Arithmetic.pool_first`.
 
-        Adding a bias and ReLU keep the order of numbers, so the maxima are the same.
+        Without batch norm the result is the same, because neither the addition of a bias
+        nor ReLU changes the order of numbers. With batch norm the pool comes last.
         """
         if self.bn is None and self.arithmetic.pool_first:
             return self.activate(self.conv(x, max_pool))
@@ -199,20 +200,24 @@ class Dropout(nn.Module):
 
 
 class AuxClassifier(nn.Module):
-    """Section 5: average pool, 1x1 convolution, fully connected layer, classifier."""
+    """An auxiliary classifier (section 5 of the paper).
+
+    It consists of an average pool, a 1x1 convolution, a fully connected layer with dropout
+    and a linear classifier.
+    """
 
     num_classes: int
     proj_features: int
     fc_features: int
     dropout_rate: float
-    pool_windows: Callable[[int], ops.Windows]  # Windows by the side of the map.
+    pool_windows: Callable[[int], ops.Windows]  # Maps the side of a map to its windows.
     conv: ModuleFactory
     dense: ModuleFactory
     fc_bias_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, example_ids: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `[B, H, W, C]` to float32 logits `[B, num_classes]`."""
+        """Maps `[B, H, W, C]` and int ids `[B]` to float32 logits `[B, num_classes]`."""
         rows, columns = map(self.pool_windows, x.shape[1:3])
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)

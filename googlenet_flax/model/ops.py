@@ -82,10 +82,11 @@ def max_pool(
       stride: Step between windows in pixels.
       padding: `"SAME"` as in TensorFlow and Keras (output `ceil(H / stride)`, padding on
         both sides); `"CEIL"` as in Caffe and torch's `ceil_mode` (no padding before,
-        the last window may reach over the edge).
-      gather: Whether to remember which cell of each window held the maximum, so that the
-        gradient is a gather. Otherwise XLA's own operation and gradient are used, which
-        give the same numbers, also for ties.
+        the last window may extend beyond the edge).
+      gather: Whether to store which cell of each window holds the maximum, so that the
+        gradient needs no scatter. Otherwise XLA's own operation and gradient are used. The
+        maxima and the choice among ties are the same; gradients differ in rounding only,
+        because the gather adds in at least float32.
 
     Returns:
       `[B, H', W', C]` in the dtype of `x`.
@@ -142,10 +143,11 @@ def _window_cells(
 
 
 def _max_pool_forward(x, window, stride, pads):
-    """Computes the maxima, and the cell of each window that holds it as one byte.
+    """Computes each window's maximum, and the index of its cell as one byte.
 
-    XLA's own gradient searches this cell again with four index planes and a scatter. Among
-    equal cells the first in row-major order counts, as in XLA's `select_and_scatter`.
+    With XLA's own gradient, the backward pass searches for this cell again, with four
+    arrays of indices and a scatter. Among equal cells the first in row-major order wins, as
+    in XLA's `select_and_scatter`.
     """
     best, *rest = _window_cells(_to_ordered(x), window, stride, pads)
     winner = jnp.zeros(best.shape, jnp.uint8)
@@ -255,8 +257,8 @@ def sliding_windows(
       size: Number of pixels.
       window: Side of a window in pixels.
       stride: Step between windows in pixels.
-      round_up: Whether to add the last, clipped window where `stride` does not divide, as
-        Caffe does. Its mean is over the pixels that exist.
+      round_up: Whether to add a last, clipped window where `stride` does not divide
+        `size - window`, as Caffe does. It holds only pixels that exist.
     """
     span = size - window
     count = (-(-span // stride) if round_up else span // stride) + 1
@@ -270,10 +272,18 @@ def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
 
 @jax.custom_vjp
 def local_response_norm(x: jax.Array) -> jax.Array:
-    """Divides each channel of `[B, H, W, C]` by the energy of its neighbors.
+    """Normalizes each channel by the squares of it and its neighbors.
 
-    `x / (LRN_K + LRN_ALPHA / LRN_SIZE * sum of squares over LRN_SIZE channels)**LRN_BETA`,
-    computed in float32. The operation is from Krizhevsky et al. 2012, section 3.3.
+    It computes
+    `x / (LRN_K + LRN_ALPHA / LRN_SIZE * sum of squares over LRN_SIZE channels)**LRN_BETA`
+    in at least float32. The operation is from Krizhevsky et al. 2012, section 3.3, and the
+    constants are those of Caffe's `bvlc_googlenet`.
+
+    Args:
+      x: `[B, H, W, C]`.
+
+    Returns:
+      `[B, H, W, C]` in the dtype of `x`.
     """
     wide = _at_least_float32(x)
     return (wide * _inverse_power(_energy(wide))).astype(x.dtype)

@@ -1,9 +1,10 @@
-"""Winograd's minimal filtering, a convolution with a quarter of the products.
+"""Winograd's minimal filtering, which computes a convolution with fewer multiplications.
 
-Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", arXiv 1509.09308.
-A tile of `m x m` outputs of an `r x r` convolution needs `(m + r - 1)^2` products instead
-of `m^2 r^2`: each side is transformed, multiplied point by point (a matrix product over
-the channels for each point), and transformed back:
+The source is Lavin and Gray 2016, "Fast algorithms for convolutional neural networks",
+arXiv 1509.09308. A tile of `m x m` outputs of an `r x r` convolution needs `(m + r - 1)^2`
+products instead of `m^2 r^2`, for example 36 instead of 144 for `m = 4` and `r = 3`. Both
+operands are transformed and multiplied point by point (a matrix product over the channels
+for each point), and the result is transformed back:
 
     y = A^T [(G w G^T) * (B^T x B)] A
 

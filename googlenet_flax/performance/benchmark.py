@@ -2,11 +2,11 @@
 
 Each rate is the median over ten windows of calls after a warm-up.
 
-- Training is the step of `googlenet_flax.main`, with batches fed from the host.
-- Forward only computes the logits of the main classifier from images that are already
-  preprocessed and on the devices, `[B, H, W, C]` float32.
-- The input pipeline is the host's work for a batch (reading, decoding, gathering) when
-  nothing else runs. The transfer to the devices is part of the training step.
+- "Training" is the step of `googlenet_flax.main`, with batches from the host.
+- "Forward only" is the computation of the logits of the main classifier from images that
+  are already preprocessed and on the devices, float32 `[B, H, W, C]` on each.
+- "Input pipeline" is the host's work for a batch (reading, decoding, gathering) when
+  nothing else runs. The transfer to the devices belongs to the training step.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"  # Event of `jax.monitoring`.
 
 
 def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Report:
-    """Measures training, the forward pass and the input pipeline of random weights.
+    """Measures the speed of training, of the forward pass and of the input pipeline.
 
-    The devices share each batch. Each figure is measured for `seconds`, over at least three
-    calls.
+    The weights are random, and the training images are noise. The devices split each batch.
+    Each rate is measured for `seconds`, over at least three calls.
 
     Raises:
       UserError: The config is wrong, or the devices cannot share its batch.

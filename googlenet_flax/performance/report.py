@@ -40,7 +40,8 @@ def format_report(report: Report) -> str:
     if report.input_images_per_second is not None and report.input_share is not None:
         slower = "input" if report.input_share < 1 else "training step"
         input_rate = f"{report.input_images_per_second:,.1f} images/s"
-        input_note = f"{report.input_share:,.1f}x what training needs: the {slower} limits"
+        share = f"{report.input_share:,.1f}x what training needs"
+        input_note = f"{share}: the {slower} is the bottleneck"
     rows = [
         (
             "training",

@@ -21,7 +21,7 @@ FLIPS = ("none", "random", "alternating")
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random crops, flips and photometric distortion, each of which can be off."""
+    """Random crops, flips, color jitter and cutout, each of which can be off."""
 
     crop_padding_pixels: int  # Padding on each side before a crop; 0 is off.
     crop_min_area: float  # Smallest area of a crop, as a fraction of the picture; 1 is off.
@@ -152,9 +152,16 @@ class Augment:
 def alternating_flips(rng: jax.Array, indices: jax.Array, epoch: jax.Array) -> jax.Array:
     """Chooses the examples to mirror: a random half in even epochs, the others in odd ones.
 
-    No example is seen the same way in two consecutive epochs (Jordan 2024, arXiv
-    2404.00498, section 3.6). The key is the same throughout a run, `indices` int `[B]` are
-    the numbers of the examples, and the result is bool `[B]`.
+    No example has the same orientation in two consecutive epochs (Jordan 2024, arXiv
+    2404.00498, section 3.6).
+
+    Args:
+      rng: A key that is the same throughout a run.
+      indices: int `[B]`, the number of each example in the split.
+      epoch: int `[]`, counted from 0.
+
+    Returns:
+      bool `[B]`, true for the examples to mirror.
     """
     bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(rng, index)))
     return bits(indices) ^ (epoch % 2 == 1)

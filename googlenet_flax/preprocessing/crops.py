@@ -16,10 +16,11 @@ SHIFT = 1 / 32  # One pixel of a CIFAR picture.
 
 
 class Crop(NamedTuple):
-    """A square crop inside a largest square of a picture of any size.
+    """A square crop, defined relative to the size of a picture.
 
-    A position is a fraction of the free space: 0 is the top or left end, 0.5 the middle
-    and 1 the bottom or right end.
+    The crop lies in a square whose side is the picture's shorter side ("largest square").
+    A position is a fraction of the free space: 0 is the top or left end, 0.5 the middle and
+    1 the bottom or right end.
     """
 
     square: float  # Position of the largest square along the picture's longer side.
@@ -70,10 +71,14 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
 
 def crop_boxes(extents: jax.Array, crop: Crop) -> jax.Array:
-    """Computes the boxes of a crop in pixels; the numbers of the crop may be traced.
+    """Computes the box of a crop in each picture, in pixels.
 
-    Extents are height and width of each picture, int `[B, 2]`, and boxes are top, left,
-    height and width, float32 `[B, 4]`.
+    Args:
+      extents: int `[B, 2]`, height and width of each picture.
+      crop: The crop; its numbers may be traced.
+
+    Returns:
+      float32 `[B, 4]`: top, left, height and width of each box.
     """
     sizes = extents.astype(jnp.float32)
     short = jnp.min(sizes, axis=1, keepdims=True)

@@ -53,6 +53,9 @@ class Preprocess:
           extents: int `[B, 2]`, height and width of each picture, which lies in the top
             left corner of its image; None means that every picture fills its image.
           crop: The crop to take instead of the one that evaluation uses.
+
+        Raises:
+          UserError: The channels of the images do not fit the network's input.
         """
         return self.normalize(self.cut(images, extents, crop))
 

@@ -16,7 +16,7 @@ MAX_NAMED_CLASSES = 10  # Longer lists do not fit into one line of an error.
 
 @dataclasses.dataclass(frozen=True)
 class DataDescription:
-    """Sizes and fingerprints of the splits of a run, wherever they are stored."""
+    """Sizes and fingerprints of the splits of a run, independent of their location."""
 
     train_examples: int
     train_fingerprint: str
@@ -74,7 +74,7 @@ class ModelDescription:
         axis_name: str | None = None,
         freeze_norm: bool = False,
     ) -> GoogLeNet:
-        """Creates the network for devices, by default JAX's default device.
+        """Creates the network for devices, by default those of JAX's default backend.
 
         `googlenet_flax.create_model` describes the other arguments.
         """

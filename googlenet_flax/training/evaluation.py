@@ -24,10 +24,16 @@ EvalStep = Callable[[dict, Batch], Sums]
 def create_eval_step(
     description: ModelDescription, *, aux_weight: float, devices: list[jax.Device]
 ) -> EvalStep:
-    """Creates the `eval_step` of a described network, which shares a batch over `devices`.
+    """Creates a function that evaluates a batch with `eval_step` on several devices.
 
-    It takes `{"params", "batch_stats"}`, replicated, and a batch on the host. It returns
-    sums and a count on the host, each with a value for every device.
+    Args:
+      description: The network and its preprocessing.
+      aux_weight: Weight of each auxiliary loss.
+      devices: Devices of this process, which split each batch equally.
+
+    Returns:
+      A function of replicated variables, `{"params", "batch_stats"}`, and a batch on the
+      host. It returns the sums and the count of `eval_step`, each `[D]`, on the host.
     """
     step = partial(
         eval_step,
@@ -55,12 +61,20 @@ def evaluate_split(
     """Computes the mean of each of the `example_metrics` over a split.
 
     Args:
-      sum_batch: Sums the metrics of a batch with a `mask`.
+      sum_batch: Function that sums the metrics of a batch where its `mask` is true, and
+        counts these examples.
       split: The examples.
       batch_size: Examples per step in all processes together, rounded up to a multiple of
         the number of devices. Each process reads and evaluates its share.
       num_devices: Number of devices in this process.
-      watch: Iterates over the batches for the evaluation, and may raise to end it.
+      watch: Wrapper around the iterator of batches, which may raise an error to end the
+        evaluation.
+
+    Returns:
+      The means by name, over all processes.
+
+    Raises:
+      AssertionError: Examples were lost or counted twice.
     """
     all_devices = num_devices * distributed.num_processes()
     batch_size = round_up_to_devices(batch_size, all_devices)
@@ -86,10 +100,16 @@ def padded_batches(
     rows: slice = slice(None),
     task: str = "evaluating",
 ) -> Iterator[Batch]:
-    """Yields batches of equal size, with a `mask` that is false for padding.
+    """Yields batches of equal size, with a `mask` of the examples to count, bool `[B]`.
 
-    `examples` holds the numbers of the examples in the split, int `[N]`, at least one.
-    Only the `rows` of each batch are read. A progress bar shows the `task`.
+    The mask is false for padding and for pictures that cannot be read.
+
+    Args:
+      split: The split to read from.
+      examples: int `[N]`, numbers of the examples in the split, at least one.
+      batch_size: Size of a global batch, B.
+      rows: Rows of each global batch to read and to yield.
+      task: Text beside the progress bar.
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]

@@ -87,9 +87,10 @@ class Experiment:
 
     @property
     def stages(self) -> list[tuple[int, range]]:
-        """Each image size in pixels, and the numbers of updates that precede its steps.
+        """Each image size in pixels, with the range of steps that train at this size.
 
-        Sizes that the run does not reach are left out.
+        A step is numbered by the updates before it. Sizes that the run does not reach are
+        left out.
         """
         sizes = (*self.config.progressive_image_sizes, self.config.image_size)
         edges = [min(n, self.total_steps) for n in (0, *self.stage_ends, self.total_steps)]
@@ -124,7 +125,7 @@ class Experiment:
 
     @property
     def objective(self) -> Objective:
-        """The loss."""
+        """The training objective; the auxiliary weight is a schedule if it changes."""
         config, weight = self.config, self.config.aux_weight
         if config.final_aux_fraction != 1:
             last = weight * config.final_aux_fraction
@@ -167,7 +168,7 @@ class Experiment:
 
     @cached_property
     def _create_state(self) -> Callable[[jax.Array], TrainState]:
-        """Creates a state with random weights from a random key."""
+        """The jitted function from a random key to a state with random weights."""
 
         def create_state(key: jax.Array) -> TrainState:
             variables = self.description.initialize(key)
@@ -193,7 +194,7 @@ class Experiment:
         return jax.eval_shape(self._create_state, self._key)
 
     def fresh_state(self) -> TrainState:
-        """Creates a state with random weights, replicated over all devices."""
+        """Creates a state with random weights, replicated over this process's devices."""
         return sharding.replicate(self._create_state(self._key), self.devices)
 
     def train_step(self, step: int) -> TrainStep:
@@ -252,10 +253,11 @@ class Experiment:
     def evaluate(
         self, state: TrainState, watch: evaluation.Watch = iter
     ) -> dict[str, float]:
-        """Computes the metrics of the whole `eval_split`, also of averaged weights.
+        """Computes the mean metrics over the whole `eval_split`.
 
-        The names of the latter begin with `averaged_`. `loss` has the auxiliary losses with
-        the weight at the start of the run. `evaluate_split` describes `watch`.
+        If the state holds averaged weights, their metrics are added under names with the
+        prefix `averaged_`. `loss` includes the auxiliary losses with `config.aux_weight`,
+        whatever `final_aux_fraction` is. `evaluate_split` describes `watch` and the errors.
         """
 
         def metrics_of(variables: Variables) -> dict[str, float]:
@@ -345,10 +347,14 @@ def load_config_split(
     may_prepare: bool = True,
     network: ModelDescription | None = None,
 ) -> Split:
-    """Loads a split of the data set of a config, like `data.load_split`.
+    """Loads a split of the data set of a config with `data.load_split`.
 
-    Pictures are read as for `network`, if one is given: with its classes, size and
-    channels.
+    If `network` is given, pictures are read with its classes, storage size and channels
+    instead of those of the config.
+
+    Raises:
+      MissingDataError: The data are missing, and `may_prepare` is false.
+      UserError: The data set or split does not exist or cannot be read.
     """
     fields = _shared_fields(config, PictureOptions)
     if network is not None:

@@ -47,13 +47,13 @@ class LossWatch:
 
 
 class ChanceWatch:
-    """Detection of a classifier that stays at chance while another one learns.
+    """A detector of classifiers that stay at chance while another one learns.
 
-    Equal probabilities for all K classes have the loss ln K, also with label smoothing and
-    mixup. The losses of single steps are noisy, so the means of windows are compared, each
-    of an epoch or more, `CHANCE_STEPS` or more and `CHANCE_ROWS` logged steps or more. A
-    classifier is reported once. Nothing is reported if none learns, as at the start of a
-    run, or if the heads are not trained.
+    A classifier that gives all K classes equal probabilities has the loss ln K, also with
+    label smoothing and mixup. The losses of single steps are noisy, so their means over
+    windows are compared. A window spans at least one epoch, `CHANCE_STEPS` updates and
+    `CHANCE_ROWS` logged steps. Each classifier is reported once. Nothing is reported if no
+    classifier learns, as at the start of a run, or if the heads are not trained.
     """
 
     def __init__(self, config: Config, *, num_classes: int, epoch_steps: int):

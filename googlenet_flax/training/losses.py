@@ -57,17 +57,20 @@ def example_metrics(
     aux_weight: ArrayLike,
     targets: jax.Array | None = None,
 ) -> Metrics:
-    """Computes losses and accuracies per example, each float32 `[B]`.
-
-    `loss` is the main loss plus `aux_weight` times each auxiliary loss (section 5).
-    Accuracies are 1 where the label has the largest logit, `top5` where the label is among
-    the five largest (ties count against the label).
+    """Computes losses and accuracies per example.
 
     Args:
       output: Logits `[B, num_classes]`.
       labels: int `[B]`.
       aux_weight: Weight of each auxiliary loss.
       targets: Target probabilities `[B, num_classes]`; None is one-hot targets.
+
+    Returns:
+      float32 `[B]` by name. `loss` is `main_loss` plus `aux_weight` times each auxiliary
+      loss (section 5), `aux_4a_loss` and `aux_4d_loss`. `accuracy`, `aux_4a_accuracy` and
+      `aux_4d_accuracy` are 1 where the label has the largest logit and 0 elsewhere; `top5`
+      is 1 where the label is among the five largest logits of the main classifier. Ties
+      count against the label. Without heads, their entries are absent.
     """
     metrics, aux_losses = {}, []
     for name, logits in outputs_by_name(output).items():

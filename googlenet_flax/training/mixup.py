@@ -13,7 +13,11 @@ PREFIX = "partner_"
 
 
 def with_partners(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to each example of a global batch, on the host, the one before it."""
+    """Adds the partner of each example, which is the example before it in the batch.
+
+    Every array `[B, ...]` of the batch, on the host, gets a second one under its name with
+    the prefix `partner_`. The partner of the first example is the last one.
+    """
     partners = {PREFIX + name: np.roll(x, 1, axis=0) for name, x in batch.items()}
     return {**batch, **partners}
 
@@ -28,10 +32,15 @@ def partners_of(batch: Batch) -> Batch:
 
 
 def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array:
-    """Draws the weight of each example in its mixture, float32 `[B]` from 0.5 to 1.
+    """Draws the weight of each example in its mixture.
 
-    It depends on the key of the step and on the number of the example, int `[B]`; `alpha`
-    is both parameters of the Beta distribution.
+    Args:
+      rng: Key of the step.
+      indices: int `[B]`, numbers of the examples; each weight depends on one of them.
+      alpha: Both parameters of the Beta distribution.
+
+    Returns:
+      float32 `[B]`, from 0.5 to 1, so that an example outweighs its partner.
     """
 
     def draw(index: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
 def create_schedule(
     config: Config, *, epoch_steps: int, total_steps: int
 ) -> optax.Schedule:
-    """Creates the learning rate of a run by step: a linear warm-up, and then its fall.
+    """Creates the learning rate schedule of a run: a linear warm-up and then a decay.
 
     Raises:
       UserError: The warm-up has more steps than a run can have.

@@ -15,11 +15,17 @@ AXIS_NAME = "batch"
 def parallel_train_step(
     step: Callable[..., tuple[TrainState, Metrics]], devices: Sequence[jax.Device]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Shards a train step of state, batch and seed over devices.
+    """Maps a train step over devices with `jax.pmap`.
 
-    The state is replicated, without an axis of devices, and donated. The batch is
-    `[D, B/D, ...]` (see `split_over_devices`), and the metrics are `[D]` equal values.
-    The seed is an argument, so that runs with other seeds use the same compiled program.
+    Args:
+      step: Function of state, batch and seed.
+      devices: Devices of all processes.
+
+    Returns:
+      A function of the same arguments. The state is replicated, has no device axis and is
+      donated. The arrays of the batch are `[D, B/D, ...]` (see `split_over_devices`). Each
+      metric is `[D]`, with the same value for every device. The seed is an argument, so
+      that runs with other seeds reuse the compiled program.
     """
     return jax.pmap(
         step,
@@ -40,14 +46,14 @@ def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, 
 
 
 def round_up_to_devices(batch_size: int, num_devices: int) -> int:
-    """Returns the smallest size from `batch_size` on that devices can share equally."""
+    """Rounds a batch size up to a multiple of the number of devices."""
     return -(-batch_size // num_devices) * num_devices
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Copies a tree to all devices with the sharding that the steps return.
 
-    A step compiles once only if its first input already has this sharding.
+    Without this, a step would be compiled again at its second call.
     """
     return jax.device_put(tree, replicated_sharding(devices))
 

@@ -29,7 +29,7 @@ from googlenet_flax.training.state import (
 
 @dataclasses.dataclass(frozen=True)
 class StepRngs:
-    """Random keys of one step, each a function of the seed and the step."""
+    """Random keys of one step, derived from the seed and, except for `run`, the step."""
 
     run: jax.Array  # Key that is the same in every step.
     augment: jax.Array
@@ -40,7 +40,7 @@ class StepRngs:
     def of(cls, seed: int | jax.Array, step: jax.Array) -> "StepRngs":
         """Derives the keys of the update that follows `step` updates."""
         root = jax.random.key(seed, impl="threefry2x32")
-        run = jax.random.fold_in(root, MAX_NUMBER)  # No update follows so many.
+        run = jax.random.fold_in(root, MAX_NUMBER)  # `step` is always less than this.
         return cls(run, *jax.random.split(jax.random.fold_in(root, step), 3))
 
 
@@ -81,11 +81,13 @@ def train_step(
     unroll_accumulation: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Makes one update.
+    """Updates the parameters once, from the gradient of one batch.
 
     Args:
       state: The state before the update.
-      batch: A batch of a `data.image_set.Split`; for mixup from `with_partners`.
+      batch: A batch of a `data.image_set.Split` (`image` uint8 `[B, h, w, c]`, `label` and
+        `index` int32 `[B]`, optionally `extent`); with mixup, the result of
+        `with_partners`.
       seed: Seed of augmentation, mixup and dropout, int32 `[]`. The random values of an
         example are a function of seed, step and index of the example.
       model: The network; its own `axis_name` equals this function's.
