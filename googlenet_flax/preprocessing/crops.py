@@ -118,12 +118,12 @@ def resample(
         centers = start + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
         centers = jnp.clip(centers, -0.5, limits - 0.5)  # A shifted box repeats the border.
         stored = jnp.arange(images.shape[1 + axis])
-        distance = jnp.abs(stored - centers)
-        weight = _bilinear(distance, step)
+        offset = stored - centers
+        weight = _bilinear(offset, step)
         if methods is not None:
             for index, weigh in enumerate(INTERPOLATIONS.values()):
                 is_own = (methods == index)[:, None, None]
-                weight = jnp.where(is_own, weigh(distance, step), weight)
+                weight = jnp.where(is_own, weigh(offset, step), weight)
         weight = jnp.where(stored < limits, weight, 0)
         weight /= jnp.sum(weight, axis=-1, keepdims=True)
         weights.append(weight.astype(images.dtype))
@@ -133,32 +133,30 @@ def resample(
     )
 
 
-def _bilinear(distance: jax.Array, step: jax.Array) -> jax.Array:
-    return jnp.maximum(0, 1 - distance / jnp.maximum(step, 1))
+def _bilinear(offset: jax.Array, step: jax.Array) -> jax.Array:
+    return jnp.maximum(0, 1 - jnp.abs(offset) / jnp.maximum(step, 1))
 
 
-def _cubic(distance: jax.Array, step: jax.Array) -> jax.Array:
+def _cubic(offset: jax.Array, step: jax.Array) -> jax.Array:
     """Computes the cubic kernel of Keys 1981 with a = -0.5, the one of `jax.image`."""
-    x = distance / jnp.maximum(step, 1)
+    x = jnp.abs(offset) / jnp.maximum(step, 1)
     near = (1.5 * x - 2.5) * x**2 + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
-def _area(distance: jax.Array, step: jax.Array) -> jax.Array:
+def _area(offset: jax.Array, step: jax.Array) -> jax.Array:
     """Computes the part of a stored pixel that the new one covers."""
-    return jnp.clip((1 + step) / 2 - distance, 0, jnp.minimum(1, step))
+    return jnp.clip((1 + step) / 2 - jnp.abs(offset), 0, jnp.minimum(1, step))
 
 
-def _nearest(distance: jax.Array, step: jax.Array) -> jax.Array:
+def _nearest(offset: jax.Array, step: jax.Array) -> jax.Array:
     """Selects the nearest stored pixel; of two, the last one, like `jax.image`."""
     del step
-    stored = distance.shape[-1]
-    nearest = stored - 1 - jnp.argmin(distance[..., ::-1], axis=-1)
-    return jax.nn.one_hot(nearest, stored, dtype=distance.dtype)
+    return ((-0.5 < offset) & (offset <= 0.5)).astype(offset.dtype)
 
 
-# Each function returns weights. Its arguments are the distance of a stored pixel from the
+# Each function returns weights. Its arguments are the offset of a stored pixel from the
 # center of a new one, in stored pixels, and the number of stored pixels per new one.
 INTERPOLATIONS = {
     "bilinear": _bilinear,
