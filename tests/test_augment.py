@@ -307,6 +307,15 @@ def test_random_crops_are_where_they_were_whatever_the_method():
     np.testing.assert_allclose(boxes, square_boxes(4 / 3)[:100], rtol=0, atol=1e-2)
 
 
+def test_random_crops_in_bfloat16_are_near_those_in_float32():
+    images, seeds = 128 + random_images(8, 40, 40, 3) // 2, np.arange(8)
+    fields = {"crop_min_area": 0.08, "crop_max_aspect": 4 / 3, "interpolations": METHODS}
+    network_input = preprocess(image_size=20)
+    fields |= {"network_input": network_input}
+    error = run(images, seeds, dtype="bfloat16", **fields) - run(images, seeds, **fields)
+    assert 0 < np.sqrt(np.mean(np.square(error))) < 1  # Of 255 levels.
+
+
 @pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (8, 8)])
 def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
     number = 1500
