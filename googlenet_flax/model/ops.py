@@ -238,10 +238,37 @@ def average_windows(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     Returns:
       `[B, len(rows), len(columns), C]` in the dtype of `x`.
     """
+    means = jax.lax.platform_dependent(
+        x,
+        tpu=lambda x: _window_products(x, rows, columns),
+        default=lambda x: _window_means(x, rows, columns),
+    )
+    return means.astype(x.dtype)
+
+
+def _window_means(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     means = _at_least_float32(x)
     means = jnp.stack([jnp.mean(means[:, slice(*row)], axis=1) for row in rows], axis=1)
     means = [jnp.mean(means[:, :, slice(*column)], axis=2) for column in columns]
-    return jnp.stack(means, axis=2).astype(x.dtype)
+    return jnp.stack(means, axis=2)
+
+
+def _window_products(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
+    """Computes the means as matrix products, without the float32 copies that TPUs store."""
+    members = []  # Of 0 and 1: [rows, H] and [columns, W].
+    for windows, pixels in zip((rows, columns), map(np.arange, x.shape[1:3]), strict=True):
+        inside = [(start <= pixels) & (pixels < stop) for start, stop in windows]
+        members.append(np.asarray(inside, x.dtype))
+    sums = jnp.einsum(
+        "yh,bhwc,xw->byxc",
+        members[0],
+        x,
+        members[1],
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+    heights, widths = (np.subtract(*np.transpose(w)[::-1]) for w in (rows, columns))
+    return sums / np.outer(heights, widths)[..., None]
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
