@@ -100,7 +100,7 @@ class Augment:
             boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
         else:
             boxes = crop_boxes(extents, preprocess.crop)
-        # In bfloat16 this moves half the bytes, with an error below one level of uint8 (RMS).
+        # bfloat16 halves the bytes, with an error below one level of uint8 (RMS).
         pixels = images.astype(self.dtype)
         pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
         pixels = jnp.clip(pixels, 0, 255)  # Cubic weights overshoot.
