@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy_over_minutes.py --out=FILE.png LABEL=WORKDIR...
 
-Runs that were stopped and resumed are refused, because the clock went on in between.
+Runs that were stopped and resumed are refused, because their breaks would count as well.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from googlenet_flax.runs.metrics import read_rows
 def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[float]]:
     """Reads the evaluations: minutes since the start of the run, and accuracies in %."""
     dataset = json.loads((workdir / "config.json").read_text())["dataset"]
-    if dataset.partition(":")[0] != "cifar10":  # Guessing is right in another part of it.
+    # The curve starts at 10 %, the chance accuracy of CIFAR-10.
+    if dataset.partition(":")[0] != "cifar10":
         sys.exit(f"{workdir} is a run on {dataset}, not on cifar10")
     starts = (workdir / "starts.jsonl").read_text().splitlines()
     if len(starts) != 1:
@@ -31,7 +32,7 @@ def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[flo
 
 
 def main() -> None:
-    """Draws a line for each run, from guessing at the start."""
+    """Draws a line for each run, which starts at chance accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="PNG file to write")
     parser.add_argument("runs", nargs="+", metavar="LABEL=WORKDIR")

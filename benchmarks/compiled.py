@@ -1,11 +1,12 @@
-"""Compiles a training step for chips that are not here, and prints figures of its program.
+"""Compiles a training step for chips that this machine lacks, and prints its costs.
 
     python benchmarks/compiled.py --target=tpu:v5e:1x1 --variant=seed [--batch_size=256]
 
 The step is that of `configs/imagenet2012.py` in bfloat16 without averaged weights, with
-`--batch_size` images on each device. Nothing is run. The columns are the memory for
-temporary values and the peak; for a TPU libtpu's estimate of the cycles of a step; and for
-a GPU the bytes that its kernels read and write, with each operand counted once.
+`--batch_size` images on each device. Nothing is run. The columns are the variant, the
+target, the memory for temporary values, the peak memory, the cost of a step, and the number
+and bytes of each kind of collective. The cost is libtpu's estimate of the cycles for a TPU.
+For a GPU it is the bytes that the kernels read and write, with each operand counted once.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Measures how many JPEGs per second the input decodes, and the cores that a rate needs.
+"""Measures how many JPEGs the input pipeline decodes per second.
 
     python benchmarks/decode.py [--images_per_second=1000] [--seconds=2] [--rounds=3]
 
-The first table is measured in one process, by its CPU time. Its pictures have
-the typical size of ImageNet or a larger one. `googlenet_flax.data.decode` reads them, and
+The first table is measured in one process, by its CPU time, and its last column gives the
+number of cores that decode `--images_per_second`. Its pictures have the typical size of
+ImageNet or a larger one. `googlenet_flax.data.decode` reads them, and
 for comparison every JPEG is decoded at its full size before it is reduced. The second table
 is measured with pictures of the typical size in the input pipeline on all cores, with
 threads and with processes. No data set is needed: pictures are random fields whose
@@ -60,7 +61,7 @@ def draw_picture(rng: np.random.Generator, height: int, width: int) -> bytes:
 
 
 def decoded_at_full_size() -> contextlib.AbstractContextManager:
-    """Makes JPEG files be decoded at full size instead of a reduced scale."""
+    """Disables Pillow's decoding of JPEG files at a reduced scale."""
     return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
 
 
@@ -70,9 +71,9 @@ Rates = tuple[float, float, float]  # Minimum, median and maximum, in pictures p
 def rates(
     read: Callable[[], int], clock: Callable[[], float], *, seconds: float, rounds: int
 ) -> Rates:
-    """Measures the rates over rounds of at least so many seconds.
+    """Measures pictures per second in `rounds` rounds of at least `seconds` each.
 
-    `read` reads some pictures and returns their number, `clock` returns the time.
+    `read` reads some pictures and returns their number; `clock` returns seconds.
     """
     found = []
     for _ in range(rounds):
@@ -84,7 +85,7 @@ def rates(
 
 
 def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> Rates:
-    """Measures decoded pictures per second on one core; `length` is that of `rates`."""
+    """Measures decoded pictures per second on one core; `length` is passed to `rates`."""
 
     def read() -> int:
         for picture in pictures:

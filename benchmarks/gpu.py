@@ -1,10 +1,10 @@
-"""Measures our network in every arithmetic, torch and stock Flax on one NVIDIA GPU.
+"""Compares our network, in six settings of its arithmetic, with torch and stock Flax.
 
     python benchmarks/gpu.py --output=gpu.json
 
-The measurement takes less than 8 minutes. Rows that do not fit into this time are listed as
-not measured, and the same command with the same file measures them. README.md in this
-folder explains the table.
+It uses one NVIDIA GPU and takes less than 8 minutes. Rows that do not fit into this time
+are listed as not measured, and the same command with the same file measures them. README.md
+in this folder explains the table.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def job_command(keys: Sequence[Key], flags: argparse.Namespace) -> list[str]:
 def run_job(
     keys: Sequence[Key], flags: argparse.Namespace, seconds: float
 ) -> Iterator[tuple[Key, Row]]:
-    """Runs a job for at most so many seconds and yields each row when it is measured.
+    """Runs a job for at most `seconds` and yields each row as soon as it is measured.
 
     If the job fails, the error becomes the row of each key that it has not measured.
     """
@@ -154,7 +154,10 @@ def measure(
 
 
 def read_rows(flags: argparse.Namespace) -> dict[Key, Row]:
-    """Reads the rows of the file; one of other settings ends the program with code 2."""
+    """Reads the rows of the file.
+
+    If they were measured with other settings, the program ends with exit code 2.
+    """
     if not flags.output.exists():
         return {}
     content = json.loads(flags.output.read_text())

@@ -41,7 +41,7 @@ WINDOWS = 10
 def parse_flags(
     description: str, extra: Mapping[str, str] | None = None
 ) -> tuple[Work, argparse.Namespace]:
-    """Parses the flags of all peers, and `extra` switches: their helps by name."""
+    """Parses the flags of all peers; `extra` maps further switches to their help texts."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -76,7 +76,7 @@ def check_parameters(count: int, image_size: int) -> None:
     """Checks that a network has as many parameters as ours.
 
     Raises:
-      ValueError: It has not; the message has both counts.
+      ValueError: The counts differ; the message gives both.
     """
     at_224_px = 10_334_030
     expected = at_224_px + len(HEAD_AFTER) * 128 * 1024 * (aux_side(image_size) ** 2 - 16)
@@ -87,9 +87,10 @@ def check_parameters(count: int, image_size: int) -> None:
 def images_per_second(
     step: Callable[[], Any], wait: Callable[[Any], Any], work: Work
 ) -> list[float]:
-    """Measures images per second in up to ten windows of at least three steps in all.
+    """Measures images per second in windows of equally many steps.
 
-    `step` starts a step, and `wait` waits for its result and all earlier ones.
+    There are 3 to 19 windows, which together take about `work.seconds`. `step` starts a
+    step, and `wait` waits for its result and all earlier ones.
     """
     step_seconds = math.inf
     for _ in range(WARM_UP_STEPS):

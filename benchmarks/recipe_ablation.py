@@ -2,10 +2,11 @@
 
     python benchmarks/recipe_ablation.py --workdir=DIR [--seeds=0,1] [--config.FIELD=VALUE]
 
-Every row leaves one ingredient out of the whole recipe, and the last row leaves all of them
-out. Rows run one after another, and an interrupted run is resumed. Commands with different
-seeds may run at the same time in one DIR. `SCALE` makes the runs small enough for CPU
-cores. Further arguments, such as `--config.data_dir=DIR`, are passed to every run.
+The first row is the whole recipe, each of the next rows leaves one ingredient out, and the
+last row leaves all of them out. Rows run one after another, and an interrupted run is
+resumed. Commands with different seeds may run at the same time in one DIR. `SCALE` makes
+the runs small enough for CPU cores. Further arguments, such as `--config.data_dir=DIR`, are
+passed to every run.
 """
 
 import argparse

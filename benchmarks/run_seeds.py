@@ -3,7 +3,7 @@
     python benchmarks/run_seeds.py --config=configs/digits.py --seeds=0,1,2 --workdir=DIR
 
 Further arguments (--config.FIELD=VALUE) are passed to every run. An interrupted series is
-resumed. All figures are those of the last step, not of the best one.
+resumed. Accuracies are those of the last evaluation, not of the best one.
 """
 
 import argparse

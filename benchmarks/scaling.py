@@ -81,7 +81,7 @@ def efficiency(
 
     The batch grows with the number of devices. A device sends `bytes_per_second` while it
     receives as many, and the latency is that between neighbors in a tree of devices. The
-    result is a lower bound, as no exchange is assumed to overlap with computation.
+    result is a lower bound, because it assumes that no exchange overlaps with computation.
     """
     share = (num_devices - 1) / num_devices
     sent_bytes = 2 * share * (exchange.gradient_bytes + exchange.norm_bytes)

@@ -4,7 +4,7 @@
 
 It trains on noise, as `googlenet_flax.benchmark` does, and sums the durations that
 `jax.profiler` records. The sums exceed the duration of a step where operations run at the
-same time. A fused operation counts as its last one.
+same time. A fusion is listed under the last of its operations.
 """
 
 import collections
@@ -75,7 +75,7 @@ def layer_of(path: str) -> str:
 
 
 def print_table(title: str, milliseconds: dict[str, float]) -> None:
-    """Prints a table, the longest duration first."""
+    """Prints a table of durations of 1 ms or more, the longest first."""
     print(f"\n| {title} | ms a step |\n|---|---|")
     for name, duration in sorted(milliseconds.items(), key=lambda item: -item[1]):
         if duration >= 1:

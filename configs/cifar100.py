@@ -2,8 +2,7 @@
 
     python -m googlenet_flax.main --config=configs/cifar100.py --workdir=runs/cifar100
 
-The goal is 78.1 %. Hardware: a GPU. Time: not measured.
-Accuracy: not measured.
+Hardware: a GPU. Time: not measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config

@@ -4,9 +4,8 @@
     python -m googlenet_flax.evaluate --workdir=runs/best --crops=6
 
 It uses batch norm, augmentation, a cosine schedule and averaged weights; docs/results.md
-explains each part. The goal is 95.3 %, and 96 % with the six crops of the second command.
-Hardware: a GPU. Time: not measured.
-Accuracy: not measured.
+explains each part. The second command averages six views of each image.
+Hardware: a GPU. Time: not measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config

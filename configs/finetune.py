@@ -3,10 +3,10 @@
     python -m googlenet_flax.main --config=configs/finetune.py \
         --config.init_from=runs/torchvision --config.data_dir=photos --workdir=runs/flowers
 
-`googlenet_flax.import_weights --from=torchvision` creates `runs/torchvision`; `photos` is a
-folder as in `configs/folder.py`. The scale of the input is that of torchvision's own
-weights; for other weights, an error names the fields to set. Hardware: any. Time: not
-measured. Accuracy: not measured.
+`googlenet import-weights --from=torchvision --workdir=runs/torchvision` creates the first
+folder; `photos` is a folder as in `configs/folder.py`. The scale of the input is that of
+torchvision's own weights; for other weights, an error names the fields to set.
+Hardware: any. Time: not measured. Accuracy: not measured.
 """
 
 from googlenet_flax.config import default_config

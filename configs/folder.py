@@ -1,4 +1,4 @@
-"""Training from scratch on your own pictures, with the augmentation of section 6.
+"""Training from scratch on your own pictures, augmented as in section 6 of the paper.
 
     python -m googlenet_flax.main --config=configs/folder.py --config.data_dir=photos \
         --workdir=runs/photos

@@ -1,9 +1,10 @@
-"""Measures the training speed of a config and the share of its devices' limits.
+"""Measures the training speed of a config, also as a fraction of the devices' limits.
 
 googlenet benchmark [--config=RECIPE] [--config.FIELD=...] [--json]
 
-It trains on fabricated images of the config's shape, so it needs no data set. Only the
-input pipeline is measured on the real data set, if that is present; nothing is downloaded.
+It trains on synthetic images with the shape of the config's data set, which need not be
+present. Only the input pipeline is measured on the real data, if they are present. Nothing
+is downloaded.
 The last line on stdout is one JSON object with the fields of `performance.report.Report`;
 `--json` prints this line only.
 """

@@ -11,8 +11,8 @@ from googlenet_flax.runtime.files import file_path
 
 SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
 SETTINGS = {
-    "octaves": "largest number of sizes, each 1.4 times the one before",
-    "steps": "steps for each octave",
+    "octaves": "largest number of octaves, picture sizes that grow by a factor of 1.4",
+    "steps": "gradient steps in each octave",
     "rate": "mean change per step, in pixel values from 0 to 255",
     "jitter": "largest random shift before each step, in pixels",
     "smoothness": "smoothing of each step: 0 draws fine noise, 1 broad shapes",

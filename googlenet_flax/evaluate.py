@@ -1,4 +1,4 @@
-"""Evaluates a trained network, or the mean of several.
+"""Evaluates a trained network, or the averaged predictions of several.
 
 googlenet evaluate --workdir=DIR [--crops=N] [--ensemble=DIR1,DIR2]
 googlenet evaluate --workdir=DIR --expect=0.698 --tolerance=0.003
@@ -31,7 +31,8 @@ def main() -> None:
     raw_help = "use the checkpoint's own weights, not their average"
     add("--raw_weights", action="store_true", help=raw_help)
     add_data_flags(parser)
-    add("--expect", type=float, help="expected accuracy, a fraction; else exit code 5")
+    expect_help = "expected accuracy, from 0 to 1; another one ends with exit code 5"
+    add("--expect", type=float, help=expect_help)
     tolerance_help = "largest difference from --expect; default: 0.001"
     add("--tolerance", type=float, default=0.001, help=tolerance_help)
     add("--json", action="store_true", help="print the metrics as one JSON object")

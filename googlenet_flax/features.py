@@ -66,7 +66,8 @@ def _write(args: argparse.Namespace) -> None:
         failed = len(pictures) - shape[0]
         missing = describe_missing(failed, len(pictures), empty_folders)
     else:
-        # The data may have other classes than the network, so they name their own.
+        # The data set may have other classes than the network. Without class names in the
+        # description, it is read with its own.
         network = dataclasses.replace(predictor.description, class_names=())
         split = load_config_split(config, config.eval_split, network=network)
         batches = features.split_batches(predictor, split, config.batch_size)

@@ -19,7 +19,8 @@ def main() -> None:
     add(
         "--weights",
         type=file_path,
-        help="file of weights to import; default: the published one, which is downloaded",
+        help="file of weights to import; default: the published weights of torchvision or "
+        "caffe, which are downloaded",
     )
     add("--workdir", required=True, help="new directory for the imported network")
     size_help = "input size in pixels; default: 224, or that of an exported network"

@@ -44,7 +44,7 @@ def append_a_little(self, line):
 
 MetricsWriter._append = append_a_little
 """
-LOST = re.compile(r"process \d has lost another one|another task died")
+LOST = re.compile(r"process \d has lost another process|another task died")
 
 
 def start_together(workdir, *more, count=2, own=(), before="", env=None):
@@ -299,7 +299,9 @@ def joined_alone(monkeypatch):
 # jaxlib 0.10.2 raises these errors in `process_allgather` and in `pmap`.
 @pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
 def test_what_the_collectives_say_of_a_loss_is_told(joined_alone, error):
-    words = "process 0 has lost another one .*Connection closed by peer.*the same command"
+    words = (
+        "process 0 has lost another process .*Connection closed by peer.*the same command"
+    )
     with pytest.raises(RunError, match=words), joined_alone():
         raise error(
             "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:"

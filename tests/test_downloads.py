@@ -128,8 +128,8 @@ def test_only_the_last_address_answers(server, remote, tmp_path, monkeypatch):
             assert fetch(file, tmp_path).read_bytes() == CONTENT
 
 
-def test_no_address_is_certain(remote, tmp_path):
-    assert "no address of it is certain" in refusal(remote(url=""), tmp_path)
+def test_no_address_is_known(remote, tmp_path):
+    assert "no download address is known" in refusal(remote(url=""), tmp_path)
     (tmp_path / "w.bin").write_bytes(CONTENT)  # The user has put the file there.
     assert fetch(remote(url=""), tmp_path) == tmp_path / "w.bin"
 

@@ -280,7 +280,7 @@ def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command
     assert export_to(file, "safetensors")[0] == 0
     flags = ("--from=googlenet_flax", f"--weights={file}", f"--workdir={again}")
     code, printed, err = run_command(import_weights, *flags)
-    assert code == 0 and "0 left at random, 0 skipped" in printed, err
+    assert code == 0 and "0 initialized randomly, 0 skipped" in printed, err
     predictor = Predictor.load(Workdir(again), "best", jax.local_devices()[:1])
     assert predictor.description == DESCRIPTION
     variables = jax.device_get(predictor.variables)
@@ -305,7 +305,7 @@ def test_the_model_card_says_what_the_network_takes(tmp_path, export_to):
     ("metadata", "reason"),
     [
         ({}, "does not describe its network: write it with googlenet_flax.export"),
-        ({"variant": "vgg"}, "is not a file of safetensors, or it is broken"),
+        ({"variant": "vgg"}, "is not a safetensors file, or it is broken"),
     ],
 )
 def test_other_safetensors_files_are_refused(tmp_path, refused, metadata, reason):

@@ -721,7 +721,7 @@ def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch)
     assert code == 0 and not err, err
     rows = [line.split() for line in out.splitlines()]
     assert {row[1] for row in rows if row and row[0] == "loaded"} == set(expected)
-    assert "128 leaves loaded, 0 left at random, 2 skipped" in out
+    assert "128 leaves loaded, 0 initialized randomly, 2 skipped" in out
     assert str(workdir.path) in out
     digest = hashlib.sha256(files["keras"].read_bytes()).hexdigest()
     origin = {"format": "keras", "file": files["keras"].name, "sha256": digest}
@@ -737,7 +737,8 @@ def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("step", "words"), [(None, "holds a run: "), (3, "has lost its config.json: ")]
+    ("step", "words"),
+    [(None, "holds a run or an import: "), (3, "has lost its config.json: ")],
 )
 def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
     """Refuses a workdir with an import, or with checkpoints that have lost their config."""
@@ -821,7 +822,9 @@ def test_published_weights_without_a_network(tmp_path, monkeypatch, refused, nam
 
 def test_a_format_without_published_weights(tmp_path, refused):
     line = refused(import_weights, "--from=keras", f"--workdir={tmp_path / 'run'}")
-    assert "published for 'keras', but for torchvision" in line and "--weights=FILE" in line
+    assert (
+        "published for 'keras', only for torchvision" in line and "--weights=FILE" in line
+    )
 
 
 def test_published_digests():

@@ -20,14 +20,15 @@ def load_split(
     decoded while the network trains.
 
     Args:
-      dataset: `"digits"` (embedded), `"folder"` (your own pictures), `"cifar10"`,
+      dataset: `"digits"` (of scikit-learn), `"folder"` (your own pictures), `"cifar10"`,
         `"cifar100"` and `"imagenet2012"` (prepared when missing), or any
         image-classification data set that TFDS has prepared as array_record, such as
         `"mnist"` or `"cifar10:3.0.2"`.
       split: Split in TFDS notation: `train`, `train[:3000]`, `train[90%:]+test`.
       data_dir: Folder of the TFDS data sets ("" is the default of TFDS), or the folder of
         your own pictures.
-      pictures: Options for images of different sizes, including those of `"folder"`.
+      pictures: Options for images of different sizes. They are required for `"folder"` and
+        for every data set whose images differ in size, and are ignored otherwise.
       may_prepare: False to raise an error instead of preparing a missing data set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Class names of ImageNet 2012, in the order that every original uses."""
+"""Class names of ImageNet 2012, in the label order of Caffe, torchvision and TFDS."""
 
 from collections.abc import Sequence
 

@@ -79,7 +79,7 @@ def decode_image(
     """Decodes a picture into the top-left corner of a square of side `S = storage_size`.
 
     The picture keeps its aspect ratio. It is reduced (bilinear, antialiased) until its
-    longer side has at most `S` pixels, and never enlarged. It is turned according to its
+    longer side has at most `S` pixels, and never enlarged. It is rotated or flipped by its
     EXIF orientation. Transparent pixels are blended with white, unless the result has an
     alpha channel. 16-bit gray values are divided by 257. Floating-point gray values are
     read as 0 to 1 if none exceeds 1, and as 0 to 255 otherwise. Only the first frame of an
@@ -97,7 +97,7 @@ def decode_image(
 
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
-      UserError: Pictures have no such number of channels.
+      UserError: `channels` is not 1, 3 or 4.
     """
     pixels, _ = decode_pixels(picture, storage_size, channels)
     height, width, _ = pixels.shape
@@ -117,7 +117,7 @@ def decode_pixels(
 
     Raises:
       BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
-      UserError: Pictures have no such number of channels.
+      UserError: `channels` is not 1, 3 or 4.
     """
     check_channels(channels)
     _silence_pillow()
@@ -155,7 +155,7 @@ def _read(
     try:
         upright = PIL.ImageOps.exif_transpose(reduced)
         is_on_side = reduced.getexif().get(Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # Pictures with broken EXIF data are read unturned.
+    except Exception:  # A picture with broken EXIF data is not rotated.
         upright, is_on_side = reduced, False
     return upright, (width, height) if is_on_side else (height, width)
 

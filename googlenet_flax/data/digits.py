@@ -11,13 +11,17 @@ from googlenet_flax.data.splits import split_positions
 
 TEST_EXAMPLES = 360
 SPLIT_SEED = 0
-MAX_INTENSITY = 16  # Pixels of a 4x4 block of the scanned bitmap.
+MAX_INTENSITY = 16  # A stored value counts the set pixels in a 4x4 block of the scan.
 
 
 def load_digits(split: str) -> ImageSet:
-    """Loads a split of the gray images, uint8 `[N, 8, 8, 1]`.
+    """Loads a split of the gray images, uint8 `[N, 8, 8, 1]`, 0 to 255.
 
-    The split `train` has 1,437 images and `test` has 360, stratified by class.
+    The split `train` has 1,437 images and `test` has 360, stratified by class. `split` is
+    in TFDS notation, such as `train[:100]`.
+
+    Raises:
+      UserError: The split does not exist or is empty.
     """
     digits: Any = sklearn.datasets.load_digits()
     images = np.round(digits.images * (255 / MAX_INTENSITY)).astype(np.uint8)

@@ -14,7 +14,7 @@ KNOWN_SETS = {
     "cifar100": ((32, 32, 3), 100),
 }
 OTHER_SIDE = 32
-OTHER_CLASSES = 1000  # Those of a folder are counted only when it is read.
+OTHER_CLASSES = 1000  # Also stands for a folder, which is not read to count its classes.
 # Number of examples in each split of the data sets that this package prepares.
 SPLIT_SIZES: Mapping[str, Mapping[str, int]] = {
     "cifar10": {"train": 50_000, "test": 10_000},
@@ -38,12 +38,14 @@ class FabricatedPictures(ImageSet):
 def stand_in(
     dataset: str, *, num_examples: int, storage_size: int, channels: int = 3
 ) -> ImageSet:
-    """Creates any number of black images that share the memory of one value.
+    """Creates black images, uint8 `[num_examples, S, S, C]`, that take almost no memory.
 
-    The name of the data set, as for `data.load_split`, determines their shape and classes.
-    A folder gets 1000 classes; a data set that is not known here gets 1000 classes and
-    images of 32 px. `storage_size` is the side in pixels for `STREAMED_SETS`. Where the
-    name does not determine their number, the images have `channels`.
+    Args:
+      dataset: Name as for `data.load_split`. The sets in `KNOWN_SETS` have their own shape
+        and number of classes; all others have 1000 classes.
+      num_examples: Number of images.
+      storage_size: Side S in pixels for `STREAMED_SETS`. All others not known have 32.
+      channels: Number of channels C, unless the set is in `KNOWN_SETS`.
     """
     known = dataset.partition(":")[0]
     kind, side = ImageSet, OTHER_SIDE

@@ -15,7 +15,8 @@ from googlenet_flax.data.splits import split_positions
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 MAX_READ_BYTES = 2**28  # Reading and hashing take about half a second.
-TRAIN_FOLDERS = frozenset({"train", "training"})  # In lower case, as the next ones.
+# These names are compared with folder names in lower case.
+TRAIN_FOLDERS = frozenset({"train", "training"})
 SPLIT_FOLDERS = TRAIN_FOLDERS | {"test", "testing", "val", "valid", "validation"}
 
 _Example = tuple[str, int]  # Path relative to the root folder, and label.

@@ -16,10 +16,10 @@ class PictureOptions:
 
     storage_size: int  # Longer side in pixels to which pictures are reduced.
     input_channels: int = 3  # Channels that pictures are read with.
-    eval_fraction: float = 0.0  # Fraction of a folder for the test split; 0: no split.
+    eval_fraction: float = 0.0  # Fraction of each class held out for split `test`.
     on_bad_image: str = "stop"  # "stop" at an unreadable picture, or "skip" it.
     decode_workers: int = 0  # Number of decoding processes; 0 decodes in threads.
-    class_names: tuple[str, ...] = ()  # Classes in label order; (): those of train.
+    class_names: tuple[str, ...] = ()  # In label order; () takes those of split train.
 
 
 class Split(Protocol):
@@ -39,7 +39,7 @@ class Split(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the examples and their labels, wherever they are stored."""
+        """A digest that changes with the examples and labels, not with their location."""
 
     def __len__(self) -> int: ...
 

@@ -29,7 +29,7 @@ class PictureSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the pictures and their labels, wherever they are stored."""
+        """A digest that changes with the pictures and labels, not with their location."""
 
     def __len__(self) -> int: ...
 

@@ -91,11 +91,12 @@ def _start_processes(
     one_by_one = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
     iterator = iter(one_by_one.mp_prefetch(options, worker_init_fn=_watch_parent))
     # Ctrl-C and the end of a terminal send a signal to every process in it. Only the
-    # training loop handles it, and the loop still needs the batches that are being decoded:
-    # the threads and processes started here inherit that the signals are blocked.
+    # training loop handles it, and the loop still needs the batches that are being decoded.
+    # The threads and processes started here inherit the blocked signals.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # NOTE: Python may start this process here, and then unblocks SIGINT and SIGTERM.
+        # NOTE: If this call starts Python's resource tracker, it also unblocks SIGINT and
+        # SIGTERM in this thread. So they are blocked once more.
         multiprocessing.resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         iterator.get_state()  # Creates the iterator that start_prefetch needs.

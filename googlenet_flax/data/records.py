@@ -12,8 +12,8 @@ from googlenet_flax.data.decode import BadImageError
 class RecordPictures:
     """Records of one split; implements `picture_set.PictureSource`."""
 
-    # NOTE: The data source of array_record, not that of TFDS, which also holds the whole
-    # description of the data set and would be copied to every worker process.
+    # NOTE: This is the data source of array_record. That of TFDS also holds the whole
+    # description of the data set, which would be copied to every worker process.
     source: Any
     dataset: str  # Name of the data set.
     parts: tuple[tuple[str, range], ...]  # TFDS splits and their records, in order.
@@ -25,7 +25,11 @@ class RecordPictures:
         return len(self.source)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Returns the bytes of the picture, and the label."""
+        """Returns the bytes of the picture, and the label.
+
+        Raises:
+          BadImageError: The record is broken, or its label is not that of a class.
+        """
         try:
             record = self.source[index]
             example = tf_example_pb2.Example.FromString(record)  # pyrefly: ignore

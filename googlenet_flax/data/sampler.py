@@ -20,7 +20,8 @@ class TrainingOrder(Sequence):
     stop_step: int
     num_examples: int
     batch_size: int
-    # Rows of each batch that this process reads; None for all, -1 for the last one.
+    # Rows of each batch that this process reads; None reads all. In a range that starts at
+    # -1, the row -1 is the last row of the batch.
     rows: range | None = None
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from googlenet_flax.runtime.files import write_out
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 METADATA_SUFFIX = ".json"  # A StableHLO file cannot hold text, so there is a second file.
-CARD_SUFFIX = ".md"  # Not README.md, which another file in the folder may have.
+CARD_SUFFIX = ".md"  # The card is not named README.md, as the folder may have one.
 TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
 SMALLEST = np.finfo(np.float32).tiny  # Avoids division by 0.
 BLOCKS = 8  # Number of color blocks along each side of a test image.
@@ -134,7 +134,9 @@ def _compare_leaves(data: bytes, network: Network) -> str:
 
 
 def write_files(out: pathlib.Path, exported: Exported, format_name: str) -> None:
-    """Writes the file completely or not at all, after the text file beside it if any.
+    """Writes the exported file, after its metadata file or model card if it has one.
+
+    Each file is written completely or not at all.
 
     Raises:
       UserError: A file cannot be written.

@@ -20,9 +20,12 @@ IMAGES = "images"  # Name of the input.
 DONE_INSIDE = ("channel_order", "input_scale", "input_mean", "input_std")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # Arrays have no single answer to `==`.
+@dataclasses.dataclass(frozen=True, eq=False)  # `==` of arrays is an array, not a bool.
 class Network:
-    """Function from square images, 0 to 255, at the network's size to logits."""
+    """A network as a function from images, 0 to 255, to logits.
+
+    The images are square and already have the size of the network's input.
+    """
 
     model: GoogLeNet  # Computes in float32; has heads only if their logits are exported.
     variables: Mapping[str, Any]  # NumPy arrays, always with those of the heads.
@@ -41,8 +44,8 @@ class Network:
     def leaves(self) -> dict[str, np.ndarray]:
         """Returns parameters and statistics by path, sorted.
 
-        A path has no name of a collection: `inception_3a/1x1/conv/kernel`,
-        `inception_3a/1x1/bn/mean`.
+        Paths leave out the collection, `params` or `batch_stats`:
+        `inception_3a/1x1/conv/kernel`, `inception_3a/1x1/bn/mean`.
         """
         leaves: dict[str, Any] = {}
         for tree in self.variables.values():

@@ -1,7 +1,7 @@
-"""Writer of the network as an ONNX graph.
+"""Export of the network as an ONNX graph.
 
-Tensors inside the graph have the layout `[B, C, H, W]`. Nodes and weights have the names of
-the paper.
+Tensors inside the graph have the layout `[B, C, H, W]`. Nodes and weights have the paths of
+our parameter tree, such as `inception_3a/1x1/conv/kernel`.
 """
 
 from collections.abc import Mapping
@@ -216,8 +216,8 @@ def _aux_classifier(graph: Graph, x: Map, path: str, windows: ops.Windows) -> st
 def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     """Serializes the network as an ONNX file.
 
-    The input is `images`, `[batch, S, S, C]`. The outputs are `logits` and, if the model
-    has heads, their logits.
+    The input is `images`, float32 `[batch, S, S, C]`, 0 to 255. The outputs are `logits`
+    and, if the model has heads, `aux_4a` and `aux_4d`, each float32 `[batch, num_classes]`.
 
     Raises:
       UserError: The package onnx is missing, or the network is too large for a file.
@@ -253,7 +253,9 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
 
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes logits by name with onnxruntime.
+    """Computes the outputs of an ONNX file, by name, with onnxruntime.
+
+    The images are float32 `[B, S, S, C]`, 0 to 255, and the logits `[B, num_classes]`.
 
     Raises:
       ImportError: The package onnxruntime is missing.

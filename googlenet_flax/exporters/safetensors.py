@@ -1,4 +1,4 @@
-"""Writer and reader of a safetensors file with all weights by the paper's names."""
+"""Export of all weights as a safetensors file, by the paths of `Network.leaves`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
-    """Reads the weights by their names."""
+    """Reads the arrays, by name, from the contents of a safetensors file."""
     return _safetensors().numpy.load(data)
 
 

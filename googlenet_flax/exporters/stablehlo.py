@@ -1,4 +1,4 @@
-"""Writer of a function in StableHLO, which JAX runs without this package.
+"""Export of the network as StableHLO, which JAX runs without this package.
 
 exported = jax.export.deserialize(open("googlenet.stablehlo", "rb").read())
 exported.call(images)["logits"]
@@ -20,7 +20,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(network: Network) -> bytes:
-    """Serializes the function for batches of any size, with the weights inside.
+    """Serializes the network, with its weights, for CPU, CUDA and TPU.
+
+    The function maps float32 images `[B, S, S, C]`, 0 to 255, with any B, to the logits of
+    each classifier by name, float32 `[B, num_classes]`.
 
     Raises:
       UserError: The package flatbuffers is missing, with which JAX serializes.
@@ -45,5 +48,8 @@ def write(network: Network) -> bytes:
 
 
 def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes logits by name from the contents of the file alone."""
+    """Computes the logits `[B, num_classes]`, by name, of images float32 `[B, S, S, C]`.
+
+    `data` holds the contents of the file; nothing else of the network is used.
+    """
     return jax.device_get(export.deserialize(bytearray(data)).call(images))

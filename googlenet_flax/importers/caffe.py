@@ -48,7 +48,7 @@ def read(path: pathlib.Path) -> WeightFile:
       UserError: The file is not a `.caffemodel`, or the package protobuf is missing.
     """
     arrays = {}
-    with reading(path, "a model of Caffe", "protobuf"):
+    with reading(path, "a Caffe model", "protobuf"):
         net = _create_net()
         net.ParseFromString(path.read_bytes())
         for layer in (*net.layers, *net.layer):

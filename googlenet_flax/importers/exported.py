@@ -20,7 +20,7 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
       UserError: The file was not written by `export`, or the package safetensors is
         missing.
     """
-    with reading(path, "a file of safetensors", "safetensors"):
+    with reading(path, "a safetensors file", "safetensors"):
         import safetensors  # noqa: PLC0415 - optional package
 
         with safetensors.safe_open(path, "numpy") as file:

@@ -263,10 +263,15 @@ _flatten = partial(traverse_util.flatten_dict, sep="/")
 
 
 def check_unused(path: str) -> None:
-    """Raises a `UserError` if a workdir holds a run, not if it holds a broken import."""
+    """Raises a `UserError` if a workdir holds a run or an import.
+
+    A workdir in which an import was interrupted is accepted.
+    """
     workdir = Workdir(path)
     if os.path.exists(workdir.config_file):
-        raise UserError(f"workdir {path!r} holds a run: choose a new --workdir")
+        raise UserError(
+            f"workdir {path!r} holds a run or an import: choose a new --workdir"
+        )
     if Checkpoints(workdir.checkpoints).hold_training:
         raise UserError(
             f"workdir {path!r} holds the checkpoints of a run that has lost its "
@@ -297,7 +302,7 @@ def describe_import(imported: Imported) -> str:
     names = imported.description.class_names
     order = f" {inputs.channel_order}" if inputs.input_channels == 3 else ""
     summary = [
-        f"{counts['loaded']} leaves loaded, {counts['random']} left at random, "
+        f"{counts['loaded']} leaves loaded, {counts['random']} initialized randomly, "
         f"{counts['skipped']} skipped",
         f"input: {inputs.image_size} px{order}, (pixel x "
         f"{inputs.input_scale:.6g} - {inputs.input_mean}) / {inputs.input_std}",

@@ -46,9 +46,10 @@ class WeightFile(NamedTuple):
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, kind: str, package: str) -> Iterator[None]:
-    """Turns errors of the import and use of an optional package into a `UserError`.
+    """Turns errors of an optional package that reads a file into a `UserError`.
 
-    The package reads a file that should be of a `kind`, such as "an ONNX file".
+    `kind` says what the file should be, such as "an ONNX file". A missing package is an
+    error too.
     """
     try:
         with optional_package(package, f"reading {path.name}"):
@@ -61,17 +62,17 @@ def reading(path: pathlib.Path, kind: str, package: str) -> Iterator[None]:
 
 
 def hwio_from_oihw(kernel: np.ndarray) -> np.ndarray:
-    """Converts a convolution's kernel from the layout of torch and Caffe.
+    """Converts a convolution's kernel from `[out, in, H, W]` to `[H, W, in, out]`.
 
-    Arrays of other ranks are returned unchanged.
+    torch and Caffe have the first layout. Arrays of other ranks are returned unchanged.
     """
     return kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel
 
 
 def io_from_oi(kernel: np.ndarray) -> np.ndarray:
-    """Converts a dense kernel from the layout of torch and Caffe to `[in, out]`.
+    """Converts a dense kernel from `[out, in]`, as in torch and Caffe, to `[in, out]`.
 
-    Old Caffe models have two more dimensions of size 1 in front.
+    Old Caffe models have `[1, 1, out, in]`.
     """
     return _matrix(kernel).T
 
@@ -79,8 +80,8 @@ def io_from_oi(kernel: np.ndarray) -> np.ndarray:
 def hwc_rows_from_chw(kernel: np.ndarray) -> np.ndarray:
     """Converts the kernel of a head's `fc` from `[out, C * H * W]` to `[H * W * C, out]`.
 
-    Here the map in front of it is flattened in the order H, W, C. A kernel that fits no map
-    of `AUX_PROJ_FEATURES` channels is only transposed; the check of shapes refuses it.
+    Our heads flatten their map `[H, W, C]` in this order. A kernel that fits no map of
+    `AUX_PROJ_FEATURES` channels is only transposed, and refused later for its shape.
     """
     kernel = _matrix(kernel)
     if kernel.ndim != 2 or not kernel.size or kernel.shape[1] % AUX_PROJ_FEATURES:

@@ -79,22 +79,23 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(name: str, *, image_size: int = 224) -> Pretrained:
-    """Loads trained weights, which are downloaded unless they are in the user's cache.
+    """Loads published weights, from the user's cache or else from the web.
 
     The description prepares images: `description.preprocess` maps uint8 RGB
     `[B, h, w, 3]` to the input of the network, float32 `[B, H, W, 3]`. `PUBLISHED` says
     which weights have trained heads, and under which license they may be used.
 
     Args:
-      name: `"torchvision"`, `"caffe"` or `"onnx"`.
+      name: `"torchvision"`, `"caffe"` or `"onnx"`. The file of the last one has no download
+        address: put it into the cache, by default `~/.cache/googlenet_flax/weights`.
       image_size: Height and width of the input in pixels; Caffe's network needs 224.
 
     Returns:
       The network, its variables and its description.
 
     Raises:
-      UserError: There are no weights of this name, they cannot be downloaded, or the
-        package that reads them is missing.
+      UserError: There are no weights of this name, they cannot be downloaded, they do not
+        fit the image size, or the package that reads them is missing.
     """
     imported = read_original(name, fetch_published(name), image_size=image_size)
     description = imported.description
@@ -109,8 +110,8 @@ def fetch_published(name: str) -> pathlib.Path:
     """
     if name not in PUBLISHED:
         raise UserError(
-            f"no trained weights are published for {name!r}, but for "
-            f"{', '.join(PUBLISHED)}: import a file with import_weights --weights=FILE"
+            f"no trained weights are published for {name!r}, only for "
+            f"{', '.join(PUBLISHED)}: import a file with import-weights --weights=FILE"
         )
     published = PUBLISHED[name]
     try:

@@ -64,7 +64,7 @@ def _sources() -> Iterator[tuple[str, Source]]:
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
     way_out = "write it with torch.save(model.state_dict(), ...)"
-    with reading(path, "a file of torch", "torch"):
+    with reading(path, "a PyTorch file", "torch"):
         import torch  # noqa: PLC0415 - optional package
 
         try:
@@ -88,7 +88,7 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with reading(path, "a file of safetensors", "safetensors"):
+    with reading(path, "a safetensors file", "safetensors"):
         import safetensors.flax  # noqa: PLC0415 - optional package
 
         # Unlike that of safetensors.numpy, this reader knows bfloat16.

@@ -22,7 +22,7 @@ class Answers(NamedTuple):
     correct: np.ndarray  # Whether it is the label, bool.
     confidence: np.ndarray  # Probability of the likeliest class, float64.
     label_log_probability: np.ndarray  # Logarithm of the label's probability, float64.
-    label_rank: np.ndarray  # Other classes at least as likely as the label, int64.
+    label_rank: np.ndarray  # Number of other classes at least as likely, int64.
 
 
 def collect_answers(
@@ -113,13 +113,19 @@ class Calibration(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean of |accuracy - confidence| over examples."""
+        """Expected calibration error (Guo et al. 2017, section 2).
+
+        It is the mean of |accuracy - confidence| over bins, weighted by their sizes.
+        """
         distances = np.abs(np.nan_to_num(self.accuracy - self.confidence))
         return float(np.average(distances, weights=self.sizes))
 
 
 def calibrate(answers: Answers, bins: int = CALIBRATION_BINS) -> Calibration:
-    """Sorts examples into equally wide bins of confidence, without their lower edges."""
+    """Computes accuracy and mean confidence in equally wide bins of confidence.
+
+    A bin holds its upper edge but not its lower one (Guo et al. 2017, section 2).
+    """
     # Rounding may leave a sum of probabilities just above 1.
     rows = np.clip(np.ceil(answers.confidence * bins).astype(int) - 1, 0, bins - 1)
     sizes = np.bincount(rows, minlength=bins)

@@ -28,7 +28,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def time_axis(records: Sequence[RunRecord]) -> tuple[list[int], str]:
-    """Returns the steps of each run's unit of training time, and the label of the axis.
+    """Returns how many steps one unit of the x axis has in each run, and its label.
 
     The unit is an epoch if its length is known in all runs, and a step otherwise.
     """
@@ -40,7 +40,7 @@ def time_axis(records: Sequence[RunRecord]) -> tuple[list[int], str]:
 
 
 def smoothing_window(count: int) -> int:
-    """Chooses the number of values, always odd, that a smoothed point is the mean of."""
+    """Returns the odd number of values over which a smoothed point averages."""
     return 2 * int(SMOOTHED_FRACTION * count / 2) + 1
 
 
@@ -104,7 +104,10 @@ def _finish(ax: Axes, title: str, y_label: str) -> None:
 def rate_figure(
     record: RunRecord, name: str, y_label: str, *, has_median: bool = False, **line: Any
 ) -> Figure:
-    """Draws a metric of each logged step from 0 up; `line` holds options of the line."""
+    """Draws a training metric over the logged steps, on a y axis from 0.
+
+    `line` holds options of `Axes.plot`.
+    """
     (unit,), x_label = time_axis([record])
     figure = new_figure(2.5)
     ax = figure.subplots()
@@ -123,7 +126,7 @@ def rate_figure(
 def comparison_figure(
     records: Sequence[RunRecord], names: Sequence[str], metric: str, y_label: str
 ) -> Figure:
-    """Draws one metric of the evaluations of several runs, whose names are a legend.
+    """Draws one metric of the evaluations of several runs, with a legend of their names.
 
     The metric is that of averaged weights where a run has them. With a % in `y_label`,
     values are shown in percent.

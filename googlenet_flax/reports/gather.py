@@ -1,4 +1,4 @@
-"""Gathering of the contents of the page of a run."""
+"""Collection of everything that the report page of a run shows."""
 
 import os
 from typing import Any
@@ -29,10 +29,10 @@ def gather(
     max_examples: int = 0,
     **data: Any,
 ) -> Material:
-    """Gathers the contents of the page of a run.
+    """Collects everything that the report page of a run shows.
 
-    Contents that are not available have a reason in `missing` instead. The arguments are
-    the flags of the command; `data` are those of `evaluation_config`.
+    For each part that is not available, `missing` says why. The arguments are the flags of
+    the command; `data` are the keyword arguments of `evaluation_config`.
 
     Raises:
       UserError: The run or the checkpoint of that step does not exist, or the picture

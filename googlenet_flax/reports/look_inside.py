@@ -35,7 +35,8 @@ class Picture(NamedTuple):
 
     name: str  # Description of the picture, in words.
     pixels: np.ndarray  # uint8 [h, w, C].
-    extent: Sequence[int] | None = None  # Height and width in `pixels`; None for all of it.
+    # Height and width of the part of `pixels` that the picture fills; None is all of it.
+    extent: Sequence[int] | None = None
 
 
 class View(NamedTuple):

@@ -29,8 +29,8 @@ class RunRecord:
     imported_from: Mapping[str, str]  # Origin of imported weights; empty for a run.
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # Facts written by `Workdir.write_start`.
-    epoch_steps: int | None  # As the last start counted them; None if unknown.
-    total_steps: int | None  # Steps of the whole run, counted alike.
+    epoch_steps: int | None  # Steps in an epoch at the last start; None if unknown.
+    total_steps: int | None  # Steps of the whole run at the last start; None if unknown.
 
     @classmethod
     def read(cls, workdir: Workdir) -> Self:

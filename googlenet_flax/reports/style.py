@@ -15,13 +15,13 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 Params = ParamSpec("Params")
 
-# Okabe and Ito, "Color Universal Design": colors that all people can tell apart.
+# Okabe and Ito, "Color Universal Design": colors that color-blind people can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 WIDTH_INCHES = 6.0
-SHOWN_WIDTH_PIXELS = 600  # On the page, where text is then 11 px high.
+SHOWN_WIDTH_PIXELS = 600  # Width on the page, on which text of 9 pt has 12.5 px.
 STORED_PIXELS_PER_INCH = 150  # The file has more pixels, for screens of high resolution.
 LOG_RATIO = 20  # Ratio of largest to smallest value from which an axis is logarithmic.
 MAX_LABEL_LENGTH = 18  # Longest class name in a figure, in characters.

@@ -1,10 +1,10 @@
 """Asynchronous Orbax checkpoints of a run, of which the three latest and the best are kept.
 
-Orbax writes a step completely or not at all, but does not detect a flipped bit. It takes
-any folder with a number for the newest step, and then refuses to save older ones. So every
-checkpoint has a label (`runs/label.py`), and a checkpoint that differs from its label is
-damaged. Orbax can also leave a partly deleted step, so a superseded one is renamed before
-it is deleted.
+Orbax writes a step completely or not at all, but does not detect a flipped bit. It regards
+every folder whose name is a number as a step, and refuses to save a step older than the
+newest. So every checkpoint has a label (`runs/label.py`), and a checkpoint that differs
+from its label is damaged. Orbax can also leave a partly deleted step, so a superseded one
+is renamed before it is deleted.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ class Checkpoints:
             names = os.listdir(self.directory)
         labels: dict[int, Label] = {}
         self.damaged: dict[int, str] = {}  # Reasons by step.
-        self.strays: list[str] = []  # Names of other files, as of a killed save.
+        self.strays: list[str] = []  # Names of other files, such as those of a killed save.
         for name in sorted(names):
             path = self.directory / name
             if name.isdecimal() and name == str(int(name)):
@@ -178,7 +178,7 @@ class Checkpoints:
             damaged = self.name_damaged()
             problem = f" can be read: {damaged}" if damaged else ": train first"
             raise UserError(f"no checkpoint in {self.directory}{problem}")
-        # Imported weights, which are one checkpoint, were never evaluated.
+        # A single checkpoint is the best one even if it was not evaluated, as in an import.
         if name == "latest" or (name == "best" and len(self.labels) == 1):
             return max(self.labels)
         if name == "best":
@@ -216,7 +216,7 @@ class Checkpoints:
           The new paths in the first process, and nothing in the others.
 
         Raises:
-          UserError: One cannot be renamed; one that is gone already is no error.
+          UserError: A checkpoint cannot be renamed. One that no longer exists is skipped.
         """
         moved = []
         with distributed.together():
@@ -263,7 +263,11 @@ class Checkpoints:
     def save_variables(
         self, variables: dict[str, Any], *, description: ModelDescription
     ) -> None:
-        """Writes imported parameters and statistics as step 0, and waits for the write."""
+        """Writes imported parameters and statistics as step 0, and waits for the write.
+
+        Raises:
+          UserError: The checkpoint cannot be written.
+        """
         items = {VARIABLES: variables}
         self._start_save(0, items, Label(description, None, label_leaves(items)))
         self.wait()
@@ -303,7 +307,7 @@ class Checkpoints:
         (step, label, pending), self._pending_save = self._pending_save, None
         with _saving(self._path(step)):
             pending.result()
-        self.labels[step] = label  # Orbax refuses a step that is not the newest.
+        self.labels[step] = label  # Stays sorted, as Orbax refuses an older step.
         if distributed.is_first():
             _drop(self.directory / f"{step}{REPLACED}")
         kept = {*list(self.labels)[-KEEP_LATEST:], self.best_step}
@@ -439,7 +443,7 @@ def _rename(path: pathlib.Path, suffix: str) -> pathlib.Path:
     """Appends a suffix to the name of a checkpoint, and returns the new path.
 
     Raises:
-      UserError: It cannot be renamed; one that is gone already is no error.
+      UserError: The checkpoint cannot be renamed. One that no longer exists is skipped.
     """
     target = path.with_name(path.name + suffix)
     shutil.rmtree(target, ignore_errors=True)

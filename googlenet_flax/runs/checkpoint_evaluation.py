@@ -29,11 +29,11 @@ IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no 
 def evaluation_config(
     run: Config | None, *, dataset: str | None = None, **fields: Any
 ) -> Config:
-    """Returns the config of a run, with other data in place of those to evaluate on.
+    """Returns the config with which a run is evaluated, on its own or on other data.
 
     Args:
-      run: Config of the run; None for imported weights. The batches are the parts that
-        pass through its network in turn.
+      run: Config of the run; None for imported weights. The default batch size is that of
+        one of its accumulation steps.
       dataset: Name of another data set, whose folder is the default of TFDS and whose
         split is `test`, unless `fields` name others.
       **fields: Fields of the config to replace; None or "" keeps that of the run.
@@ -166,7 +166,12 @@ def check_accuracy(accuracy: float, expected: float, tolerance: float) -> None:
 def sum_averaged(
     predictors: Sequence[Predictor], num_crops: int, aux_weight: float, batch: Batch
 ) -> Sums:
-    """Sums the metrics of softmax averaged over networks and crops (section 7)."""
+    """Computes the metrics of the softmax averaged over networks and crops (section 7).
+
+    Returns:
+      The metrics of the n readable examples, each float32 `[n]`, and their mask `[B]`.
+      `evaluate_split` sums both.
+    """
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
     # Logarithms of sums of probabilities are logits whose softmax is the mean.
     logits = jax.tree.map(lambda *x: jax.nn.logsumexp(jnp.stack(x), axis=0), *each)

@@ -56,7 +56,7 @@ def label_leaves(items: Any) -> dict[str, str]:
 
 
 def check_shapes(step: int, saved: Mapping[str, str], items_like: Any) -> None:
-    """Raises a `UserError` that names the first leaves that a network expects otherwise.
+    """Raises a `UserError` unless the leaves have the shapes and types of `items_like`.
 
     Orbax would cast types silently, and its errors about shapes are unclear.
     """

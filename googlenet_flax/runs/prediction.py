@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
 
 def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Lists the files among `paths` with the pictures in the folders among them.
+    """Lists the given files, and the pictures in the given folders, in order.
 
     Returns:
       The pictures, and the folders that hold none.
@@ -84,11 +84,12 @@ def read_batches(
 ) -> Iterator[tuple[Sequence[pathlib.Path], Sequence[str], Batch]]:
     """Yields pictures in batches of equal size, as the network takes them.
 
-    Threads decode the next batch meanwhile.
+    Threads decode the next batch while the caller uses the current one.
 
-    Returns:
-      The paths; for each the reason why it cannot be read, or ""; and `image` and `extent`
-      in the form of a batch of a `Split`, with black in the place of missing pictures.
+    Yields:
+      The n paths of the batch; for each the reason why it cannot be read, or ""; and
+      `image`, uint8 `[B, S, S, C]`, with `extent`, int32 `[B, 2]`, as in a batch of a
+      `Split`. Unreadable pictures, and rows from n on, are black.
     """
     batch_size = min(batch_size, len(pictures))
     batch_size = round_up_to_devices(batch_size, len(predictor.devices))

@@ -25,9 +25,10 @@ LogProbabilities = dict[str, np.ndarray]
 
 
 def devices_for(*workdirs: Workdir) -> list[jax.Device]:
-    """Returns the devices of this process, which compute each run as its training did.
+    """Returns the devices of this process, with oneDNN turned on if a run needs it.
 
-    Call it before JAX creates its devices.
+    A network of bfloat16 then computes as in training. Call this function before JAX
+    creates its devices.
 
     Raises:
       UserError: There is no run in a workdir, or its config is missing or unreadable.
@@ -88,17 +89,18 @@ class Predictor:
         )
 
     def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns `image` and `extent`, if there is one, with an axis of devices."""
+        """Reshapes `image`, and `extent` if there is one, to `[D, B/D, ...]`."""
         inputs = {name: batch[name] for name in ("image", "extent") if name in batch}
         return split_over_devices(inputs, len(self.devices))
 
     def log_probabilities(
         self, batch: Mapping[str, np.ndarray], num_crops: int
     ) -> LogProbabilities:
-        """Computes the log of the softmax averaged over crops, as of `evaluation_crops`.
+        """Computes the logarithm of the mean softmax over the crops of `evaluation_crops`.
 
-        The batch holds `image` and optionally `extent` as a batch of a `Split` does. The
-        devices must be able to share the examples equally.
+        The batch holds `image`, uint8 `[B, h, w, C]`, and optionally `extent`, int32
+        `[B, 2]`. B must be a multiple of the number of devices. The result is float32
+        `[B, num_classes]` for each classifier.
         """
         shards = self.split(batch)
         total: Any = None

@@ -21,7 +21,7 @@ from googlenet_flax.training.state import TrainState, Variables
 NETWORK_FIELDS = ("variant", "width_multiplier")
 # The weights fit only an input that is scaled the same way.
 INPUT_FIELDS = ("input_channels", "input_scale", "input_mean", "input_std", "channel_order")
-CONVERTIBLE_CHANNELS = (1, 3)  # Alpha, for example, stands for no color.
+CONVERTIBLE_CHANNELS = (1, 3)  # With other counts, a channel may be no color, as alpha.
 
 
 @retried
@@ -111,9 +111,9 @@ def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
 def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
     """Converts the kernel of `conv1` to another number of input channels.
 
-    Corresponding kernels are summed, and those that are repeated are divided by the number
-    of copies. The response to a picture whose corresponding channels are equal stays the
-    same apart from rounding: a gray picture gives that of its RGB copy.
+    Kernels of channels that become one are summed. The kernel of a channel that becomes
+    several is divided by their number. So, apart from rounding, a gray picture gets the
+    same response as its RGB copy.
 
     Args:
       kernel: `[h, w, C, F]`, of a network with the input `theirs`.

@@ -74,7 +74,8 @@ class Workdir:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 lock_file.truncate(0)
                 line = f"process {os.getpid()} on {socket.gethostname()}\n"
-                os.write(lock_file.fileno(), line.encode())  # `close` writes nothing then.
+                # Unbuffered, so that `close` has nothing left to write.
+                os.write(lock_file.fileno(), line.encode())
                 os.fsync(lock_file.fileno())  # Other hosts read the owner, too.
             except BlockingIOError as error:
                 owner = self.owner or "another process"
@@ -97,7 +98,7 @@ class Workdir:
     def read_config(self, flag: str = "--workdir") -> dict[str, Any]:
         """Reads the config of the run, with tuples instead of the lists of JSON.
 
-        Errors name the flag that named this directory.
+        `flag` is the flag that error messages advise to set.
 
         Raises:
           UserError: There is no run here, or its config is missing or unreadable.

@@ -48,7 +48,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--dataset", help="data set (an import needs it); default: the run's")
     add("--data_dir", help="folder of the data; default: the run's, or TFDS's")
     add("--split", dest="eval_split", help="TFDS split; default: the run's eval_split")
-    fraction_help = "tested part of a folder without splits; default: the run's"
+    fraction_help = "fraction of a folder without splits to test on; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
     add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
     bad_help = "what to do with an unreadable picture; default: the run's, or skip"
@@ -63,7 +63,7 @@ def data_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def name_flags(message: str) -> str:
-    """Replaces the fields of the config in an error, as `--config.data_dir`, by flags."""
+    """Replaces config fields in an error message, such as `--config.data_dir`, by flags."""
     fields = "|".join(DATA_FIELDS)
     message = message.replace("config.eval_split", "config.split")
     return re.sub(rf"(?:--)?config\.({fields}|split)\b", r"--\1", message)
@@ -73,8 +73,9 @@ def name_flags(message: str) -> str:
 def running(*, reads_split: bool = False) -> Iterator[None]:
     """Sets up the process around a command.
 
-    An error ends the command with one line, and compiled programs are cached on disk. The
-    line of a command that has the flags of `add_data_flags` names these, not the fields.
+    An error ends the command with one line, and compiled programs are cached on disk.
+    `reads_split` is true for a command with the flags of `add_data_flags`; its error
+    messages then name these flags instead of fields of the config.
     """
     # Libraries also raise the errors that they log. Only the log says why JAX uses no GPU.
     absl_logging.set_verbosity(absl_logging.FATAL)

@@ -92,9 +92,9 @@ def joined(
             raise
         _leave(
             RunError(
-                f"process {jax.process_index()} has lost another one "
-                f"({_first_sentence(error)}): look at what the others said, and start all "
-                "again with the same command, which continues from the last checkpoint"
+                f"process {jax.process_index()} has lost another process "
+                f"({_first_sentence(error)}): read the messages of the others, and start "
+                "all with the same command, which continues from the last checkpoint"
             )
         )
     except RunError as error:
@@ -124,8 +124,8 @@ def _wait_for_first(host: str, port: int, process_id: int) -> None:
             if waited_seconds > JOIN_SECONDS:
                 raise RunError(
                     f"process {process_id} cannot reach process 0 at {host}:{port} "
-                    f"({error}): start it, and give all the address that it has for them "
-                    "in --coordinator_address=HOST:PORT"
+                    f"({error}): start process 0, and pass every process an address at "
+                    "which it can be reached, as --coordinator_address=HOST:PORT"
                 ) from error
         if waited_seconds > QUIET_SECONDS and not is_reported:
             tell(f"process {process_id} waits for process 0 at {host}:{port}")
@@ -157,7 +157,7 @@ def check_devices() -> None:
     """Checks in each process that all have equally many devices, as `exchange` needs.
 
     Raises:
-      UserError: They do not.
+      UserError: The numbers of devices differ.
     """
     if num_processes() == 1:
         return

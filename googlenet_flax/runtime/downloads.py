@@ -29,7 +29,7 @@ class RemoteFile:
     """A file on the web, identified by its digest."""
 
     name: str
-    url: str  # "" if no address is certain.
+    url: str  # "" if no download address is known.
     sha256: str
     size_bytes: int = 0  # 0 if the exact size is not known.
 
@@ -85,7 +85,7 @@ def _check_response(file: RemoteFile, response: requests.Response, **_: object) 
 def _check_connection(url: str) -> None:
     """Raises a `ValueError` unless the server, or a proxy in front of it, answers soon."""
     if not url:
-        raise ValueError("no address of it is certain")
+        raise ValueError("no download address is known")
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     parts = urllib.parse.urlsplit(
         requests.utils.prepend_scheme_if_needed(proxy or url, "http")

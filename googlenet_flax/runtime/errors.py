@@ -29,7 +29,7 @@ class RunError(Exception):
 
 
 class UserError(RunError):
-    """An error in config, data, arguments or working directory that the user can fix."""
+    """An error in the config, data, arguments or workdir that the user can fix."""
 
     exit_code = 2
 
@@ -50,13 +50,13 @@ def optional_package(package: str, purpose: str, extra: str = "import") -> Itera
 
 
 class WorkdirInUseError(RunError):
-    """Another process is training in the working directory."""
+    """Another process has locked the workdir."""
 
     exit_code = 3
 
 
 class NotFiniteError(RunError):
-    """A loss became NaN or infinite."""
+    """A loss, or a leaf of the training state, became NaN or infinite."""
 
     exit_code = 4
     is_shared = True
@@ -69,7 +69,7 @@ class UnexpectedResultError(RunError):
 
 
 class StoppedBySignal(RunError):
-    """The run was asked to stop and has saved its state."""
+    """A signal stopped the run; its state is saved, unless no step had begun."""
 
     is_shared = True
 

@@ -99,7 +99,11 @@ class StopRequest:
             yield batch
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches as `interruptible` does, unless the run has to stop."""
+        """Yields the batches as `interruptible` does, until the run has to stop.
+
+        Raises:
+          StopRequested: The run has to stop, or no batch arrived in time after a signal.
+        """
         for batch in self.interruptible(batches):
             if self.is_due():
                 raise StopRequested

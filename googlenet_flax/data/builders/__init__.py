@@ -11,7 +11,10 @@ from googlenet_flax.runtime.errors import UserError
 
 
 def hand_placed_paths(file_name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the paths where the user may put an archive: the data folder or TFDS's."""
+    """Returns the paths where the user may put an archive.
+
+    They are in the data folder and in its `downloads/manual`, as TFDS expects.
+    """
     return [data_dir / file_name, data_dir / "downloads" / "manual" / file_name]
 
 
