@@ -23,7 +23,7 @@ from googlenet_flax.analysis.target import (
     shape_bytes,
 )
 from googlenet_flax.config import Config
-from googlenet_flax.data.fabricated import stand_in
+from googlenet_flax.data.synthetic import black_images
 from googlenet_flax.runtime.errors import exit_on_run_error
 from googlenet_flax.training.experiment import build_experiment
 
@@ -76,7 +76,7 @@ def main() -> None:
             **{"variant": args.variant, "dtype": args.dtype, "batch_size": batch_size},
             averaging="none",
         )
-        images = stand_in(
+        images = black_images(
             "imagenet2012", num_examples=batch_size, storage_size=config.storage_size
         )
         experiment = build_experiment(config, target.devices, images, images)

@@ -70,7 +70,10 @@ def measure_network(name: str, work: peer.Work) -> None:
         model = create_model(variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype)
         cost = image_cost(model, work.image_size)
         limits = find_limits([device], work.dtype, LIMIT_SECONDS)
-        rates = limits.flops / cost.training_flops, limits.bytes / cost.training_bytes
+        rates = (
+            limits.flops_per_second / cost.training_flops,
+            limits.bytes_per_second / cost.training_bytes,
+        )
         peer.measure_and_print(
             work,
             device=device.device_kind,

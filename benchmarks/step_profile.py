@@ -20,7 +20,7 @@ from absl import flags
 from jax.profiler import ProfileData
 
 from googlenet_flax.config import Config
-from googlenet_flax.performance.benchmark import fabricated_experiment
+from googlenet_flax.performance.benchmark import synthetic_experiment
 from googlenet_flax.runtime import command_line
 from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.onednn import use_onednn_for
@@ -88,7 +88,7 @@ def main() -> None:
     def profile() -> None:
         config = Config.of(CONFIG.value)
         use_onednn_for(config.dtype)
-        experiment = fabricated_experiment(config, jax.local_devices())
+        experiment = synthetic_experiment(config, jax.local_devices())
         milliseconds, program = record(experiment, STEPS.value)
         by_layer: dict[str, float] = collections.defaultdict(float)
         by_operation: dict[str, float] = collections.defaultdict(float)

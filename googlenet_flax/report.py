@@ -19,7 +19,7 @@ from googlenet_flax.reports.run_page import create_run_page
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import add_data_flags, argument_parser, running
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
-from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable, file_path
+from googlenet_flax.runtime.files import OUT_HINT, check_writable, file_path
 from googlenet_flax.runtime.streams import tell
 
 # Default and help of each flag that a comparison of several runs does not take.
@@ -69,7 +69,7 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
     file = out or workdirs[0].path / "report" / name
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out is {printable(file)} but must end in .html")
-    with writing(file.parent, OUT_WAY_OUT):
+    with writing(file.parent, OUT_HINT):
         file.parent.mkdir(parents=True, exist_ok=True)
     check_writable(file)
     if is_one:

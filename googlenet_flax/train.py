@@ -15,7 +15,7 @@ import jax
 
 from googlenet_flax.config import Config, ConfigLike
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runs.label import name_first
+from googlenet_flax.runs.manifest import name_first
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
 from googlenet_flax.runs.profile import StepProfile
 from googlenet_flax.runs.wandb_mirror import WandbMirror
@@ -122,7 +122,7 @@ def _open_workdir(
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
     """Checks that a run may continue under `config`, and reports changed fields."""
     distributed.check_same(
-        {"checkpoints": list(checkpoints.labels), "damaged": list(checkpoints.damaged)},
+        {"checkpoints": list(checkpoints.manifests), "damaged": list(checkpoints.damaged)},
         f"{checkpoints.directory} must be one directory that all processes see",
     )
     if checkpoints.latest_step is not None and (changes := run_dir.check_resumable(config)):
@@ -140,9 +140,9 @@ def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoin
     step = checkpoints.latest_step
     if step is None:
         return
-    label = checkpoints.labels[step]
-    changes = class_changes(label.description.class_names, class_names)
-    changes += [] if label.data is None else data.changes_since(label.data)
+    manifest = checkpoints.manifests[step]
+    changes = class_changes(manifest.description.class_names, class_names)
+    changes += [] if manifest.data is None else data.changes_since(manifest.data)
     with distributed.together():
         if changes:
             raise UserError(
@@ -162,7 +162,7 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints) -> TrainState | N
             f"{', '.join(checkpoints.strays)}"
         )
     if checkpoints.damaged:
-        damaged = checkpoints.name_damaged()
+        damaged = checkpoints.describe_damaged()
         if state is None and not experiment.config.restart:
             raise UserError(
                 f"no checkpoint in {checkpoints.directory} can be read ({damaged}): "
@@ -199,7 +199,7 @@ class _Run:
         self.evaluation: Mapping[str, float] | None = None
         if restored is not None:
             self.start_step = int(restored.step)
-            self.evaluation = checkpoints.labels[self.start_step].metrics
+            self.evaluation = checkpoints.manifests[self.start_step].metrics
         config, is_first = experiment.config, distributed.is_first()
         self.losses = LossWatch()
         self.chance = ChanceWatch(
@@ -276,9 +276,9 @@ class _Run:
         elif config.init_from:
             fresh, source = experiment.fresh_state(), Workdir(config.init_from)
             description, devices = experiment.description, experiment.devices
-            head_only = config.trainable == "head"
+            last_layers_only = config.trainable == "head"
             state, origin = warm_start(
-                fresh, source, description, devices, head_only=head_only
+                fresh, source, description, devices, last_layers_only=last_layers_only
             )
         self.progress.say(_summary(experiment, origin))
         compiling = None

@@ -10,8 +10,8 @@ from googlenet_flax.config import Config
 from googlenet_flax.performance import limits
 from googlenet_flax.performance.benchmark import (
     benchmark,
-    fabricated_experiment,
     measure_input,
+    synthetic_experiment,
 )
 from googlenet_flax.performance.report import Report, format_report, print_report
 
@@ -61,7 +61,7 @@ def test_without_data_in_bfloat16_on_two_devices(small_config, tmp_path, capsys)
 
 
 def test_the_input_of_digits_is_measured(small_config):
-    experiment = fabricated_experiment(small_config("digits"), jax.local_devices()[:2])
+    experiment = synthetic_experiment(small_config("digits"), jax.local_devices()[:2])
     rate = measure_input(experiment, seconds=0)
     assert rate is not None and 1e3 < rate < 1e9
 
@@ -75,7 +75,7 @@ def test_the_input_of_digits_is_measured(small_config):
     ],
 )
 def test_input_that_cannot_be_read_is_named(small_config, capsys, dataset, fields, message):
-    experiment = fabricated_experiment(
+    experiment = synthetic_experiment(
         small_config(dataset, **fields), jax.local_devices()[:2]
     )
     assert measure_input(experiment, seconds=0) is None

@@ -82,7 +82,7 @@ def test_names_of_checkpoints(tmp_path):
         for name in ("7", "newest", "-1"):
             with pytest.raises(UserError, match="use best, latest or one of 1, 2, 3"):
                 checkpoints.resolve(name)
-        assert checkpoints.labels[2].metrics and not checkpoints.labels[3].metrics
+        assert checkpoints.manifests[2].metrics and not checkpoints.manifests[3].metrics
 
 
 def test_there_may_be_no_best_one(tmp_path):
@@ -98,7 +98,7 @@ def test_a_save_replaces_the_same_step(tmp_path):
         metrics = {"accuracy": 0.5}
         checkpoints.save(tiny_state(1, 2.0), description=DESCRIPTION, metrics=metrics)
         checkpoints.wait()
-        assert checkpoints.labels[1].metrics
+        assert checkpoints.manifests[1].metrics
         restored = checkpoints.restore(1, tiny_state(0), jax.devices()[:1])
     assert float(restored.params["kernel"][0, 0]) == 2.0
 

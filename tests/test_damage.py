@@ -134,7 +134,7 @@ def test_a_flipped_bit_among_other_litter(run_copy):
     with Checkpoints(folder) as checkpoints:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), expected)
         state = checkpoints.restore_newest(like, jax.local_devices()[:1])
-        strays, named = checkpoints.strays, checkpoints.name_damaged()
+        strays, named = checkpoints.strays, checkpoints.describe_damaged()
         aside = {path.name for path in checkpoints.set_damaged_aside()}
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert set(strays) == others

@@ -279,7 +279,7 @@ def test_sizes_of_pictures(tmp_path, shape, size, expected):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "drawn", "way_out"),
+    ("shape", "size", "drawn", "hint"),
     [
         ((8, 8), None, "8x8", "use --size=80 or more"),
         ((30, 300), 200, "200x20", "use --size=800 or more"),
@@ -287,14 +287,14 @@ def test_sizes_of_pictures(tmp_path, shape, size, expected):
         ((20, 1040), None, "512x10", "a part that is at most 51 times as long as wide"),
     ],
 )
-def test_pictures_that_are_too_small_or_too_narrow(tmp_path, shape, size, drawn, way_out):
+def test_pictures_that_are_too_small_or_too_narrow(tmp_path, shape, size, drawn, hint):
     file = save(tmp_path / "a.png", random_images(*shape, 3))
     height, width = shape
-    message = f"{width}x{height} pixels would be drawn at {drawn} but .*{way_out}"
+    message = f"{width}x{height} pixels would be drawn at {drawn} but .*{hint}"
     with pytest.raises(UserError, match=message):
         drawing.load_picture(file, size)
-    if "--size=" in way_out:
-        enough = int(re.search(r"\d+", way_out)[0])
+    if "--size=" in hint:
+        enough = int(re.search(r"\d+", hint)[0])
         assert min(drawing.load_picture(file, enough).shape[:2]) == 80
 
 

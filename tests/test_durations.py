@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.config import FIELDS, MAX_NUMBER, Config
-from googlenet_flax.data.fabricated import stand_in
+from googlenet_flax.data.synthetic import black_images
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
 from googlenet_flax.training.experiment import build_experiment
@@ -62,7 +62,7 @@ def configs(draw) -> tuple[dict, int]:
 @given(configs())
 def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     config, epoch_steps = drawn
-    split = stand_in("digits", num_examples=epoch_steps * BATCH_SIZE, storage_size=8)
+    split = black_images("digits", num_examples=epoch_steps * BATCH_SIZE, storage_size=8)
     run_steps = config.max_steps or config.num_epochs * epoch_steps
     warmup_steps = config.warmup_epochs * epoch_steps
     try:

@@ -19,7 +19,7 @@ from scipy.special import softmax
 from googlenet_flax import evaluate
 from googlenet_flax.data import load_split
 from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluation_crops
-from googlenet_flax.runs.checkpoint_evaluation import check_accuracy, sum_averaged
+from googlenet_flax.runs.checkpoint_evaluation import averaged_metrics, check_accuracy
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UnexpectedResultError
@@ -204,7 +204,7 @@ def test_small_probabilities_are_not_lost(predictors):
     params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
     sure = dataclasses.replace(predictors[0], variables={**variables, "params": params})
     split = load_split("digits", "test[:10]", data_dir="")
-    sum_batch = functools.partial(sum_averaged, [sure] * 2, 10, 0.0)
+    sum_batch = functools.partial(averaged_metrics, [sure] * 2, 10, 0.0)
     num_devices = len(sure.devices)
     metrics = evaluate_split(sum_batch, split, batch_size=4, num_devices=num_devices)
     assert 200 < metrics["main_loss"] < np.inf

@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from googlenet_flax.data import PictureOptions, load_split
 from googlenet_flax.data.builders import imagenet
 from googlenet_flax.data.builders.imagenet import Imagenet2012
-from googlenet_flax.data.class_names import in_words, wordnet_numbers
+from googlenet_flax.data.class_names import readable_names, wordnet_ids
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.sampler import TrainingOrder
 from googlenet_flax.runtime.errors import UserError
@@ -181,7 +181,7 @@ def test_stock_tfds_reads_the_records_of_the_stock_builder(data_dir, official, t
     stock.download_and_prepare()
     info = tfds.builder("imagenet2012", data_dir=data_dir).info
     assert info.file_format == tfds.core.FileFormat.ARRAY_RECORD
-    assert info.features["label"].names == list(wordnet_numbers())
+    assert info.features["label"].names == list(wordnet_ids())
     assert info.splits["train"].num_shards > 1
     for split, size in [("train", 26), ("validation", 9)]:
         assert info.splits[split].num_examples == size
@@ -216,8 +216,8 @@ def test_class_names_are_words_in_the_networks_order(data_dir):
     }
     assert len(names) == 1000
     for number, name in words.items():
-        assert names[wordnet_numbers().index(number)] == name
-    assert in_words(["n01440764", "cat"]) == ("tench, Tinca tinca", "cat")
+        assert names[wordnet_ids().index(number)] == name
+    assert readable_names(["n01440764", "cat"]) == ("tench, Tinca tinca", "cat")
 
 
 def test_batches_are_the_decoded_records(data_dir):

@@ -728,7 +728,7 @@ def test_the_command_writes_a_workdir(tmp_path, files, import_file, monkeypatch)
     assert workdir.read_config() == {"imported_from": origin}
     with Checkpoints(workdir.checkpoints) as checkpoints:
         assert checkpoints.resolve("best") == checkpoints.resolve("latest") == 0
-        description, devices = checkpoints.labels[0].description, jax.devices()[:1]
+        description, devices = checkpoints.manifests[0].description, jax.devices()[:1]
         variables = checkpoints.restore_variables(0, description.variables_like(), devices)
     assert description == read("keras", files["keras"]).description
     assert_leaves(variables, expected)
@@ -764,7 +764,7 @@ def test_a_class_names_file(tmp_path, files, import_file, mark):
     assert code == 0, err
     assert "10 classes: 'cat' to 'g'" in out
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        assert checkpoints.labels[0].description.class_names == tuple(names)
+        assert checkpoints.manifests[0].description.class_names == tuple(names)
 
 
 # Tests of published weights, with weights of the tests on a local server.

@@ -25,7 +25,7 @@ from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.reports import answer_figures, curves
 from googlenet_flax.reports import gather as gathering
-from googlenet_flax.reports.answers import calibrate, most_confused, score_classes
+from googlenet_flax.reports.answers import most_confused, reliability_bins, score_classes
 from googlenet_flax.reports.gather import gather
 from googlenet_flax.reports.look_inside import (
     Picture,
@@ -465,13 +465,13 @@ def test_calibration_by_hand():
         confidence=np.array([0.95, 0.85, 0.6, 0.55, 0.1]),
         correct=np.array([True, False, True, True, False]),
     )
-    result = calibrate(answers, bins=5)
+    result = reliability_bins(answers, bins=5)
     np.testing.assert_array_equal(result.sizes, [1, 0, 2, 0, 2])
     np.testing.assert_allclose(result.confidence, [0.1, np.nan, 0.575, np.nan, 0.9])
     np.testing.assert_allclose(result.accuracy, [0, np.nan, 1, np.nan, 0.5])
     assert result.error == pytest.approx((0.1 + 2 * 0.425 + 2 * 0.4) / 5)
     answers.confidence, answers.correct = np.array([1, 1.0000001]), np.array([True, True])
-    assert calibrate(answers).sizes[14] == 2
+    assert reliability_bins(answers).sizes[14] == 2
 
 
 def test_confusions_by_hand():

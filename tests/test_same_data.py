@@ -110,7 +110,7 @@ def load(root):
 
 
 def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch):
-    monkeypatch.setattr("googlenet_flax.runs.label.DataDescription", lambda **_: None)
+    monkeypatch.setattr("googlenet_flax.runs.manifest.DataDescription", lambda **_: None)
     rename_class(copy / "pictures")
     with pytest.raises(UserError, match="the classes were apple"):
         train_and_evaluate(config(copy / "pictures", max_steps=4), copy / "run")

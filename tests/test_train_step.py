@@ -152,7 +152,7 @@ HEADS = ("classifier", "aux_4a/classifier", "aux_4d/classifier")
 def test_head_only_trains_the_last_layers_alone():
     model = small_googlenet("bn", freeze_norm=True)
     fields = {"momentum": 0.9, "weight_decay": 0.1}
-    tx = create_optimizer(lambda step: 0.05, head_only=True, **fields)
+    tx = create_optimizer(lambda step: 0.05, last_layers_only=True, **fields)
     step = random_step(model, tx, augment=augment())
     before = start_state(model, tx)
     # No batch has these running statistics, so an update would show.
@@ -180,8 +180,10 @@ def test_head_only_updates_the_heads_as_they_are_without_it():
     grads = jax.tree.map(lambda leaf: 0.5 * leaf + 1, params)
     fields = {"momentum": 0.9, "weight_decay": 0.1}
     results = []
-    for head_only in (False, True):
-        tx = create_optimizer(lambda step: 0.1 / (1 + step), head_only=head_only, **fields)
+    for last_layers_only in (False, True):
+        tx = create_optimizer(
+            lambda step: 0.1 / (1 + step), last_layers_only=last_layers_only, **fields
+        )
         state, new = tx.init(params), params
         for _ in range(3):
             updates, state = tx.update(grads, state, new)

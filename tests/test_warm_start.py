@@ -166,7 +166,7 @@ def test_untrained_heads_are_not_frozen(tmp_path):
 
     def start_frozen(description):
         state, devices = fresh_state(description), jax.devices()
-        return warm_start(state, run, description, devices, head_only=True)
+        return warm_start(state, run, description, devices, last_layers_only=True)
 
     with pytest.raises(UserError, match="aux_4a and aux_4d are not trained"):
         start_frozen(DESCRIPTION)

@@ -11,7 +11,7 @@ class Chip:
     # Operations a second on float32, in the type in which XLA multiplies it by default.
     float32_flops: float
     bfloat16_flops: float  # Operations a second on bfloat16.
-    memory_bytes: float  # Bytes that the memory reads or writes in a second.
+    memory_bytes_per_second: float  # Bytes that the memory reads or writes.
     memory_gib: float  # Capacity of the memory.
 
     def flops(self, dtype: str) -> float:
@@ -38,7 +38,7 @@ CHIPS: Mapping[str, Chip] = {
 }
 
 
-def published(device_kind: str) -> Chip | None:
+def find_chip(device_kind: str) -> Chip | None:
     """Returns the limits of a kind of device, or None if they are not in `CHIPS`."""
     names = (name for name in CHIPS if device_kind.startswith(name))
     return CHIPS.get(next(names, ""))

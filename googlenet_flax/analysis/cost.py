@@ -82,12 +82,14 @@ class ImageCost:
     training_bytes: float  # Lower bound of the memory traffic of a training step.
 
 
-def image_cost(model: GoogLeNet, image_size: int, *, head_only: bool = False) -> ImageCost:
+def image_cost(
+    model: GoogLeNet, image_size: int, *, last_layers_only: bool = False
+) -> ImageCost:
     """Computes the cost of one image with a side of `image_size` pixels.
 
-    With `head_only` the last layer of each classifier is trained alone. At 224 px with 1000
-    classes `seed` costs 3.165 GFLOP for the forward pass and 9.31 GFLOP for training, which
-    moves at least 62 MB in bfloat16.
+    With `last_layers_only` nothing but the last layer of each classifier is trained. At 224
+    px with 1000 classes `seed` costs 3.165 GFLOP for the forward pass and 9.31 GFLOP for
+    training, which moves at least 62 MB in bfloat16.
     """
     layers = multiply_adds(*layer_shapes(model, image_size))
     main = sum(n for name, n in layers.items() if not name.startswith("aux"))
@@ -95,13 +97,13 @@ def image_cost(model: GoogLeNet, image_size: int, *, head_only: bool = False) ->
     # The gradients of kernel and input each cost as much as the forward pass. The images
     # need no gradient.
     training = 3 * forward - layers["conv1"]
-    if head_only:
+    if last_layers_only:
         training = forward + sum(n for name, n in layers.items() if "classifier" in name)
-    training_bytes = _training_bytes(model, image_size, head_only=head_only)
+    training_bytes = _training_bytes(model, image_size, last_layers_only=last_layers_only)
     return ImageCost(2 * main, 2 * training, training_bytes)
 
 
-def _training_bytes(model: GoogLeNet, image_size: int, *, head_only: bool) -> float:
+def _training_bytes(model: GoogLeNet, image_size: int, *, last_layers_only: bool) -> float:
     """Computes a lower bound of the bytes that a training step moves for one image.
 
     Bias, ReLU and concatenation are taken to need no pass of their own, the 1x1
@@ -120,10 +122,10 @@ def _training_bytes(model: GoogLeNet, image_size: int, *, head_only: bool) -> fl
         forward += 2 * LRN_OUTPUTS
         backward += 3 * LRN_OUTPUTS
     # A frozen batch norm is folded into the kernel.
-    if model.variant.batch_norm and not head_only:
+    if model.variant.batch_norm and not last_layers_only:
         forward += 2 * CONV_OUTPUTS
         backward += 3 * CONV_OUTPUTS
     total = forward * model.dtype.itemsize
-    if not head_only:
+    if not last_layers_only:
         total += backward * model.dtype.itemsize + POOL_INDEX_BYTES * POOL_OUTPUTS
     return total * (image_size / TABLE_IMAGE_SIZE) ** 2 * model.width_multiplier

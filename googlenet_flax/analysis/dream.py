@@ -178,15 +178,15 @@ def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
     height, width = (round(side * scale) for side in extent)
     if min(height, width) < MIN_SIDE:
         smallest = math.ceil(MIN_SIDE * max(full) / min(full))
-        way_out = f"use --size={smallest} or more"
+        hint = f"use --size={smallest} or more"
         if smallest > MAX_SIZE:
-            way_out = (
+            hint = (
                 f"--size goes up to {MAX_SIZE}, so cut out a part that is at most "
                 f"{MAX_SIZE // MIN_SIDE} times as long as wide"
             )
         raise UserError(
             f"--image of {full[1]}x{full[0]} pixels would be drawn at {width}x{height} but "
-            f"each side must have {MIN_SIDE} or more: {way_out}"
+            f"each side must have {MIN_SIDE} or more: {hint}"
         )
     shape = height, width, channels
     return jax.image.resize(pixels.astype(np.float32), shape, "bilinear")

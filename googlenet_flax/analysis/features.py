@@ -23,7 +23,7 @@ from googlenet_flax.data.image_set import Batch, Split
 from googlenet_flax.runs.prediction import read_batches
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError, writing
-from googlenet_flax.runtime.files import OUT_WAY_OUT, check_writable, replacing
+from googlenet_flax.runtime.files import OUT_HINT, check_writable, replacing
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.evaluation import padded_batches
 from googlenet_flax.training.sharding import round_up_to_devices
@@ -127,7 +127,7 @@ def write_features(
     """
     columns = collections.defaultdict(list)
     count, shape = 0, ()
-    with writing(out, OUT_WAY_OUT), tempfile.TemporaryFile(dir=out.parent) as rows:
+    with writing(out, OUT_HINT), tempfile.TemporaryFile(dir=out.parent) as rows:
         for batch in batches:
             readable = np.flatnonzero(batch["mask"])
             features = extract(batch)[readable]

@@ -16,8 +16,8 @@ from googlenet_flax.analysis.target import (
 )
 from googlenet_flax.config import Config
 from googlenet_flax.data import Split
-from googlenet_flax.data.fabricated import SPLIT_SIZES, stand_in
 from googlenet_flax.data.splits import split_positions
+from googlenet_flax.data.synthetic import SPLIT_SIZES, black_images
 from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import MissingDataError
 from googlenet_flax.training.experiment import (
@@ -71,7 +71,7 @@ def _load_or_stand_in(config: Config) -> tuple[list[Split], dict[str, str]]:
             unknown = dict.fromkeys(NEED_DATA, "unknown without the data")
             unknown["data"] = f"unknown, and 1,000 classes assumed: {error}"
     stand_ins: list[Split] = [
-        stand_in(
+        black_images(
             config.dataset,
             num_examples=count,
             storage_size=config.storage_size,
@@ -105,7 +105,7 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
     )
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     model = experiment.description.create_model()
-    cost_at = partial(image_cost, model, head_only=config.trainable == "head")
+    cost_at = partial(image_cost, model, last_layers_only=config.trainable == "head")
     largest, steps = max(experiment.stages, key=lambda stage: stage[0])
     cost = cost_at(largest)
     flops = config.batch_size * sum(

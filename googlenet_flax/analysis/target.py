@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from googlenet_flax.analysis.chips import Chip, published
+from googlenet_flax.analysis.chips import Chip, find_chip
 from googlenet_flax.analysis.cost import ImageCost
 from googlenet_flax.runtime.errors import UserError, optional_package
 from googlenet_flax.runtime.progress import call_with_clock
@@ -110,7 +110,7 @@ def find_target(name: str) -> Target:
     find = {"tpu": _find_tpus, "cuda": _find_gpus}[platform]
     with _explained(name, "choose another slice, or install packages that match JAX"):
         devices = find(kind, shape)
-    limits = published(devices[0].device_kind)
+    limits = find_chip(devices[0].device_kind)
     assert limits is not None
     return Target(name, devices, limits)
 
@@ -222,5 +222,5 @@ def rate_bounds(target: Target, cost: ImageCost, dtype: str) -> dict[str, float]
     chip, count = target.chip, len(target.devices)
     return {
         "operations": count * chip.flops(dtype) / cost.training_flops,
-        "memory traffic": count * chip.memory_bytes / cost.training_bytes,
+        "memory traffic": count * chip.memory_bytes_per_second / cost.training_bytes,
     }

@@ -175,9 +175,9 @@ def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[
     prefix, examples = os.path.join(root, ""), []
     names = words = _subfolders(folder)
     if not set(names) <= set(class_names):
-        from googlenet_flax.data.class_names import in_words  # noqa: PLC0415 - slow
+        from googlenet_flax.data.class_names import readable_names  # noqa: PLC0415 - slow
 
-        words = in_words(names)
+        words = readable_names(names)
     for name, word in zip(names, words, strict=True):
         class_folder = os.path.join(folder, name)
         if word not in class_names:

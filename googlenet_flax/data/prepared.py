@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from googlenet_flax.data.builders.cifar import Cifar10, Cifar100
 from googlenet_flax.data.builders.imagenet import Imagenet2012
-from googlenet_flax.data.class_names import in_words
+from googlenet_flax.data.class_names import readable_names
 from googlenet_flax.data.image_set import ImageSet, PictureOptions, Split
 from googlenet_flax.data.picture_set import PictureSet
 from googlenet_flax.data.records import RecordPictures
@@ -147,7 +147,7 @@ def _read_images(
         rows = range(start, min(start + READ_CHUNK_EXAMPLES, num_examples))
         for row, example in zip(rows, source.__getitems__(rows), strict=True):
             images[row], labels[row] = example["image"], example["label"]
-    return ImageSet(images, labels, in_words(builder.info.features["label"].names))
+    return ImageSet(images, labels, readable_names(builder.info.features["label"].names))
 
 
 def _open_pictures(
@@ -161,7 +161,7 @@ def _open_pictures(
     sizes = [(os.path.basename(path), os.path.getsize(path)) for path in shards]
     _allow_open_files(len(shards))
     facts = repr((builder.info.full_name, list(positions), sizes))
-    class_names = in_words(builder.info.features["label"].names)
+    class_names = readable_names(builder.info.features["label"].names)
     return PictureSet(
         RecordPictures(
             source=builder.as_data_source(split=split).data_source,

@@ -63,7 +63,7 @@ def _sources() -> Iterator[tuple[str, Source]]:
 
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
-    way_out = "write it with torch.save(model.state_dict(), ...)"
+    hint = "write it with torch.save(model.state_dict(), ...)"
     with reading(path, "a PyTorch file", "torch"):
         import torch  # noqa: PLC0415 - optional package
 
@@ -72,13 +72,13 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} is broken, or holds more than weights, which could run code: "
-                f"{way_out}"
+                f"{hint}"
             ) from error
         if not isinstance(state, dict) or not all(
             isinstance(name, str) and torch.is_tensor(value)
             for name, value in state.items()
         ):
-            raise UserError(f"{path} is not a state dict: {way_out}")
+            raise UserError(f"{path} is not a state dict: {hint}")
         # NumPy has no bfloat16.
         bfloat16 = torch.bfloat16
         return {

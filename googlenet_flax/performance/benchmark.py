@@ -21,7 +21,7 @@ import psutil
 
 from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.config import MAX_NUMBER, Config
-from googlenet_flax.data.fabricated import fabricate
+from googlenet_flax.data.synthetic import random_images
 from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.performance.report import Report
 from googlenet_flax.performance.timing import call_seconds, median_seconds
@@ -47,11 +47,11 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
     Raises:
       UserError: The config is wrong, or the devices cannot share its batch.
     """
-    experiment = fabricated_experiment(config, devices)
+    experiment = synthetic_experiment(config, devices)
     cost = image_cost(
         experiment.description.create_model(),
         config.image_size,
-        head_only=config.trainable == "head",
+        last_layers_only=config.trainable == "head",
     )
     training, state = _measure_training(experiment, seconds)
     rate = training["train_images_per_second"]
@@ -66,8 +66,8 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
         flops_per_image=cost.training_flops,
         forward_flops_per_image=cost.forward_flops,
         bytes_per_image=cost.training_bytes,
-        share_of_compute_limit=rate * cost.training_flops / limits.flops,
-        share_of_bandwidth_limit=rate * cost.training_bytes / limits.bytes,
+        share_of_compute_limit=rate * cost.training_flops / limits.flops_per_second,
+        share_of_bandwidth_limit=rate * cost.training_bytes / limits.bytes_per_second,
         limits_measured=limits.measured,
         input_share=None if input_rate is None else input_rate / rate,
         device=devices[0].device_kind,
@@ -80,9 +80,9 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
     )
 
 
-def fabricated_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
+def synthetic_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
     """Builds the experiment of a config, with noise as data and without an end."""
-    noise = fabricate(
+    noise = random_images(
         config.dataset,
         num_examples=config.batch_size,
         storage_size=config.storage_size,

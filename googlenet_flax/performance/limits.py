@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.analysis.chips import published
+from googlenet_flax.analysis.chips import find_chip
 from googlenet_flax.performance.timing import call_seconds
 
 CPU_MATMUL_SIDE = 2048
@@ -18,10 +18,10 @@ COPIES = 8  # Number of copies in a call.
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of all devices together, per second."""
+    """Limits of all devices together."""
 
-    flops: float
-    bytes: float
+    flops_per_second: float
+    bytes_per_second: float
     measured: bool  # True if measured on this machine, False for the vendor's figures.
 
 
@@ -31,13 +31,17 @@ def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Li
     The operands are of type `dtype`. Each limit is measured for `seconds`.
     """
     kind, count = devices[0].device_kind, len(devices)
-    if chip := published(kind):
-        return Limits(chip.flops(dtype) * count, chip.memory_bytes * count, measured=False)
-    flops = matmul_flops(devices, dtype, seconds)
-    return Limits(flops, copy_bytes(devices, seconds), measured=True)
+    if chip := find_chip(kind):
+        return Limits(
+            chip.flops(dtype) * count, chip.memory_bytes_per_second * count, measured=False
+        )
+    flops = matmul_flops_per_second(devices, dtype, seconds)
+    return Limits(flops, copy_bytes_per_second(devices, seconds), measured=True)
 
 
-def matmul_flops(devices: Sequence[jax.Device], dtype: str, seconds: float) -> float:
+def matmul_flops_per_second(
+    devices: Sequence[jax.Device], dtype: str, seconds: float
+) -> float:
     """Measures the most operations per second of large matrix products on all devices."""
     side = CPU_MATMUL_SIDE if devices[0].platform == "cpu" else MATMUL_SIDE
     scale = np.full(len(devices), 1 / side)
@@ -48,7 +52,7 @@ def matmul_flops(devices: Sequence[jax.Device], dtype: str, seconds: float) -> f
     return 2 * side**3 * len(devices) / min(durations)
 
 
-def copy_bytes(devices: Sequence[jax.Device], seconds: float) -> float:
+def copy_bytes_per_second(devices: Sequence[jax.Device], seconds: float) -> float:
     """Measures the most bytes per second that large copies on all devices move.
 
     Bytes that are read and bytes that are written both count.

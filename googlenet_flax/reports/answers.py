@@ -121,7 +121,7 @@ class Calibration(NamedTuple):
         return float(np.average(distances, weights=self.sizes))
 
 
-def calibrate(answers: Answers, bins: int = CALIBRATION_BINS) -> Calibration:
+def reliability_bins(answers: Answers, bins: int = CALIBRATION_BINS) -> Calibration:
     """Computes accuracy and mean confidence in equally wide bins of confidence.
 
     A bin holds its upper edge but not its lower one (Guo et al. 2017, section 2).

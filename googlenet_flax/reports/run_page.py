@@ -10,7 +10,12 @@ from sklearn.metrics import confusion_matrix
 
 from googlenet_flax.config import Config
 from googlenet_flax.reports import answer_figures, curves, look_inside
-from googlenet_flax.reports.answers import Answers, calibrate, most_confused, score_classes
+from googlenet_flax.reports.answers import (
+    Answers,
+    most_confused,
+    reliability_bins,
+    score_classes,
+)
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.style import name_label, pictures_figure
@@ -188,7 +193,7 @@ def _add_answers(page: Page, checkpoint: str, tested: Tested, names: Sequence[st
                 percent((each.label_rank < TOP_K).mean()),
                 number(-each.label_log_probability.mean(), ".4f"),
                 percent(each.confidence.mean()),
-                percent(calibrate(each).error),
+                percent(reliability_bins(each).error),
             ]
             for name, each in tested.answers.items()
         ],
@@ -256,7 +261,7 @@ def _add_classes(
 
 
 def _add_calibration(page: Page, main: Answers) -> None:
-    calibration = calibrate(main)
+    calibration = reliability_bins(main)
     page.heading("Calibration")
     page.figure(
         "calibration",

@@ -2,9 +2,9 @@
 
 Orbax writes a step completely or not at all, but does not detect a flipped bit. It regards
 every folder whose name is a number as a step, and refuses to save a step older than the
-newest. So every checkpoint has a label (`runs/label.py`), and a checkpoint that differs
-from its label is damaged. Orbax can also leave a partly deleted step, so a superseded one
-is renamed before it is deleted.
+newest. So every checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that
+differs from its manifest is damaged. Orbax can also leave a partly deleted step, so a
+superseded one is renamed before it is deleted.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 
-from googlenet_flax.runs.label import (
-    Label,
+from googlenet_flax.runs.manifest import (
+    Manifest,
     check_shapes,
-    label_leaves,
+    describe_leaves,
     name_first,
     named_leaves,
 )
@@ -89,7 +89,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()  # Orbax refuses a relative path.
         self._checkpointer: Any = None  # Created by the first save.
-        self._pending_save: tuple[int, Label, Any] | None = None
+        self._pending_save: tuple[int, Manifest, Any] | None = None
         self._scan()
 
     def _scan(self) -> None:
@@ -99,33 +99,33 @@ class Checkpoints:
           UserError: The directory, or one in it, exists but cannot be looked at.
         """
         try:
-            self._read_labels()
+            self._read_manifests()
         except OSError as error:
             raise UserError(
                 f"{error.filename or self.directory} cannot be read ({error.strerror}): "
                 "mend that and run the same command again"
             ) from error
 
-    def _read_labels(self) -> None:
-        """Reads all labels, and finds damaged checkpoints and other files."""
+    def _read_manifests(self) -> None:
+        """Reads all manifests, and finds damaged checkpoints and other files."""
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):  # There are no checkpoints yet.
             names = os.listdir(self.directory)
-        labels: dict[int, Label] = {}
+        manifests: dict[int, Manifest] = {}
         self.damaged: dict[int, str] = {}  # Reasons by step.
         self.strays: list[str] = []  # Names of other files, such as those of a killed save.
         for name in sorted(names):
             path = self.directory / name
             if name.isdecimal() and name == str(int(name)):
                 try:
-                    labels[int(name)] = _read_label(path)
+                    manifests[int(name)] = _read_manifest(path)
                 except ValueError as error:
                     with contextlib.suppress(FileNotFoundError):  # A run has deleted it.
                         os.stat(path)
                         self.damaged[int(name)] = str(error)
             elif not name.endswith((DROPPED, REPLACED)):
                 self.strays.append(name)
-        self.labels = dict(sorted(labels.items()))  # From the oldest to the newest.
+        self.manifests = dict(sorted(manifests.items()))  # From the oldest to the newest.
 
     def __enter__(self) -> Self:
         """Brings back a checkpoint whose replacement was never completed."""
@@ -152,15 +152,15 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None if there is none."""
-        return max(self.labels, default=None)
+        return max(self.manifests, default=None)
 
     @property
     def best_step(self) -> int | None:
         """The step of the best evaluation, the latest of equals; None if there is none."""
         scores = {
-            step: label.metrics[best_name(label.metrics)]
-            for step, label in self.labels.items()
-            if label.metrics is not None
+            step: manifest.metrics[best_name(manifest.metrics)]
+            for step, manifest in self.manifests.items()
+            if manifest.metrics is not None
         }
         known = [step for step in scores if not math.isnan(scores[step])]
         return max(known, key=lambda step: (scores[step], step), default=None)
@@ -174,13 +174,13 @@ class Checkpoints:
         step = int(name) if name.isdecimal() else -1
         if step in self.damaged:
             raise DamagedCheckpointError(self._path(step), self.damaged[step])
-        if not self.labels:
-            damaged = self.name_damaged()
+        if not self.manifests:
+            damaged = self.describe_damaged()
             problem = f" can be read: {damaged}" if damaged else ": train first"
             raise UserError(f"no checkpoint in {self.directory}{problem}")
         # A single checkpoint is the best one even if it was not evaluated, as in an import.
-        if name == "latest" or (name == "best" and len(self.labels) == 1):
-            return max(self.labels)
+        if name == "latest" or (name == "best" and len(self.manifests) == 1):
+            return max(self.manifests)
         if name == "best":
             if self.best_step is None:
                 raise UserError(
@@ -188,24 +188,24 @@ class Checkpoints:
                     "use --checkpoint=latest"
                 )
             return self.best_step
-        if step not in self.labels:
+        if step not in self.manifests:
             raise UserError(
                 f"no checkpoint {name!r} in {self.directory}: use best, latest or one of "
-                f"{', '.join(map(str, self.labels))}"
+                f"{', '.join(map(str, self.manifests))}"
             )
         return step
 
     def _items(self, step: int) -> set[str]:
-        return {path.partition("/")[0] for path in self.labels[step].leaves}
+        return {path.partition("/")[0] for path in self.manifests[step].leaves}
 
     @property
     def hold_training(self) -> bool:
         """True if a run may have saved these; an import saves step 0 without optimizer."""
         return bool(self.damaged) or any(
-            step > 0 or PROGRESS in self._items(step) for step in self.labels
+            step > 0 or PROGRESS in self._items(step) for step in self.manifests
         )
 
-    def name_damaged(self) -> str:
+    def describe_damaged(self) -> str:
         """Lists the damaged steps and the reason for each in one line."""
         return "; ".join(f"{step}: {reason}" for step, reason in self.damaged.items())
 
@@ -251,14 +251,14 @@ class Checkpoints:
         """
         self.wait()
         step, items = int(state.step), _to_items(state)
-        label = Label(description, metrics, label_leaves(items), data)
+        manifest = Manifest(description, metrics, describe_leaves(items), data)
         for path, leaf in named_leaves(jax.device_get(items)):
             if not np.isfinite(leaf).all():
                 raise NotFiniteError(
                     f"{path} is not finite after step {step}: lower "
                     "--config.learning_rate; the last checkpoint was saved before this step"
                 )
-        self._start_save(step, items, label)
+        self._start_save(step, items, manifest)
 
     def save_variables(
         self, variables: dict[str, Any], *, description: ModelDescription
@@ -269,32 +269,32 @@ class Checkpoints:
           UserError: The checkpoint cannot be written.
         """
         items = {VARIABLES: variables}
-        self._start_save(0, items, Label(description, None, label_leaves(items)))
+        self._start_save(0, items, Manifest(description, None, describe_leaves(items)))
         self.wait()
 
-    def _start_save(self, step: int, items: dict[str, Any], label: Label) -> None:
+    def _start_save(self, step: int, items: dict[str, Any], manifest: Manifest) -> None:
         if self._checkpointer is None:
             self._checkpointer = _create_checkpointer(self.directory)
         path = self._path(step)
-        if step in self.labels:
+        if step in self.manifests:
             with distributed.together():
                 if distributed.is_first():
                     _rename(path, REPLACED)
-            del self.labels[step]
+            del self.manifests[step]
             self._checkpointer.reload()
         with _saving(path):
             pending = self._checkpointer.save_checkpointables_async(
                 step,
                 distributed.to_global(items, replicated_sharding(jax.devices())),
-                metrics=None if label.metrics is None else dict(label.metrics),
-                custom_metadata=label.to_json(),
+                metrics=None if manifest.metrics is None else dict(manifest.metrics),
+                custom_metadata=manifest.to_json(),
             )
         if pending is None:
             raise UserError(
                 f"checkpoint {step} was not saved in {self.directory}: a newer one "
                 "appeared there; move it away and run the same command"
             )
-        self._pending_save = step, label, pending
+        self._pending_save = step, manifest, pending
 
     def wait(self) -> None:
         """Waits for the last save, and deletes the checkpoints that it supersedes.
@@ -304,17 +304,17 @@ class Checkpoints:
         """
         if self._pending_save is None:
             return
-        (step, label, pending), self._pending_save = self._pending_save, None
+        (step, manifest, pending), self._pending_save = self._pending_save, None
         with _saving(self._path(step)):
             pending.result()
-        self.labels[step] = label  # Stays sorted, as Orbax refuses an older step.
+        self.manifests[step] = manifest  # Stays sorted, as Orbax refuses an older step.
         if distributed.is_first():
             _drop(self.directory / f"{step}{REPLACED}")
-        kept = {*list(self.labels)[-KEEP_LATEST:], self.best_step}
-        for superseded in self.labels.keys() - kept:
+        kept = {*list(self.manifests)[-KEEP_LATEST:], self.best_step}
+        for superseded in self.manifests.keys() - kept:
             if distributed.is_first():
                 _drop(self._path(superseded))
-            del self.labels[superseded]
+            del self.manifests[superseded]
 
     def restore_newest(
         self, state_like: TrainState, devices: Sequence[jax.Device]
@@ -325,7 +325,7 @@ class Checkpoints:
           The state, or None if there is none. Checkpoints that any process found to be
           damaged are added to `damaged`.
         """
-        for step in reversed(self.labels):
+        for step in reversed(self.manifests):
             state, reason = None, ""
             try:
                 state = self.restore(step, state_like, devices)
@@ -376,7 +376,7 @@ class Checkpoints:
 
         saved = {
             path: leaf
-            for path, leaf in self.labels[step].leaves.items()
+            for path, leaf in self.manifests[step].leaves.items()
             if path.partition("/")[0] in items_like
         }
         check_shapes(step, saved, items_like)
@@ -388,7 +388,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many types for a broken file.
             reason = f"it cannot be read ({_cause(error)})"
             raise DamagedCheckpointError(path, reason) from error
-        loaded = label_leaves(items)
+        loaded = describe_leaves(items)
         changed = [name for name, leaf in saved.items() if loaded[name] != leaf]
         if changed:
             reason = f"{name_first(changed)} changed since the save"
@@ -399,11 +399,11 @@ class Checkpoints:
         return self.directory / str(step)
 
 
-def _read_label(path: pathlib.Path) -> Label:
-    """Reads the label of a checkpoint.
+def _read_manifest(path: pathlib.Path) -> Manifest:
+    """Reads the manifest of a checkpoint.
 
     Raises:
-      ValueError: The label is missing or damaged.
+      ValueError: The manifest is missing or damaged.
     """
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
@@ -413,7 +413,7 @@ def _read_label(path: pathlib.Path) -> Label:
         fields: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
     except Exception as error:  # Orbax raises many types for a broken file.
         raise ValueError(f"it cannot be read ({_cause(error)})") from error
-    return Label.from_json(fields or {})
+    return Manifest.from_json(fields or {})
 
 
 def _create_checkpointer(directory: pathlib.Path) -> Any:

@@ -119,7 +119,7 @@ def evaluate_checkpoints(
         step = create_eval_step(first.description, aux_weight=aux_weight, devices=devices)
         sum_batch = partial(step, first.variables)
     else:
-        sum_batch = partial(sum_averaged, predictors, num_crops, aux_weight)
+        sum_batch = partial(averaged_metrics, predictors, num_crops, aux_weight)
     metrics = evaluate_split(
         sum_batch, split, batch_size=config.batch_size, num_devices=len(devices)
     )
@@ -163,7 +163,7 @@ def check_accuracy(accuracy: float, expected: float, tolerance: float) -> None:
         )
 
 
-def sum_averaged(
+def averaged_metrics(
     predictors: Sequence[Predictor], num_crops: int, aux_weight: float, batch: Batch
 ) -> Sums:
     """Computes the metrics of the softmax averaged over networks and crops (section 7).

@@ -70,8 +70,8 @@ class Predictor:
         workdir.read_config()  # Refuses a directory without a run.
         checkpoints = Checkpoints(workdir.checkpoints)
         checkpoint_step = checkpoints.resolve(checkpoint)
-        label = checkpoints.labels[checkpoint_step]
-        description = label.description
+        manifest = checkpoints.manifests[checkpoint_step]
+        description = manifest.description
         variables = checkpoints.restore_variables(
             checkpoint_step, description.variables_like(), devices, raw=raw
         )
@@ -85,7 +85,12 @@ class Predictor:
 
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(
-            checkpoint_step, description, variables, devices, label.metrics, parallel_step
+            checkpoint_step,
+            description,
+            variables,
+            devices,
+            manifest.metrics,
+            parallel_step,
         )
 
     def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

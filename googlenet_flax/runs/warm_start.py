@@ -15,7 +15,7 @@ from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.optimizer import is_head
+from googlenet_flax.training.optimizer import is_last_layer
 from googlenet_flax.training.state import TrainState, Variables
 
 NETWORK_FIELDS = ("variant", "width_multiplier")
@@ -31,14 +31,15 @@ def warm_start(
     description: ModelDescription,
     devices: Sequence[jax.Device],
     *,
-    head_only: bool = False,
+    last_layers_only: bool = False,
 ) -> tuple[TrainState, str]:
     """Puts the weights of the best checkpoint of another run (or its latest) into a state.
 
     Heads that are not trained there keep the random weights of `state`, which is replicated
     over `devices` and described by `description`. So does the last layer of each classifier
     if the number of classes differs. If the number of input channels differs, `conv1` is
-    converted by `convert_kernel`. With `head_only` the run trains the classifiers alone.
+    converted by `convert_kernel`. `last_layers_only` says that the run trains nothing but
+    the last layer of each classifier.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -50,8 +51,8 @@ def warm_start(
     source.read_config("--config.init_from")  # Refuses a directory without a run.
     checkpoints = Checkpoints(source.checkpoints)
     step = checkpoints.resolve("latest" if checkpoints.best_step is None else "best")
-    theirs = checkpoints.labels[step].description
-    if head_only and set(theirs.untrained_heads) - set(description.untrained_heads):
+    theirs = checkpoints.manifests[step].description
+    if last_layers_only and set(theirs.untrained_heads) - set(description.untrained_heads):
         heads = " and ".join(theirs.untrained_heads)
         raise UserError(
             f"config.trainable is 'head' but {heads} are not trained in {source.path}: set "
@@ -171,7 +172,7 @@ def _fit(
         if name == "conv1/conv/kernel":
             kernel = convert_kernel(np.asarray(other), theirs.preprocess, own.shape[2])
             return jax.device_put(kernel, own.sharding)
-        if not is_head(path):
+        if not is_last_layer(path):
             raise UserError(
                 f"--config.init_from={source.path} does not fit: {name} is "
                 f"{list(other.shape)} there and {list(own.shape)} here: set "

@@ -79,13 +79,13 @@ class StoppedBySignal(RunError):
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], way_out: str = RESUME) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], hint: str = RESUME) -> Iterator[None]:
     """Turns an `OSError` while `path` is written into a `UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}): {way_out}"
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}): {hint}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from googlenet_flax.runtime.errors import UserError, writing
 
-OUT_WAY_OUT = "fix that, or name another file with --out=FILE"
+OUT_HINT = "fix that, or name another file with --out=FILE"
 
 
 def user_cache_folder(name: str) -> pathlib.Path:
@@ -64,7 +64,7 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
 
 def check_writable(file: pathlib.Path) -> None:
     """Raises a `UserError` unless the file that `--out` names can be written."""
-    with writing(file, OUT_WAY_OUT):
+    with writing(file, OUT_HINT):
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file: name another with --out=FILE")
         tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(file))).close()
@@ -76,5 +76,5 @@ def write_out(file: pathlib.Path, content: bytes) -> None:
     Raises:
       UserError: The file cannot be written, for example because the disk is full.
     """
-    with writing(file, OUT_WAY_OUT):
+    with writing(file, OUT_HINT):
         replace_file(file, content)

@@ -76,7 +76,7 @@ class Experiment:
     def total_steps(self) -> int:
         """The number of updates of the whole run."""
         max_steps, num_epochs = self.config.max_steps, self.config.num_epochs
-        return max_steps or schedules.steps_within_a_run(
+        return max_steps or schedules.epochs_to_steps(
             "num_epochs", num_epochs, self.epoch_steps
         )
 
@@ -111,7 +111,7 @@ class Experiment:
             self.schedule,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
-            head_only=self.config.trainable == "head",
+            last_layers_only=self.config.trainable == "head",
         )
 
     @property

@@ -15,29 +15,29 @@ def create_optimizer(
     *,
     momentum: float,
     weight_decay: float,
-    head_only: bool = False,
+    last_layers_only: bool = False,
 ) -> optax.GradientTransformation:
     """Creates SGD with momentum (not Nesterov) and weight decay on kernels.
 
-    The weight decay is an L2 penalty. With `head_only` the last layer of each classifier
-    is trained, and the rest stays as it is.
+    The weight decay is an L2 penalty. With `last_layers_only` nothing but the last layer of
+    each classifier changes.
     """
 
     def kernels(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    def heads(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(lambda path, _: is_head(path), params)
+    def last_layers(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_last_layer(path), params)
 
     decay = optax.add_decayed_weights(weight_decay, mask=kernels)
     sgd = optax.sgd(schedule, momentum=momentum)
     tx = optax.chain(decay, sgd) if weight_decay else sgd
-    if not head_only:
+    if not last_layers_only:
         return tx
-    return optax.partition({True: tx, False: optax.set_to_zero()}, heads)
+    return optax.partition({True: tx, False: optax.set_to_zero()}, last_layers)
 
 
-def is_head(path: tuple[Any, ...]) -> bool:
+def is_last_layer(path: tuple[Any, ...]) -> bool:
     """Returns true for a path of the parameter tree into the last layer of a classifier."""
     return any(key.key == "classifier" for key in path)
 

@@ -24,7 +24,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def steps_within_a_run(field: str, epochs: float, epoch_steps: int) -> int:
+def epochs_to_steps(field: str, epochs: float, epoch_steps: int) -> int:
     """Converts the epochs that a config field holds to whole steps.
 
     Raises:
@@ -47,7 +47,7 @@ def create_schedule(
     Raises:
       UserError: The warm-up has more steps than a run can have.
     """
-    warmup_steps = steps_within_a_run("warmup_epochs", config.warmup_epochs, epoch_steps)
+    warmup_steps = epochs_to_steps("warmup_epochs", config.warmup_epochs, epoch_steps)
     rate, fraction = config.learning_rate, config.final_rate_fraction
     steps = max(total_steps - warmup_steps, 1)  # A run may end in its warm-up.
     if config.schedule == "staircase":

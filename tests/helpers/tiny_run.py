@@ -179,7 +179,7 @@ def restore_state(workdir: pathlib.Path, step: int):
             experiment = create_experiment(config, devices)
             state_like = experiment.state_like
         state = checkpoints.restore(step, state_like, devices)
-        return state, checkpoints.labels[step].description
+        return state, checkpoints.manifests[step].description
 
 
 def save_state(workdir: pathlib.Path, state, description) -> None:

@@ -6,7 +6,7 @@ import pathlib
 from helpers.networks import preprocess
 
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runs.label import Label, label_leaves
+from googlenet_flax.runs.manifest import Manifest, describe_leaves
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.description import ModelDescription
 
@@ -25,7 +25,7 @@ def save_weights(
     """Saves a checkpoint as a run does, but without the optimizer."""
     metrics = None if accuracy is None else {"accuracy": accuracy}
     items = {"variables": variables, **items}
-    label = Label(description, metrics, label_leaves(items))
+    label = Manifest(description, metrics, describe_leaves(items))
     checkpoints._start_save(step, items, label)
     checkpoints.wait()
 

@@ -33,7 +33,7 @@ from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder impo
 )
 
 from googlenet_flax.data.builders import find_archive, hand_placed_paths, write_set
-from googlenet_flax.data.class_names import wordnet_numbers
+from googlenet_flax.data.class_names import wordnet_ids
 from googlenet_flax.runtime.errors import UserError
 
 HOMEPAGE = "https://image-net.org/"
@@ -65,7 +65,7 @@ class Archive:
 
 def _list_train(archive: tarfile.TarFile) -> Iterator[Member]:
     """Lists the pictures in the archive of each class, such as `n01440764.tar`."""
-    known = frozenset(wordnet_numbers())
+    known = frozenset(wordnet_ids())
     for inner in archive:
         label, suffix = os.path.splitext(inner.name)
         file = archive.extractfile(inner)

@@ -1,4 +1,4 @@
-"""Labels of checkpoints, which describe what was saved, with digests to detect damage."""
+"""Manifests of checkpoints: what was saved, with digests to detect damage."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from googlenet_flax.training.description import DataDescription, ModelDescriptio
 
 
 @dataclasses.dataclass(frozen=True)
-class Label:
+class Manifest:
     """The description of a checkpoint, which is saved with it."""
 
     description: ModelDescription
@@ -28,17 +28,17 @@ class Label:
         return {**fields, "seal": _seal(fields)}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Label":
-        """Creates a label from the result of `to_json`.
+    def from_json(cls, fields: Mapping[str, Any]) -> "Manifest":
+        """Creates a manifest from the result of `to_json`.
 
         Raises:
           ValueError: The seal is missing or does not match.
         """
         rest = {name: value for name, value in fields.items() if name != "seal"}
         if "seal" not in fields:
-            raise ValueError("it has no label")
+            raise ValueError("it has no manifest")
         if fields["seal"] != _seal(rest):
-            raise ValueError("its label was changed")
+            raise ValueError("its manifest was changed")
         return cls(
             description=ModelDescription.from_json(fields["description"]),
             metrics=fields["metrics"],
@@ -47,7 +47,7 @@ class Label:
         )
 
 
-def label_leaves(items: Any) -> dict[str, str]:
+def describe_leaves(items: Any) -> dict[str, str]:
     """Returns "dtype[shape] DIGEST" of every leaf, by its path."""
     return {
         path: f"{_shape(leaf)} {_digest(np.asarray(leaf).tobytes())}"

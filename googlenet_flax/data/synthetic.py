@@ -25,7 +25,7 @@ STREAMED_SETS = frozenset({"folder", "imagenet2012"})  # Their pictures differ i
 
 
 @dataclasses.dataclass(frozen=True)
-class FabricatedPictures(ImageSet):
+class SyntheticPictures(ImageSet):
     """Square pictures with an `extent` in each batch, as `PictureSet` yields it."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -35,7 +35,7 @@ class FabricatedPictures(ImageSet):
             yield {**batch, "extent": extents}
 
 
-def stand_in(
+def black_images(
     dataset: str, *, num_examples: int, storage_size: int, channels: int = 3
 ) -> ImageSet:
     """Creates black images, uint8 `[num_examples, S, S, C]`, that take almost no memory.
@@ -50,7 +50,7 @@ def stand_in(
     known = dataset.partition(":")[0]
     kind, side = ImageSet, OTHER_SIDE
     if known in STREAMED_SETS:
-        kind, side = FabricatedPictures, storage_size
+        kind, side = SyntheticPictures, storage_size
     other = (side, side, channels), OTHER_CLASSES
     shape, num_classes = KNOWN_SETS.get(known, other)
     return kind(
@@ -60,9 +60,9 @@ def stand_in(
     )
 
 
-def fabricate(dataset: str, *, num_examples: int, **options: int) -> ImageSet:
-    """Fabricates noise with random labels; the arguments are those of `stand_in`."""
-    black = stand_in(dataset, num_examples=num_examples, **options)
+def random_images(dataset: str, *, num_examples: int, **options: int) -> ImageSet:
+    """Creates noise with random labels; the arguments are those of `black_images`."""
+    black = black_images(dataset, num_examples=num_examples, **options)
     rng, num_classes = np.random.default_rng(0), len(black.class_names)
     return dataclasses.replace(
         black,
