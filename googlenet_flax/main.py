@@ -14,6 +14,7 @@ from googlenet_flax.analysis.plan import describe_run
 from googlenet_flax.analysis.target import find_target
 from googlenet_flax.config import Config
 from googlenet_flax.runtime import command_line, distributed
+from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.train import train_and_evaluate
@@ -65,6 +66,7 @@ def _train() -> None:
         return
     with _joined_processes(config):
         use_onednn_for(config.dtype)
+        local_devices()  # If JAX finds none, this error is one line.
         train_and_evaluate(config, WORKDIR.value or _default_workdir())
 
 

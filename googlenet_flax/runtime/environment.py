@@ -31,13 +31,12 @@ def local_devices() -> list[jax.Device]:
     """Returns the devices of this process.
 
     Raises:
-      UserError: JAX finds none of the kind that `JAX_PLATFORMS` names.
+      UserError: JAX finds none, or cannot use them.
     """
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:
-        reason, chosen = str(error) or "it finds none", os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX cannot use its devices ({reason}): JAX_PLATFORMS is {chosen!r} in the "
-            "environment; correct or unset it"
-        ) from error
+        # JAX says nothing if a plugin finds no device of the platform that was chosen.
+        chosen = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error) or f"there is none for JAX_PLATFORMS={chosen}; unset it"
+        raise UserError(f"JAX cannot use its devices: {reason}") from error

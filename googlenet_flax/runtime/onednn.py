@@ -5,6 +5,8 @@ import os
 import jax
 import jaxlib.version
 
+from googlenet_flax.runtime.environment import local_devices
+
 _FLAG = "--xla_cpu_experimental_onednn_custom_call"
 
 
@@ -22,5 +24,5 @@ def use_onednn_for(dtype: str) -> None:
     if dtype == "bfloat16" and _FLAG not in flags:
         flags = os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=true".strip()
     is_on = _FLAG in flags and f"{_FLAG}=false" not in flags
-    if is_on and jax.default_backend() == "cpu":
+    if is_on and local_devices()[0].platform == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
