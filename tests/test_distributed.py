@@ -13,6 +13,7 @@ from helpers.processes import finish, free_address, last_line, wait_for_line
 from helpers.tiny_run import (
     FINAL_STEP,
     SLOW_STEPS,
+    assert_same_run,
     copy_run,
     evaluate_tiny,
     on_devices,
@@ -44,13 +45,26 @@ def append_a_little(self, line):
 
 MetricsWriter._append = append_a_little
 """
+OTHER_PYTHON = "import platform; platform.python_version = lambda: '3.0.0'\n"
+UNREADABLE = f"""
+from orbax.checkpoint import v1
+load = v1.load_checkpointables
+
+def load_older(path, *args):
+    if path.endswith("/{FINAL_STEP}"):
+        raise OSError(116, "Stale file handle")
+    return load(path, *args)
+
+v1.load_checkpointables = load_older
+"""
 LOST = re.compile(r"process \d has lost another process|another task died")
 
 
-def start_together(workdir, *more, count=2, own=(), before="", env=None):
+def start_together(workdir, *more, count=2, own=(), own_env=None, before="", env=None):
     """Starts a tiny run in several processes.
 
-    `own` are flags of the last process, `before` statements of the first one.
+    `own` and `own_env` are flags and environment of the last process, `before` statements
+    of the first one.
     """
     address, processes = free_address(), []
     for number in range(count):
@@ -60,10 +74,11 @@ def start_together(workdir, *more, count=2, own=(), before="", env=None):
             f"--coordinator_address={address}",
             f"--num_processes={count}",
             f"--process_id={number}",
-            *(own if number == count - 1 else ()),
         ]
-        patch = before if number == 0 else ""
-        processes.append(start_tiny(workdir, *flags, before=patch, env=env))
+        patch, each_env = before if number == 0 else "", env
+        if number == count - 1:
+            flags, each_env = [*flags, *own], own_env or env
+        processes.append(start_tiny(workdir, *flags, before=patch, env=each_env))
     return processes
 
 
@@ -244,6 +259,32 @@ def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"before": OTHER_PYTHON}, "Python is '3.0.0' in process 0 and "),
+        ({"own_env": on_devices(2)}, "the processes have 1, 2 devices"),
+    ],
+)
+def test_processes_on_unlike_machines_stop_all(tmp_path, options, part):
+    codes, _, errs = finish_all(start_together(tmp_path / "run", **options))
+    assert codes == (2, 2), errs
+    assert all(part in last_line(err) for err in errs)
+
+
+@pytest.mark.faults
+def test_a_checkpoint_that_one_process_cannot_read(run_of_two, tmp_path):
+    """Checks that no process waits for the one that cannot read, and nothing is lost."""
+    workdir, began = copy_run(run_of_two, tmp_path / "run"), time.monotonic()
+    codes, _, errs = finish_all(start_together(workdir, before=UNREADABLE))
+    assert time.monotonic() - began < 240  # Orbax's barrier waits for 300 s.
+    assert codes == (1, 1), errs
+    part = f"process 0 cannot use checkpoint {FINAL_STEP} in .*Stale file handle"
+    assert all(re.search(part, last_line(err)) for err in errs)
+    assert_same_run(workdir, run_of_two)
+
+
+@pytest.mark.faults
 def test_what_stops_the_first_is_told_by_all(tmp_path):
     processes = start_together(tmp_path / "run")
     wait_for_line(processes[0], "step 1/")
@@ -349,8 +390,19 @@ def test_processes_with_unequal_numbers_of_devices_are_refused(monkeypatch):
 def test_devices_that_jax_cannot_use_are_no_traceback(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", mock.Mock(side_effect=AssertionError))
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(UserError, match=r"\(it finds none\): JAX_PLATFORMS is 'cuda'"):
+    with pytest.raises(UserError, match="there is none for JAX_PLATFORMS=cuda; unset it"):
         local_devices()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("flags", [[], ["--config.dtype=bfloat16"], [TOGETHER]], ids=str)
+def test_no_device_is_used_before_this_is_told(tmp_path, flags):
+    if TOGETHER in flags:
+        address = f"--coordinator_address={free_address()}"
+        flags = [*flags, address, "--num_processes=1", "--process_id=0"]
+    process = start_tiny(tmp_path / "run", *flags, env={"JAX_PLATFORMS": "cuda"})
+    code, _, err = finish(process)
+    assert code == 2 and "JAX cannot use its devices: " in last_line(err), err
 
 
 def test_a_first_process_that_never_comes(monkeypatch, capsys):

@@ -30,7 +30,13 @@ from googlenet_flax.runs.manifest import (
     named_leaves,
 )
 from googlenet_flax.runtime import distributed
-from googlenet_flax.runtime.errors import RESUME, NotFiniteError, UserError, writing
+from googlenet_flax.runtime.errors import (
+    RESUME,
+    NotFiniteError,
+    RunError,
+    UserError,
+    writing,
+)
 from googlenet_flax.training.description import DataDescription, ModelDescription
 from googlenet_flax.training.sharding import replicated_like, replicated_sharding
 from googlenet_flax.training.state import TrainState
@@ -322,8 +328,11 @@ class Checkpoints:
         """Restores the newest checkpoint that is not damaged; see `restore`.
 
         Returns:
-          The state, or None if there is none. Checkpoints that any process found to be
-          damaged are added to `damaged`.
+          The state, or None if there is none. Damaged checkpoints are added to `damaged`.
+
+        Raises:
+          UserError: A checkpoint holds other leaves, shapes or types.
+          RunError: A checkpoint is damaged for some processes and whole for others.
         """
         for step in reversed(self.manifests):
             state, reason = None, ""
@@ -331,10 +340,19 @@ class Checkpoints:
                 state = self.restore(step, state_like, devices)
             except DamagedCheckpointError as error:
                 reason = error.reason
-            reasons = [each for each in distributed.exchange(reason) if each]
-            if not reasons:
+            reasons = distributed.exchange(reason)
+            if not any(reasons):
                 return state
-            self.damaged[step] = reasons[0]
+            if not all(reasons):
+                number, reason = next(found for found in enumerate(reasons) if found[1])
+                error = RunError(
+                    f"process {number} cannot use checkpoint {step} in {self.directory}, "
+                    f"which is whole for others ({reason}): check the file system of its "
+                    "machine, and start all processes again"
+                )
+                error.is_shared = True
+                raise error
+            self.damaged[step] = reason
         return None
 
     def restore(
@@ -380,11 +398,16 @@ class Checkpoints:
             if path.partition("/")[0] in items_like
         }
         check_shapes(step, saved, items_like)
-        path, everywhere = self._path(step), distributed.all_devices(devices)
-        like = replicated_like(items_like, everywhere)
+        path, number = self._path(step), jax.process_index()
+        # Each process reads alone: in a common load, the others would wait for minutes for
+        # one that cannot read.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=number, active_processes={number}
+        )
         try:
-            items = ocp.load_checkpointables(str(path), like)
-            items = distributed.to_local(items, replicated_sharding(everywhere))
+            with ocp.Context(multiprocessing_options=alone):
+                like = replicated_like(items_like, devices)
+                items = ocp.load_checkpointables(str(path), like)
         except Exception as error:  # Orbax raises many types for a broken file.
             reason = f"it cannot be read ({_cause(error)})"
             raise DamagedCheckpointError(path, reason) from error

@@ -257,14 +257,6 @@ def to_global(tree: Any, sharding: NamedSharding) -> Any:
     return multihost_utils.host_local_array_to_global_array(tree, mesh, sharding.spec)
 
 
-def to_local(tree: Any, sharding: NamedSharding) -> Any:
-    """Converts global arrays to those that `pmap` takes: the inverse of `to_global`."""
-    if num_processes() == 1:
-        return tree
-    mesh: Any = sharding.mesh
-    return multihost_utils.global_array_to_host_local_array(tree, mesh, sharding.spec)
-
-
 def tell_once(text: str) -> None:
     """Prints a line on stderr, in the first process only."""
     if is_first():
