@@ -24,7 +24,7 @@ from googlenet_flax.runtime.memory import machine_memory_bytes
 # Builders that prepare a missing data set.
 OWN_BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "imagenet2012": Imagenet2012}
 READ_CHUNK_EXAMPLES = 1000
-MAX_MEMORY_FRACTION = 0.5  # Largest part of the machine's memory for one split.
+MAX_MEMORY_FRACTION = 0.5  # Largest part of the memory for one split.
 
 
 def load_prepared(
@@ -136,9 +136,9 @@ def _read_images(
     needed_bytes, memory_bytes = num_examples * math.prod(shape), machine_memory_bytes()
     if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
         raise UserError(
-            f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB of the machine's "
-            f"{memory_bytes / 2**30:.1f} GiB of memory: choose a slice such as "
-            f"{split}[:10%]"
+            f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB, and this "
+            f"machine or container has {memory_bytes / 2**30:.1f} GiB of memory: choose a "
+            f"slice such as {split}[:10%]"
         )
     images = np.empty((num_examples, *shape), np.uint8)
     labels = np.empty(num_examples, np.int32)

@@ -67,4 +67,7 @@ class WandbMirror:
             call()
         except Exception as error:  # Many types, as when its process was killed.
             self._has_failed = True
-            tell(f"W&B gets no more metrics of this run, which goes on ({error})")
+            reason = " ".join(str(error).split())
+            tell(
+                f"W&B has failed and may lack metrics; the run does not need it ({reason})"
+            )

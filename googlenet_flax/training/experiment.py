@@ -314,8 +314,8 @@ def create_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
             splits = splits or load(may_prepare=False)
         except MissingDataError as error:
             raise UserError(
-                f"{error}. Process 0 has it: --config.data_dir must be one folder that all "
-                "processes see"
+                f"process 0 has the data set {config.dataset!r} and this process does not "
+                "see it: --config.data_dir must be one folder that all processes see"
             ) from error
         return build_experiment(config, devices, *splits)
 
