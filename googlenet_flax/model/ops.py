@@ -255,7 +255,7 @@ def _window_means(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
 
 def _window_products(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     """Computes the means as matrix products, without the float32 copies that TPUs store."""
-    members = []  # Of 0 and 1: [rows, H] and [columns, W].
+    members = []  # Matrices of 0 and 1, [rows, H] and [columns, W].
     for windows, pixels in zip((rows, columns), map(np.arange, x.shape[1:3]), strict=True):
         inside = [(start <= pixels) & (pixels < stop) for start, stop in windows]
         members.append(np.asarray(inside, x.dtype))

@@ -30,7 +30,7 @@ class Augment:
     color_jitter: float  # Factors lie between 1 minus this and 1 plus this; 0 is off.
     interpolations: tuple[str, ...]  # Some of `INTERPOLATIONS`, equally likely.
     cutout_fraction: float  # Part of the input's side that a square erases; 0 is off.
-    dtype: str  # In which random crops are computed; that of the network.
+    dtype: str  # Type in which random crops are computed, which is that of the network.
 
     def __call__(
         self,
