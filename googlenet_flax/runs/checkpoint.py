@@ -345,13 +345,11 @@ class Checkpoints:
                 return state
             if not all(reasons):
                 number, reason = next(found for found in enumerate(reasons) if found[1])
-                error = RunError(
+                raise RunError(
                     f"process {number} cannot use checkpoint {step} in {self.directory}, "
                     f"which is whole for others ({reason}): check the file system of its "
                     "machine, and start all processes again"
-                )
-                error.is_shared = True
-                raise error
+                ).shared()
             self.damaged[step] = reason
         return None
 

@@ -164,12 +164,10 @@ def check_devices() -> None:
     owners = [device.process_index for device in jax.devices()]
     counts = [owners.count(number) for number in range(num_processes())]
     if len(set(counts)) > 1:
-        error = UserError(
+        raise UserError(
             f"the processes have {', '.join(map(str, counts))} devices: start processes "
             "that have equally many"
-        )
-        error.is_shared = True
-        raise error
+        ).shared()
 
 
 def all_devices(devices: Sequence[jax.Device]) -> list[jax.Device]:
@@ -205,8 +203,7 @@ def together() -> Iterator[None]:
             raised = RunError(f"process {number}: {report[1]}")
             raised.exit_code = report[0]
     if raised is not None:
-        raised.is_shared = True
-        raise raised
+        raise raised.shared()
 
 
 def exchange(value: Any) -> list[Any]:
@@ -235,9 +232,7 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
             if ours != theirs
         ]
         if differing:
-            error = UserError(f"{'; '.join(differing)}: {complaint}")
-            error.is_shared = True
-            raise error
+            raise UserError(f"{'; '.join(differing)}: {complaint}").shared()
 
 
 def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:

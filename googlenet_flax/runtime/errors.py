@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import jax
 
@@ -26,6 +26,11 @@ class RunError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
+
+    def shared(self) -> Self:
+        """Returns this error, marked as one that all processes of the run raise."""
+        self.is_shared = True
+        return self
 
 
 class UserError(RunError):
