@@ -255,20 +255,20 @@ def _window_means(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
 
 def _window_products(x: jax.Array, rows: Windows, columns: Windows) -> jax.Array:
     """Computes the means as matrix products, without the float32 copies that TPUs store."""
-    members = []  # Matrices of 0 and 1, [rows, H] and [columns, W].
+    masks = []  # Which pixels are in each window, [rows, H] and [columns, W].
     for windows, pixels in zip((rows, columns), map(np.arange, x.shape[1:3]), strict=True):
         inside = [(start <= pixels) & (pixels < stop) for start, stop in windows]
-        members.append(np.asarray(inside, x.dtype))
+        masks.append(np.asarray(inside, x.dtype))
     sums = jnp.einsum(
         "yh,bhwc,xw->byxc",
-        members[0],
+        masks[0],
         x,
-        members[1],
+        masks[1],
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
-    heights, widths = (np.subtract(*np.transpose(w)[::-1]) for w in (rows, columns))
-    return sums / np.outer(heights, widths)[..., None]
+    counts = np.outer(*(np.count_nonzero(mask, axis=1) for mask in masks))
+    return sums / counts[..., None]
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
