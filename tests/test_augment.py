@@ -313,7 +313,7 @@ def test_random_crops_in_bfloat16_are_near_those_in_float32():
     network_input = preprocess(image_size=20)
     fields |= {"network_input": network_input}
     error = run(images, seeds, dtype="bfloat16", **fields) - run(images, seeds, **fields)
-    assert 0 < np.sqrt(np.mean(np.square(error))) < 1  # Of 255 levels.
+    assert 0 < np.sqrt(np.mean(np.square(error))) < 1  # Pixels are 0 to 255.
 
 
 @pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (8, 8)])

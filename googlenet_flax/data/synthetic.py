@@ -44,7 +44,8 @@ def black_images(
       dataset: Name as for `data.load_split`. The sets in `KNOWN_SETS` have their own shape
         and number of classes; all others have 1000 classes.
       num_examples: Number of images.
-      storage_size: Side S in pixels for `STREAMED_SETS`. All others not known have 32.
+      storage_size: Side S in pixels of the images of `STREAMED_SETS`. Those of sets in
+        neither table have 32 pixels.
       channels: Number of channels C, unless the set is in `KNOWN_SETS`.
     """
     known = dataset.partition(":")[0]

@@ -21,7 +21,7 @@ from googlenet_flax.training.state import TrainState, Variables
 NETWORK_FIELDS = ("variant", "width_multiplier")
 # The weights fit only an input that is scaled the same way.
 INPUT_FIELDS = ("input_channels", "input_scale", "input_mean", "input_std", "channel_order")
-CONVERTIBLE_CHANNELS = (1, 3)  # With other counts, a channel may be no color, as alpha.
+CONVERTIBLE_CHANNELS = (1, 3)  # Other counts may include alpha, which is no color.
 
 
 @retried

@@ -18,7 +18,7 @@ CIFAR_FILES = {
     },
     "cifar100": {"train": ["train.bin"], "test": ["test.bin"]},
 }
-# Manifest bytes of a record, in order: number of classes, and the file of their names.
+# Label bytes of a record, in order: number of classes, and the file of their names.
 CIFAR_LABELS = {
     "cifar10": {"label": (10, "batches.meta.txt")},
     "cifar100": {
