@@ -147,7 +147,10 @@ class Checkpoints:
         self._scan()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        """Completes the pending save, unless a process that takes part in it is lost."""
+        if distributed.num_processes() > 1 and distributed.reports_a_lost_process(error):
+            return  # The save would wait for that process.
         try:
             self.wait()
         finally:

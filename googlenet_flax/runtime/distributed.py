@@ -103,8 +103,8 @@ def joined(
         _leave(error)
 
 
-def reports_a_lost_process(error: Exception) -> bool:
-    """Returns true for an error with which JAX reports that another process is gone."""
+def reports_a_lost_process(error: BaseException | None) -> bool:
+    """Returns True for an error with which JAX reports that another process is gone."""
     is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     return (is_of_jax or STATUS_CODE.match(str(error)) is not None) and any(
         word in str(error).lower() for word in LOST_PROCESS_WORDS
