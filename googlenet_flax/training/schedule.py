@@ -51,13 +51,7 @@ def create_schedule(
     rate, fraction = config.learning_rate, config.final_rate_fraction
     steps = max(total_steps - warmup_steps, 1)  # A run may end in its warm-up.
     if config.schedule == "staircase":
-        falling = staircase_decay(
-            learning_rate=rate,
-            decay_rate=config.decay_rate,
-            decay_every_epochs=config.decay_every_epochs,
-            decay_offset_epochs=config.decay_offset_epochs,
-            epoch_steps=epoch_steps,
-        )
+        falling = _staircase_decay(config, epoch_steps)
     elif config.schedule == "cosine":
         falling = optax.cosine_decay_schedule(rate, steps, alpha=fraction)
     else:
@@ -67,17 +61,10 @@ def create_schedule(
             # After more than 2^24 steps, float32 can end a little below the line.
             return jnp.maximum(line(step), rate * fraction)
 
-    return with_warmup(falling, warmup_steps)
+    return _with_warmup(falling, warmup_steps)
 
 
-def staircase_decay(
-    *,
-    learning_rate: float,
-    decay_rate: float,
-    decay_every_epochs: int,
-    decay_offset_epochs: int,
-    epoch_steps: int,
-) -> optax.Schedule:
+def _staircase_decay(config: Config, epoch_steps: int) -> optax.Schedule:
     """Creates a schedule that falls by the factor `decay_rate` every few epochs.
 
     The rate at step `s` is
@@ -90,13 +77,13 @@ def staircase_decay(
         # NOTE: stairs are counted in integers. optax.exponential_decay divides in float32,
         # where rounding can make a stair begin one step late. The sum can exceed int32.
         epoch = jnp.asarray(step).astype(jnp.uint32) // epoch_steps
-        stairs = (decay_offset_epochs + epoch) // decay_every_epochs
-        return learning_rate * jnp.power(float(decay_rate), stairs)
+        stairs = (config.decay_offset_epochs + epoch) // config.decay_every_epochs
+        return config.learning_rate * jnp.power(float(config.decay_rate), stairs)
 
     return schedule
 
 
-def with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+def _with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
     """Prepends a linear rise of `warmup_steps` steps to `schedule`."""
     if not warmup_steps:
         return schedule
