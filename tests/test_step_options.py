@@ -265,28 +265,13 @@ def test_statistics_are_updated_part_after_part(parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "parts"), [(1, 2), (1, 4), (2, 2)])
-def test_parts_give_the_network_the_update_of_the_whole(devices, parts):
-    """Compares in float64, with dropout and augmentation, as for devices."""
+def test_parts_give_the_network_the_update_of_the_whole():
+    """Compares in float64, with dropout and augmentation, on two devices with one."""
     with jax.enable_x64(True):
         model, batch = small_googlenet("seed", dtype=jnp.dtype("float64")), random_batch(8)
-        whole, fields = run_steps(model, batch), {"accumulation_steps": parts}
-        in_parts = run_steps(model, batch, num_devices=devices, **fields)
+        whole = run_steps(model, batch)
+        in_parts = run_steps(model, batch, num_devices=2, accumulation_steps=2)
         assert_same_tree(in_parts, whole, rtol=1e-9)
-
-
-@pytest.mark.slow
-def test_batch_norm_normalises_each_part_by_itself():
-    """Compares two parts at a learning rate of 0 with two steps of half a batch."""
-    model, batch = small_googlenet("bn"), random_batch(8)
-    tx = create_optimizer(lambda step: 0.0, momentum=0.0, weight_decay=0.0)
-    fields = {"tx": tx, "augment": augment()}
-    both, _ = run_steps(model, batch, accumulation_steps=2, **fields)
-    first, second = ({name: x[part::2] for name, x in batch.items()} for part in (0, 1))
-    after, _ = run_steps(model, first, **fields)
-    start = dataclasses.replace(after, step=np.zeros((), np.int32))
-    after, _ = run_steps(model, second, state=start, **fields)
-    assert_same_tree(both.batch_stats, after.batch_stats, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from helpers.steps import (
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import VARIANTS, GoogLeNetOutput, create_model
 from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
@@ -75,14 +74,11 @@ def test_the_first_loss_does_not_depend_on_the_number_of_devices(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arithmetic", [STOCK, None], ids=["stock", "fastest"])
-@pytest.mark.parametrize("variant", ["seed", "paper"])
-def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant, arithmetic):
-    """Compares in float64, because in float32 rounding decides some ReLUs."""
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_whole_network_does_not_depend_on_the_number_of_devices(variant):
+    """Compares with the fastest arithmetic; the small networks have that of XLA."""
     with jax.enable_x64(True):
-        dtype = jnp.dtype("float64")
-        model = create_model(variant, num_classes=10, dtype=dtype, arithmetic=arithmetic)
-        check_device_counts(model)
+        check_device_counts(create_model(variant, num_classes=10, dtype="float64"))
 
 
 def check_device_counts(model, counts=(2, 4), **options):
@@ -132,14 +128,17 @@ def test_randomness_is_a_function_of_seed_and_step():
     assert first["loss"] != second["loss"] and first["loss"] != other["loss"]
 
 
-def test_update_is_sgd_with_momentum_and_decay_of_kernels():
-    tx = create_optimizer(lambda step: 0.1, momentum=0.9, weight_decay=0.5)
-    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}
-    grads = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+@pytest.mark.parametrize("head_only", [False, True])
+def test_update_is_sgd_with_momentum_and_decay_of_kernels(head_only):
+    fields = {"weight_decay": 0.5, "last_layers_only": head_only}
+    tx = create_optimizer(lambda step: 0.1, momentum=0.9, **fields)
+    params = {"classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}}
+    grads = jax.tree.map(jnp.ones_like, params)
     state = tx.init(params)
     for _ in range(2):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
+    params = params["classifier"]
     # By hand, v1 = 1 and v2 = 0.9 + 1. With decay g = 1 + 0.5 * w, and w is 2, then 1.8.
     np.testing.assert_allclose(params["bias"], 2 - 0.1 - 0.19, rtol=1e-6)
     second = 0.9 * 2 + (1 + 0.5 * 1.8)
@@ -169,32 +168,6 @@ def test_head_only_trains_the_last_layers_alone():
     buffers = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
     assert sorted(buffer.shape for buffer in buffers) == shapes
     assert all(np.any(buffer) for buffer in buffers)
-
-
-def test_head_only_updates_the_heads_as_they_are_without_it():
-    params = {
-        "conv1": {"conv": {"kernel": jnp.ones((3, 2))}, "bn": {"scale": jnp.ones(2)}},
-        "aux_4a": {"fc": {"kernel": jnp.ones((2, 2))}, "classifier": {"bias": jnp.ones(2)}},
-        "classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)},
-    }
-    grads = jax.tree.map(lambda leaf: 0.5 * leaf + 1, params)
-    fields = {"momentum": 0.9, "weight_decay": 0.1}
-    results = []
-    for last_layers_only in (False, True):
-        tx = create_optimizer(
-            lambda step: 0.1 / (1 + step), last_layers_only=last_layers_only, **fields
-        )
-        state, new = tx.init(params), params
-        for _ in range(3):
-            updates, state = tx.update(grads, state, new)
-            new = optax.apply_updates(new, updates)
-        results.append(flat(new))
-    whole, heads = results
-    start = flat(params)
-    for name in start:
-        expected = whole if "classifier" in name else start
-        np.testing.assert_array_equal(heads[name], expected[name], name)
-        assert not np.array_equal(whole[name], start[name])
 
 
 def test_frozen_norm_normalises_as_evaluation_does():
