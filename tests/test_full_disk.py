@@ -61,18 +61,15 @@ def assert_cannot_be_written(line: str, path: pathlib.Path) -> None:
     ],
 )
 def test_a_disk_too_full_for_a_checkpoint(finished_run, tmp_path, size, newest, failing):
-    workdir = tmp_path / "run"
+    workdir = copy_run(finished_run[0], tmp_path / "run", newest=newest)
     rows = workdir / "metrics.jsonl"
-    if newest:
-        copy_run(finished_run[0], workdir, newest=newest)
-        rows.unlink()  # A new file is short enough for the limit.
+    rows.unlink()  # A new file is short enough for the limit.
     with file_size_limit(size):
         line = train_badly(workdir)
     assert_cannot_be_written(line, workdir / "checkpoints" / str(failing))
     assert saved_steps(workdir) == [step for step in (6, 8) if step <= newest]
     assert_whole_lines(rows)
-    if newest:
-        shutil.copy(finished_run[0] / rows.name, rows)
+    shutil.copy(finished_run[0] / rows.name, rows)
     out, _ = train_well(workdir, expected=finished_run[0])
     assert (f"resuming after step {newest}" if newest else "from scratch") in out
 

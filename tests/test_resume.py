@@ -101,18 +101,6 @@ def test_a_second_run_is_kept_out_until_the_first_is_dead(run_to_6, finished_run
     assert "resuming after step 6" in out
 
 
-@pytest.mark.faults
-def test_of_several_that_start_at_once_one_trains(tmp_path, finished_run):
-    workdir = tmp_path / "run"
-    processes = [start_tiny(workdir) for _ in range(4)]
-    results = [finish(process) for process in processes]
-    assert sorted(code for code, _, _ in results) == [0, 3, 3, 3]
-    (owner,) = [p.pid for p in processes if p.returncode == 0]
-    for code, _, err in results:
-        assert code == 0 or f"process {owner} on" in last_line(err)
-    assert_same_run(workdir, finished_run[0])
-
-
 # At this rate, differences of rounding do not grow, so a loss identifies its pictures.
 SLOWLY = "--config.learning_rate=1e-7"
 SAME_PICTURES = 1e-4  # Relative to the loss.
