@@ -154,9 +154,10 @@ def test_a_run_on_a_read_only_disk_is_evaluated(finished_run, tmp_path, read_onl
     assert json.loads(out)["step"] == FINAL_STEP
 
 
-@pytest.mark.parametrize("name", ["file", "file/run"])
+@pytest.mark.parametrize("name", ["file", "file/run", "link"])
 def test_a_workdir_that_is_a_file(tmp_path, refused, name):
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("unplugged")
     line = refused(main, *tiny_flags(tmp_path / name))
     assert f"workdir '{tmp_path / name}' cannot be used (" in line
     assert (tmp_path / "file").read_text() == "mine"

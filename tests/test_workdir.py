@@ -49,13 +49,9 @@ def test_symlink_to_a_directory(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("name", ["link", "~no-such-user/runs"])
-def test_what_can_be_no_directory_is_a_user_error(tmp_path, name):
-    (tmp_path / "link").symlink_to(tmp_path / "unplugged")
-    path = name if name.startswith("~") else str(tmp_path / name)
-    with pytest.raises(UserError) as caught, Workdir(path):
-        pass
-    assert path in str(caught.value) and "--workdir" in str(caught.value)
+def test_the_home_of_nobody_is_a_user_error():
+    with pytest.raises(UserError, match=r"'~no-such-user/runs' names no .*--workdir"):
+        Workdir("~no-such-user/runs")
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -82,13 +78,6 @@ def test_a_file_system_without_locks_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"cannot be used \(No locks available\)"):
         Workdir(tmp_path).__enter__()
-
-
-def test_lock_is_freed_when_the_run_fails(tmp_path):
-    with pytest.raises(ZeroDivisionError), Workdir(tmp_path):
-        raise ZeroDivisionError
-    with Workdir(tmp_path):
-        pass
 
 
 def test_config_round_trip(tmp_path):
