@@ -1,5 +1,5 @@
 import sys
-import types
+from unittest import mock
 
 import pytest
 from helpers.tiny_run import train_well
@@ -9,34 +9,29 @@ from googlenet_flax.runs.wandb_mirror import WandbMirror
 from googlenet_flax.runtime.errors import UserError
 
 
-def test_a_row_is_sent_without_its_time(tmp_path, monkeypatch):
-    sent, started = [], []
+@pytest.fixture
+def wandb(monkeypatch):
+    """Replaces the package; `wandb.init.return_value` is the run."""
+    monkeypatch.setitem(sys.modules, "wandb", mock.Mock())
+    return sys.modules["wandb"]
 
-    def init(**fields):
-        started.append(fields)
-        return types.SimpleNamespace(
-            log=sent.append, define_metric=lambda *_, **__: None, finish=lambda **_: None
-        )
 
-    wandb = types.SimpleNamespace(init=init, Settings=dict)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+def test_a_row_is_sent_without_its_time(tmp_path, wandb):
     row = {"step": 2, "epoch": 1, "split": "eval", "loss": 2.125, "unix_seconds": 1.6e9}
     for _ in range(2):  # The second one resumes the run.
         with WandbMirror(tmp_path / "wandb", Config(seed=3)) as mirror:
             mirror.write(row)
-    assert sent == [{"step": 2, "epoch": 1, "eval/loss": 2.125}] * 2
+    sent = mock.call({"step": 2, "epoch": 1, "eval/loss": 2.125})
+    assert wandb.init.return_value.log.call_args_list == [sent] * 2
     run_id = (tmp_path / "wandb" / "run_id").read_text()
+    started = [call.kwargs for call in wandb.init.call_args_list]
     assert [fields["id"] for fields in started] == [run_id] * 2
     assert started[0]["config"]["seed"] == 3
 
 
-def test_a_run_goes_on_when_wandb_fails(tmp_path, monkeypatch, capfd):
-    def fail(*_, **__):
-        raise ConnectionResetError("lost")
-
-    run = types.SimpleNamespace(log=fail, define_metric=lambda *_, **__: None, finish=fail)
-    wandb = types.SimpleNamespace(init=lambda **_: run, Settings=dict)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+def test_a_run_goes_on_when_wandb_fails(tmp_path, wandb, capfd):
+    run = wandb.init.return_value
+    run.log.side_effect = run.finish.side_effect = ConnectionResetError("lost")
     with WandbMirror(tmp_path, Config()) as mirror:
         for step in (1, 2):
             mirror.write({"step": step, "epoch": 0, "split": "train", "loss": 1.0})
