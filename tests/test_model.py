@@ -105,10 +105,14 @@ def test_heads_answer_to_their_own_names_and_taps(bn_logits, path, heads):
     assert set(unlike) == heads
 
 
-def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    model = small_googlenet("bn", dtype=jnp.dtype("bfloat16"))
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model, 1, 80, 80, 3))}
-    assert dtypes == {jnp.dtype("float32")}
+@pytest.mark.parametrize(
+    ("variant", "dtype", "x64"),
+    [("bn", "bfloat16", False), ("seed", "float32", True), ("bn", "float32", True)],
+)
+def test_parameters_and_logits_are_float32(variant, dtype, x64):
+    with jax.enable_x64(x64):  # JAX then defaults to float64.
+        outputs = shapes_of(small_googlenet(variant, dtype=jnp.dtype(dtype)), 1, 80, 80, 3)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(outputs)} == {"float32"}
 
 
 def test_dropout_mask_belongs_to_the_example():
@@ -170,10 +174,3 @@ def test_equal_models_are_the_same_static_argument_of_jit():
     models = [create_model("bn", num_classes=3) for _ in range(2)]
     assert hash(models[0]) == hash(models[1]) and models[0] == models[1]
     assert hash(models[0].clone(inceptions={"inception_3a": (1, 1, 1, 1, 1, 1)}))
-
-
-@pytest.mark.parametrize("variant", ["seed", "bn"])
-def test_parameters_are_float32_where_jax_defaults_to_float64(variant):
-    with jax.enable_x64(True):
-        _, shapes = shapes_of(small_googlenet(variant), 1, 80, 80, 3)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}

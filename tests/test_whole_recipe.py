@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from helpers.compilations import recorded_compilations
 from helpers.configs import named_config
-from helpers.networks import SMALL_INCEPTIONS
 from helpers.tiny_run import assert_same_run, copy_run, rows_of, saved_steps
 
 from googlenet_flax import evaluate, train
-from googlenet_flax.model import googlenet
 from googlenet_flax.train import train_and_evaluate
 
 pytestmark = pytest.mark.slow
@@ -33,15 +31,8 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_network():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
-        yield
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(small_networks, tmp_path_factory):
     """Returns the workdir of the run, and the names of the functions compiled.
 
     The last ones stand for steps whose size decided on their memory.
