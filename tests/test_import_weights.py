@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import safetensors.flax
 import safetensors.numpy
@@ -29,7 +28,7 @@ from originals import caffe_googlenet
 from originals.weights import ORIGINALS, draw_images, draw_weights, to_flax
 
 import googlenet_flax
-from googlenet_flax import export, import_weights
+from googlenet_flax import import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats, torchvision
 from googlenet_flax.importers import keras as keras_reader
@@ -383,24 +382,6 @@ def test_caffemodels_of_other_networks(tmp_path, refusal, content, words):
     path = tmp_path / "x.caffemodel"
     path.write_bytes(content)
     assert words in refusal(path)
-
-
-@pytest.mark.slow
-def test_logits_of_a_caffemodel(tmp_path, import_file, run_command):
-    """Exports the imported network as ONNX and compares it with Caffe's graph."""
-    path, out = tmp_path / "x.caffemodel", tmp_path / "x.onnx"
-    path.write_bytes(old_caffemodel(layers_of(weights_of("paper"))))
-    assert import_file(path)[0] == 0
-    flags = ("--format=onnx", "--aux_heads", f"--workdir={tmp_path / 'run'}")
-    code, _, err = run_command(export, *flags, f"--out={out}")
-    assert code == 0 and not err, err
-    session = onnxruntime.InferenceSession(out.read_bytes())
-    pixels = np.rint(draw_images("seed", SIZE) * 255)  # The images are RGB of 0 to 255.
-    ours = session.run(["logits", *HEADS], {"images": pixels.astype(np.float32)})
-    theirs = caffe_googlenet.run(weights_of("paper"), draw_images("paper", SIZE))
-    for head, actual, expected in zip(("logits", *HEADS), ours, theirs, strict=True):
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(actual, expected, atol=1e-5 * scale, err_msg=head)
 
 
 def test_heads_that_are_not_trained(files, monkeypatch):
