@@ -34,7 +34,6 @@ from googlenet_flax.importers import caffe, formats, torchvision
 from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.importers.formats import read_original, write_import
 from googlenet_flax.importers.published import PUBLISHED
-from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.downloads import RemoteFile
@@ -337,7 +336,7 @@ def without_legacy_sides(layers):
 
 
 @pytest.mark.parametrize("version", ["old", pytest.param("new", marks=pytest.mark.slow)])
-def test_caffemodels(tmp_path, version):
+def test_caffemodels(tmp_path, files, version):
     """Compares every leaf of both versions of the format bit for bit."""
     path, layers = tmp_path / "x.caffemodel", layers_of(weights_of("paper"))
     if version == "old":
@@ -349,9 +348,7 @@ def test_caffemodels(tmp_path, version):
     assert outcomes(imported) == (set(expected), set(), set())
     (source,) = (line.source for line in imported.report if line.path == CLASSIFIER)
     assert source == "loss3/classifier[0] float32[1024, 10]"
-    assert imported.description == ModelDescription(
-        "paper", 1.0, "float32", tuple("0123456789"), INPUTS["onnx"]
-    )
+    assert imported.description == read("onnx", files["onnx"]).description
 
 
 def test_places365(tmp_path):
@@ -400,27 +397,19 @@ def test_heads_that_are_not_trained(files, monkeypatch):
 
 # Tests of the description.
 
-INPUTS = {  # Stored size, size, crop fraction, scale, mean, std, channel order.
-    "torchvision": Preprocess(
-        *(512, SIZE, 0.875, 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
-    ),
-    "onnx": Preprocess(
-        *(512, SIZE, 0.875, 1.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "BGR")
-    ),
-    "keras": Preprocess(*(32, SIZE, 1.0, 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "RGB")),
-}
-
 
 @each_format
 def test_description(files, format_name):
+    variant, digits = VARIANTS[format_name], tuple("0123456789")
     description = read(format_name, files[format_name]).description
-    assert description == ModelDescription(
-        VARIANTS[format_name], 1.0, "float32", tuple("0123456789"), INPUTS[format_name]
-    )
+    inputs = description.preprocess
+    assert description == ModelDescription(variant, 1.0, "float32", digits, inputs)
+    sizes = inputs.storage_size, inputs.image_size, inputs.crop_fraction
+    assert sizes == ((32, SIZE, 1.0) if format_name == "keras" else (512, SIZE, 224 / 256))
     # The seed only divides by 255.
     pixels = np.rint(draw_images("seed", SIZE) * 255)
-    original = draw_images(VARIANTS[format_name], SIZE)
-    ours = description.preprocess.normalize(jnp.asarray(pixels))
+    original = draw_images(variant, SIZE)
+    ours = inputs.normalize(jnp.asarray(pixels))
     np.testing.assert_allclose(ours, original, atol=1e-5 * np.abs(original).max())
 
 
