@@ -351,16 +351,20 @@ def test_caffemodels(tmp_path, files, version):
     assert imported.description == read("onnx", files["onnx"]).description
 
 
-def test_places365(tmp_path):
-    """Imports Caffe's network with other classes."""
+def test_places365(tmp_path, import_file):
+    """Imports Caffe's network with other classes, named in a file from Windows."""
     layers = without_legacy_sides(layers_of(weights_of("paper")))
     for name in ("loss1/classifier", "loss2/classifier", "loss3/classifier"):
         layers[name] = [np.ones((365, 1024), np.float32), np.ones(365, np.float32)]
-    path, names = tmp_path / "x.caffemodel", tuple(f"/p/place {n}" for n in range(365))
+    path, text = tmp_path / "x.caffemodel", tmp_path / "names.txt"
     path.write_bytes(new_caffemodel(layers))
-    imported = read("caffe", path, class_names=names)
-    assert imported.description.class_names == names
-    assert imported.variables["params"]["aux_4d"]["classifier"]["bias"].shape == (365,)
+    names = ("Zoë's place", *(f"/p/place {n}" for n in range(364)))
+    text.write_text("\n".join([*names, ""]), encoding="utf-8-sig")  # It begins with a mark.
+    code, out, err = import_file(path, f"--class_names={text}")
+    assert code == 0, err
+    assert """365 classes: "Zoë's place" to '/p/place 363'""" in out
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.manifests[0].description.class_names == names
 
 
 @pytest.mark.parametrize(
@@ -719,18 +723,6 @@ def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
     assert code == 2 and not out and err.count("\n") == 1
     assert f"{words}choose a new --workdir" in err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("mark", ["", "\ufeff"])  # Editors on Windows write this mark.
-def test_a_class_names_file(tmp_path, files, import_file, mark):
-    names = ["cat", "dog", "Zoë the bird", *"abcdefg"]
-    path = tmp_path / "names.txt"
-    path.write_text(mark + "\n".join(names) + "\n", encoding="utf-8")
-    code, out, err = import_file(files["onnx"], f"--class_names={path}")
-    assert code == 0, err
-    assert "10 classes: 'cat' to 'g'" in out
-    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        assert checkpoints.manifests[0].description.class_names == tuple(names)
 
 
 # Tests of published weights, with weights of the tests on a local server.
