@@ -720,16 +720,12 @@ def test_a_workdir_that_holds_a_run(tmp_path, import_file, step, words):
 
 @pytest.fixture
 def server(files, tmp_path, monkeypatch):
-    content = files["torchvision"].read_bytes()
+    content, name = files["torchvision"].read_bytes(), "w.safetensors"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving({"w.safetensors": content}) as server:
-        file = RemoteFile(
-            "w.safetensors",
-            server.url("w.safetensors"),
-            hashlib.sha256(content).hexdigest(),
-            len(content),
-        )
+    with serving({name: content}) as server:
+        digest = hashlib.sha256(content).hexdigest()
+        file = RemoteFile(name, server.url(name), digest, len(content))
         fake = dataclasses.replace(PUBLISHED["torchvision"], file=file)
         monkeypatch.setitem(PUBLISHED, "torchvision", fake)
         yield server
