@@ -473,15 +473,19 @@ CHANGES = {
     "NaN": (KERNEL, lambda x: ending_in(x, np.nan), "{name} holds NaN or infinity"),
     "infinity": (KERNEL, lambda x: ending_in(x, np.inf), "{name} holds NaN or infinity"),
     "int32": (KERNEL, np.int32, "{name} holds int32"),
-    "bool": (KERNEL, np.bool_, "{name} holds bool"),
     "scalar": (CLASSIFIER, lambda x: np.array(x.ravel()[0]), "{name}"),
     "no classes": (CLASSIFIER, lambda x: EMPTY, "{name}"),
     "no features": ("params/aux_4a/fc/kernel", lambda x: EMPTY, "{name}"),
 }
 
 
-@each_format
-@pytest.mark.parametrize("change", CHANGES)
+SHAPES = ("turned", "scalar", "no classes", "no features")  # Each reader transposes arrays.
+
+
+@pytest.mark.parametrize(
+    ("format_name", "change"),
+    [(f, c) for c in CHANGES for f in (SUFFIXES if c in SHAPES else ["onnx"])],
+)
 def test_a_leaf_that_does_not_fit(tmp_path, files, refusal, format_name, change):
     arrays = dict(arrays_of(files[format_name]))
     leaf, change_values, words = CHANGES[change]
