@@ -58,13 +58,10 @@ def command_of(workdir, predictor, run_with):
     return command_of
 
 
-def coloured(number, height=40, width=STORED):
-    return color_blocks(number, height, width)
-
-
-def save(path, pixels, **options):
+def save(path, number=0):
+    """Writes a picture of colors that are different for each number; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(pixels).save(path, **options)
+    PIL.Image.fromarray(color_blocks(number, 40, STORED)).save(path)
     return path
 
 
@@ -139,7 +136,7 @@ def test_crops_are_averaged(predictor, variables, pictures):
 
 def test_order_of_files_and_folders(tmp_path):
     for name in ("b/2.png", "b/a/1.JPG", "b/10.jpeg", "b/.hidden.png", "a.png"):
-        save(tmp_path / name, coloured(0))
+        save(tmp_path / name)
     for name in ("b/notes.txt", "c.txt"):
         (tmp_path / name).write_text("no picture")
     others = ["a.png", "missing.png", "long" * 100, "a.png"]
@@ -149,7 +146,7 @@ def test_order_of_files_and_folders(tmp_path):
 
 
 def test_folders_without_pictures(tmp_path, command_of):
-    save(tmp_path / "full" / "a.png", coloured(0))
+    save(tmp_path / "full" / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("no picture")
@@ -169,7 +166,7 @@ def test_folders_without_pictures(tmp_path, command_of):
 
 def test_table(tmp_path, command_of, predictor):
     names = ("a.png", "bbb.png")
-    files = [save(tmp_path / name, coloured(n)) for n, name in enumerate(names)]
+    files = [save(tmp_path / name, n) for n, name in enumerate(names)]
     code, out, err = command_of("--top=3", *files)
     assert code == 0 and not err
     head, *rows = out.splitlines()
@@ -187,7 +184,7 @@ def test_table(tmp_path, command_of, predictor):
 def test_json(tmp_path, command_of, predictor):
     """Names a picture twice, which is then printed twice."""
     names = ["zoë & son.png", "one two.png", "a'b\"c.png"]
-    files = [save(tmp_path / name, coloured(n)) for n, name in enumerate(names)]
+    files = [save(tmp_path / name, n) for n, name in enumerate(names)]
     files.append(files[0])
     code, out, err = command_of("--json", "--top=50", *files)
     assert code == 0 and not err
@@ -204,7 +201,7 @@ def test_json(tmp_path, command_of, predictor):
 
 def test_untrained_heads_are_named(tmp_path, workdir, command_of, predictor, run_with):
     """Checks stderr; the answers are those of the main classifier."""
-    file = save(tmp_path / "a.png", coloured(0))
+    file = save(tmp_path / "a.png")
     _, answers, _ = command_of("--json", file)
     untrained = dataclasses.replace(DESCRIPTION, untrained_heads=("aux_4d",))
     other = dataclasses.replace(predictor, description=untrained)
@@ -216,7 +213,7 @@ def test_untrained_heads_are_named(tmp_path, workdir, command_of, predictor, run
 def test_broken_files_are_named_and_the_rest_is_done(
     tmp_path, command_of, form, batch_size
 ):
-    good = [save(tmp_path / f"{number}.png", coloured(number)) for number in range(2)]
+    good = [save(tmp_path / f"{number}.png", number) for number in range(2)]
     picture = good[0].read_bytes()
     contents = {"cut.png": picture[: len(picture) // 2], "empty.png": b"", "text.png": b"a"}
     broken = [tmp_path / name for name in (*contents, "missing.png")]
@@ -258,7 +255,7 @@ def test_broken_files_are_named_and_the_rest_is_done(
     ],
 )
 def test_bad_arguments(tmp_path, workdir, run_command, flag, message):
-    file = save(tmp_path / "a.png", coloured(0))
+    file = save(tmp_path / "a.png")
     code, out, err = run_command(command, f"--workdir={workdir}", flag, file)
     assert code == 2 and not out
     assert message in err and "Traceback" not in err
@@ -268,7 +265,7 @@ def test_bad_arguments(tmp_path, workdir, run_command, flag, message):
 def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, form):
     """Uses bytes as from an old archive, in a locale such as en_US.UTF-8."""
     strange = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    os.rename(save(tmp_path / "a.png", coloured(0)), strange)
+    os.rename(save(tmp_path / "a.png"), strange)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", "strict"))
     code, _, err = command_of(*(["--json"] * (form == "json")), tmp_path)
     sys.stdout.flush()
@@ -281,7 +278,7 @@ def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, for
 def test_as_a_process(tmp_path, workdir, form):
     """Runs the command to its end, or until its pipe closes, as with `| head -1`."""
     for number in range(40):
-        save(tmp_path / f"{number}.png", coloured(number))
+        save(tmp_path / f"{number}.png", number)
     args = (*form, f"--workdir={workdir}", "--batch_size=4", "--top=7", tmp_path)
     code, out, err = finish(start_small("predict", *args))
     assert code == 0 and not err, err
