@@ -209,10 +209,8 @@ def test_untrained_heads_are_named(tmp_path, workdir, command_of, predictor, run
     assert run_with(other, workdir, command, "--json", file) == (0, answers, line)
 
 
-@pytest.mark.parametrize(("form", "batch_size"), [("table", 4), ("json", 1), ("json", 32)])
-def test_broken_files_are_named_and_the_rest_is_done(
-    tmp_path, command_of, form, batch_size
-):
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
+def test_broken_files_are_named_and_the_rest_is_done(tmp_path, command_of, form):
     good = [save(tmp_path / f"{number}.png", number) for number in range(2)]
     picture = good[0].read_bytes()
     contents = {"cut.png": picture[: len(picture) // 2], "empty.png": b"", "text.png": b"a"}
@@ -221,7 +219,7 @@ def test_broken_files_are_named_and_the_rest_is_done(
         path.write_bytes(content)
     (tmp_path / "nothing").mkdir()
     files = [good[0], *broken, good[1]]
-    flags = [f"--batch_size={batch_size}", "--top=1", *(["--json"] * (form == "json"))]
+    flags = ["--batch_size=4", "--top=1", *form]
     _, alone, _ = command_of(*flags, *good)
     code, out, err = command_of(*flags, *files, tmp_path / "nothing")
     assert code == 2
@@ -232,15 +230,13 @@ def test_broken_files_are_named_and_the_rest_is_done(
     )
     for line, path in zip(lines, broken, strict=True):
         assert line.startswith(f"googlenet_flax: {path} cannot be read: ")
-    if form == "table":
-        assert out.split() == alone.split()
-        return
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["picture"] for row in rows] == [str(path) for path in files]
-    assert all(row.keys() == {"picture", "error"} for row in rows[1:-1])
-    names = [row["classes"][0]["name"] for row in (rows[0], rows[-1])]
-    right = [json.loads(line)["classes"][0]["name"] for line in alone.splitlines()]
-    assert names == right
+    rows = out.splitlines()
+    if form:
+        errors = [json.loads(row) for row in rows[1:-1]]
+        assert [row["picture"] for row in errors] == [str(path) for path in broken]
+        assert all(row.keys() == {"picture", "error"} for row in errors)
+        del rows[1:-1]
+    assert " ".join(rows).split() == alone.split()
 
 
 @pytest.mark.parametrize(
