@@ -1,6 +1,5 @@
 """Exported files, read by the programs for which they are meant."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -285,8 +284,6 @@ def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command
     assert predictor.description == DESCRIPTION
     variables = jax.device_get(predictor.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
-    logits = expected_outputs(dataclasses.replace(network, variables=variables))
-    jax.tree.map(np.testing.assert_array_equal, logits, expected_outputs(network))
 
 
 def test_the_model_card_says_what_the_network_takes(tmp_path, export_to):
@@ -367,7 +364,6 @@ def test_another_network_is_not_written(refusal, monkeypatch, error):
     ("out", "reason"),
     [
         (".", "is not a file"),
-        ("", "is not a file"),
         ("/dev/null", "is not a file"),
         ("missing/file", "cannot be written (No such file"),
         ("x" * 300, "cannot be written (File name too long)"),
