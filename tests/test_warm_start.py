@@ -1,6 +1,5 @@
-import contextlib
 import dataclasses
-import io
+import os
 import shlex
 import shutil
 from functools import partial
@@ -321,53 +320,36 @@ def test_sources_without_weights(tmp_path):
     assert "no checkpoint in" in refusal(stopped, DESCRIPTION)
 
 
-# Tests of whole runs, on a folder of pictures.
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Writes 24 pictures to train on, one of them broken, and 6 others, of 3 classes."""
-    root = tmp_path_factory.mktemp("pictures")
-    write_pictures(root, dict.fromkeys(THREE, 10))
-    options = PictureOptions(storage_size=64, eval_fraction=0.2)
-    train = load_folder("train", str(root), options)
-    assert len(train) == 24
-    with open(train.pictures.paths[7], "r+b") as file:
-        file.truncate(200)
-    return root, train.pictures.paths[7]
-
-
-def fine_tune(pictures, workdir, init_from, **fields):
-    """Trains on the pictures; returns what is printed to stdout."""
-    fields = {
-        **{"data_dir": str(pictures[0]), "eval_fraction": 0.2, "storage_size": 64},
-        **{"width_multiplier": 0.1, "image_size": 80, "batch_size": 4},
-        **{"log_every_steps": 1, "checkpoint_every_steps": 3},
-        **{"init_from": str(init_from), "trainable": "head", "on_bad_image": "skip"},
-        **fields,
-    }
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        train_and_evaluate({**named_config("folder"), **fields}, workdir)
-    return out.getvalue()
-
-
 @pytest.mark.slow
-def test_only_the_classifiers_are_trained(tmp_path, source, pictures):
+def test_only_the_classifiers_are_trained(tmp_path, source, capsys):
     """Checks that other layers keep every bit, also in a resumed run without a source.
 
-    The workdir is one in which another start was refused before.
+    One of the pictures is broken, and another start in the workdir was refused before.
     """
-    workdir, start_from = tmp_path / "run", tmp_path / "source"
-    shutil.copytree(source[0].path, start_from)
+    workdir, start_from, root = (tmp_path / name for name in ("run", "source", "pictures"))
     with Workdir(workdir) as refused:
         refused.write_config({"width_multiplier": 0.2})
-    out = fine_tune(pictures, workdir, start_from, max_steps=3)
+    shutil.copytree(source[0].path, start_from)
+    write_pictures(root, dict.fromkeys(THREE, 10))
+    options = PictureOptions(storage_size=64, eval_fraction=0.2)
+    broken = load_folder("train", str(root), options).pictures.paths[7]
+    os.truncate(broken, 200)
+    config = {
+        **named_config("folder"),
+        **{"data_dir": str(root), "eval_fraction": 0.2, "storage_size": 64},
+        **{"width_multiplier": 0.1, "image_size": 80, "batch_size": 4},
+        **{"log_every_steps": 1, "checkpoint_every_steps": 3},
+        **{"init_from": str(start_from), "trainable": "head", "on_bad_image": "skip"},
+    }
+    train_and_evaluate({**config, "max_steps": 3}, workdir)
+    out = capsys.readouterr().out
     assert f"weights from {start_from}, checkpoint 0; new, for 3 classes: " in out
     assert "only the last layer of each classifier is trained" in out
     assert "24 images to train on" in out and "6 to evaluate on" in out
-    assert f"unreadable pictures skipped so far: 1: {pictures[1]} (truncated)" in out
+    assert f"unreadable pictures skipped so far: 1: {broken} (truncated)" in out
     shutil.rmtree(start_from)
-    out = fine_tune(pictures, workdir, start_from, max_steps=6)
+    train_and_evaluate({**config, "max_steps": 6}, workdir)
+    out = capsys.readouterr().out
     assert "resuming after step 3" in out and "weights from" not in out
     early, late = (
         flat(ocp.load_checkpointables(workdir / "checkpoints" / step)["variables"])
