@@ -127,21 +127,18 @@ def pictures(tmp_path_factory):
     return root
 
 
-def config_of(pictures, **fields):
-    folder = {"dataset": "folder", "data_dir": str(pictures), "train_split": "train"}
-    config = dict(load_config(DIGITS, *TINY_RUN))
-    config |= {**folder, "eval_split": "test", "storage_size": 12, "num_epochs": 1}
-    return Config.of({**config, "batch_size": 4, **fields})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", CHANNELS)
 def test_every_command(tmp_path, small_inceptions, run_command, pictures, fields):
     run, count = tmp_path / "run", fields["input_channels"]
     colored = {"input_mean": (0.5,) * 3, "input_std": (0.25,) * 3}
-    train_and_evaluate(config_of(pictures, **colored), tmp_path / "rgb")
-    config = config_of(pictures, **fields, init_from=str(tmp_path / "rgb"))
-    train_and_evaluate(config, run)
+    config = {
+        **load_config(DIGITS, *TINY_RUN),
+        **{"dataset": "folder", "data_dir": str(pictures), "train_split": "train"},
+        **{"eval_split": "test", "storage_size": 12, "num_epochs": 1, "batch_size": 4},
+    }
+    train_and_evaluate({**config, **colored}, tmp_path / "rgb")
+    train_and_evaluate({**config, **fields, "init_from": str(tmp_path / "rgb")}, run)
     picture = next((pictures / "test" / "ant").iterdir())
     out = tmp_path / "drawn.png"
 
