@@ -14,7 +14,7 @@ from helpers.untrained_runs import write_run
 from helpers.unusual_input import DESCRIPTION, STORED, inputs_of, write_pictures
 
 from googlenet_flax import features as command
-from googlenet_flax.analysis.features import split_batches, write_features
+from googlenet_flax.analysis.features import write_features
 from googlenet_flax.data import load_split
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
@@ -130,31 +130,24 @@ def test_untrained_heads_are_named(
 # Tests of the file.
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_a_split_has_indices_and_labels(tmp_path, predictor, batch_size):
-    digits = load_split("digits", "test[:10]", data_dir="")
-    batches = split_batches(predictor, digits, batch_size)
-    names = np.array(digits.class_names)
-    write_features(tmp_path / "new.npz", mean_color, batches, class_names=names)
-    found = load(tmp_path / "new.npz")
-    assert found.keys() == {"features", "index", "label", "class_names"}
-    np.testing.assert_array_equal(found["index"], np.arange(10))
-    np.testing.assert_array_equal(found["label"], digits.labels)
-    np.testing.assert_allclose(found["features"], digits.images.mean(axis=(1, 2)), 1e-6)
-    assert found["class_names"].tolist() == list("0123456789")
-
-
-@pytest.mark.parametrize("flags", [[], ["--split=train[5:8]"]], ids=str)
-def test_the_split_is_the_runs_unless_it_is_named(
-    tmp_path, features_to, mean_colors, flags
-):
-    """Uses a set of ten classes with a network of seven."""
+@pytest.mark.parametrize(
+    ("flags", "split"),
+    [([], "test[:10]"), (["--split=train[5:8]"], "train[5:8]")],
+    ids=str,
+)
+def test_a_split_has_indices_and_labels(tmp_path, features_to, mean_colors, flags, split):
+    """Reads the run's split unless another is named: ten classes, a network of seven."""
     out = tmp_path / "new.npz"
     code, printed, err = features_to(out, *flags)
     assert (code, err) == (0, "")
-    digits = load_split("digits", "train[5:8]" if flags else "test[:10]", data_dir="")
-    np.testing.assert_array_equal(load(out)["label"], digits.labels)
+    digits = load_split("digits", split, data_dir="")
     assert f"features [{len(digits)}, 1] of pool" in printed
+    found = load(out)
+    assert found.keys() == {"features", "index", "label", "class_names"}
+    np.testing.assert_array_equal(found["index"], np.arange(len(digits)))
+    np.testing.assert_array_equal(found["label"], digits.labels)
+    np.testing.assert_allclose(found["features"], digits.images.mean(axis=(1, 2)), 1e-6)
+    assert found["class_names"].tolist() == list("0123456789")
 
 
 def test_broken_pictures_are_named_and_the_rest_is_written(
