@@ -1,6 +1,5 @@
 """Reader of the safetensors files that `googlenet_flax.export` writes."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -10,7 +9,8 @@ from googlenet_flax.importers.leaves import Source, WeightFile, reading
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
-TEXTS = ("variant", "dtype")  # The other fields of a description are JSON in the file.
+# Fields of a description that are JSON in the file; the others are text.
+JSON_FIELDS = {"width_multiplier", "class_names", "preprocess", "untrained_heads"}
 
 
 def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
@@ -30,14 +30,10 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
             raise UserError(
                 f"{path} does not describe its network: write it with googlenet_flax.export"
             )
-        fields = {field.name for field in dataclasses.fields(ModelDescription)}
-        description = ModelDescription.from_json(
-            {
-                name: text if name in TEXTS else json.loads(text)
-                for name, text in metadata.items()
-                if name in fields
-            }
-        )
+        fields = {
+            name: json.loads(metadata[name]) for name in JSON_FIELDS & metadata.keys()
+        }
+        description = ModelDescription.from_json({**metadata, **fields})
         leaves = traverse_util.flatten_dict(description.variables_like(), sep="/")
     # The names in the file lack the collection, `params` or `batch_stats`.
     sources = {leaf: Source(leaf.partition("/")[2]) for leaf in leaves}
