@@ -248,13 +248,10 @@ def _fit(
         drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
         variables |= {name: np.asarray(drawn[name]) for name in absent}
     report = []
-    for name in like:
-        if name in absent:
-            report.append(ReportLine("random", name, "not in the file"))
-        else:
-            leaf, source = leaves[name], weights.sources[name].name
-            text = f"{source} {leaf.dtype}{list(leaf.shape)}"
-            report.append(ReportLine("loaded", name, text))
+    for name, leaf in leaves.items():
+        text = f"{weights.sources[name].name} {leaf.dtype}{list(leaf.shape)}"
+        report.append(ReportLine("loaded", name, text))
+    report += [ReportLine("random", name, "not in the file") for name in absent]
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
 
