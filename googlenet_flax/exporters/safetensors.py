@@ -18,16 +18,14 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
     Raises:
       UserError: The package safetensors is missing.
     """
+    with optional_package("safetensors", "--format=safetensors", "export"):
+        import safetensors.numpy  # noqa: PLC0415
     text = {"format": "flax", **as_text(metadata)}  # Other libraries require `format`.
-    return _safetensors().numpy.save(network.leaves(), metadata=text)
+    return safetensors.numpy.save(network.leaves(), metadata=text)
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
     """Reads the arrays, by name, from the contents of a safetensors file."""
-    return _safetensors().numpy.load(data)
+    import safetensors.numpy  # noqa: PLC0415 - optional package
 
-
-def _safetensors() -> Any:
-    with optional_package("safetensors", "--format=safetensors", "export"):
-        import safetensors.numpy  # noqa: PLC0415
-    return safetensors
+    return safetensors.numpy.load(data)
