@@ -31,7 +31,6 @@ import googlenet_flax
 from googlenet_flax import import_weights
 from googlenet_flax.config import Config
 from googlenet_flax.importers import caffe, formats
-from googlenet_flax.importers import keras as keras_reader
 from googlenet_flax.importers.formats import read_original, write_import
 from googlenet_flax.importers.published import PUBLISHED
 from googlenet_flax.runs.checkpoint import Checkpoints
@@ -85,9 +84,7 @@ def files(tmp_path_factory):
     }
     weights = weights_of("torchvision") | counters
     safetensors.numpy.save_file(weights, paths["torchvision"])
-    weights = weights_of("paper")
-    graph = caffe_googlenet.create_model(weights, image_size=SIZE, aux_heads=True)
-    onnx.save(graph, paths["onnx"])
+    onnx.save(caffe_googlenet.create_model(weights_of("paper"), SIZE), paths["onnx"])
     keras_model().save_weights(paths["keras"])
     with h5py.File(paths["keras"], "r+") as file:  # As after training with dropout.
         file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
@@ -225,14 +222,14 @@ def test_every_leaf_is_the_originals_bit_for_bit(files, format_name):
         assert report[leaf].startswith(f"{name} float32[")
 
 
-@pytest.mark.slow
 def test_without_heads_they_are_random(tmp_path):
-    """Imports a file without heads, as the ONNX model zoo has it."""
-    weights = weights_of("paper")
-    onnx.save(caffe_googlenet.create_model(weights, image_size=SIZE), tmp_path / "x.onnx")
-    imported = read("onnx", tmp_path / "x.onnx")
+    keras = pytest.importorskip("keras")
+    whole = keras_model()
+    path = tmp_path / "x.weights.h5"
+    keras.Model(whole.input, whole.outputs[0]).save_weights(path)
+    imported = read("keras", path)
     assert imported.description.untrained_heads == HEADS
-    expected, ours = expected_leaves("onnx"), flat(imported.variables)
+    expected, ours = expected_leaves("keras"), flat(imported.variables)
     heads = {path for path in expected if path.split("/")[1] in HEADS}
     assert outcomes(imported)[:2] == (set(expected) - heads, heads)
     assert ours.keys() == expected.keys()
@@ -241,21 +238,6 @@ def test_without_heads_they_are_random(tmp_path):
             np.testing.assert_array_equal(values, expected[path])
         assert values.shape == expected[path].shape and np.isfinite(values).all()
         assert path.endswith("bias") or values.std() > 1e-3
-
-
-def test_keras_without_heads(tmp_path):
-    keras = pytest.importorskip("keras")
-    whole = keras_model()
-    path = tmp_path / "x.weights.h5"
-    keras.Model(whole.input, whole.outputs[0]).save_weights(path)
-    weights = keras_reader.read(path)
-    expected = expected_leaves("keras")
-    absent = expected.keys() - weights.leaves.keys()
-    assert {name.split("/")[1] for name in absent} == set(HEADS)
-    assert formats._untrained_heads(weights, "") == HEADS
-    for name, values in weights.leaves.items():
-        np.testing.assert_array_equal(values, expected[name], err_msg=name)
-    assert not weights.unknown
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Caffe's bvlc_googlenet as an ONNX graph, with the weight names of the ONNX model zoo.
 
-Unlike the zoo's own graph it rounds pools up, as Caffe does, and can have both heads of
+Unlike the zoo's own graph it rounds pools up, as Caffe does, and has both heads of
 train_val.prototxt; dropout and softmax are left out.
 """
 
@@ -70,7 +70,7 @@ class _Graph:
         x = self.add("Relu", self.dense(self.conv(x, f"{loss}/conv"), f"{loss}/fc"))
         return self.dense(x, f"{loss}/classifier", output=f"{loss}/classifier")
 
-    def network(self, x: str, *, aux_heads: bool) -> list[str]:
+    def network(self, x: str) -> list[str]:
         """Adds all layers and returns the names of the logits, the main ones first."""
         x = self.lrn(self.pool(self.conv(x, "conv1/7x7_s2", stride=2), stride=2))
         x = self.lrn(self.conv(self.conv(x, "conv2/3x3_reduce"), "conv2/3x3"))
@@ -80,32 +80,26 @@ class _Graph:
             if name in ("inception_4a", "inception_5a"):
                 x = self.pool(x, stride=2)
             x = self.inception(x, name)
-            if aux_heads and name in LOSSES:
+            if name in LOSSES:
                 heads.append(self.head(x, LOSSES[name]))
         x = self.add("GlobalAveragePool", x)
         return [self.dense(x, "loss3/classifier", output="loss3/classifier"), *heads]
 
 
-def create_model(
-    weights: Weights, *, image_size: int = 224, aux_heads: bool = False
-) -> onnx.ModelProto:
-    """Creates the network from `data_0` to the logits `loss3/classifier`.
+def create_model(weights: Weights, image_size: int) -> onnx.ModelProto:
+    """Creates the network from `data_0` to the logits `loss3/classifier` and of both heads.
 
     Args:
-      weights: By the zoo's names; those of heads are left out without heads.
+      weights: By the zoo's names.
       image_size: Side of the images in pixels.
-      aux_heads: Add the heads and their logits `loss1/classifier`, `loss2/classifier`.
     """
-    if not aux_heads:
-        heads = tuple(LOSSES.values())
-        weights = {name: weights[name] for name in weights if not name.startswith(heads)}
     shapes = {
         name.replace("_w_0", "_shape"): np.array(kernel.shape[2:])
         for name, kernel in weights.items()
         if kernel.shape[:2] == (1, 1)
     }
     graph = _Graph(weights)
-    logits = graph.network("data_0", aux_heads=aux_heads)
+    logits = graph.network("data_0")
 
     def value(name, shape):
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
@@ -124,7 +118,7 @@ def create_model(
 
 def run(weights: Weights, images: np.ndarray) -> list[np.ndarray]:
     """Computes the logits of all three classifiers for images `[B, H, W, 3]`."""
-    model = create_model(weights, image_size=images.shape[1], aux_heads=True)
+    model = create_model(weights, images.shape[1])
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
