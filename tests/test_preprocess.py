@@ -46,16 +46,6 @@ def test_the_central_square_is_a_fraction_of_the_shorter_side(shape, fraction, b
     np.testing.assert_allclose(out, cuts(images, box, 16), rtol=0, atol=ATOL)
 
 
-def test_a_picture_in_the_corner_of_its_image_is_as_without_the_rest():
-    extents = np.array([[8, 12], [12, 5], [6, 6]], np.int32)
-    images = random_images(3, 12, 12, 3)
-    cut = jitted(image_size=10, crop_fraction=0.5)
-    out = cut(images, extents)
-    for image, (height, width), result in zip(images, extents, out, strict=True):
-        alone = cut(image[None, :height, :width])[0]
-        np.testing.assert_allclose(result, alone, rtol=0, atol=ATOL)
-
-
 def test_a_crop_in_place_of_evaluations_own():
     images = random_images(2, 8, 16, 3)
     cut = jitted(image_size=4, crop_fraction=0.5)
