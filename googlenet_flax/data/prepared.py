@@ -3,9 +3,9 @@
 import hashlib
 import math
 import os
-import pathlib
 import resource
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,12 @@ def _find_builder(
     dataset: str, data_dir: str, *, may_prepare: bool
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a prepared data set; prepares it if needed and allowed."""
-    root = os.fspath(pathlib.Path(data_dir).expanduser().absolute()) if data_dir else None
+    root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
     name, _, version = dataset.partition(":")
     own = OWN_BUILDERS.get(name)
+    make = partial(own, version=version or None) if own else partial(tfds.builder, dataset)
     try:
-        builder: Any = (
-            own(data_dir=root, version=version or None)
-            if own
-            else tfds.builder(dataset, data_dir=root)
-        )
+        builder: Any = make(data_dir=root)
     except (ValueError, AssertionError) as error:
         raise UserError(
             f"unknown dataset {dataset!r}: use digits, cifar10, cifar100, imagenet2012, "
@@ -85,7 +82,7 @@ def _find_builder(
         try:
             builder.prepare()
         except UserError:
-            builder = own(data_dir=root, version=version or None)
+            builder = make(data_dir=root)
             if not builder.is_prepared():  # Another process may have been faster.
                 raise
         return builder
