@@ -26,6 +26,7 @@ from unittest import mock
 
 import numpy as np
 import PIL.Image
+from compare import figure, row, spread
 from PIL.JpegImagePlugin import JpegImageFile
 
 from googlenet_flax.data.decode import decode_image
@@ -65,12 +66,9 @@ def decoded_at_full_size() -> contextlib.AbstractContextManager:
     return mock.patch.object(JpegImageFile, "draft", lambda *_: None)
 
 
-Rates = tuple[float, float, float]  # Minimum, median and maximum, in pictures per second.
-
-
 def rates(
     read: Callable[[], int], clock: Callable[[], float], *, seconds: float, rounds: int
-) -> Rates:
+) -> list[float]:
     """Measures pictures per second in `rounds` rounds of at least `seconds` each.
 
     `read` reads some pictures and returns their number; `clock` returns seconds.
@@ -81,10 +79,10 @@ def rates(
         while not count or clock() - started < seconds:
             count += read()
         found.append(count / (clock() - started))
-    return min(found), statistics.median(found), max(found)
+    return found
 
 
-def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> Rates:
+def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> list[float]:
     """Measures decoded pictures per second on one core; `length` is passed to `rates`."""
 
     def read() -> int:
@@ -96,7 +94,7 @@ def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> Rate
     return rates(read, time.process_time, **length)
 
 
-def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> Rates:
+def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> list[float]:
     """Measures pictures per second in batches, decoded by processes, or by threads if 0."""
     names = tuple(map(str, paths))
     split = PictureSet(
@@ -109,11 +107,6 @@ def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> R
         for _ in range(4):  # Warms up: the workers start and read ahead.
             next(batches)
         return rates(lambda: len(next(batches)["index"]), time.perf_counter, **length)
-
-
-def figures(values: Rates) -> str:
-    """Formats figures for the tables."""
-    return " / ".join(f"{value:.0f}" for value in values)
 
 
 def core_table(images_per_second: float, **length) -> Iterator[str]:
@@ -131,8 +124,8 @@ def core_table(images_per_second: float, **length) -> Iterator[str]:
             with decoded_at_full_size():
                 full = measure_core(pictures, size, **length)
             target = "not reduced" if size == width else f"{size} px"
-            cores = math.ceil(images_per_second / ours[1])
-            yield f"| {name} | {target} | {figures(ours)} | {figures(full)} | {cores} |"
+            cores = math.ceil(images_per_second / statistics.median(ours))
+            yield row([name, target, spread(ours), spread(full), str(cores)])
 
 
 def pipeline_table(**length) -> Iterator[str]:
@@ -148,7 +141,7 @@ def pipeline_table(**length) -> Iterator[str]:
             path.write_bytes(draw_picture(rng, *SIZES[0]))
         for name, workers in (("threads", 0), (f"{cores} processes", cores)):
             found = measure_pipeline(paths, workers, **length)
-            yield f"| {name} | {figures(found)} | {found[1] / cores:.0f} |"
+            yield row([name, spread(found), figure(statistics.median(found) / cores)])
 
 
 def main() -> None:
