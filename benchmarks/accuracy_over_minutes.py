@@ -6,27 +6,25 @@ Runs that were stopped and resumed are refused, because their breaks would count
 """
 
 import argparse
-import json
-import pathlib
 import sys
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from googlenet_flax.runs.metrics import read_rows
+from googlenet_flax.reports.record import RunRecord
+from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.files import file_path
 
 
-def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[float]]:
+def minutes_and_accuracies(path: str) -> tuple[list[float], list[float]]:
     """Reads the evaluations: minutes since the start of the run, and accuracies in %."""
-    dataset = json.loads((workdir / "config.json").read_text())["dataset"]
+    record = RunRecord.read(Workdir(path))
+    dataset = record.config.dataset if record.config else "other data"
     # The curve starts at 10 %, the chance accuracy of CIFAR-10.
     if dataset.partition(":")[0] != "cifar10":
-        sys.exit(f"{workdir} is a run on {dataset}, not on cifar10")
-    starts = (workdir / "starts.jsonl").read_text().splitlines()
-    if len(starts) != 1:
-        sys.exit(f"{workdir} was started {len(starts)} times: its minutes are unknown")
-    start = json.loads(starts[0])["time"]
-    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["split"] == "eval"]
+        sys.exit(f"{path} is a run on {dataset}, not on cifar10")
+    if len(record.starts) != 1:
+        sys.exit(f"{path} was started {len(record.starts)} times: its minutes are unknown")
+    start, rows = record.starts[0]["time"], record.evaluations
     minutes = [(row["unix_seconds"] - start) / 60 for row in rows]
     return [0.0, *minutes], [10.0, *(100 * row["accuracy"] for row in rows)]
 
@@ -34,14 +32,14 @@ def minutes_and_accuracies(workdir: pathlib.Path) -> tuple[list[float], list[flo
 def main() -> None:
     """Draws a line for each run, which starts at chance accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="PNG file to write")
+    parser.add_argument("--out", type=file_path, required=True, help="PNG file to write")
     parser.add_argument("runs", nargs="+", metavar="LABEL=WORKDIR")
     args = parser.parse_args()
-    mpl.use("Agg")
-    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
     for run in args.runs:
         label, _, workdir = run.rpartition("=")
-        minutes, accuracies = minutes_and_accuracies(pathlib.Path(workdir))
+        minutes, accuracies = minutes_and_accuracies(workdir)
         (line,) = axis.plot(minutes, accuracies, marker=".", label=label)
         last = f"{accuracies[-1]:.2f} %\n"
         axis.annotate(
