@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from matplotlib.colors import to_rgb
 
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
@@ -130,14 +129,11 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     The map, float `[h, w]` from 0 to 1, is resized bilinearly to the size of the picture.
     """
-    height, width, _ = picture.shape
-    small = PIL.Image.fromarray(heat.astype(np.float32))
-    large = np.asarray(small.resize((width, height), PIL.Image.Resampling.BILINEAR))
-    gray = np.asarray(PIL.Image.fromarray(picture).convert("L"), np.float64)
-    opacity = MAX_OPACITY * np.clip(large, 0, 1)[..., np.newaxis]
-    color = 255 * np.array(to_rgb(VERMILLION))
-    mixed = (1 - opacity) * gray[..., np.newaxis] + opacity * color
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    gray = PIL.Image.fromarray(picture).convert("L").convert("RGB")
+    opacity = PIL.Image.fromarray((255 * MAX_OPACITY * heat).astype(np.float32))
+    opacity = opacity.resize(gray.size, PIL.Image.Resampling.BILINEAR).convert("L")
+    color = PIL.Image.new("RGB", gray.size, VERMILLION)
+    return np.asarray(PIL.Image.composite(color, gray, opacity))
 
 
 def filter_pictures(kernel: np.ndarray, channel_order: str) -> np.ndarray:
