@@ -359,6 +359,7 @@ def test_peers_train_as_we_do(make_peer, no_dropout, monkeypatch):
 def run_gpu(tmp_path, monkeypatch, run_command):
     """Runs gpu.py with a stand-in for the peers; returns exit code and table."""
     monkeypatch.setattr(gpu.os, "environ", dict(gpu.os.environ))
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
     python, log = tmp_path / "python", tmp_path / "log"
 
     def run_gpu(body, *options):
@@ -376,15 +377,13 @@ def run_gpu(tmp_path, monkeypatch, run_command):
     return run_gpu
 
 
-def test_without_a_gpu_the_command_says_so(tmp_path, run_gpu, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    code, rows, calls, stderr = run_gpu("print(json.dumps(answer))")
-    assert (code, rows, calls) == (2, [], 0)
-    assert len(stderr.splitlines()) == 1 and "there is no NVIDIA GPU" in stderr
+def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(gpu.os, "environ", {**gpu.os.environ, "PATH": str(tmp_path)})
+    line = refused(gpu, f"--output={tmp_path / 'gpu.json'}")
+    assert line.startswith("gpu.py: there is no NVIDIA GPU: ")
 
 
-def test_a_second_gpu_run_measures_only_what_is_missing(tmp_path, run_gpu, monkeypatch):
-    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
+def test_a_second_gpu_run_measures_only_what_is_missing(run_gpu):
     late = ["not measured: out of time"] * 3
     code, rows, calls, _ = run_gpu("", "--budget_seconds=5")
     assert (code, rows, calls) == (0, late, 0)
@@ -400,14 +399,12 @@ def test_a_second_gpu_run_measures_only_what_is_missing(tmp_path, run_gpu, monke
     assert code == 2 and "name another --output" in stderr
 
 
-def test_figures_of_a_cpu_are_refused(run_gpu, monkeypatch):
-    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
+def test_figures_of_a_cpu_are_refused(run_gpu):
     code, rows, _, _ = run_gpu("print(json.dumps(answer | {'device': 'cpu'}))")
     assert (code, rows) == (1, ["failed: it ran on the CPU"] * 3)
 
 
 def test_a_gpu_contender_that_hangs_is_stopped(run_gpu, monkeypatch):
-    monkeypatch.setattr(gpu, "find_gpu", lambda: "a GPU")
     monkeypatch.setattr(gpu, "JOB_SHARE", 0.05)
     monkeypatch.setattr(gpu, "MIN_JOB_SECONDS", 0.1)
     code, rows, _, _ = run_gpu("time.sleep(60)", "--budget_seconds=5")
