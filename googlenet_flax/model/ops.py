@@ -149,12 +149,20 @@ def _max_pool_forward(x, window, stride, pads):
     arrays of indices and a scatter. Among equal cells the first in row-major order wins, as
     in XLA's `select_and_scatter`.
     """
-    best, *rest = _window_cells(_to_ordered(x), window, stride, pads)
-    winner = jnp.zeros(best.shape, jnp.uint8)
-    for index, candidate in enumerate(rest, 1):
-        winner = jnp.where(candidate > best, jnp.uint8(index), winner)
-        best = jnp.maximum(best, candidate)  # Unlike `where`, it propagates a NaN.
-    best, winner = _computed_once((_from_ordered(best, x.dtype), winner))
+
+    def search(x):
+        best, *rest = _window_cells(x, window, stride, pads)
+        winner = jnp.zeros(best.shape, jnp.uint8)
+        for index, candidate in enumerate(rest, 1):
+            winner = jnp.where(candidate > best, jnp.uint8(index), winner)
+            best = jnp.maximum(best, candidate)  # Unlike `where`, it propagates a NaN.
+        return best, winner
+
+    def search_ordered(x):
+        best, winner = search(_to_ordered(x))
+        return jax.lax.optimization_barrier((_from_ordered(best, x.dtype), winner))
+
+    best, winner = jax.lax.platform_dependent(x, cpu=search_ordered, default=search)
     return best, (winner, x.shape)
 
 
