@@ -24,7 +24,9 @@ class Arithmetic:
     matmul_weight_gradient: bool = False
     onednn_gradients: bool = False  # Compute gradients in forms that oneDNN computes fast.
     gather_max_pool: bool = False  # Store where each window's maximum is, for the gradient.
-    pool_first: bool = False  # Pool in the stem before bias and ReLU, if there is no norm.
+    # Apply a max pool before bias and ReLU, if there is no norm, and before the branches of
+    # a block are concatenated.
+    pool_first: bool = False
 
 
 STOCK = Arithmetic()  # XLA's own operations and gradients.

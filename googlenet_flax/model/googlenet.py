@@ -1,6 +1,7 @@
 """Table 1 of the paper, its variants, and the loop that builds the network from them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -19,6 +20,7 @@ from googlenet_flax.model.layers import (
     GlobalAveragePool,
     Inception,
     InceptionWidths,
+    Pool,
 )
 
 # Szegedy et al. 2015, "Going deeper with convolutions", arXiv 1409.4842, Table 1.
@@ -207,19 +209,28 @@ class GoogLeNet(nn.Module):
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
+        pools = {
+            name: partial(pool, window=window)
+            for name, window in variant.pool_windows.items()
+        }
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
-        aux = {}
-        for name, widths in self.inceptions.items():
-            if name in variant.pool_windows:
-                x = pool(x, window=variant.pool_windows[name])
-            x = Inception(
-                InceptionWidths(*map(self._width, widths)),
+        aux, is_pooled = {}, False
+        for name, following in itertools.pairwise((*self.inceptions, "")):
+            if name in pools and not is_pooled:
+                x = pools[name](x)
+            block = Inception(
+                InceptionWidths(*map(self._width, self.inceptions[name])),
                 conv=block_conv,
                 kernel_5x5=variant.kernel_5x5,
                 max_pool=max_pool,
                 name=name,
-            )(x)
+            )
+            # A head needs the map of its block before the pool.
+            is_pooled = (
+                self.arithmetic.pool_first and following in pools and name not in AUX_TAPS
+            )
+            x = block(x, pools[following]) if is_pooled else block(x)
             if self.aux_heads and name in AUX_TAPS:
                 head = self._aux_classifier(AUX_TAPS[name], conv, dense)
                 aux[AUX_TAPS[name]] = head(x, example_ids, train=train)
@@ -243,12 +254,16 @@ class GoogLeNet(nn.Module):
             name="conv1",
         )
         conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
-        x = lrn(conv1.pooled(x, pool))  # [B, H/4, W/4, 64]
+        x = lrn(self._pooled(conv1, x, pool))  # [B, H/4, W/4, 64]
         x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
         last = conv2(self._width(CONV2_FEATURES), 3, name="conv2")
         if variant.local_response_norm:
             return pool(lrn(last(x)))
-        return last.pooled(x, pool)
+        return self._pooled(last, x, pool)
+
+    def _pooled(self, block: ConvBlock, x: jax.Array, pool: Pool) -> jax.Array:
+        """Computes `pool(block(x))`, inside the block if `Arithmetic.pool_first`."""
+        return block(x, pool) if self.arithmetic.pool_first else pool(block(x))
 
     def _width(self, features: int) -> int:
         return max(1, round(features * self.width_multiplier))

@@ -15,6 +15,11 @@ ModuleFactory = Callable[..., Any]
 Pool = Callable[[jax.Array], jax.Array]
 
 
+def identity(x: jax.Array) -> jax.Array:
+    """Returns its argument: the pool where there is none."""
+    return x
+
+
 class InceptionWidths(NamedTuple):
     """Output channels of one row of Table 1, in the paper's column order."""
 
@@ -44,7 +49,7 @@ class Convolution(nn.Module):
     arithmetic: Arithmetic
 
     @nn.compact
-    def __call__(self, x: jax.Array, pool: Pool | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, pool: Pool = identity) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H', W', features]`; `pool` precedes the bias."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
@@ -55,8 +60,7 @@ class Convolution(nn.Module):
             padding=self.padding,
             arithmetic=self.arithmetic,
         )
-        if pool is not None:
-            y = pool(y)
+        y = pool(y)
         if self.use_bias:
             shape = (self.features,)
             y = ops.add_bias(y, self.param("bias", self.bias_init, shape, jnp.float32))
@@ -91,29 +95,28 @@ class ConvBlock(nn.Module):
         )
         self.bn = None if self.norm is None else self.norm()
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
-        return self.activate(self.conv(x))
+    def __call__(self, x: jax.Array, pool: Pool = identity) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H', W', features]`, followed by a max pool.
 
-    def pooled(self, x: jax.Array, max_pool: Pool) -> jax.Array:
-        """Computes `max_pool(self(x))`, with the pool first if `Arithmetic.pool_first`.
-
-        Without batch norm the result is the same, because neither the addition of a bias
-        nor ReLU changes the order of numbers. With batch norm the pool comes last.
+        Without batch norm, the pool comes before bias and ReLU, which then have fewer
+        pixels to process. The result is the same, because neither of them changes the
+        order of numbers.
         """
-        if self.bn is None and self.arithmetic.pool_first:
-            return self.activate(self.conv(x, max_pool))
-        return max_pool(self(x))
-
-    def activate(self, y: jax.Array) -> jax.Array:
-        """Applies batch norm, if there is any, and ReLU to a convolution `[B, H, W, F]`."""
         if self.bn is None:
-            return ops.relu(y)
-        return nn.relu(self.bn(y))  # Here the barrier of ops.relu would cost memory.
+            return self.activate(self.conv(x, pool))
+        return self.activate(self.conv(x), pool)
+
+    def activate(self, y: jax.Array, pool: Pool = identity) -> jax.Array:
+        """Applies batch norm, if there is any, ReLU and a max pool to `[B, H, W, F]`."""
+        if self.bn is None:
+            return ops.relu(pool(y))
+        return pool(nn.relu(self.bn(y)))  # Here the barrier of ops.relu would cost memory.
 
 
-def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
-    """Applies several 1x1 blocks to the same input.
+def on_one_input(
+    x: jax.Array, blocks: Sequence[ConvBlock], pool: Pool = identity
+) -> list[jax.Array]:
+    """Applies several 1x1 blocks to the same input, and a max pool behind the first.
 
     Where `Arithmetic.merge_1x1` is set, their convolutions are computed as a single one,
     which reads the input once. Flax's `capture_intermediates` then misses the blocks'
@@ -122,14 +125,15 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
     Args:
       x: `[B, H, W, C]`.
       blocks: Blocks with kernels of 1x1.
+      pool: Max pool that follows the first block.
 
     Returns:
       The output of each block, `[B, H, W, features]`.
     """
-    first = blocks[0]
+    first, pools = blocks[0], [pool, *[identity] * (len(blocks) - 1)]
     # While it initializes, there are no parameters to merge yet.
     if first.is_initializing() or not first.arithmetic.merge_1x1:
-        return [block(x) for block in blocks]
+        return [block(x, pool) for block, pool in zip(blocks, pools, strict=True)]
     params = [block.variables["params"]["conv"] for block in blocks]
     merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *params)
     features = [block.features for block in blocks]
@@ -137,7 +141,10 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
     conv = first.conv.clone(features=sum(features), parent=None)
     y: Any = conv.apply({"params": merged}, x)
     parts = jnp.split(y, np.cumsum(features)[:-1], axis=-1)
-    return [block.activate(part) for block, part in zip(blocks, parts, strict=True)]
+    return [
+        block.activate(part, pool)
+        for block, part, pool in zip(blocks, parts, pools, strict=True)
+    ]
 
 
 class Inception(nn.Module):
@@ -149,8 +156,11 @@ class Inception(nn.Module):
     max_pool: Callable[..., jax.Array] = ops.max_pool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`."""
+    def __call__(self, x: jax.Array, pool: Pool = identity) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`.
+
+        A max `pool` behind the block is applied to each branch.
+        """
         widths, conv = self.widths, self.conv
         branch_1x1, reduced_3x3, reduced_5x5 = on_one_input(
             x,
@@ -159,11 +169,12 @@ class Inception(nn.Module):
                 conv(widths.reduce_3x3, 1, name="3x3_reduce"),
                 conv(widths.reduce_5x5, 1, name="5x5_reduce"),
             ],
+            pool,
         )
-        branch_3x3 = conv(widths.conv_3x3, 3, name="3x3")(reduced_3x3)
-        branch_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")(reduced_5x5)
+        branch_3x3 = conv(widths.conv_3x3, 3, name="3x3")(reduced_3x3, pool)
+        branch_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")(reduced_5x5, pool)
         pooled = self.max_pool(x, window=3, stride=1, padding="SAME")
-        branch_pool = conv(widths.pool_proj, 1, name="pool_proj")(pooled)
+        branch_pool = conv(widths.pool_proj, 1, name="pool_proj")(pooled, pool)
         return jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
 
 
