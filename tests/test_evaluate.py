@@ -1,82 +1,274 @@
+"""Evaluation of a network, and over many crops and networks, compared with NumPy."""
+
+import dataclasses
 import functools
+import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
+from helpers.configs import named_config
+from helpers.images import color_blocks, cut_out
+from helpers.networks import create_small, numpy_variables
+from helpers.untrained_runs import describe, write_run
+from scipy.special import softmax
 
+from googlenet_flax import evaluate
 from googlenet_flax.config import Config
-from googlenet_flax.data import ImageSet
-from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.runs.checkpoint_evaluation import evaluation_config
+from googlenet_flax.data import load_split
+from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluation_crops
+from googlenet_flax.runs.checkpoint_evaluation import averaged_metrics, evaluation_config
+from googlenet_flax.runs.predictor import Predictor
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.evaluation import evaluate_split
-from googlenet_flax.training.sharding import replicate, split_over_devices
-from googlenet_flax.training.step import eval_step
+
+pytestmark = pytest.mark.usefixtures("small_networks")
+SIZE = 80
+HEADS = {"main": "logits", "aux_4a": "aux_4a", "aux_4d": "aux_4d"}
+CLASSES = tuple("0123456789")
+COMMON = {"width_multiplier": 0.25, "class_names": CLASSES, "storage_size": 48}
+FIRST = describe(input_scale=1 / 255, crop_fraction=0.875, **COMMON)
+SECOND = describe(  # This member has another crop, scale and order of channels.
+    variant="seed",
+    input_scale=1 / 64,
+    input_mean=(1.5, 2.0, 2.5),
+    channel_order="BGR",
+    untrained_heads=("aux_4a", "aux_4d"),
+    **COMMON,
+)
+DESCRIPTIONS = (FIRST, SECOND)
+RECIPE = {
+    **named_config("digits"),
+    "eval_split": "test[:10]",
+    "batch_size": 4,
+    "aux_weight": 0.5,
+    "on_bad_image": "skip",
+}
+# Shapes of the pictures, and their labels.
+SHAPES = {(48, 48): 3, (30, 48): 1, (48, 25): 4, (48, 47): 1, (9, 9): 5, (48, 10): 9}
+EXAMPLES = [(color_blocks(label, *shape), label) for shape, label in SHAPES.items()]
 
 
-class PixelClassifier:
-    """A stand-in for the network: the first pixels of an image are its logits."""
-
-    def apply(self, variables, images, *, train):
-        assert not train
-        logits = images[:, 0, :10, 0] * variables["slope"]
-        return GoogLeNetOutput(logits, -logits, logits / 2)
-
-
-class PartlyReadable(ImageSet):
-    """A split in which every third picture stands for a file that cannot be read."""
-
-    def batches(self, index_batches):
-        for batch in super().batches(index_batches):
-            yield {**batch, "readable": batch["index"] % 3 != 0}
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    """Writes two networks whose scaled classifiers give different answers."""
+    return [
+        write_run(tmp_path_factory.mktemp("run"), description, variables_of(n), **RECIPE)
+        for n, description in enumerate(DESCRIPTIONS)
+    ]
 
 
 @functools.cache
-def step_on(num_devices):
-    return jax.pmap(
-        lambda variables, batch: eval_step(
-            variables,
-            batch,
-            model=PixelClassifier(),
-            preprocess=lambda images, extents=None: images.astype(jnp.float32),
-            aux_weight=0.3,
-        ),
-        in_axes=(None, 0),
-        devices=jax.devices()[:num_devices],
-    )
+def variables_of(number):
+    variables = numpy_variables(create_small(DESCRIPTIONS[number]), SIZE)
+    params = variables["params"]
+    for parent in (params["aux_4a"], params["aux_4d"], params):
+        rng = np.random.default_rng(10 + number)
+        kernel = parent["classifier"]["kernel"]
+        parent["classifier"]["kernel"] = rng.permuted(kernel, axis=1)
+    return variables
 
 
-@pytest.mark.parametrize("image_set", [ImageSet, PartlyReadable])
-@pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_every_example_counts_once(num_devices, batch_size, image_set):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (37, 12, 12, 1), dtype=np.uint8)
-    labels = rng.integers(0, 10, 37).astype(np.int32)
-    devices = jax.devices()[:num_devices]
-    step = step_on(num_devices)
-    variables = replicate({"slope": jnp.asarray(0.01)}, devices)
-    metrics = evaluate_split(
-        lambda batch: jax.device_get(
-            step(variables, split_over_devices(batch, num_devices))
-        ),
-        image_set(images, labels, tuple("0123456789")),
-        batch_size=batch_size,
-        num_devices=num_devices,
+@pytest.fixture(scope="module")
+def predictors(members):
+    """Loads the networks on four devices."""
+    devices = jax.devices()
+    return [Predictor.load(Workdir(path), "best", devices) for path in members]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Writes the pictures as files, and one file that cannot be read."""
+    path = tmp_path_factory.mktemp("pictures")
+    for number, (picture, label) in enumerate(EXAMPLES):
+        (path / "test" / str(label)).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(picture).save(path / "test" / str(label) / f"{number}.png")
+    (path / "test" / "3" / "broken.png").write_bytes(b"hello")
+    return path
+
+
+@functools.cache
+def apply_of(number):
+    model, variables = create_small(DESCRIPTIONS[number]), variables_of(number)
+    return jax.jit(lambda images: model.apply(variables, images, train=False))
+
+
+def expected_probabilities(number, picture, crops):
+    """Averages the softmax `[classes]` of each classifier over the crops of a member."""
+    fields = DESCRIPTIONS[number].preprocess
+    inputs = []
+    for own in evaluation_crops(crops, fields.crop_fraction):
+        crop = own or central_crop(fields.crop_fraction)
+        extents = jnp.array([picture.shape[:2]])
+        ((top, left, side, _),) = np.asarray(crop_boxes(extents, crop))
+        more, around = 0, picture
+        if crop.shift:  # The crop reaches over the border.
+            more, around = 2, np.pad(picture, ((2, 2), (2, 2), (0, 0)), "edge")
+        pixels = cut_out(around, (top + more, left + more, side, side), SIZE)
+        pixels = pixels[:, ::-1] if crop.mirror else pixels
+        pixels = pixels[..., ::-1] if fields.channel_order == "BGR" else pixels
+        inputs.append((pixels * fields.input_scale - fields.input_mean) / fields.input_std)
+    outputs = []
+    for start in range(0, len(inputs), 12):  # A constant batch size needs one compilation.
+        chunk = np.array(inputs[start : start + 12], np.float32)
+        outputs.append(apply_of(number)(np.resize(chunk, (12, SIZE, SIZE, 3))))
+    logits = jax.tree.map(lambda *parts: np.concatenate(parts, dtype=np.float64), *outputs)
+    return {
+        head: softmax(getattr(logits, name)[: len(inputs)], axis=1).mean(axis=0)
+        for head, name in HEADS.items()
+    }
+
+
+def expected_metrics(numbers, examples, crops, aux_weight=0.5):
+    """Computes metrics of the mean over members from pairs of a picture and its label."""
+    rows = []
+    for picture, label in examples:
+        each = [expected_probabilities(number, picture, crops) for number in numbers]
+        row = {}
+        for head in HEADS:
+            probabilities = np.mean([one[head] for one in each], axis=0)
+            rank = np.sum(probabilities >= probabilities[label]) - 1
+            row[f"{head}_loss"] = -np.log(probabilities[label])
+            row["accuracy" if head == "main" else f"{head}_accuracy"] = rank < 1
+            row |= {"top5": rank < 5} if head == "main" else {}
+        heads = row["aux_4a_loss"] + row["aux_4d_loss"]
+        rows.append({**row, "loss": row["main_loss"] + aux_weight * heads})
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def assert_same(actual, expected, rtol=1e-4):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=rtol, abs=1e-6), name
+
+
+@pytest.fixture
+def loaded(members, predictors, monkeypatch):
+    """Records the paths of networks that are loaded, and returns compiled ones instead."""
+    known = dict(zip(map(str, members), predictors, strict=True))
+    load, paths = Predictor.load, []
+
+    def load_known(workdir, checkpoint, devices, *, raw):
+        paths.append(workdir.path)
+        path = os.path.realpath(workdir.path)
+        if path in known and checkpoint == "best":
+            return known[path]
+        return load(workdir, checkpoint, devices, raw=raw)
+
+    monkeypatch.setattr(Predictor, "load", load_known)
+    return paths
+
+
+@pytest.fixture
+def evaluate_json(run_command, loaded):
+    def evaluate_json(*args):
+        code, out, err = run_command(evaluate, "--json", *args)
+        assert code == 0, err
+        metrics = json.loads(out)
+        assert metrics.pop("step") == 0
+        return metrics, err
+
+    return evaluate_json
+
+
+@pytest.mark.parametrize(
+    ("numbers", "crops", "batch_size"),
+    [
+        ((0,), 1, 16),  # More than there are pictures, so the only batch is padded.
+        *(((1,), 6, 4), ((0, 1), 10, 4)),
+        ((0, 1), 1, 1),  # Rounded up to the devices; the last batch is padded.
+        pytest.param((0, 1), 144, 4, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_every_picture_counts_once_with_the_mean_of_softmax(
+    members, folder, evaluate_json, numbers, crops, batch_size
+):
+    """Averages over members and crops of pictures, one of which is unreadable."""
+    metrics, err = evaluate_json(
+        f"--ensemble={','.join(str(members[number]) for number in numbers)}",
+        *(f"--crops={crops}", "--dataset=folder", f"--data_dir={folder}", "--split=test"),
+        f"--batch_size={batch_size}",
     )
-    if image_set is PartlyReadable:
-        readable = np.arange(37) % 3 != 0
-        images, labels = images[readable], labels[readable]
-    logits = images[:, 0, :10, 0] * 0.01
-    own = logits[np.arange(len(labels)), labels]
-    main_loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
-    rank = (logits >= own[:, None]).sum(axis=1) - 1
-    np.testing.assert_allclose(metrics["main_loss"], main_loss, rtol=1e-5)
-    assert metrics["accuracy"] == pytest.approx(np.mean(rank < 1))
-    assert metrics["top5"] == pytest.approx(np.mean(rank < 5))
-    heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
-    assert metrics["loss"] == pytest.approx(main_loss + 0.3 * heads, rel=1e-5)
-    assert "count" not in metrics
+    assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops))
+    skipped, *notes = err.splitlines()
+    assert f"skipped {folder}/test/3/broken.png: " in skipped
+    note = f"{members[1]}: untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
+    assert notes == [f"googlenet_flax: {note}"] * (1 in numbers)
+
+
+def test_small_probabilities_are_not_lost(predictors):
+    """Checks that a network that is sure and wrong has a finite loss of hundreds."""
+    variables = predictors[0].variables
+    params = dict(variables["params"])
+    params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
+    sure = dataclasses.replace(predictors[0], variables={**variables, "params": params})
+    split = load_split("digits", "test[:10]", data_dir="")
+    sum_batch = functools.partial(averaged_metrics, [sure] * 2, 10, 0.0)
+    num_devices = len(sure.devices)
+    metrics = evaluate_split(sum_batch, split, batch_size=4, num_devices=num_devices)
+    assert 200 < metrics["main_loss"] < np.inf
+
+
+def test_the_command(members, evaluate_json):
+    """Checks that data, batch size and weight of the heads are those of the run."""
+    first, second = members
+    digits = load_split("digits", RECIPE["eval_split"], data_dir="")
+    examples = list(zip(np.repeat(digits.images, 3, axis=-1), digits.labels, strict=True))
+    alone, _ = evaluate_json(f"--workdir={first}")
+    assert_same(alone, expected_metrics((0,), examples, 1))
+    # Each member uses its own crop.
+    both, _ = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
+    assert_same(both, expected_metrics((0, 1), examples, 2))
+    # This is the same crop in another notation; the order of members does not matter.
+    for flags in (
+        [f"--workdir={first}", f"--ensemble={second}"],
+        [f"--workdir={second}", f"--ensemble={first},{second},"],
+    ):
+        assert_same(evaluate_json(*flags, "--crops=2")[0], both, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected_code"),
+    # A difference equal to the tolerance is accepted, and 1 of 50,000 pictures more is not.
+    [(0.701, 0), (0.695, 0), (0.70102, 5), (0.69498, 5)],
+)
+def test_an_accuracy_that_is_not_the_expected_one(
+    monkeypatch, run_command, accuracy, expected_code
+):
+    assert abs(0.701 - 0.698) > 0.003  # The tolerance allows for rounding.
+    metrics = {"step": 0, "accuracy": accuracy}
+    monkeypatch.setattr(evaluate, "evaluate_checkpoints", lambda *_, **__: metrics)
+    flags = ["--workdir=run", "--json", "--expect=0.698", "--tolerance=0.003"]
+    code, out, err = run_command(evaluate, *flags)
+    assert (code, json.loads(out)) == (expected_code, metrics)
+    assert err.count("\n") == (expected_code != 0)
+    allowed = "--expect=0.698 and --tolerance=0.003 allow 0.695 to 0.701\n"
+    assert not err or f"the accuracy is {accuracy}, but {allowed}" in err
+
+
+def test_a_run_named_twice_counts_once(
+    members, loaded, evaluate_json, tmp_path, monkeypatch
+):
+    first, second = members
+    both = evaluate_json(f"--workdir={first}", f"--ensemble={second}")
+    link = tmp_path / "link"
+    link.symlink_to(first)
+    monkeypatch.chdir(first.parent)
+    for other in (first.name, f"{first}/../{first.name}", link):
+        loaded.clear()
+        again = evaluate_json(f"--workdir={first}", f"--ensemble={second},{other}")
+        assert len(loaded) == 2, other
+        assert again == both, other
+
+
+def test_an_import_is_evaluated_on_a_dataset_that_is_named(tmp_path, refused):
+    imported = {"imported_from": {"format": "keras"}}
+    workdir = write_run(tmp_path, FIRST, variables_of(0), **imported)
+    assert "--dataset" in refused(evaluate, f"--workdir={workdir}")
 
 
 @pytest.mark.parametrize(("flag", "expected"), [(None, 0.2), (0.0, 0.0), (0.5, 0.5)])
@@ -89,3 +281,47 @@ def test_batches_are_those_that_pass_through_the_network_in_training():
     run = Config(batch_size=12, accumulation_steps=3)
     assert evaluation_config(run).batch_size == 4
     assert evaluation_config(run, batch_size=6).batch_size == 6
+
+
+@pytest.mark.parametrize("names", ["1023456789", "abcdefg"])
+def test_other_classes_are_refused(members, tmp_path, refused, loaded, names):
+    other = dataclasses.replace(FIRST, class_names=tuple(names))
+    variables = numpy_variables(create_small(other), SIZE)
+    run = write_run(tmp_path / "other", other, variables, **RECIPE)
+    line = refused(evaluate, f"--workdir={members[0]}", f"--ensemble={run}")
+    assert str(run) in line and str(members[0]) in line and "classes" in line
+    if len(names) < 10:
+        line = refused(evaluate, f"--workdir={run}", "--crops=10")
+        assert "digits has 10 classes and the network 7" in line
+
+
+def test_pictures_decoded_in_another_way_are_refused(
+    members, folder, tmp_path, refused, loaded
+):
+    preprocess = dataclasses.replace(FIRST.preprocess, storage_size=512)
+    other = dataclasses.replace(FIRST, preprocess=preprocess)
+    run = write_run(tmp_path / "other", other, variables_of(0), **RECIPE)
+    pictures = ["--dataset=folder", f"--data_dir={folder}", "--split=test"]
+    line = refused(evaluate, f"--workdir={members[0]}", f"--ensemble={run}", *pictures)
+    assert "storage_size is 48" in line and f"512 in {run}" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ensemble=,"], "name a run with --workdir=DIR or --ensemble=DIR1,DIR2"),
+        (["--workdir=RUN", "--crops=7"], "invalid choice: 7"),
+        (["--workdir=RUN", "--ensemble=nowhere"], "(config.json is missing)"),
+        (["--workdir=RUN", "--checkpoint=5"], "no checkpoint '5'"),
+        (["--workdir=RUN", "--batch_size=-4"], ": --batch_size is -4 but must"),
+        (["--workdir=RUN", "--dataset=folder"], "of your pictures with --data_dir=DIR"),
+        (["--workdir=RUN", "--expect=69.8"], "--expect is 69.8 but must be a fraction"),
+        (["--workdir=RUN", "--expect=1", "--tolerance=nan"], "--tolerance is nan but"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(members, run_command, loaded, flags, message):
+    flags = [flag.replace("RUN", str(members[0])) for flag in flags]
+    code, out, err = run_command(evaluate, *flags)
+    assert code == 2 and not out
+    assert message in err and "Traceback" not in err
