@@ -427,22 +427,20 @@ def test_mistakes_of_the_user(args, words, tmp_path, workdir, refused):
 
 
 @pytest.mark.parametrize(
-    ("in_the_way", "flags", "words"),
+    ("in_the_way", "words"),
     [
-        ("report", [], "/report cannot be written (File exists): "),
-        ("report/index.html/", [], "/report/index.html is not a file: "),
-        ("my.html/", ["--out={run}/my.html"], "/my.html is not a file: "),
+        ("report", "/report cannot be written (File exists): "),
+        ("report/index.html/", "/report/index.html is not a file: "),
     ],
 )
-def test_something_in_the_way(in_the_way, flags, words, tmp_path, refused, monkeypatch):
+def test_something_in_the_way(in_the_way, words, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(command, "gather", None)  # The error comes before the work.
     run = bare_run(tmp_path / "run")
     obstacle = run / in_the_way
     obstacle.parent.mkdir(exist_ok=True)
     obstacle.mkdir() if in_the_way.endswith("/") else obstacle.touch()
     before = set(tmp_path.rglob("*"))
-    args = [flag.format(run=run) for flag in flags]
-    line = refused(command, f"--workdir={run}", *args)
+    line = refused(command, f"--workdir={run}")
     assert words in line and line.endswith("with --out=FILE")
     assert set(tmp_path.rglob("*")) == before
 
