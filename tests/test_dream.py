@@ -151,12 +151,8 @@ def test_what_an_octave_drew_is_carried_to_the_next(variables):
 
 
 def test_what_cannot_rise_leaves_the_picture_alone(variables):
-    image, objective = picture(112, 112), Objective("inception_4a", 3)
-    pixels, before, after = climb(variables, objective, image, octaves=2, rate=0.0)
-    np.testing.assert_array_equal(pixels, image)
-    assert before == after
     silent = jax.tree.map(jnp.zeros_like, variables)
-    pixels, *ends = climb(silent, objective, steps=2)
+    pixels, *ends = climb(silent, Objective("inception_4a", 3), steps=2)
     np.testing.assert_array_equal(pixels, picture())
     assert ends == [0, 0]
 
