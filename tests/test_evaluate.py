@@ -20,10 +20,9 @@ from googlenet_flax import evaluate
 from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluation_crops
-from googlenet_flax.runs.checkpoint_evaluation import averaged_metrics, evaluation_config
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
-from googlenet_flax.training.evaluation import evaluate_split
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 SIZE = 80
@@ -200,16 +199,13 @@ def test_every_picture_counts_once_with_the_mean_of_softmax(
     assert notes == [f"googlenet_flax: {note}"] * (1 in numbers)
 
 
-def test_small_probabilities_are_not_lost(predictors):
+def test_small_probabilities_are_not_lost(tmp_path, evaluate_json):
     """Checks that a network that is sure and wrong has a finite loss of hundreds."""
-    variables = predictors[0].variables
+    variables = variables_of(0)
     params = dict(variables["params"])
     params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
-    sure = dataclasses.replace(predictors[0], variables={**variables, "params": params})
-    split = load_split("digits", "test[:10]", data_dir="")
-    sum_batch = functools.partial(averaged_metrics, [sure] * 2, 10, 0.0)
-    num_devices = len(sure.devices)
-    metrics = evaluate_split(sum_batch, split, batch_size=4, num_devices=num_devices)
+    run = write_run(tmp_path, FIRST, {**variables, "params": params}, **RECIPE)
+    metrics, _ = evaluate_json(f"--workdir={run}", "--crops=2")
     assert 200 < metrics["main_loss"] < np.inf
 
 
