@@ -27,6 +27,7 @@ from googlenet_flax.performance.report import Report
 from googlenet_flax.performance.timing import call_seconds, median_seconds
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.memory import give_large_steps_back
+from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,
@@ -57,7 +58,7 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
     rate = training["train_images_per_second"]
     eval_rate = _measure_forward(experiment, state, seconds)
     input_rate = measure_input(experiment, seconds)
-    _say("the limits of the devices")
+    tell("measuring the limits of the devices ...")
     limits = find_limits(devices, config.dtype, seconds)
     return Report(
         **training,
@@ -100,7 +101,7 @@ def _measure_training(
     Returns:
       Fields of the report, and the state after these steps.
     """
-    _say("the first training step")
+    tell("measuring the first training step ...")
     state, batches, seed = experiment.fresh_state(), experiment.batches(0), experiment.seed
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.
     batch = next(batches)
@@ -124,7 +125,7 @@ def _measure_training(
         state, metrics = step(state, next(batches), seed)
         return metrics
 
-    _say("training")
+    tell("measuring training ...")
     step_seconds = median_seconds(call_seconds(next_step, seconds))
     fields = {
         "train_images_per_second": experiment.config.batch_size / step_seconds,
@@ -138,7 +139,7 @@ def _measure_training(
 
 def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) -> float:
     """Measures images per second through the main classifier in inference."""
-    _say("forward only")
+    tell("measuring forward only ...")
     description, devices = experiment.description, experiment.devices
     model = description.create_model(devices)
 
@@ -162,7 +163,7 @@ def measure_input(experiment: Experiment, seconds: float) -> float | None:
     Returns:
       The rate, or None if the data cannot be read; the reason is printed to stderr.
     """
-    _say("the input pipeline")
+    tell("measuring the input pipeline ...")
     config = experiment.config
     try:
         train_set = load_config_split(config, config.train_split, may_prepare=False)
@@ -171,7 +172,7 @@ def measure_input(experiment: Experiment, seconds: float) -> float | None:
         with closing(real.batches(0)) as batches:
             batch_seconds = median_seconds(call_seconds(lambda: next(batches), seconds))
     except UserError as error:
-        print(f"googlenet_flax: input not measured: {error}", file=sys.stderr)
+        tell(f"input not measured: {error}")
         return None
     return config.batch_size / batch_seconds
 
@@ -186,7 +187,3 @@ def _peak_memory_bytes(devices: list[jax.Device]) -> int:
         return max(count["peak_bytes_in_use"] for count in counts)
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
-
-
-def _say(what: str) -> None:
-    print(f"measuring {what} ...", file=sys.stderr, flush=True)
