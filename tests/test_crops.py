@@ -175,14 +175,16 @@ def test_no_method_sees_beyond_the_picture(size, drawn, method):
         assert set(np.unique(out)) <= set(np.unique(NOISE[~outside]))
 
 
-@pytest.mark.parametrize("size", [32, 80])
-def test_beyond_the_picture_its_border_is_repeated(size):
+@pytest.mark.parametrize(
+    ("size", "method"), [(32, "bilinear"), (80, "bilinear"), (32, "nearest")]
+)
+def test_beyond_the_picture_its_border_is_repeated(size, method):
     images, extents = random_images(4, 40, 40, 3), np.array([(32, 32)] * 4)
     corners = np.array([(-1, -3), (3, 1), (-1, 3), (0, 1)])
     sides = np.full((4, 2), 32)
-    out = cut(images, np.hstack([corners, sides]), size, extents)
+    out = cut(images, np.hstack([corners, sides]), size, extents, method)
     padded = np.pad(images[:, :32, :32], ((0, 0), (10, 10), (10, 10), (0, 0)), "edge")
-    expected = cut(padded, np.hstack([corners + 10, sides]), size)
+    expected = cut(padded, np.hstack([corners + 10, sides]), size, method=method)
     np.testing.assert_allclose(out, expected, rtol=0, atol=ATOL)
 
 
