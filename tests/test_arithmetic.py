@@ -13,7 +13,7 @@ from helpers.networks import numpy_variables, shapes_of, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.model import ops
-from googlenet_flax.model.convolution import FASTEST, STOCK
+from googlenet_flax.model.convolution import FASTEST, STOCK, Arithmetic
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.model.layers import ConvBlock, Inception, InceptionWidths
 
@@ -155,6 +155,26 @@ def test_block_computes_the_same(norm):
         for arithmetic in ARITHMETICS.values():
             actual = inception_step(arithmetic, norm, ops.max_pool, pool_first=True)
             assert max(errors(actual, expected).values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("variant", ["seed", "bn"])
+def test_pools_inside_the_blocks_in_front_of_them(variant):
+    """Computes a network in which a head reads the map in front of the second pool."""
+    names = ("3b", "4a", "4d", "5a")
+    widths = InceptionWidths(16, 12, 16, 8, 16, 16)
+    inceptions = {f"inception_{name}": widths for name in names}
+    with jax.enable_x64(True):
+        model = small_googlenet(variant, dtype=jnp.dtype("float64"))
+        model = model.clone(inceptions=inceptions)
+        variables = numpy_variables(model)
+        images = np.random.default_rng(0).normal(size=(2, 80, 80, 3))
+        outputs = [
+            model.clone(arithmetic=Arithmetic(pool_first=pool_first)).apply(
+                variables, images, train=False
+            )
+            for pool_first in (False, True)
+        ]
+        assert max(errors(outputs[1], outputs[0]).values()) <= TOLERANCE
 
 
 @each_variant
