@@ -132,9 +132,9 @@ def inception_step(arithmetic, norm, max_pool, *, pool_first):
     @jax.jit
     def run(params, x):
         def apply(params, x):
-            inputs = (x, pool) if pool_first else (x,)
             trained = {**variables, "params": params}
-            y, updates = block.apply(trained, *inputs, mutable=["batch_stats"])
+            inside = block.clone(pool=pool) if pool_first else block
+            y, updates = inside.apply(trained, x, mutable=["batch_stats"])
             return y if pool_first else pool(y), updates
 
         y, vjp, updates = jax.vjp(apply, params, x, has_aux=True)

@@ -22,7 +22,7 @@ ENDPOINTS = (*MAPS, "pool", *LOGITS)  # `pool` is the mean of each channel of th
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:
-    """Returns a network that computes all `MAPS`; `Arithmetic.pool_first` skips four."""
+    """Returns a network that computes all `MAPS`; with `pool_first`, four are pooled."""
     return model.clone(arithmetic=dataclasses.replace(model.arithmetic, pool_first=False))
 
 

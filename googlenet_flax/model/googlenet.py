@@ -1,7 +1,6 @@
 """Table 1 of the paper, its variants, and the loop that builds the network from them."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -21,6 +20,7 @@ from googlenet_flax.model.layers import (
     Inception,
     InceptionWidths,
     Pool,
+    identity,
 )
 
 # Szegedy et al. 2015, "Going deeper with convolutions", arXiv 1409.4842, Table 1.
@@ -209,31 +209,26 @@ class GoogLeNet(nn.Module):
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
-        pools = {
-            name: partial(pool, window=window)
-            for name, window in variant.pool_windows.items()
-        }
+        pools = {at: partial(pool, window=n) for at, n in variant.pool_windows.items()}
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
-        aux, is_pooled = {}, False
-        for name, following in itertools.pairwise((*self.inceptions, "")):
-            if name in pools and not is_pooled:
-                x = pools[name](x)
-            block = Inception(
+        aux = {}
+        names = list(self.inceptions)
+        x = pools.get(names[0], identity)(x)
+        for name, following in zip(names, [*names[1:], ""], strict=True):
+            inside, behind = self._place(pools.get(following, identity), name)
+            x = Inception(
                 InceptionWidths(*map(self._width, self.inceptions[name])),
                 conv=block_conv,
                 kernel_5x5=variant.kernel_5x5,
                 max_pool=max_pool,
+                pool=inside,
                 name=name,
-            )
-            # A head needs the map of its block before the pool.
-            is_pooled = (
-                self.arithmetic.pool_first and following in pools and name not in AUX_TAPS
-            )
-            x = block(x, pools[following]) if is_pooled else block(x)
+            )(x)
             if self.aux_heads and name in AUX_TAPS:
                 head = self._aux_classifier(AUX_TAPS[name], conv, dense)
                 aux[AUX_TAPS[name]] = head(x, example_ids, train=train)
+            x = behind(x)
 
         x = GlobalAveragePool(name="pool")(x)  # [B, 1024]
         x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
@@ -244,26 +239,33 @@ class GoogLeNet(nn.Module):
         """Computes the rows of Table 1 in front of the first block."""
         variant = self.variant
         pool = partial(pool, window=3)
-        lrn = ops.local_response_norm if variant.local_response_norm else lambda x: x
-        conv1 = conv(
+        lrn = ops.local_response_norm if variant.local_response_norm else identity
+        inside, behind = self._place(pool, "conv1")
+        x = conv(
             self._width(CONV1_FEATURES),
             7,
             stride=2,
             padding=variant.conv1_padding,
             bias_init=nn.initializers.constant(variant.bias),
+            pool=inside,
             name="conv1",
-        )
+        )(x)
+        x = lrn(behind(x))  # [B, H/4, W/4, 64]
         conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
-        x = lrn(self._pooled(conv1, x, pool))  # [B, H/4, W/4, 64]
         x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
-        last = conv2(self._width(CONV2_FEATURES), 3, name="conv2")
-        if variant.local_response_norm:
-            return pool(lrn(last(x)))
-        return self._pooled(last, x, pool)
+        if variant.local_response_norm:  # It comes between conv2 and its pool.
+            inside, behind = identity, pool
+        x = conv2(self._width(CONV2_FEATURES), 3, pool=inside, name="conv2")(x)
+        return behind(lrn(x))
 
-    def _pooled(self, block: ConvBlock, x: jax.Array, pool: Pool) -> jax.Array:
-        """Computes `pool(block(x))`, inside the block if `Arithmetic.pool_first`."""
-        return block(x, pool) if self.arithmetic.pool_first else pool(block(x))
+    def _place(self, pool: Pool, name: str) -> tuple[Pool, Pool]:
+        """Returns the pools inside and behind the layer `name`; `pool` follows the layer.
+
+        A head reads the map in front of the pool, which then is not computed inside.
+        """
+        if self.arithmetic.pool_first and name not in AUX_TAPS:
+            return pool, identity
+        return identity, pool
 
     def _width(self, features: int) -> int:
         return max(1, round(features * self.width_multiplier))

@@ -1,6 +1,7 @@
 """The building blocks of the paper as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -68,7 +69,11 @@ class Convolution(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A convolution, batch norm where the variant has it, and ReLU."""
+    """A convolution, batch norm where the variant has it, ReLU, and optionally a max pool.
+
+    Without batch norm, the pool comes before bias and ReLU, which then have fewer pixels to
+    process. The result is the same, because neither changes the order of numbers.
+    """
 
     features: int
     kernel_size: int
@@ -79,6 +84,7 @@ class ConvBlock(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: jnp.dtype = jnp.dtype("float32")
     arithmetic: Arithmetic = STOCK
+    pool: Pool = identity  # A max pool that follows.
 
     def setup(self) -> None:
         """Creates the two submodules."""
@@ -95,28 +101,22 @@ class ConvBlock(nn.Module):
         )
         self.bn = None if self.norm is None else self.norm()
 
-    def __call__(self, x: jax.Array, pool: Pool = identity) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H', W', features]`, followed by a max pool.
-
-        Without batch norm, the pool comes before bias and ReLU, which then have fewer
-        pixels to process. The result is the same, because neither of them changes the
-        order of numbers.
-        """
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H', W', features]`."""
         if self.bn is None:
-            return self.activate(self.conv(x, pool))
-        return self.activate(self.conv(x), pool)
+            return ops.relu(self.conv(x, self.pool))
+        return self.activate(self.conv(x))
 
-    def activate(self, y: jax.Array, pool: Pool = identity) -> jax.Array:
-        """Applies batch norm, if there is any, ReLU and a max pool to `[B, H, W, F]`."""
+    def activate(self, y: jax.Array) -> jax.Array:
+        """Maps the output of the convolution, with its bias, to that of the block."""
         if self.bn is None:
-            return ops.relu(pool(y))
-        return pool(nn.relu(self.bn(y)))  # Here the barrier of ops.relu would cost memory.
+            return ops.relu(self.pool(y))
+        # The barrier of ops.relu would cost memory here.
+        return self.pool(nn.relu(self.bn(y)))
 
 
-def on_one_input(
-    x: jax.Array, blocks: Sequence[ConvBlock], pool: Pool = identity
-) -> list[jax.Array]:
-    """Applies several 1x1 blocks to the same input, and a max pool behind the first.
+def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
+    """Applies several 1x1 blocks to the same input.
 
     Where `Arithmetic.merge_1x1` is set, their convolutions are computed as a single one,
     which reads the input once. Flax's `capture_intermediates` then misses the blocks'
@@ -125,15 +125,14 @@ def on_one_input(
     Args:
       x: `[B, H, W, C]`.
       blocks: Blocks with kernels of 1x1.
-      pool: Max pool that follows the first block.
 
     Returns:
       The output of each block, `[B, H, W, features]`.
     """
-    first, pools = blocks[0], [pool, *[identity] * (len(blocks) - 1)]
+    first = blocks[0]
     # While it initializes, there are no parameters to merge yet.
     if first.is_initializing() or not first.arithmetic.merge_1x1:
-        return [block(x, pool) for block, pool in zip(blocks, pools, strict=True)]
+        return [block(x) for block in blocks]
     params = [block.variables["params"]["conv"] for block in blocks]
     merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *params)
     features = [block.features for block in blocks]
@@ -141,10 +140,7 @@ def on_one_input(
     conv = first.conv.clone(features=sum(features), parent=None)
     y: Any = conv.apply({"params": merged}, x)
     parts = jnp.split(y, np.cumsum(features)[:-1], axis=-1)
-    return [
-        block.activate(part, pool)
-        for block, part, pool in zip(blocks, parts, pools, strict=True)
-    ]
+    return [block.activate(part) for block, part in zip(blocks, parts, strict=True)]
 
 
 class Inception(nn.Module):
@@ -154,27 +150,25 @@ class Inception(nn.Module):
     conv: ModuleFactory = ConvBlock
     kernel_5x5: int = 5  # torchvision has 3 here.
     max_pool: Callable[..., jax.Array] = ops.max_pool
+    pool: Pool = identity  # A max pool that follows; it is applied to each branch.
 
     @nn.compact
-    def __call__(self, x: jax.Array, pool: Pool = identity) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`.
-
-        A max `pool` behind the block is applied to each branch.
-        """
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`."""
         widths, conv = self.widths, self.conv
+        branch = partial(conv, pool=self.pool)
         branch_1x1, reduced_3x3, reduced_5x5 = on_one_input(
             x,
             [
-                conv(widths.conv_1x1, 1, name="1x1"),
+                branch(widths.conv_1x1, 1, name="1x1"),
                 conv(widths.reduce_3x3, 1, name="3x3_reduce"),
                 conv(widths.reduce_5x5, 1, name="5x5_reduce"),
             ],
-            pool,
         )
-        branch_3x3 = conv(widths.conv_3x3, 3, name="3x3")(reduced_3x3, pool)
-        branch_5x5 = conv(widths.conv_5x5, self.kernel_5x5, name="5x5")(reduced_5x5, pool)
+        branch_3x3 = branch(widths.conv_3x3, 3, name="3x3")(reduced_3x3)
+        branch_5x5 = branch(widths.conv_5x5, self.kernel_5x5, name="5x5")(reduced_5x5)
         pooled = self.max_pool(x, window=3, stride=1, padding="SAME")
-        branch_pool = conv(widths.pool_proj, 1, name="pool_proj")(pooled, pool)
+        branch_pool = branch(widths.pool_proj, 1, name="pool_proj")(pooled)
         return jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
 
 
