@@ -216,7 +216,7 @@ class GoogLeNet(nn.Module):
         names = list(self.inceptions)
         x = pools.get(names[0], identity)(x)
         for name, following in zip(names, [*names[1:], ""], strict=True):
-            inside, behind = self._place(pools.get(following, identity), name)
+            inside, behind = self._place_pool(pools.get(following, identity), name)
             x = Inception(
                 InceptionWidths(*map(self._width, self.inceptions[name])),
                 conv=block_conv,
@@ -240,7 +240,7 @@ class GoogLeNet(nn.Module):
         variant = self.variant
         pool = partial(pool, window=3)
         lrn = ops.local_response_norm if variant.local_response_norm else identity
-        inside, behind = self._place(pool, "conv1")
+        inside, behind = self._place_pool(pool, "conv1")
         x = conv(
             self._width(CONV1_FEATURES),
             7,
@@ -258,10 +258,14 @@ class GoogLeNet(nn.Module):
         x = conv2(self._width(CONV2_FEATURES), 3, pool=inside, name="conv2")(x)
         return behind(lrn(x))
 
-    def _place(self, pool: Pool, name: str) -> tuple[Pool, Pool]:
-        """Returns the pools inside and behind the layer `name`; `pool` follows the layer.
+    def _place_pool(self, pool: Pool, name: str) -> tuple[Pool, Pool]:
+        """Decides whether a pool that follows a layer is computed inside it or behind it.
 
-        A head reads the map in front of the pool, which then is not computed inside.
+        With `Arithmetic.pool_first` it is computed inside, unless a head reads the map in
+        front of the pool.
+
+        Returns:
+          The pools inside and behind the layer `name`; one of them is the identity.
         """
         if self.arithmetic.pool_first and name not in AUX_TAPS:
             return pool, identity

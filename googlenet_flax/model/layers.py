@@ -17,7 +17,7 @@ Pool = Callable[[jax.Array], jax.Array]
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """Returns its argument: the pool where there is none."""
+    """Returns `x`; takes the place of a max pool where there is none."""
     return x
 
 
@@ -69,7 +69,7 @@ class Convolution(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A convolution, batch norm where the variant has it, ReLU, and optionally a max pool.
+    """A convolution, batch norm where the variant has it, ReLU, and a max pool if given.
 
     Without batch norm, the pool comes before bias and ReLU, which then have fewer pixels to
     process. The result is the same, because neither changes the order of numbers.
