@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ from flax import traverse_util
 from helpers.networks import numpy_variables, shapes_of, small_googlenet
 
 from googlenet_flax import create_model
+from googlenet_flax.model import ops
+from googlenet_flax.model.googlenet import VARIANTS
+from googlenet_flax.model.layers import Dropout
 
 
 @functools.cache
@@ -25,6 +30,7 @@ def count(tree):
     [
         # From model.summary() of the Keras tutorial.
         ("seed", 10, True, 10_334_030),
+        ("bn", 10, True, 10_341_566),  # As README prints it.
         # From Caffe's bvlc_googlenet: train_val.prototxt with both heads, deploy.prototxt.
         ("paper", 1000, True, 13_378_280),
         ("paper", 1000, False, 6_998_552),
@@ -74,6 +80,21 @@ def test_start_values_of_biases(variant, path, value):
     np.testing.assert_allclose(start_biases(variant)[f"{path}/bias"], value)
 
 
+@pytest.mark.parametrize(
+    ("variant", "variance"),  # With a fan_in of 576 and a fan_out of 1,152.
+    [
+        ("seed", 2 / (576 + 1152)),
+        ("paper", 1 / 576),
+        ("bn", 2 / 576),
+        ("torchvision", 0.774 * 0.01**2),  # Cut at two standard deviations.
+    ],
+)
+def test_start_values_of_kernels(variant, variance):
+    shape = (3, 3, 64, 128)
+    kernel = VARIANTS[variant].kernel_init(jax.random.key(0), shape, jnp.float32)
+    assert jnp.var(kernel) == pytest.approx(variance, rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def bn_logits():
     """Returns a compiled function of variables to logits, and variables."""
@@ -113,6 +134,30 @@ def test_parameters_and_logits_are_float32(variant, dtype, x64):
     with jax.enable_x64(x64):  # JAX then defaults to float64.
         outputs = shapes_of(small_googlenet(variant, dtype=jnp.dtype(dtype)), 1, 80, 80, 3)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(outputs)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "rate"),
+    [("seed", 0.4), ("paper", 0.4), ("bn", 0.4), ("torchvision", 0.2)],
+)
+def test_dropout_rates_are_those_of_the_originals(variant, rate):
+    rates = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, Dropout):
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        shapes_of(small_googlenet(variant), 1, 80, 80, 3)
+    assert rates == [0.7, 0.7, rate]
+
+
+def test_dropout_keeps_the_mean():
+    x, rngs = jnp.ones((64, 1024)), {"dropout": jax.random.key(0)}
+    y = Dropout(0.7).apply({}, x, jnp.arange(64), train=True, rngs=rngs)
+    assert np.mean(y == 0) == pytest.approx(0.7, abs=0.01)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.3, rtol=1e-6)
 
 
 def test_dropout_mask_belongs_to_the_example():
@@ -163,6 +208,12 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
     model = create_model(variant, num_classes=10)
     with pytest.raises(ValueError, match=message):
         shapes_of(model, *shape)
+
+
+def test_heads_that_pool_to_a_fixed_size_take_small_images():
+    windows = functools.partial(ops.adaptive_windows, bins=2)
+    variant = dataclasses.replace(VARIANTS["seed"], aux_windows=windows)
+    assert variant.is_size_free and variant.min_image_size == 32
 
 
 def test_refuses_an_unknown_variant():

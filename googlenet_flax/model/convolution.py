@@ -14,7 +14,11 @@ Padding2D = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """Choices of how to compute the network, which differ in speed and rounding only."""
+    """Choices of how to compute the network.
+
+    They change outputs and gradients only by rounding. What Flax's `capture_intermediates`
+    sees can also differ in shape.
+    """
 
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.

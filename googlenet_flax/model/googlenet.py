@@ -1,6 +1,7 @@
 """Table 1 of the paper, its variants, and the loop that builds the network from them."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -80,8 +81,8 @@ class Variant:
 
     @property
     def is_size_free(self) -> bool:
-        """True if no parameter depends on the image size: the heads pool to 4x4."""
-        return self.aux_windows is _windows_4x4
+        """True if no parameter depends on the image size: heads pool to a fixed size."""
+        return getattr(self.aux_windows, "func", None) is ops.adaptive_windows
 
     @property
     def min_image_size(self) -> int:
@@ -166,6 +167,7 @@ class GoogLeNet(nn.Module):
     width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
     input_channels: int = 3
     arithmetic: Arithmetic = STOCK
+    # Pools and heads go by the names of the blocks (`Variant.pool_windows`, `AUX_TAPS`).
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
     )
@@ -209,16 +211,21 @@ class GoogLeNet(nn.Module):
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
-        pools = {at: partial(pool, window=n) for at, n in variant.pool_windows.items()}
+        pools = {  # By the name of the layer in front.
+            before: partial(pool, window=variant.pool_windows[name])
+            for before, name in itertools.pairwise(("conv2", *self.inceptions))
+            if name in variant.pool_windows
+        }
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
-        names = list(self.inceptions)
-        x = pools.get(names[0], identity)(x)
-        for name, following in zip(names, [*names[1:], ""], strict=True):
-            inside, behind = self._place_pool(pools.get(following, identity), name)
+        x = pools.get("conv2", identity)(x)  # For a table that begins with 4a or 5a.
+        for name, widths in self.inceptions.items():
+            inside, behind = self._place_pool(
+                pools.get(name, identity), map_is_read=name in AUX_TAPS
+            )
             x = Inception(
-                InceptionWidths(*map(self._width, self.inceptions[name])),
+                InceptionWidths(*map(self._width, widths)),
                 conv=block_conv,
                 kernel_5x5=variant.kernel_5x5,
                 max_pool=max_pool,
@@ -240,7 +247,7 @@ class GoogLeNet(nn.Module):
         variant = self.variant
         pool = partial(pool, window=3)
         lrn = ops.local_response_norm if variant.local_response_norm else identity
-        inside, behind = self._place_pool(pool, "conv1")
+        inside, behind = self._place_pool(pool)
         x = conv(
             self._width(CONV1_FEATURES),
             7,
@@ -253,21 +260,18 @@ class GoogLeNet(nn.Module):
         x = lrn(behind(x))  # [B, H/4, W/4, 64]
         conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
         x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
-        if variant.local_response_norm:  # It comes between conv2 and its pool.
-            inside, behind = identity, pool
+        # LRN comes between conv2 and its pool.
+        inside, behind = self._place_pool(pool, map_is_read=variant.local_response_norm)
         x = conv2(self._width(CONV2_FEATURES), 3, pool=inside, name="conv2")(x)
         return behind(lrn(x))
 
-    def _place_pool(self, pool: Pool, name: str) -> tuple[Pool, Pool]:
-        """Decides whether a pool that follows a layer is computed inside it or behind it.
+    def _place_pool(self, pool: Pool, *, map_is_read: bool = False) -> tuple[Pool, Pool]:
+        """Returns the pool inside and the pool behind a layer; one of them is the identity.
 
-        With `Arithmetic.pool_first` it is computed inside, unless a head reads the map in
-        front of the pool.
-
-        Returns:
-          The pools inside and behind the layer `name`; one of them is the identity.
+        With `Arithmetic.pool_first` the layer computes the pool itself, unless a head or
+        LRN reads its map in front of the pool (`map_is_read`).
         """
-        if self.arithmetic.pool_first and name not in AUX_TAPS:
+        if self.arithmetic.pool_first and not map_is_read:
             return pool, identity
         return identity, pool
 
@@ -305,7 +309,7 @@ class GoogLeNet(nn.Module):
             proj_features=self._width(AUX_PROJ_FEATURES),
             fc_features=self._width(AUX_FC_FEATURES),
             dropout_rate=AUX_DROPOUT_RATE,
-            pool_windows=self.variant.aux_windows,
+            windows=self.variant.aux_windows,
             conv=partial(conv, bias_init=nn.initializers.constant(proj_bias)),
             dense=dense,
             fc_bias_init=nn.initializers.constant(fc_bias),

@@ -17,7 +17,7 @@ Pool = Callable[[jax.Array], jax.Array]
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """Returns `x`; takes the place of a max pool where there is none."""
+    """Returns `x`; takes the place of a pool or norm that a network lacks."""
     return x
 
 
@@ -71,8 +71,9 @@ class Convolution(nn.Module):
 class ConvBlock(nn.Module):
     """A convolution, batch norm where the variant has it, ReLU, and a max pool if given.
 
-    Without batch norm, the pool comes before bias and ReLU, which then have fewer pixels to
-    process. The result is the same, because neither changes the order of numbers.
+    Without batch norm, the pool comes before ReLU and, unless `on_one_input` merges the
+    convolution, before the bias. These then have fewer pixels to process. The result is the
+    same, because neither changes the order of numbers.
     """
 
     features: int
@@ -127,7 +128,7 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
       blocks: Blocks with kernels of 1x1.
 
     Returns:
-      The output of each block, `[B, H, W, features]`.
+      The output of each block, `[B, H', W', features]`.
     """
     first = blocks[0]
     # While it initializes, there are no parameters to merge yet.
@@ -154,7 +155,10 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, H, W, 1x1 + 3x3 + 5x5 + pool_proj]`."""
+        """Maps `[B, H, W, C]` to `[B, H', W', 1x1 + 3x3 + 5x5 + pool_proj]`.
+
+        Only `pool` changes height and width.
+        """
         widths, conv = self.widths, self.conv
         branch = partial(conv, pool=self.pool)
         branch_1x1, reduced_3x3, reduced_5x5 = on_one_input(
@@ -215,7 +219,7 @@ class AuxClassifier(nn.Module):
     proj_features: int
     fc_features: int
     dropout_rate: float
-    pool_windows: Callable[[int], ops.Windows]  # Maps the side of a map to its windows.
+    windows: Callable[[int], ops.Windows]  # Maps the side of a map to the pool's windows.
     conv: ModuleFactory
     dense: ModuleFactory
     fc_bias_init: nn.initializers.Initializer
@@ -223,7 +227,7 @@ class AuxClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, example_ids: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[B, H, W, C]` and int ids `[B]` to float32 logits `[B, num_classes]`."""
-        rows, columns = map(self.pool_windows, x.shape[1:3])
+        rows, columns = map(self.windows, x.shape[1:3])
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
         x = x.reshape(x.shape[0], -1)  # In the order H, W, C in every variant.
