@@ -7,6 +7,7 @@ from helpers.networks import shapes_of
 from googlenet_flax import create_model
 from googlenet_flax.analysis import table1
 from googlenet_flax.analysis.table1 import format_table_1, table_1
+from googlenet_flax.model.googlenet import INCEPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,16 @@ def test_any_network_has_a_table():
     assert f"This network has {own}; the paper's has 224 px and 1000 classes." in text
     lines = re.findall("^(?:conv|incep|linear).*", text, re.MULTILINE)
     assert len(lines) == 12 and len({len(line) for line in lines}) <= 2
+
+
+def test_another_table_of_blocks_has_its_own_rows():
+    widths = dict(INCEPTIONS)
+    del widths["inception_4c"]
+    widths["inception_5c"] = widths["inception_5b"]
+    model = create_model("bn", num_classes=10).clone(inceptions=widths)
+    rows = table_1(model, 64)
+    assert [row.name for row in rows if row.name.startswith("inception")] == list(widths)
+    _, variables = shapes_of(model, 1, 64, 64, 3)
+    assert sum(row.params for row in rows) == sum(
+        leaf.size for leaf in jax.tree.leaves(variables["params"])
+    )

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
+STEM = ("conv1", "conv2_reduce", "conv2")
 # Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
-MAPS = ("conv1", "conv2_reduce", "conv2", *INCEPTIONS)
+MAPS = (*STEM, *INCEPTIONS)
 LOGITS = (*HEADS, "classifier")
 ENDPOINTS = (*MAPS, "pool", *LOGITS)  # `pool` is the mean of each channel of the last map.
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:
-    """Returns a network that computes all `MAPS`; with `pool_first`, four are pooled."""
+    """Returns a network that computes all maps; `pool_first` skips those before a pool."""
     return model.clone(arithmetic=dataclasses.replace(model.arithmetic, pool_first=False))
 
 
@@ -74,9 +75,9 @@ def activation_and_gradient(
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the maps of one part and the gradient of a score, as Grad-CAM needs them.
 
-    The part is one of `MAPS`. The score is a function of the network's output that returns
-    a value for each example; their sum is differentiated. The other arguments are those of
-    `activations`.
+    The part is a layer of the `STEM` or a block of the network. The score is a function of
+    the network's output that returns a value for each example; their sum is differentiated.
+    The other arguments are those of `activations`.
 
     Returns:
       Activation and gradient, each `[B, H, W, C]`.
@@ -84,8 +85,9 @@ def activation_and_gradient(
     Raises:
       ValueError: There is no map of that name.
     """
-    if name not in MAPS:
-        raise ValueError(f"{name!r} has no map; choose one of {', '.join(MAPS)}")
+    maps = (*STEM, *model.inceptions)
+    if name not in maps:
+        raise ValueError(f"{name!r} has no map; choose one of {', '.join(maps)}")
 
     def score_with(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         maps = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from googlenet_flax.analysis.cost import layer_shapes, multiply_adds
-from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet
+from googlenet_flax.model.googlenet import HEADS, GoogLeNet
 from googlenet_flax.model.layers import BRANCHES
 
 
@@ -104,23 +104,24 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
         output = (*outputs[after][:2], outputs[before][-1])
         return Row("", "max pool", f"{window}x{window}/2", output, 0)
 
+    blocks = list(model.inceptions)
     widths = (None, outputs["conv2_reduce"][-1], outputs["conv2"][-1], None, None, None)
     conv2 = {"patch": "3x3/1", "depth": 2, "widths": widths}
     rows = [
         layer("conv1", "convolution", patch="7x7/2", depth=1),
         pool(3, "conv1", "conv2_reduce"),
         layer("conv2", "convolution", "conv2_reduce", **conv2),
-        pool(3, "conv2", "inception_3a"),
+        pool(3, "conv2", blocks[0]),
     ]
     windows = model.variant.pool_windows
-    for before, name in itertools.pairwise(("conv2", *INCEPTIONS)):
+    for before, name in itertools.pairwise(("conv2", *blocks)):
         if name in windows:
             rows.append(pool(windows[name], before, name))
         kernels = [params[name][branch]["conv"]["kernel"] for branch in BRANCHES]
         widths = tuple(kernel.shape[-1] for kernel in kernels)
         label = name.replace("inception_", "inception (") + ")"
         rows.append(layer(name, label, depth=2, widths=widths))
-    side, _, depth = outputs["inception_5b"]
+    side, _, depth = outputs[blocks[-1]]
     dropout = f"dropout ({model.variant.dropout_rate:.0%})"
     rows += [
         Row("", "avg pool", f"{side}x{side}/1", (1, 1, depth), 0),
