@@ -70,7 +70,7 @@ def layer_of(path: str) -> str:
     if "GoogLeNet" not in path:
         return "outside the network"
     layer = LAYER.search(path.partition("GoogLeNet")[2])
-    return layer[1] if layer else "pools between blocks"
+    return layer[1] if layer else "between the layers"
 
 
 def print_table(title: str, milliseconds: dict[str, float]) -> None:

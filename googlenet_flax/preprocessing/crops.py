@@ -116,7 +116,8 @@ def resample(
         start, step = boxes[:, axis], boxes[:, 2 + axis] / size
         start, step, limits = (x[:, None, None] for x in (start, step, extents[:, axis]))
         centers = start + (jnp.arange(size) + 0.5)[:, None] * step - 0.5
-        # A shifted box repeats the border. At its very end, no pixel would be the nearest.
+        # A shifted box repeats the border. A center on the far edge itself would have no
+        # nearest pixel, so centers stop just before it.
         centers = jnp.clip(centers, -0.5, jnp.nextafter(limits - 0.5, 0.0))
         stored = jnp.arange(images.shape[1 + axis])
         offset = stored - centers
