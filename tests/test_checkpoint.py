@@ -10,7 +10,7 @@ from helpers.steps import tiny_state
 from helpers.untrained_runs import describe, save_weights
 
 from googlenet_flax.runs.checkpoint import Checkpoints
-from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.errors import NotFiniteError, UserError
 from googlenet_flax.training.sharding import replicate
 
 DESCRIPTION = describe(class_names=("cat", "dog"), channel_order="BGR")
@@ -46,6 +46,14 @@ def test_keeps_the_three_latest_and_the_best(tmp_path, accuracies, kept, best):
         assert kept_steps(tmp_path) == kept
         assert checkpoints.best_step == best
         assert checkpoints.latest_step == len(accuracies)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tiny_state(1), description=DESCRIPTION)
+        with pytest.raises(NotFiniteError, match="kernel is not finite after step 2"):
+            checkpoints.save(tiny_state(2, math.inf), description=DESCRIPTION)
+    assert kept_steps(tmp_path) == {1}
 
 
 def test_the_best_is_that_of_averaged_weights(tmp_path):

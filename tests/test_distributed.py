@@ -57,6 +57,10 @@ def load_older(path, *args):
 
 v1.load_checkpointables = load_older
 """
+OTHER_DATA = """
+from googlenet_flax.data.image_set import ImageSet
+ImageSet.fingerprint = "other"
+"""
 LOST = re.compile(r"process \d has lost another process|another task died")
 
 
@@ -251,6 +255,7 @@ def test_what_one_has_otherwise_stops_all(tmp_path, own, part):
     [
         ({"before": OTHER_PYTHON}, "Python is '3.0.0' in process 0 and "),
         ({"own_env": on_devices(2)}, "the processes have 1, 2 devices"),
+        ({"before": OTHER_DATA}, "all processes must read the same data"),
     ],
 )
 def test_processes_on_unlike_machines_stop_all(tmp_path, options, part):

@@ -161,7 +161,12 @@ def test_what_cannot_rise_leaves_the_picture_alone(variables):
 
 
 CLASS_NAMES = ("ant", "Zoë the bird", "3", "dog")  # Numbers of classes begin with 0.
-DESCRIPTION = describe(width_multiplier=0.25, class_names=CLASS_NAMES, input_scale=1 / 255)
+DESCRIPTION = describe(
+    width_multiplier=0.25,
+    class_names=CLASS_NAMES,
+    input_scale=1 / 255,
+    untrained_heads=("aux_4d",),
+)
 
 
 @pytest.fixture
@@ -222,6 +227,14 @@ def test_from_gray_to_a_class_and_from_a_picture(tmp_path, network, run_command)
     assert said.startswith(f"{out}: 96x80 pixels, objective of conv2 from ")
     change = np.abs(np.int32(PIL.Image.open(out)) - pixels)
     assert 1 < change.mean() <= 3.1  # Pixels beyond black and white are clipped.
+
+
+def test_says_that_a_head_is_not_trained(tmp_path, quick_command):
+    flags = "--channel=0", "--octaves=1", f"--out={tmp_path / 'out.png'}"
+    code, _, err, _ = quick_command("--layer=aux_4a", *flags)
+    assert (code, err) == (0, "")
+    code, _, err, _ = quick_command("--layer=aux_4d", *flags)
+    assert code == 0 and "untrained heads, whose outputs mean nothing: aux_4d" in err
 
 
 def test_settings_depend_on_where_it_begins(tmp_path, quick_command):

@@ -261,6 +261,13 @@ def test_a_run_named_twice_counts_once(
         assert again == both, other
 
 
+def test_other_data_have_their_own_folder_and_split():
+    run = Config(dataset="imagenet2012", data_dir="/data", eval_split="validation")
+    same, other = (evaluation_config(run, dataset=n) for n in ("imagenet2012", "cifar10"))
+    assert (same.data_dir, same.eval_split) == ("/data", "validation")
+    assert (other.data_dir, other.eval_split) == ("", "test")
+
+
 def test_an_import_is_evaluated_on_a_dataset_that_is_named(tmp_path, refused):
     imported = {"imported_from": {"format": "keras"}}
     workdir = write_run(tmp_path, FIRST, variables_of(0), **imported)

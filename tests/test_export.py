@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+import PIL.Image
 import pytest
 import safetensors
 import safetensors.numpy
@@ -21,14 +23,17 @@ from helpers.images import color_blocks, random_images
 from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
 from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
+from scipy.special import softmax
 
 from googlenet_flax import create_model, import_weights
 from googlenet_flax import export as command
+from googlenet_flax.config import Config
 from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model import googlenet
+from googlenet_flax.runs.prediction import predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -204,6 +209,28 @@ def export_to(workdir, run_command):
         return run_command(command, *flags, *args)
 
     return export_to
+
+
+def test_the_program_of_the_page(tmp_path, monkeypatch, workdir, export_to):
+    page = (REPOSITORY / "docs" / "export.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert export_to("photos.onnx", "onnx")[0] == 0
+    PIL.Image.fromarray(color_blocks(1, 160, 200)).save("photo.jpg", quality=95)
+    values = {}
+    exec(program, values)
+    predictor = Predictor.load(Workdir(workdir), "best", jax.local_devices()[:1])
+    (answer,) = predict(predictor, [tmp_path / "photo.jpg"], top=5, batch_size=1)
+    expected = dict(zip(values["names"], softmax(values["logits"][0]), strict=True))
+    # The predictor computes in bfloat16.
+    assert dict(answer.classes) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_accuracy_is_that_of_the_averages():
+    config = Config(dataset="digits", eval_split="test[:9]")
+    metrics = {"accuracy": 0.5, "averaged_accuracy": 0.875}
+    assert command._accuracy(config, metrics) == "87.50% of the split test[:9] of digits"
+    assert command._accuracy(None, metrics) == command._accuracy(config, None) == ""
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Sequence
 
@@ -322,11 +323,29 @@ def test_signals_of_the_terminal_are_for_the_training_loop_alone(splits_dir, tmp
     assert finish(process) == (0, "[2, 1] []\n", "")
 
 
-def test_a_worker_that_dies(monkeypatch):
-    def die(*_):
-        yield from ()
-        raise RuntimeError("Worker ended with exit code -9. Search the logs.")
+KILLING = """
+import multiprocessing, os, signal, sys
+from googlenet_flax.data.folder import load_folder
+from googlenet_flax.data.image_set import PictureOptions
+from googlenet_flax.data.sampler import TrainingOrder
+from googlenet_flax.runtime.errors import UserError
 
-    monkeypatch.setattr(read_ahead, "_start_processes", die)
-    with pytest.raises(UserError, match=r"exit code -9\).*--config.decode_workers=0"):
-        next(read_ahead.read_ahead(range(3), 1, workers=2))
+if __name__ == "__main__":
+    train = load_folder("train", sys.argv[1], PictureOptions(16, decode_workers=2))
+    batches = train.batches(TrainingOrder(0, 0, 10**9, len(train), 16))
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    try:
+        for _ in range(1000):
+            next(batches)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_dies(splits_dir, tmp_path):
+    (tmp_path / "program.py").write_text(KILLING)
+    env = {"PYTHONPATH": str(REPOSITORY)}
+    code, out, _ = finish(start_python(tmp_path / "program.py", splits_dir, env=env))
+    assert code == 0
+    assert re.search(r"exit code -9\).*--config.decode_workers=0", out)

@@ -10,11 +10,10 @@ from helpers.networks import numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
 from helpers.processes import finish, finish_well, last_line, start, start_python
-from helpers.tiny_run import BATCH_SIZE, SEED, picture_of_batch, saved_steps
+from helpers.tiny_run import BATCH_SIZE, SEED, picture_of_batch, saved_steps, start_tiny
 from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax.runtime import signals
-from googlenet_flax.runtime.errors import StoppedBySignal
 from googlenet_flax.runtime.signals import StopRequested, stop_on_signal
 
 CLASS_NAMES = ("ant", "bee")
@@ -158,16 +157,25 @@ def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
     assert signal.getsignal(signal.SIGALRM) == handler
 
 
-def test_a_signal_while_data_are_prepared_lets_the_work_clean_up():
-    done = []
-    with pytest.raises(StoppedBySignal, match="SIGTERM before the first step") as stopped:
-        with stop_on_signal() as request, request.cleaning_up():
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                threading.Event().wait(30)
-            finally:  # As TFDS removes a data set that it has half written.
-                done.append("removed")
-    assert done == ["removed"] and stopped.value.exit_code == 128 + signal.SIGTERM
+PREPARING = """
+import os, signal, threading
+from googlenet_flax import train
+
+def create_experiment(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(30)
+    finally:  # As TFDS removes a data set that it has half written.
+        print("removed", flush=True)
+
+train.create_experiment = create_experiment
+"""
+
+
+def test_a_signal_while_data_are_prepared_lets_the_work_clean_up(tmp_path):
+    code, out, err = finish(start_tiny(tmp_path / "run", before=PREPARING))
+    assert (code, out) == (128 + signal.SIGTERM, "removed\n")
+    assert err == "googlenet_flax: stopped by SIGTERM before the first step\n"
 
 
 def test_no_wait_begins_long_after_the_signal(monkeypatch):

@@ -2,12 +2,14 @@
 
 import logging
 
+import jax
 import pytest
 from helpers.compilations import compilations_by_step
 from helpers.paths import DIGITS
 from helpers.tiny_run import FINAL_STEP, copy_run, rows_of, tiny_flags
 
 from googlenet_flax import main
+from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import running
 
 
@@ -18,6 +20,9 @@ def test_a_run_says_what_it_does(finished_run):
     assert str(workdir) in out
     assert f"step 1/{FINAL_STEP}  loss" in err and "images/s" in err and "ETA" in err
     assert "Traceback" not in err
+    (start,) = Workdir(workdir).read_starts()
+    assert (start["step"], start["epoch_steps"], start["total_steps"]) == (0, 5, FINAL_STEP)
+    assert start["environment"]["jax"] == jax.__version__
     training, evaluations = rows_of(workdir, "train"), rows_of(workdir, "eval")
     assert [row["step"] for row in training] == list(range(1, 11))
     assert [(row["step"], row["epoch"]) for row in evaluations] == [(5, 1), (10, 2)]

@@ -2,11 +2,13 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from helpers.networks import SMALL_INCEPTIONS
 from helpers.pictures import write_pictures
 
 from googlenet_flax.data import folder
+from googlenet_flax.data.image_set import ImageSet
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
@@ -107,6 +109,16 @@ def test_large_sets_are_known_by_names_and_sizes(copy, monkeypatch):
 def load(root):
     options = folder.PictureOptions(storage_size=16)
     return folder.load_folder("train", str(root / "pictures"), options)
+
+
+def test_sets_in_memory_are_known_by_all_pixels_and_labels():
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.arange(4, dtype=np.int32)
+    brighter = images.copy()
+    brighter[3, 1, 1] = 1
+    sets = (images, labels), (brighter, labels), (images, labels[::-1])
+    prints = [ImageSet(*each, tuple("abcd")).fingerprint for each in sets]
+    assert len(set(prints)) == 3
+    assert ImageSet(images.copy(), labels, tuple("abcd")).fingerprint == prints[0]
 
 
 def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch):

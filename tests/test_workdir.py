@@ -125,7 +125,11 @@ def test_an_unreadable_config_is_a_user_error(tmp_path, content, problem):
 # Each field can have another value in this config, also those that depend on others.
 DEPENDENT = {"progressive_image_sizes": (96, 128), "progressive_image_size_epochs": (1, 2)}
 FULL = Config.of({**CONFIG, "init_from": "a run", **DEPENDENT})
-CHANGEABLE = RESUMABLE_FIELDS | LENGTH_FIELDS
+CHANGEABLE = {
+    *("data_dir", "on_bad_image", "decode_workers", "distributed", "restart"),
+    *("log_every_steps", "eval_every_epochs", "checkpoint_every_steps", "profile_steps"),
+    *("wandb_project", "num_epochs", "max_steps"),
+}
 CANDIDATES = (
     *("torchvision", "bfloat16", "skip", "BGR", "random", "head", "linear", "ema"),
     *(True, ("cubic",), (0.5, 0.5, 0.5), (96, 160), (3, 4), 0.5, 1, 2, 128, "other"),
@@ -163,6 +167,7 @@ def assert_refused(workdir, config, *names):
 
 def test_resumed_run_may_change(workdir):
     assert workdir.check_resumable(FULL) == []
+    assert CHANGEABLE == RESUMABLE_FIELDS | LENGTH_FIELDS
     for name in CHANGEABLE:
         assert len(workdir.check_resumable(changed(name))) == 1
 
