@@ -120,13 +120,28 @@ def _open_workdir(
 
 @distributed.together()
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
-    """Checks that a run may continue under `config`, and reports changed fields."""
+    """Checks that a run may continue under `config`, and reports changed fields.
+
+    A run that has lost its checkpoints is refused, because a new one in its place would
+    delete its metrics.
+    """
     distributed.check_same(
         {"checkpoints": list(checkpoints.manifests), "damaged": list(checkpoints.damaged)},
         f"{checkpoints.directory} must be one directory that all processes see",
     )
-    if checkpoints.latest_step is not None and (changes := run_dir.check_resumable(config)):
-        tell_once(f"the config of this run has changed: {'; '.join(changes)}")
+    if checkpoints.latest_step is not None:
+        if changes := run_dir.check_resumable(config):
+            tell_once(f"the config of this run has changed: {'; '.join(changes)}")
+    elif not checkpoints.damaged and not config.restart:
+        rows = read_rows(run_dir.metrics_file)
+        # A kill can leave two evaluations without a checkpoint; before a third one, the
+        # checkpoint of the first was complete.
+        if sum(row["split"] == "eval" for row in rows) > 2:
+            raise UserError(
+                f"{run_dir.metrics_file} is that of a run whose checkpoints are gone: "
+                f"restore {checkpoints.directory}, choose another --workdir, or set "
+                "--config.restart=True to start over and delete the metrics"
+            )
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:

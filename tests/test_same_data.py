@@ -128,6 +128,18 @@ def test_a_checkpoint_without_data_is_compared_by_its_classes(copy, monkeypatch)
         train_and_evaluate(config(copy / "pictures", max_steps=4), copy / "run")
 
 
+def test_a_run_that_has_lost_its_checkpoints_keeps_its_metrics(copy):
+    metrics = copy / "run" / "metrics.jsonl"
+    row = metrics.read_text().splitlines()[-1]
+    assert '"eval"' in row
+    metrics.write_text(metrics.read_text() + f"{row}\n{row}\n")
+    shutil.rmtree(copy / "run" / "checkpoints")
+    before = metrics.read_bytes()
+    with pytest.raises(UserError, match=r"checkpoints are gone: restore .*restart=True"):
+        train_and_evaluate(config(copy / "pictures"), copy / "run")
+    assert metrics.read_bytes() == before
+
+
 @pytest.mark.parametrize("max_steps", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_torn_row_of_an_evaluation_is_written_again(copy, capfd, max_steps):
     # Data that were moved count as the same data.
