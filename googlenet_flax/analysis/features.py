@@ -26,7 +26,7 @@ from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import OUT_HINT, check_writable, replacing
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.evaluation import padded_batches
-from googlenet_flax.training.sharding import round_up_to_devices
+from googlenet_flax.training.sharding import fit_batch_size
 
 NORMS = ("none", "l2")
 TASK = "computing features"  # Shown beside the progress bar.
@@ -99,8 +99,7 @@ def picture_batches(
 
 def split_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterator[Batch]:
     """Yields batches for `write_features`, with the `index` and `label` of each example."""
-    batch_size = min(batch_size, len(split))
-    batch_size = round_up_to_devices(batch_size, len(predictor.devices))
+    batch_size = fit_batch_size(batch_size, len(split), len(predictor.devices))
     return padded_batches(split, np.arange(len(split)), batch_size, task=TASK)
 
 

@@ -10,6 +10,7 @@ from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.evaluation import padded_batches
+from googlenet_flax.training.sharding import fit_batch_size
 
 CLASSIFIERS = ("main", *HEADS)
 CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks".
@@ -39,6 +40,7 @@ def collect_answers(
     """
     count = min(max_examples or len(split), len(split))
     chosen = np.arange(count) * len(split) // count
+    batch_size = fit_batch_size(batch_size, count, len(predictor.devices))
     examples, labels, parts = [], [], []
     for batch in padded_batches(split, chosen, batch_size):
         mask = batch.pop("mask")

@@ -12,7 +12,7 @@ from googlenet_flax.data.decode import BadImageError, decode_image, find_images,
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.training.sharding import round_up_to_devices
+from googlenet_flax.training.sharding import fit_batch_size
 
 
 class Prediction(NamedTuple):
@@ -91,8 +91,7 @@ def read_batches(
       `image`, uint8 `[B, S, S, C]`, with `extent`, int32 `[B, 2]`, as in a batch of a
       `Split`. Unreadable pictures, and rows from n on, are black.
     """
-    batch_size = min(batch_size, len(pictures))
-    batch_size = round_up_to_devices(batch_size, len(predictor.devices))
+    batch_size = fit_batch_size(batch_size, len(pictures), len(predictor.devices))
     inputs = predictor.description.preprocess
     size, channels = inputs.storage_size, inputs.input_channels
     black = np.zeros((size, size, channels), np.uint8)

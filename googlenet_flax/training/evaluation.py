@@ -12,7 +12,7 @@ from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.sharding import round_up_to_devices, split_over_devices
+from googlenet_flax.training.sharding import fit_batch_size, split_over_devices
 from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
@@ -64,8 +64,9 @@ def evaluate_split(
       sum_batch: Function that sums the metrics of a batch where its `mask` is true, and
         counts these examples.
       split: The examples.
-      batch_size: Examples per step in all processes together, rounded up to a multiple of
-        the number of devices. Each process reads and evaluates its share.
+      batch_size: Examples per step in all processes together, at most those of the split,
+        and rounded up to a multiple of the number of devices. Each process reads and
+        evaluates its share.
       num_devices: Number of devices in this process.
       watch: Wrapper around the iterator of batches, which may raise an error to end the
         evaluation.
@@ -77,7 +78,7 @@ def evaluate_split(
       AssertionError: Examples were lost or counted twice.
     """
     all_devices = num_devices * distributed.num_processes()
-    batch_size = round_up_to_devices(batch_size, all_devices)
+    batch_size = fit_batch_size(batch_size, len(split), all_devices)
     rows = distributed.process_rows(batch_size)
     sums: collections.Counter[str] = collections.Counter()
     for batch in watch(padded_batches(split, np.arange(len(split)), batch_size, rows)):

@@ -45,9 +45,12 @@ def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, 
     }
 
 
-def round_up_to_devices(batch_size: int, num_devices: int) -> int:
-    """Rounds a batch size up to a multiple of the number of devices."""
-    return -(-batch_size // num_devices) * num_devices
+def fit_batch_size(batch_size: int, num_examples: int, num_devices: int) -> int:
+    """Returns the size of a batch that holds no more than `num_examples`.
+
+    It is rounded up to a multiple of the number of devices.
+    """
+    return -(-min(batch_size, num_examples) // num_devices) * num_devices
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
