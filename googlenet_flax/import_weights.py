@@ -3,6 +3,8 @@
 googlenet import-weights --from=FORMAT [--weights=FILE] --workdir=DIR
 """
 
+import jax
+
 from googlenet_flax.importers import formats
 from googlenet_flax.importers.published import describe_published, fetch_published
 from googlenet_flax.runtime.command import argument_parser, running
@@ -33,6 +35,7 @@ def main() -> None:
         "torchvision's own trained weights",
     )
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # Nothing here needs an accelerator.
     with running():
         if args.transform_input and args.format_name != "torchvision":
             raise UserError(

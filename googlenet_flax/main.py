@@ -1,6 +1,8 @@
 """Trains GoogLeNet from a config file.
 
-googlenet train --config=cifar10 [--workdir=DIR]
+googlenet train --config=RECIPE [--config.FIELD=VALUE ...] [--workdir=DIR]
+
+RECIPE is a name, such as digits, or a config file. config.py explains every field.
 """
 
 import contextlib

@@ -61,7 +61,8 @@ def refusal(tmp_path, refused):
         # Four devices share a batch.
         ("--config.batch_size=30", ["set --config.batch_size=28 or 32"]),
         ("--config.image_size=31", ["image_size is 31 but must be 32"]),
-        ("--config.batch_sise=8", ["batch_sise"]),
+        ("--config.batch_sise=8", ["config has no field 'batch_sise'", '"batch_size"']),
+        ("--config.lr=0.1", ["config has no field 'lr'"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
         ("--config=nosuch", ["is neither a file nor", "cifar10_fast, cifar10_quick"]),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),
@@ -80,6 +81,7 @@ def test_flags_that_are_refused(refusal, flag, parts):
         ("config.batch_size = None", ["config.batch_size is None", "int"]),
         ("config.learning_rate = '0.1'", ["learning_rate", "float"]),
         ("config.momentums = 0.9", ['"momentums"', 'Did you mean "momentum"']),
+        ("config.lr = 0.1", ['Key "lr" does not exist', "locked.; see --help"]),
         ("config = None", ["config"]),
         ("assert config is None", ["--config", "AssertionError"]),
         ("oops(", ["mine.py"]),

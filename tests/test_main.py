@@ -6,6 +6,7 @@ import jax
 import pytest
 from helpers.compilations import compilations_by_step
 from helpers.paths import DIGITS
+from helpers.processes import finish, last_line, start
 from helpers.tiny_run import FINAL_STEP, copy_run, rows_of, tiny_flags
 
 from googlenet_flax import main
@@ -80,6 +81,18 @@ def test_a_config_in_the_home_directory(tmp_path, monkeypatch, refused):
     (tmp_path / "mine.py").write_text(text)
     line = refused(main, "--config=~/mine.py", f"--workdir={tmp_path}/run")
     assert "config.image_size is 31 but must be 32" in line
+
+
+def test_a_device_without_enough_memory_is_one_line(capfd):
+    with pytest.raises(SystemExit) as end, running(reads_split=True):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")
+    assert end.value.code == 2
+    assert "out of device memory: lower the batch size" in last_line(capfd.readouterr().err)
+
+
+def test_help_is_no_error():
+    code, out, _ = finish(start("main", "--help"))
+    assert code == 0 and "--config.FIELD=VALUE" in out
 
 
 def test_jax_may_say_why_it_uses_no_gpu(monkeypatch):

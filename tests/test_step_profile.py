@@ -46,6 +46,18 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         StepProfile(tmp_path / "profile", (1, 2)).before(1)
 
 
+def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch):
+    def stop_trace():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
+    profile = StepProfile(tmp_path / "profile", (1, 1))
+    profile.before(1)
+    with pytest.raises(UserError, match=r"profile cannot be written .*No space left"):
+        profile.after(1, None)
+
+
 @pytest.mark.slow
 def test_a_run_is_traced(tmp_path, small_inceptions):
     config = named_config("digits") | {"width_multiplier": 0.25, "batch_size": 8}

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import jax
 
-from googlenet_flax.runtime.errors import writing
+from googlenet_flax.runtime.errors import RESUME, UserError, writing
 
 
 class StepProfile:
@@ -27,7 +27,12 @@ class StepProfile:
     def __exit__(self, *_: object) -> None:
         if self._is_tracing:
             self._is_tracing = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except jax.errors.JaxRuntimeError as error:  # The disk is full, for example.
+                raise UserError(
+                    f"{self._directory} cannot be written ({error}): {RESUME}"
+                ) from error
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is the first one; to be called before each update.
@@ -42,7 +47,11 @@ class StepProfile:
             self._is_tracing = True
 
     def after(self, step: int, state: Any) -> None:
-        """Writes the trace after the last step; to be called after each update."""
+        """Writes the trace after the last step; to be called after each update.
+
+        Raises:
+          UserError: The trace cannot be written.
+        """
         if self._is_tracing and step >= self._last:
             jax.block_until_ready(state)
             self.__exit__()

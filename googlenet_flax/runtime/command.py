@@ -11,7 +11,11 @@ from typing import Any
 from absl import logging as absl_logging
 
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
-from googlenet_flax.runtime.errors import UserError, exit_on_run_error
+from googlenet_flax.runtime.errors import (
+    UserError,
+    exit_on_run_error,
+    out_of_memory_hint,
+)
 from googlenet_flax.runtime.memory import keep_freed_memory
 
 # Fields of the config that are flags of the commands which read a split.
@@ -84,7 +88,11 @@ def running(*, reads_split: bool = False) -> Iterator[None]:
     keep_freed_memory()
     with exit_on_run_error():
         try:
-            yield
+            with out_of_memory_hint(
+                "lower the batch size or the image size, or end other programs that use "
+                "the device"
+            ):
+                yield
         except UserError as error:
             if not reads_split:
                 raise

@@ -3,6 +3,8 @@
 import functools
 import os
 import pathlib
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +81,8 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
                 raise UserError(
                     f"--{config.name} names a file whose get_config returns None"
                 )
+        except SystemExit:  # absl has printed the help, after which it exits with 1.
+            sys.exit()
         except BrokenPipeError:  # The reader of --help has read enough.
             raise
         except Exception as error:  # A config file may raise anything.
@@ -93,6 +97,11 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
 def _in_one_line(error: Exception) -> str:
     """Formats an error of absl or ml_collections as one line."""
     message = str(error.args[0] if len(error.args) == 1 else error)
+    if error.args and isinstance(error.args[0], KeyError):  # An unknown field.
+        message = str(error.args[0].args[0]).replace("'\n", "'. ")
+        message = re.sub(r' Other fields present: "\{.*\}"', "", message)
+        if message.startswith("'"):  # A flag has named the field.
+            message = f"config has no field {message}"
     if "Traceback" in message:
         flag, cause = message.partition(": ")[0], message.strip().splitlines()[-1]
         message = f"{flag} cannot be loaded ({cause})"

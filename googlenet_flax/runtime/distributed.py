@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from googlenet_flax.runtime.errors import RunError, UserError
-from googlenet_flax.runtime.streams import tell
+from googlenet_flax.runtime.streams import flush, tell
 
 # How long an ending process waits for the others. Processes that end for the same reason
 # arrive at once; processes that still wait for this one must learn that it has ended.
@@ -139,7 +139,7 @@ def _leave(error: RunError) -> NoReturn:
     A regular exit would wait for the other processes, which wait for this one.
     """
     tell(str(error))
-    sys.stdout.flush()
+    flush(sys.stdout)
     os._exit(error.exit_code)
 
 
