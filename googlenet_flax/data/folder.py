@@ -29,7 +29,7 @@ class FilePictures:
     root: str
     paths: tuple[str, ...]  # All begin with `root`.
     labels: np.ndarray  # int32 [N]
-    remedy = "delete or fix it and start in another --workdir"
+    remedy = "delete or fix it (a run that trains on it then needs another --workdir)"
 
     def __len__(self) -> int:
         return len(self.paths)

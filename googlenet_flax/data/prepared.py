@@ -56,7 +56,8 @@ def load_prepared(
         reason = str(error).strip() or type(error).__name__
         raise UserError(
             f"data set {dataset!r} in {where} cannot be read ({reason.splitlines()[0]}): "
-            "remove its folder and prepare it again"
+            "check that you may read it; if it is damaged, remove its folder and prepare "
+            "it again"
         ) from error
 
 

@@ -31,5 +31,7 @@ def split_positions(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, rang
     names = [part.splitname for part in parts]
     rows = [range(sizes[part.splitname])[part.from_ : part.to] for part in parts]
     if not any(rows):
-        raise UserError(f"split {spec!r} holds no examples: choose a larger slice")
+        raise UserError(
+            f"split {spec!r} holds no examples: choose another split or a larger slice"
+        )
     return list(zip(names, rows, strict=True))

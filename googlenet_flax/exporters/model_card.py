@@ -1,5 +1,6 @@
 """Writer of the model card of an exported network, as the Hugging Face Hub shows it."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,5 +48,5 @@ def write(metadata: Mapping[str, Any], file_name: str) -> str:
         num_classes=len(names),
         first=names[0],
         last=names[-1],
-        file_name=file_name,
+        file_name=shlex.quote(file_name),
     )

@@ -280,10 +280,11 @@ def write_import(imported: Imported, path: str) -> None:
     """Writes a workdir that can be used like that of a run.
 
     Raises:
-      UserError: The workdir cannot be written.
+      UserError: The workdir cannot be written, or holds a run or an import.
       WorkdirInUseError: Another process uses the workdir.
     """
     with Workdir(path) as workdir:
+        check_unused(path)  # Another import may have ended meanwhile.
         with Checkpoints(workdir.checkpoints) as checkpoints:
             checkpoints.save_variables(imported.variables, description=imported.description)
         workdir.write_config({IMPORTED_FROM: imported.origin})

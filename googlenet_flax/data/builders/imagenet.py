@@ -167,7 +167,7 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
     """Lists the pictures of an archive, in the archive's order.
 
     Raises:
-      UserError: The file is not the official archive.
+      UserError: The file cannot be read, or is not the official archive.
     """
     try:
         # NOTE: A digest is not checked; it would need to read 155 GB once more.
@@ -180,7 +180,11 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
             members = list(tqdm.tqdm(found, title, total, leave=False, disable=None))
         if len(members) != archive.num_pictures:
             raise ValueError(f"{len(members)} pictures, expected {archive.num_pictures}")
-    except (ValueError, tarfile.TarError, OSError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): check that you may read it"
+        ) from error
+    except (ValueError, tarfile.TarError) as error:
         raise UserError(
             f"{path} is not the official archive of imagenet2012 ({error}): download it "
             f"again from {HOMEPAGE}"
