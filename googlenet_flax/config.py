@@ -278,7 +278,7 @@ class Config:
     )
     # Weights & Biases project that gets the metrics too; "" is none.
     wandb_project: str = _field("", "the name of a W&B project", resumable=True)
-    # Start over if no existing checkpoint can be read. The damaged ones are renamed.
+    # Start over if no checkpoint can be read or all are gone. Damaged ones are renamed.
     restart: bool = _flag()
 
     def __post_init__(self) -> None:

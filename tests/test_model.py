@@ -86,7 +86,7 @@ def test_start_values_of_biases(variant, path, value):
         ("seed", 2 / (576 + 1152)),
         ("paper", 1 / 576),
         ("bn", 2 / 576),
-        ("torchvision", 0.774 * 0.01**2),  # Cut at two standard deviations.
+        ("torchvision", 0.01**2),
     ],
 )
 def test_start_values_of_kernels(variant, variance):
