@@ -8,6 +8,7 @@ import importlib
 import os
 import pathlib
 import pickle
+import re
 import sys
 from unittest import mock
 
@@ -16,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import PIL.Image
 import pytest
 import safetensors.flax
 import safetensors.numpy
 from helpers.caffemodels import chunk, new_caffemodel, old_caffemodel
 from helpers.configs import named_config
+from helpers.images import color_blocks
 from helpers.networks import flat, preprocess
+from helpers.paths import REPOSITORY
 from helpers.servers import cut_network, serving
 from helpers.steps import tiny_state
 from originals import caffe_googlenet
@@ -766,3 +770,17 @@ def test_published_digests():
     file = PUBLISHED["torchvision"].file
     assert file.name == f"googlenet-{file.sha256[:8]}.pth"
     assert file.sha256.startswith(formats.TORCHVISION_DIGEST)
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_page(server, tmp_path, monkeypatch):
+    page = (REPOSITORY / "docs" / "weights.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.fromarray(color_blocks(1, 160, 200)).save("photo.jpg")
+    values = {}
+    for program in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(program, values)
+    assert values["logits"].shape == (1, len(values["description"].class_names))
+    output = values["model"].apply(values["variables"], values["images"], train=False)
+    assert output.aux_4a is None and not np.any(output.logits)
+    assert output.logits.shape == (1, 5)

@@ -1,4 +1,4 @@
-"""The code of `docs/library.md`, as a reader runs it from top to bottom."""
+"""The code of README and `docs/library.md`, as a reader runs it from top to bottom."""
 
 import re
 import shlex
@@ -14,6 +14,14 @@ from helpers.untrained_runs import describe, write_run
 from googlenet_flax import features
 
 PAGE = (REPOSITORY / "docs" / "library.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_network_in_six_lines(small_inceptions):
+    readme, values = (REPOSITORY / "README.md").read_text(), {}
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(program, values)
+    assert {x.shape for x in jax.tree.leaves(values["out"])} == {(1, 10)}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from helpers.networks import numpy_variables, shapes_of, small_googlenet
 
 from googlenet_flax import create_model
 from googlenet_flax.model import ops
+from googlenet_flax.model.convolution import FASTEST, STOCK
 from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.model.layers import Dropout
 
@@ -219,6 +220,20 @@ def test_heads_that_pool_to_a_fixed_size_take_small_images():
 def test_refuses_an_unknown_variant():
     with pytest.raises(ValueError, match="'sead'; choose one of seed, paper, bn"):
         create_model("sead", num_classes=10)
+
+
+def test_forward_mode_needs_the_operations_and_gradients_of_xla():
+    def jvp(variant, arithmetic):
+        model = small_googlenet(variant, arithmetic=arithmetic)
+        x, variables = jnp.zeros((1, 80, 80, 3)), numpy_variables(model)
+        apply = functools.partial(model.apply, variables, train=False)
+        jax.jit(lambda x: jax.jvp(apply, (x,), (x,))).lower(x)
+
+    for variant in ("bn", "torchvision"):
+        jvp(variant, STOCK)
+    for variant, arithmetic in (("seed", STOCK), ("paper", STOCK), ("bn", FASTEST["cpu"])):
+        with pytest.raises(TypeError, match="can't apply forward-mode"):
+            jvp(variant, arithmetic)
 
 
 def test_equal_models_are_the_same_static_argument_of_jit():
