@@ -46,7 +46,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         StepProfile(tmp_path / "profile", (1, 2)).before(1)
 
 
-def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch):
+def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch, capsys):
     def stop_trace():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device")
 
@@ -56,6 +56,10 @@ def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch):
     profile.before(1)
     with pytest.raises(UserError, match=r"profile cannot be written .*No space left"):
         profile.after(1, None)
+    with pytest.raises(KeyboardInterrupt), profile:  # It stays the reason of the end.
+        profile.before(1)
+        raise KeyboardInterrupt
+    assert "No space left" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any, Self
 import jax
 
 from googlenet_flax.runtime.errors import RESUME, UserError, writing
+from googlenet_flax.runtime.streams import tell
 
 
 class StepProfile:
@@ -24,15 +25,13 @@ class StepProfile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._is_tracing:
-            self._is_tracing = False
-            try:
-                jax.profiler.stop_trace()
-            except jax.errors.JaxRuntimeError as error:  # The disk is full, for example.
-                raise UserError(
-                    f"{self._directory} cannot be written ({error}): {RESUME}"
-                ) from error
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._stop()
+        except UserError as error:
+            if kind is None:
+                raise
+            tell(str(error))  # The run ends for another reason.
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is the first one; to be called before each update.
@@ -54,4 +53,15 @@ class StepProfile:
         """
         if self._is_tracing and step >= self._last:
             jax.block_until_ready(state)
-            self.__exit__()
+            self._stop()
+
+    def _stop(self) -> None:
+        """Writes the trace, if there is one."""
+        if self._is_tracing:
+            self._is_tracing = False
+            try:
+                jax.profiler.stop_trace()
+            except jax.errors.JaxRuntimeError as error:  # The disk is full, for example.
+                raise UserError(
+                    f"{self._directory} cannot be written ({error}): {RESUME}"
+                ) from error
