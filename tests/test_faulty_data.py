@@ -84,6 +84,7 @@ def test_flags_that_are_refused(refusal, flag, parts):
         ("config.lr = 0.1", ['Key "lr" does not exist', "locked.; see --help"]),
         ("config = None", ["config"]),
         ("assert config is None", ["--config", "AssertionError"]),
+        ("raise SystemExit('no disk')", ["--config", "no disk"]),
         ("oops(", ["mine.py"]),
     ],
 )

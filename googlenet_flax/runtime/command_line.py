@@ -14,6 +14,8 @@ from ml_collections import config_flags
 from googlenet_flax.runtime.command import running
 from googlenet_flax.runtime.errors import UserError, exit_on_run_error
 
+HELP_FLAGS = {"help", "helpshort", "helpfull", "helpxml", "?"}  # Those of absl.
+
 flags.disclaim_key_flags()  # --help then lists the flags under the command.
 
 
@@ -81,8 +83,13 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
                 raise UserError(
                     f"--{config.name} names a file whose get_config returns None"
                 )
-        except SystemExit:  # absl has printed the help, after which it exits with 1.
-            sys.exit()
+        except SystemExit as error:
+            names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
+            if names & HELP_FLAGS:
+                sys.exit()  # absl has printed the help, after which it exits with 1.
+            raise UserError(
+                f"--{config.name} names a file that ends Python ({error.code}); see --help"
+            ) from error
         except BrokenPipeError:  # The reader of --help has read enough.
             raise
         except Exception as error:  # A config file may raise anything.
