@@ -2,7 +2,8 @@
 
 googlenet train --config=RECIPE [--config.FIELD=VALUE ...] [--workdir=DIR]
 
-RECIPE is a name, such as digits, or a config file. config.py explains every field.
+RECIPE is the name of a recipe, such as digits, or the path of a config file. The file
+googlenet_flax/config.py explains every field.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ def main() -> None:
         add(f"--{name}", type=type(default), default=default, help=text)
     add_data_flags(parser)
     flags = vars(parser.parse_args())
-    hint = "if a run holds the device, set JAX_PLATFORMS=cpu"
+    hint = "lower --batch_size or, if a run holds the device, set JAX_PLATFORMS=cpu"
     with running(reads_split=True), out_of_memory_hint(hint):
         print(printable(_write_report(**flags)))
 

@@ -23,6 +23,7 @@ from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluat
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.training.sharding import fit_batch_size
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 SIZE = 80
@@ -259,6 +260,14 @@ def test_a_run_named_twice_counts_once(
         again = evaluate_json(f"--workdir={first}", f"--ensemble={second},{other}")
         assert len(loaded) == 2, other
         assert again == both, other
+
+
+@pytest.mark.parametrize(
+    ("size", "examples", "devices", "expected"),
+    [(32, 100, 4, 32), (30, 100, 4, 32), (32, 10, 4, 12), (32, 3, 4, 4), (5, 1, 1, 1)],
+)
+def test_a_batch_is_no_larger_than_it_must_be(size, examples, devices, expected):
+    assert fit_batch_size(size, examples, devices) == expected
 
 
 def test_other_data_have_their_own_folder_and_split():

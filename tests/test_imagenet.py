@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import os
 import resource
 import shutil
+import tarfile
 from unittest import mock
 
 import numpy as np
@@ -328,6 +330,17 @@ def test_missing_archives_are_named_at_once(official, tmp_path, there):
 
 UNKNOWN = "ILSVRC2012_val_00050001.JPEG"
 PICTURE = {"n01440764_1.JPEG": b"JPEG"}
+
+
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(own_dir, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tarfile, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)") as error:
+        load(own_dir, "train")
+    assert "download" not in str(error.value)
+    assert_nothing_prepared(own_dir)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The code of README and `docs/library.md`, as a reader runs it from top to bottom."""
+"""The code of README and some pages of the docs, as a reader runs it."""
 
 import re
 import shlex
@@ -13,15 +13,25 @@ from helpers.untrained_runs import describe, write_run
 
 from googlenet_flax import features
 
+BLOCKS = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAGE = (REPOSITORY / "docs" / "library.md").read_text()
 
 
 @pytest.mark.slow
 def test_the_network_in_six_lines(small_inceptions):
     readme, values = (REPOSITORY / "README.md").read_text(), {}
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (program,) = BLOCKS.findall(readme)
     exec(program, values)
     assert {x.shape for x in jax.tree.leaves(values["out"])} == {(1, 10)}
+
+
+@pytest.mark.slow
+def test_a_run_from_python(small_inceptions, tmp_path, monkeypatch):
+    page, values = (REPOSITORY / "docs" / "runs.md").read_text(), {}
+    program = next(p for p in BLOCKS.findall(page) if "train_and_evaluate" in p)
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace("80}", '80, "max_steps": 1, "batch_size": 4}'), values)
+    assert 0 <= values["last"]["accuracy"] <= 1
 
 
 @pytest.mark.slow

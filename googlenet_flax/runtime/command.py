@@ -89,8 +89,7 @@ def running(*, reads_split: bool = False) -> Iterator[None]:
     with exit_on_run_error():
         try:
             with out_of_memory_hint(
-                "lower the batch size or the image size, or end other programs that use "
-                "the device"
+                "lower the batch size, or end other programs that use the device"
             ):
                 yield
         except UserError as error:

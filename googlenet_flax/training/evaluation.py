@@ -64,9 +64,9 @@ def evaluate_split(
       sum_batch: Function that sums the metrics of a batch where its `mask` is true, and
         counts these examples.
       split: The examples.
-      batch_size: Examples per step in all processes together, at most those of the split,
-        and rounded up to a multiple of the number of devices. Each process reads and
-        evaluates its share.
+      batch_size: Examples per step in all processes together. It is lowered to the size of
+        the split, then rounded up to a multiple of the number of devices. Each process
+        reads and evaluates its share.
       num_devices: Number of devices in this process.
       watch: Wrapper around the iterator of batches, which may raise an error to end the
         evaluation.

@@ -46,9 +46,9 @@ def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, 
 
 
 def fit_batch_size(batch_size: int, num_examples: int, num_devices: int) -> int:
-    """Returns the size of a batch that holds no more than `num_examples`.
+    """Lowers a batch size to the number of examples, then rounds it up for the devices.
 
-    It is rounded up to a multiple of the number of devices.
+    The result is a multiple of the number of devices, so it can exceed `num_examples`.
     """
     return -(-min(batch_size, num_examples) // num_devices) * num_devices
 

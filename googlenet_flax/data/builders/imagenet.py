@@ -182,7 +182,8 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
             raise ValueError(f"{len(members)} pictures, expected {archive.num_pictures}")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): check that you may read it"
+            f"{path} cannot be read ({error.strerror or error}): check its permissions and "
+            "its disk"
         ) from error
     except (ValueError, tarfile.TarError) as error:
         raise UserError(
