@@ -184,7 +184,7 @@ def test_restart_starts_over_and_keeps_the_ruins(ruined_run, finished_run):
     assert "from scratch" in out
     assert_kept(before, files_in(ruined_run / "checkpoints"), renamed={"6", "8", "10"})
     out, err = train_well(ruined_run, flag)  # It does not start over.
-    assert "finished before" in out and "left alone" in err
+    assert "finished before" in out and "ignored files" in err
 
 
 def test_a_run_without_its_config_is_refused_and_left_alone(run_copy):
