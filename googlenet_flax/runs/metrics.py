@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2 as proto
+from tensorboardX.record_writer import RecordWriter
 
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
@@ -57,28 +58,27 @@ class MetricsWriter:
         with writing(jsonl_file):
             replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
-        with writing(tensorboard_dir):
+        with writing(tensorboard_dir), contextlib.ExitStack() as on_error:
+            tensorboard_dir.mkdir(exist_ok=True)
             # NOTE: this thread writes, because the one of tensorboardX would die on a full
             # disk without an error, and the run would wait for it.
-            tensorboard_dir.mkdir(exist_ok=True)
-            self._events = EventsWriter(
-                str(tensorboard_dir / "events"),
-                # The default name has whole seconds, so a quick restart would reuse it.
-                filename_suffix=f".{time.time_ns()}",
-            )
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self._events = RecordWriter(str(tensorboard_dir / name))
+            on_error.callback(self._close_events)
+            self._write_event(0, file_version="brain.Event:2")
             purge = messages.SessionLog(status=messages.SessionLog.START)
             self._write_event(resume_step, session_log=purge)
             for row in kept:
                 if row["step"] == resume_step:
                     self._write_scalars(row)
+            on_error.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._jsonl)
-        with contextlib.suppress(OSError):  # Every row was flushed.
-            self._events.close()
+        self._close_events()
 
     def write(
         self,
@@ -119,7 +119,11 @@ class MetricsWriter:
 
     def _write_event(self, step: int, **content: Any) -> None:
         event = messages.Event(wall_time=time.time(), step=step, **content)
-        self._events.write_event(event)
+        self._events.write(event.SerializeToString())
+
+    def _close_events(self) -> None:
+        with contextlib.suppress(OSError):  # Rows were flushed, or their error is known.
+            self._events.close()
 
 
 def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
