@@ -212,11 +212,7 @@ class GoogLeNet(nn.Module):
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
-        pools = {  # By the name of the layer in front.
-            before: partial(pool, window=variant.pool_windows[name])
-            for before, name in itertools.pairwise(("conv2", *self.inceptions))
-            if name in variant.pool_windows
-        }
+        pools = self._pools_behind(pool)
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
@@ -265,6 +261,16 @@ class GoogLeNet(nn.Module):
         inside, behind = self._place_pool(pool, map_is_read=variant.local_response_norm)
         x = conv2(self._width(CONV2_FEATURES), 3, pool=inside, name="conv2")(x)
         return behind(lrn(x))
+
+    def _pools_behind(self, pool: partial) -> dict[str, Pool]:
+        """Returns the max pools between blocks, keyed by the layer in front of each."""
+        windows = self.variant.pool_windows
+        pairs = itertools.pairwise(("conv2", *self.inceptions))
+        return {
+            before: partial(pool, window=windows[block])
+            for before, block in pairs
+            if block in windows
+        }
 
     def _place_pool(self, pool: Pool, *, map_is_read: bool = False) -> tuple[Pool, Pool]:
         """Returns the pool inside and the pool behind a layer; one of them is the identity.
