@@ -152,6 +152,7 @@ def _explained(name: str, complaint: str) -> Iterator[None]:
     """Turns an error of a compiler into a `UserError` with `complaint` about the target."""
     try:
         yield
+    # JAX raises NotImplementedError if a plugin cannot compile for absent chips.
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         cause = " ".join(str(error).split())
         if "lockfile" in cause:
