@@ -23,13 +23,13 @@ if {keep}:
     keep_freed_memory()
 import jax, jax.numpy as jnp
 
-def quarter_of_a_gigabyte(x):
+def use_large_arrays(x):
     for _ in range(4):
-        x = (jnp.concatenate([x, 2 * x]) @ jnp.ones((64, 64)))[: len(x)]
+        x = jax.lax.optimization_barrier(jnp.concatenate([x, 2 * x]))[: len(x)]
     return x.sum()
 
 x = jnp.ones((1 << 18, 64))  # 64 MiB
-step = jax.jit(quarter_of_a_gigabyte).lower(x).compile()
+step = jax.jit(use_large_arrays).lower(x).compile()
 if {is_large}:
     memory.MAX_KEPT_FRACTION = 0
     assert memory.give_large_steps_back(step)

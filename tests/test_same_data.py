@@ -138,18 +138,17 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_metrics(copy):
     with pytest.raises(UserError, match=r"checkpoints are gone: restore .*restart=True"):
         train_and_evaluate(config(copy / "pictures"), copy / "run")
     assert metrics.read_bytes() == before
-    train_and_evaluate(config(copy / "pictures", restart=True), copy / "run")
-    assert [row["split"] for row in read_rows(metrics)].count("eval") == 1
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(copy):
-    """Checks the most evaluations that can precede the first complete checkpoint."""
+@pytest.mark.parametrize(("evaluations", "restart"), [(2, False), (3, True)])
+def test_a_run_begins_again_without_its_checkpoints(copy, evaluations, restart):
+    """Two evaluations are the most that can precede the first complete checkpoint."""
     metrics = copy / "run" / "metrics.jsonl"
     row = metrics.read_text().splitlines()[-1]
-    metrics.write_text(metrics.read_text() + f"{row}\n")
+    metrics.write_text(metrics.read_text() + f"{row}\n" * (evaluations - 1))
     shutil.rmtree(copy / "run" / "checkpoints")
-    train_and_evaluate(config(copy / "pictures"), copy / "run")
+    train_and_evaluate(config(copy / "pictures", restart=restart), copy / "run")
     assert [row["split"] for row in read_rows(metrics)].count("eval") == 1
 
 
