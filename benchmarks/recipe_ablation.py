@@ -24,8 +24,9 @@ SCALE = (
     "--config.batch_size=32",
     "--config.num_epochs=45",
     "--config.learning_rate=0.05",
-    "--config.warmup_epochs=1.125",  # Both are scaled to the same share of the run as in
-    "--config.ema_decay=0.972",  # the recipe.
+    # The next two are scaled to the same share of the run as in the recipe.
+    "--config.warmup_epochs=1.125",
+    "--config.ema_decay=0.972",
     "--config.eval_every_epochs=45",
     "--config.checkpoint_every_steps=400",
 )

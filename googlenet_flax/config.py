@@ -79,7 +79,7 @@ def _below_one(*, default: float) -> Any:
 
 
 def _is_a(value: Any, expected: type) -> bool:
-    """Checks the type of a value; an int is also good for a float, a bool is not."""
+    """Returns true for a value of the type; an int counts as a float, a bool as neither."""
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)
@@ -173,12 +173,13 @@ class Config:
     channel_order: str = _one_of("RGB", "BGR")
     # Padding around the stored image from which a random crop of its size is cut; 0 is off.
     crop_padding_pixels: int = _from(0, default=0)
-    # Smallest part of the picture that a random crop takes; 1 is off, the paper has 0.08.
+    # Smallest area of a random crop, as a fraction of the picture's area; 1 is off, the
+    # paper has 0.08.
     crop_min_area: float = _above(0, 1, default=1.0)
     # Largest ratio of the sides of these crops; the paper has 4/3.
     crop_max_aspect: float = _from(1, 16, default=4 / 3)
-    # Mirror each image at random, or one half of the images in even epochs and the other
-    # in odd ones (alternating).
+    # Which images are mirrored: no image (none), each one with probability 1/2 (random), or
+    # one half of them in even epochs and the other in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
     # Brightness, contrast and color change by random factors from 1 - this to 1 + this;
     # RGB only; 0 is off.
@@ -189,7 +190,7 @@ class Config:
         f"one or more of {', '.join(INTERPOLATIONS)}, as ('bilinear',)",
         lambda values: bool(values) and all(v in list(INTERPOLATIONS) for v in values),
     )
-    # Side of an erased square, as a part of image_size; 0 is off.
+    # Side of an erased square, as a fraction of the side of the network's input; 0 is off.
     cutout_fraction: float = _from(0, 1, default=0.0)
     # Parameter of the Beta distribution that mixes examples; 0 is off.
     mixup_alpha: float = _from(0, 100, default=0.0)
@@ -213,13 +214,14 @@ class Config:
     # Workdir of a run or an import, from whose best weights training starts; "" starts from
     # random weights.
     init_from: str = _field("", "a workdir")
-    # What is trained: all, or head: the last layer of the main classifier and of each
-    # auxiliary one.
+    # Which layers are trained: every layer (all), or only the last layer of the main and of
+    # each auxiliary classifier (head).
     trainable: str = _one_of("all", "head")
 
     # The recipe:
 
-    # Examples per update, over all devices and processes; learning_rate does not follow it.
+    # Examples per update, over all devices and processes. learning_rate is not scaled with
+    # it.
     batch_size: int = _from(1, default=256)
     num_epochs: int = _from(1, default=15)  # Passes over train_split.
     # Updates of the whole run; 0 lets num_epochs decide.

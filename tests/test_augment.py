@@ -149,7 +149,7 @@ def seen_boxes(picture, number, **fields):
 
 
 def areas_and_aspects(boxes, picture):
-    """Returns both of boxes, which must lie in the picture and be of section 6's shapes."""
+    """Returns areas and aspects of boxes in a picture, and checks them by section 6."""
     assert boxes[:, :2].min() > -1e-3
     assert np.all(boxes[:, :2] + boxes[:, 2:] < np.array(picture) + 1e-3)
     heights, widths = boxes[:, 2], boxes[:, 3]

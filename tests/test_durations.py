@@ -31,7 +31,7 @@ EPOCH_STEPS = [1, 3, 44, 5004, 2**22]
 
 
 def edges(name: str, epoch_steps: int) -> list:
-    """Returns values at the ends of a field's range and of that of its steps."""
+    """Returns values of a field near its limits, and near those of its number of steps."""
     last = MAX_NUMBER // epoch_steps
     values = {0, 1, 2, last - 1, last, last + 1, MAX_NUMBER - 1, MAX_NUMBER}
     if name == "warmup_epochs":

@@ -1,4 +1,4 @@
-"""The rooms of the package, and the imports that are allowed between them."""
+"""The folders and files of the package, and the imports allowed between them."""
 
 import ast
 
@@ -9,8 +9,9 @@ from helpers.processes import finish, start_python
 from googlenet_flax.__main__ import find_commands
 
 PACKAGE = REPOSITORY / "googlenet_flax"
-# Each floor may import from its own room and from the floors in front of it.
-FLOORS = [
+# Layers of folders and files ("rooms"). A room may import from itself and from all rooms of
+# the layers in front of its own.
+LAYERS = [
     {"version"},
     {"runtime"},
     {"model", "preprocessing", "data"},
@@ -22,9 +23,9 @@ FLOORS = [
     {"train"},
     {"main", "evaluate", "predict", "features", "import_weights", "export", "report"},
 ]
-COMMANDS = FLOORS[-1] | {"benchmark", "dream"}
-FLOORS[-1:] = [COMMANDS, {"__main__"}]
-FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+COMMANDS = LAYERS[-1] | {"benchmark", "dream"}
+LAYERS[-1:] = [COMMANDS, {"__main__"}]
+LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 # Packages that only some folders may import, and these only inside functions where "late".
 OUTSIDERS = {
     "ml_collections": {"runtime", "config", "main"},
@@ -75,7 +76,7 @@ def test_imports_go_one_way(module):
     own = room_of(module)
     for name in imports(TREES[module]):
         other = room_of(name) if name.startswith("googlenet_flax.") else own
-        assert other == own or FLOOR_OF[other] < FLOOR_OF[own], f"{module} imports {name}"
+        assert other == own or LAYER_OF[other] < LAYER_OF[own], f"{module} imports {name}"
 
 
 def test_the_top_holds_commands_config_and_the_loop():

@@ -35,7 +35,7 @@ CONFIG = {
 def run(small_networks, tmp_path_factory):
     """Returns the workdir of the run, and the names of the functions compiled.
 
-    The last ones stand for steps whose size decided on their memory.
+    After these come as many entries "sized" as `give_large_steps_back` had calls.
     """
     workdir = tmp_path_factory.mktemp("whole")
     with recorded_compilations() as compiled, pytest.MonkeyPatch.context() as patch:

@@ -106,10 +106,10 @@ def image_cost(
 def _training_bytes(model: GoogLeNet, image_size: int, *, last_layers_only: bool) -> float:
     """Computes a lower bound of the bytes that a training step moves for one image.
 
-    Bias, ReLU and concatenation are taken to need no pass of their own, the 1x1
-    convolutions of a block to read their input once, and a pool to keep its argmax in a
-    byte. The heads and the weights, which are read and written once per batch, are left
-    out; at batch 256 they are about 1 % each.
+    The bound assumes that bias, ReLU and concatenation need no pass of their own, that the
+    1x1 convolutions of a block read their input once, and that a pool stores its argmax in
+    one byte. It leaves out the heads and the weights, which are read and written once per
+    batch; at batch 256 each of the two is about 1 %.
     """
     forward = CONV_INPUTS + CONV_OUTPUTS + POOL_INPUTS + POOL_OUTPUTS
     # Each convolution reads its input once, for the gradient of the kernel, and writes the
@@ -121,7 +121,7 @@ def _training_bytes(model: GoogLeNet, image_size: int, *, last_layers_only: bool
     if model.variant.local_response_norm:
         forward += 2 * LRN_OUTPUTS
         backward += 3 * LRN_OUTPUTS
-    # A frozen batch norm is folded into the kernel.
+    # A frozen batch norm could be folded into the kernel, so the bound leaves it out.
     if model.variant.batch_norm and not last_layers_only:
         forward += 2 * CONV_OUTPUTS
         backward += 3 * CONV_OUTPUTS

@@ -162,7 +162,8 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
 def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
     """Loads a picture, `[H, W, channels]`, 0 to 255, in the proportions of the file.
 
-    Its longer side has `size` pixels; with None that of the file, up to `PICTURE_SIZE`.
+    Its longer side has `size` pixels. With None it is that of the file, but at most
+    `PICTURE_SIZE`.
 
     Raises:
       UserError: The file cannot be read, or the picture is too small or too narrow for the

@@ -2,7 +2,7 @@
 
     endpoints = activations(model, variables, images, ["conv2", "inception_4e"])
 
-Both functions work on every variant and under `jit`.
+`activations` and `activation_and_gradient` work on every variant and under `jit`.
 """
 
 import dataclasses

@@ -49,7 +49,7 @@ class Settings:
     steps: int  # Number of steps in each octave.
     rate: float  # Mean change of a step, in pixel values.
     jitter: int  # Largest shift of the picture in a step, in pixels.
-    smoothness: float  # Power of the spatial frequency that divides the gradient.
+    smoothness: float  # The spectrum of the gradient is divided by frequency**smoothness.
 
 
 def dream(
@@ -98,8 +98,8 @@ def create_ascent(
     """Creates a jitted function that computes the objective and the direction of ascent.
 
     Its arguments are the objective, the variables, pixels `[H, W, C]` and a shift, int
-    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, C]` is that
-    of the picture itself, smoothed and of mean absolute value 1.
+    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, C]` is
+    that for the picture before the roll. It is smoothed and has the mean absolute value 1.
     """
 
     def score(

@@ -157,6 +157,6 @@ def _memory(plan: Any) -> str:
         return "this platform's compiler does not say"
     return (
         f"{step_bytes(plan) / 2**30:.3g} GiB of each device for a step, "
-        f"{plan.argument_size_in_bytes / 2**20:,.0f} MiB of it parameters, momentum and "
+        f"{plan.argument_size_in_bytes / 2**20:,.0f} MiB of it the training state and the "
         "images; by the compiler's plan"
     )

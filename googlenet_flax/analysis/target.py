@@ -36,7 +36,7 @@ PACKAGES = {"tpu": ["libtpu"], "cuda": ["jax-cuda13-plugin", "nvidia-cuda-nvcc"]
 EXTRAS = {"tpu": "tpu", "cuda": "cuda-target"}
 # A platform, a chip and sizes; libtpu crashes on a size of 0.
 NAME = re.compile("([a-z]+):([a-z0-9]+):([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*)")
-# Where no TPU is, libtpu would ask a server of Google Cloud for these and print errors.
+# Without a TPU, libtpu would ask a server of Google Cloud for these and print errors.
 LIBTPU_ENVIRONMENT: Mapping[str, str] = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -134,7 +134,7 @@ def _parts(name: str) -> tuple[str, str, str]:
 def _find_tpus(kind: str, shape: str) -> list[jax.Device]:
     for variable, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # JAX joins the two cores of a chip into one device; for v4 this must be said.
+    # JAX joins the two cores of a chip into one device; for v4 it needs this option.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **options).devices
 
@@ -176,7 +176,7 @@ def compile_for(target: Target, compile_step: Callable[[], Any]) -> Any:
     """Calls `compile_step`, which compiles the step of a run, and shows how long it takes.
 
     Raises:
-      UserError: The step does not compile, or not fit into the memory of a device.
+      UserError: The step does not compile, or does not fit into the memory of a device.
     """
     with _explained(target.name, "the step does not compile"):
         compiled = call_with_clock(f"compiling for {target} takes minutes", compile_step)
@@ -188,7 +188,7 @@ def compile_for(target: Target, compile_step: Callable[[], Any]) -> Any:
 
 
 def step_bytes(plan: Any) -> int:
-    """Returns the bytes of a device that a step needs, by its `memory_analysis()`."""
+    """Returns the bytes that a step needs on each device, from its `memory_analysis()`."""
     outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
     return plan.argument_size_in_bytes + outputs + plan.temp_size_in_bytes
 

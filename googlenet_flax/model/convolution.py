@@ -106,8 +106,8 @@ def convolve(
     size = kernel.shape[0]
     if stride == 1 and padding == "SAME":
         if size == 1 and arithmetic.matmul_1x1:
-            # XLA:CPU has a fast kernel for bfloat16 products with float32 results only,
-            # and copies both operands of the gradient if there are three axes of pixels.
+            # XLA:CPU multiplies bfloat16 fast only if the result is float32, and it copies
+            # both operands of the gradient if there are three axes of pixels.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             pixels = x.reshape(-1, x.shape[-1])
             y = jnp.matmul(pixels, kernel[0, 0], preferred_element_type=wide)

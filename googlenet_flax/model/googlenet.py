@@ -116,7 +116,7 @@ VARIANTS: Mapping[str, Variant] = {
         conv2_bias=0.2,
         aux_bias=(0.2, 0.2),
     ),
-    # The seed with batch norm on every convolution, heads for any image size, and He init.
+    # `seed` with batch norm on every convolution, heads for any image size, and He init.
     "bn": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
@@ -132,7 +132,7 @@ VARIANTS: Mapping[str, Variant] = {
         kernel_5x5=3,
         batch_norm=True,
         aux_windows=_windows_4x4,
-        # torchvision cuts at 2, which lies at 200 standard deviations.
+        # torchvision truncates at 2, which is 200 standard deviations and has no effect.
         kernel_init=nn.initializers.normal(stddev=0.01),
         dropout_rate=0.2,
     ),
@@ -145,7 +145,7 @@ SIZE_FREE_VARIANTS = tuple(
 
 @flax.struct.dataclass
 class GoogLeNetOutput:
-    """Logits before softmax, float32 `[B, num_classes]`; None for a head not built."""
+    """Logits of each classifier, float32 `[B, num_classes]`; None for an absent head."""
 
     logits: jax.Array
     aux_4a: jax.Array | None
@@ -168,7 +168,8 @@ class GoogLeNet(nn.Module):
     width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
     input_channels: int = 3
     arithmetic: Arithmetic = STOCK
-    # Pools and heads go by the names of the blocks (`Variant.pool_windows`, `AUX_TAPS`).
+    # The names of the blocks place the max pools (`Variant.pool_windows`) and the heads
+    # (`AUX_TAPS`).
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
     )
@@ -351,7 +352,7 @@ def create_model(
 
     Args:
       variant: `"seed"` (the Keras tutorial), `"paper"` (Caffe's bvlc_googlenet), `"bn"`
-        (the seed with batch norm and heads for any image size) or `"torchvision"`.
+        (`"seed"` with batch norm and heads for any image size) or `"torchvision"`.
       num_classes: Number of classes of the main and auxiliary classifiers.
       aux_heads: Whether to build the heads on 4a and 4d (section 5).
       dtype: Type of activations, `"float32"` or `"bfloat16"`; parameters, statistics

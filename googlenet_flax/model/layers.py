@@ -72,8 +72,8 @@ class ConvBlock(nn.Module):
     """A convolution, batch norm where the variant has it, ReLU, and a max pool if given.
 
     Without batch norm, the pool comes before ReLU and, unless `on_one_input` merges the
-    convolution, before the bias. These then have fewer pixels to process. The result is the
-    same, because neither changes the order of numbers.
+    convolution, before the bias, which then process fewer pixels. The result is the same,
+    because adding a bias and ReLU are monotonic.
     """
 
     features: int
@@ -131,7 +131,7 @@ def on_one_input(x: jax.Array, blocks: Sequence[ConvBlock]) -> list[jax.Array]:
       The output of each block, `[B, H', W', features]`.
     """
     first = blocks[0]
-    # While it initializes, there are no parameters to merge yet.
+    # During initialization there are no parameters to merge yet.
     if first.is_initializing() or not first.arithmetic.merge_1x1:
         return [block(x) for block in blocks]
     params = [block.variables["params"]["conv"] for block in blocks]

@@ -1,4 +1,4 @@
-"""Pooling and normalization arithmetic, with hand-written gradients where they pay.
+"""Pooling and normalization, with hand-written gradients where these are faster.
 
 Images are `[B, H, W, C]`. Nothing here depends on Flax.
 """
@@ -307,7 +307,7 @@ def adaptive_windows(size: int, bins: int) -> list[tuple[int, int]]:
 
 @jax.custom_vjp
 def local_response_norm(x: jax.Array) -> jax.Array:
-    """Normalizes each channel by the squares of it and its neighbors.
+    """Applies local response normalization over neighboring channels.
 
     It computes
     `x / (LRN_K + LRN_ALPHA / LRN_SIZE * sum of squares over LRN_SIZE channels)**LRN_BETA`
@@ -365,6 +365,6 @@ def _shifted_sum(x: jax.Array) -> jax.Array:
 
 
 def _inverse_power(energy: jax.Array) -> jax.Array:
-    """Computes `energy**-LRN_BETA`, which is -0.75, by two roots, which are faster."""
+    """Computes `energy**-0.75` (`-LRN_BETA`) by two square roots, which are faster."""
     root = jax.lax.rsqrt(energy)
     return root * jnp.sqrt(root)

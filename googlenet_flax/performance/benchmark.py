@@ -82,7 +82,7 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
 
 
 def synthetic_experiment(config: Config, devices: list[jax.Device]) -> Experiment:
-    """Builds the experiment of a config, with noise as data and without an end."""
+    """Builds the experiment of a config with noise as its data and an endless run."""
     noise = random_images(
         config.dataset,
         num_examples=config.batch_size,

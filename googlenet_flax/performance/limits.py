@@ -28,7 +28,8 @@ class Limits:
 def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Limits:
     """Looks up the limits of devices of one kind, and measures those of unknown kinds.
 
-    The operands are of type `dtype`. Each limit is measured for `seconds`.
+    Operations are measured with operands of type `dtype`. Each limit is measured for
+    `seconds`.
     """
     kind, count = devices[0].device_kind, len(devices)
     if chip := find_chip(kind):
@@ -42,7 +43,7 @@ def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Li
 def matmul_flops_per_second(
     devices: Sequence[jax.Device], dtype: str, seconds: float
 ) -> float:
-    """Measures the most operations per second of large matrix products on all devices."""
+    """Measures the highest rate of large matrix products on all devices, in FLOP/s."""
     side = CPU_MATMUL_SIDE if devices[0].platform == "cpu" else MATMUL_SIDE
     scale = np.full(len(devices), 1 / side)
     create = jax.pmap(lambda x: jnp.full((side, side), x, dtype), devices=devices)
@@ -53,7 +54,7 @@ def matmul_flops_per_second(
 
 
 def copy_bytes_per_second(devices: Sequence[jax.Device], seconds: float) -> float:
-    """Measures the most bytes per second that large copies on all devices move.
+    """Measures the highest rate of large copies on all devices, in bytes per second.
 
     Bytes that are read and bytes that are written both count.
     """

@@ -10,7 +10,7 @@ class Report:
 
     train_images_per_second: float
     eval_images_per_second: float
-    input_images_per_second: float | None  # None if the data set is absent.
+    input_images_per_second: float | None  # None if the data cannot be read.
     compile_seconds: float  # Tracing, lowering and compiling the training step.
     compilation_cached: bool  # True if JAX's persistent cache had the compiled step.
     first_step_seconds: float  # Time from process start to the end of the first step.

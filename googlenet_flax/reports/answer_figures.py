@@ -74,9 +74,9 @@ def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
 
 
 def worst_classes(scores: PerClass) -> np.ndarray:
-    """Returns the numbers of the classes with the lowest F1, in rising order, int `[n]`.
+    """Returns the classes with the lowest F1, sorted by their numbers, int `[n]`.
 
-    They are at most `MAX_LISTED_CLASSES`. Classes without examples are left out.
+    There are at most `MAX_LISTED_CLASSES`. Classes without examples are left out.
     """
     known = np.flatnonzero(scores.support > 0)
     worst = known[np.argsort(scores.f1[known], kind="stable")]

@@ -49,7 +49,9 @@ def collect_answers(
         labels.append(batch["label"][mask].astype(np.int64))
         parts.append({name: _reduce(each[name][mask], labels[-1]) for name in each})
     if not any(map(len, examples)):
-        raise UserError("no picture of the split can be read: name another with --data_dir")
+        raise UserError(
+            "no picture of the split can be read: name another folder with --data_dir"
+        )
     classifiers = {
         name: Answers(*map(np.concatenate, zip(*(p[name] for p in parts), strict=True)))
         for name in CLASSIFIERS
@@ -93,7 +95,7 @@ def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -
 
 
 def most_confused(confusions: np.ndarray, top: int) -> list[tuple[int, int, int]]:
-    """Returns label, prediction and count of the most frequent mistakes, in that order."""
+    """Returns `(label, prediction, count)` of the mistakes, the most frequent first."""
     wrong = confusions * ~np.eye(len(confusions), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:top]
     cells = np.column_stack(np.unravel_index(order, wrong.shape)).tolist()

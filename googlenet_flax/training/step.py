@@ -97,8 +97,8 @@ def train_step(
       averaging: The average of weights and statistics to update; None for none.
       accumulation_steps: Number of parts of the batch that pass through the network in
         turn, each with batch statistics of its own.
-      unroll_accumulation: Whether to compile the parts one after another instead of a
-        loop, inside which XLA:CPU has no fast convolutions (they are 30 times slower).
+      unroll_accumulation: Whether to unroll the loop over the parts. XLA:CPU has no fast
+        convolutions inside a loop (they are 30 times slower).
       axis_name: Mapped axis to average over; None on one device.
 
     Returns:
@@ -177,7 +177,8 @@ def _accumulate(
         grads, (metrics, batch_stats) = gradient(state.params, batch_stats, part)
         return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
-    # Part k holds every n-th row from k on: the same examples on any number of devices.
+    # Part k holds every n-th row from row k on, and so the same examples on any number of
+    # devices.
     parts = jax.tree.map(
         lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), dict(batch)
     )

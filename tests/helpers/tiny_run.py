@@ -149,7 +149,7 @@ def assert_same_run(
 
 
 def picture_of_batch(root: pathlib.Path, position: int, storage_size: int) -> str:
-    """Returns a picture of the batch at a position of the first epoch on a folder.
+    """Returns the path of a picture in batch `position`, from 0, of the first epoch.
 
     The first picture of the split is left out: it is also read before the first step, for
     the shape of a batch.
