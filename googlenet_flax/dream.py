@@ -11,7 +11,7 @@ from googlenet_flax.runtime.files import file_path
 
 SIZE_DEFAULT = f"the network's input; with --image the picture's, at most {PICTURE_SIZE}"
 SETTINGS = {
-    "octaves": "largest number of octaves, picture sizes that grow by a factor of 1.4",
+    "octaves": "largest number of picture sizes (octaves), each 1.4 times the last",
     "steps": "gradient steps in each octave",
     "rate": "mean change per step, in pixel values from 0 to 255",
     "jitter": "largest random shift before each step, in pixels",

@@ -28,10 +28,12 @@ def main() -> None:
     add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
-    raw_help = "use the checkpoint's own weights, not their average"
+    raw_help = "use the latest weights instead of their average over steps"
     add("--raw_weights", action="store_true", help=raw_help)
     add_data_flags(parser)
-    expect_help = "expected accuracy, from 0 to 1; another one ends with exit code 5"
+    expect_help = (
+        "expected accuracy, 0 to 1; exit with code 5 if it is off by more than --tolerance"
+    )
     add("--expect", type=float, help=expect_help)
     tolerance_help = "largest difference from --expect; default: 0.001"
     add("--tolerance", type=float, default=0.001, help=tolerance_help)

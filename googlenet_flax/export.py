@@ -50,7 +50,7 @@ def main() -> None:
         print(
             f"{len(names)} classes: {names[0]!r} to {names[-1]!r}\n"
             f"{exported.verified}\n"
-            f"Done: {args.out}, {len(exported.data) / 1e6:.1f} MB of step "
+            f"Done: {args.out}, {len(exported.data) / 1e6:.1f} MB, from checkpoint "
             f"{predictor.checkpoint_step}"
         )
 
@@ -60,7 +60,7 @@ def _accuracy(config: Config | None, metrics: Mapping[str, float] | None) -> str
     if config is None or metrics is None:
         return ""
     accuracy = metrics[best_name(metrics)]
-    return f"{accuracy:.2%} of the split {config.eval_split} of {config.dataset}"
+    return f"{accuracy:.2%} on the split {config.eval_split} of {config.dataset}"
 
 
 if __name__ == "__main__":

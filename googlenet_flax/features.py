@@ -51,8 +51,12 @@ def _write(args: argparse.Namespace) -> None:
     """Computes and writes the features that the flags name."""
     data = data_fields(args)
     batch_size = data.pop("batch_size")
-    if args.pictures and any(value is not None for value in data.values()):
-        raise UserError("name pictures or a split, as with --split=test, but not both")
+    given = [name for name, value in data.items() if value is not None]
+    if args.pictures and given:
+        flag = given[0].replace("eval_split", "split")
+        raise UserError(
+            f"--{flag} is for a split, but pictures are named too: leave out one of them"
+        )
     features.check_out(args.out)
     workdir, missing = Workdir(args.workdir), ""
     run = IMPORT_DEFAULTS if args.pictures else workdir.load_config()

@@ -27,12 +27,12 @@ def main() -> None:
     add("--workdir", required=True, help="new directory for the imported network")
     size_help = "input size in pixels; default: 224, or that of an exported network"
     add("--image_size", type=int, help=size_help)
-    add("--class_names", type=file_path, help="text file with one class name a line")
+    add("--class_names", type=file_path, help="text file with one class name per line")
     add(
         "--transform_input",
         choices=("true", "false"),
-        help="whether torchvision's network normalizes its input again; default: only for "
-        "torchvision's own trained weights",
+        help="whether to normalize the input as torchvision's transform_input does; "
+        "default: true only for torchvision's own trained weights",
     )
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # Nothing here needs an accelerator.

@@ -55,7 +55,9 @@ def _train() -> None:
     config = Config.of(CONFIG.value)
     if TARGET.value is not None:
         if not DRY_RUN.value:
-            raise UserError("--target needs --dry_run: the step is compiled but not run")
+            raise UserError(
+                "--target needs --dry_run, because the step is only compiled: add --dry_run"
+            )
         print(describe_run(config, find_target(TARGET.value)))
         return
     if DRY_RUN.value:

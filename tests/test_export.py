@@ -229,7 +229,7 @@ def test_the_program_of_the_page(tmp_path, monkeypatch, workdir, export_to):
 def test_the_accuracy_is_that_of_the_averages():
     config = Config(dataset="digits", eval_split="test[:9]")
     metrics = {"accuracy": 0.5, "averaged_accuracy": 0.875}
-    assert command._accuracy(config, metrics) == "87.50% of the split test[:9] of digits"
+    assert command._accuracy(config, metrics) == "87.50% on the split test[:9] of digits"
     assert command._accuracy(None, metrics) == command._accuracy(config, None) == ""
 
 

@@ -183,7 +183,10 @@ def test_without_a_readable_picture_there_is_no_file(tmp_path, features_to, mean
         (["--out=old.npz"], "old.npz exists: delete it, or name another --out=FILE"),
         (["--out=new.npy"], "--out is new.npy but must end in .npz"),
         (["--out=nowhere/new.npz"], "cannot be written (No such file"),
-        (["--out=new.npz", "--split=test", "a.png"], "pictures or a split"),
+        (
+            ["--out=new.npz", "--split=test", "a.png"],
+            "--split is for a split, but pictures",
+        ),
         (["--out=new.npz", "--batch_size=-1", "a.png"], "batch_size is -1 but must be"),
         (["--out=new.npz", "--split=tset"], "tset"),
         (["--out=new.npz", "--checkpoint=9", "a.png"], "no checkpoint '9'"),

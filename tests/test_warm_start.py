@@ -138,8 +138,8 @@ def test_another_number_of_classes(source, class_names):
     assert_leaves(after, expected)
     origin, _, news = said.partition("; ")
     assert origin == f"weights from {run.path}, checkpoint 0"
-    count, _, modules = news.partition(": ")
-    assert count == f"new, for {len(class_names)} classes"
+    modules, count = news.removeprefix("random weights in ").rsplit(", ", maxsplit=1)
+    assert count == f"for {len(class_names)} classes"
     assert sorted(modules.split(", ")) == sorted(CLASSIFIERS)
 
 
@@ -156,7 +156,8 @@ def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
         for path, leaf in flat(theirs).items()
     }
     assert_leaves(after, expected)
-    assert said.endswith(f"checkpoint 0; new, as not trained there: {', '.join(heads)}")
+    news = f"random weights in {', '.join(heads)}, which are not trained there"
+    assert said.endswith(f"checkpoint 0; {news}")
 
 
 def test_untrained_heads_are_not_frozen(tmp_path):
@@ -170,7 +171,7 @@ def test_untrained_heads_are_not_frozen(tmp_path):
     with pytest.raises(UserError, match="aux_4a and aux_4d are not trained"):
         start_frozen(DESCRIPTION)
     _, said = start_frozen(changed(untrained_heads=heads))  # Those of aux_weight=0.
-    assert "new, as not trained there: aux_4a, aux_4d" in said
+    assert "random weights in aux_4a, aux_4d, which are not trained there" in said
 
 
 @pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
@@ -343,7 +344,7 @@ def test_only_the_classifiers_are_trained(tmp_path, source, capsys):
     }
     train_and_evaluate({**config, "max_steps": 3}, workdir)
     out = capsys.readouterr().out
-    assert f"weights from {start_from}, checkpoint 0; new, for 3 classes: " in out
+    assert f"weights from {start_from}, checkpoint 0; random weights in " in out
     assert "only the last layer of each classifier is trained" in out
     assert "24 images to train on" in out and "6 to evaluate on" in out
     assert f"unreadable pictures skipped so far: 1: {broken} (truncated)" in out

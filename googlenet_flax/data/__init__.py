@@ -2,6 +2,7 @@
 
 from googlenet_flax.data.folder import load_folder
 from googlenet_flax.data.image_set import ImageSet, PictureOptions, Split
+from googlenet_flax.runtime.errors import UserError
 
 __all__ = ["ImageSet", "PictureOptions", "Split", "load_split"]
 
@@ -16,8 +17,9 @@ def load_split(
 ) -> Split:
     """Opens a split of a data set.
 
-    Images of one fixed size are read into memory. Images of different sizes are read and
-    decoded while the network trains.
+    A data set whose images all have one size, such as CIFAR-10, is read into memory. The
+    pictures of a folder, or of a data set whose images differ in size, are read and decoded
+    while the network trains.
 
     Args:
       dataset: `"digits"` (of scikit-learn), `"folder"` (your own pictures), `"cifar10"`,
@@ -32,14 +34,20 @@ def load_split(
       may_prepare: False to raise an error instead of preparing a missing data set.
 
     Raises:
-      UserError: The data set or split does not exist, or cannot be read.
+      MissingDataError: The folder does not exist, or the data set is not prepared and
+        `may_prepare` is false or only TFDS can prepare it. It is a `UserError`.
+      UserError: The data set or split does not exist or cannot be read, the options for
+        pictures are missing or do not fit, or the images do not fit into memory.
     """
     if dataset == "digits":
         from googlenet_flax.data.digits import load_digits  # noqa: PLC0415 - slow
 
         return load_digits(split)
     if dataset == "folder":
-        assert pictures is not None
+        if pictures is None:
+            raise UserError(
+                "data set 'folder' needs `pictures`: pass a PictureOptions to load_split"
+            )
         return load_folder(split, data_dir, pictures)
     from googlenet_flax.data.prepared import load_prepared  # noqa: PLC0415 - slow
 

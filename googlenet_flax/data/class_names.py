@@ -14,11 +14,11 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def wordnet_ids() -> tuple[str, ...]:
-    """Returns the WordNet numbers, which TFDS stores: from "n01440764" to "n15075141"."""
+    """Returns the WordNet IDs, which TFDS stores: from "n01440764" to "n15075141"."""
     return tuple(imagenet_common.label_names_file().read_text().split())
 
 
 def readable_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Replaces each WordNet number of ImageNet 2012 with the English name."""
+    """Replaces each WordNet ID of ImageNet 2012 with the English name."""
     words = dict(zip(wordnet_ids(), imagenet_class_names(), strict=True))
     return tuple(words.get(name, name) for name in class_names)

@@ -141,7 +141,8 @@ def _read(
     with PIL.Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise BadImageError(f"too large: {width}x{height} pixels")
+            size = f"{width}x{height} pixels"
+            raise BadImageError(f"too large: {size}, more than {MAX_PIXELS}")
         scale = min(1, longer_side / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         gap_size = size[0] * REDUCING_GAP, size[1] * REDUCING_GAP
@@ -180,7 +181,7 @@ def _convert(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
 def _reason(picture: Picture, error: Exception) -> str:
     """Returns a short reason why the picture cannot be read."""
     if isinstance(error, PIL.Image.DecompressionBombError):
-        return f"too large: more than {2 * MAX_PIXELS} pixels"
+        return f"too large: more than {MAX_PIXELS} pixels"
     if isinstance(error, PIL.UnidentifiedImageError):
         is_bytes = isinstance(picture, bytes)
         size_bytes = len(picture) if is_bytes else os.path.getsize(picture)

@@ -29,7 +29,7 @@ class FilePictures:
     root: str
     paths: tuple[str, ...]  # All begin with `root`.
     labels: np.ndarray  # int32 [N]
-    remedy = "delete or fix it (a run that trains on it then needs another --workdir)"
+    remedy = "delete or repair it (a run then needs a new --workdir, as its data change)"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,19 +62,23 @@ class FilePictures:
 
 
 def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
-    """Lists the pictures of a split.
-
-    The pictures are in `DIR/SPLIT/CLASS/` or, if `eval_fraction` is above 0, in
-    `DIR/CLASS/`. In the second case that fraction of each class is the split `test` and
-    the rest is `train`.
+    """Lists the pictures of a split of a folder.
 
     Pictures are split and ordered by a digest of their paths. New files therefore change
     the split of few others, and a slice such as `train[:10%]` is a random sample of all
-    classes. `data_dir` is the folder `DIR`, and `split` is in TFDS notation, such as
-    `train` or `train[:80%]+val`.
+    classes.
+
+    Args:
+      split: Split in TFDS notation, such as `train` or `train[:80%]+val`.
+      data_dir: The folder. It holds `SPLIT/CLASS/` for each split and class, or `CLASS/`
+        for each class if `options.eval_fraction` is above 0. That fraction of each class is
+        then the split `test`, and the rest is `train`.
+      options: How the pictures are split and read.
 
     Raises:
-      UserError: The folder has neither layout, or no such split.
+      MissingDataError: There is no such folder.
+      UserError: The folder has another layout or no such split, cannot be listed, or holds
+        a class that is empty or not among the classes of the split `train`.
     """
     from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
 
@@ -108,7 +112,7 @@ def _find_root(data_dir: str) -> str:
     root = os.path.abspath(os.path.expanduser(data_dir))
     if not os.path.isdir(root):
         raise MissingDataError(
-            f"{root} is not a folder: point --config.data_dir at the one of your pictures"
+            f"{root} is not a folder: set --config.data_dir to your folder of pictures"
         )
     return root
 
@@ -170,7 +174,7 @@ def _training_classes(folder: str) -> tuple[str, ...]:
 def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[_Example]:
     """Lists the pictures of each class folder in `folder`, class by class.
 
-    WordNet numbers stand for the English names of ImageNet.
+    A folder may be named by the WordNet ID of a class of ImageNet.
     """
     prefix, examples = os.path.join(root, ""), []
     names = words = _subfolders(folder)

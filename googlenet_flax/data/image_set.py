@@ -83,7 +83,7 @@ class ImageSet:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Always empty."""
+        """No pictures, because those in memory are already decoded."""
         return {}
 
     @property

@@ -114,7 +114,8 @@ class PictureSet:
                 )
             if batch["index"][row] < 0:
                 raise UserError(
-                    f"none of the {len(self)} pictures can be read; {name}: {reason}"
+                    f"none of the {len(self)} pictures can be read ({name}: {reason}): "
+                    "choose other pictures with --config.data_dir"
                 )
             self.unreadable[name] = reason
         return batch

@@ -38,7 +38,10 @@ def load_prepared(
     """Opens a split of a TFDS data set, as `data.load_split` describes it.
 
     Raises:
-      UserError: The data set is missing, has another format, or is too large for memory.
+      MissingDataError: The data set is not prepared, and `may_prepare` is false or only
+        TFDS can prepare it.
+      UserError: The data set is unknown, in another format, damaged or too large for
+        memory, or the split does not exist.
     """
     try:
         builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
@@ -47,7 +50,11 @@ def load_prepared(
         positions = split_positions(split, sizes)
         if None not in builder.info.features["image"].shape:
             return _read_images(builder, split, sum(len(rows) for _, rows in positions))
-        assert options is not None
+        if options is None:
+            raise UserError(
+                f"the pictures of data set {dataset!r} differ in size: pass `pictures`, "
+                "a PictureOptions, to load_split"
+            )
         return _open_pictures(builder, split, positions, options)
     except UserError:
         raise
@@ -117,12 +124,13 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
     features = dict(builder.info.features.items())
     image, missing = features.get("image"), None
     if not isinstance(features.get("label"), tfds.features.ClassLabel):
-        missing = "class `label`"
+        missing = "feature `label` of the type ClassLabel"
     elif not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        missing = f"uint8 `image` but {image}"
+        missing = f"feature `image` of uint8 pixels (it is {image})"
     if missing:
         raise UserError(
-            f"data set {builder.name!r} has no {missing}: choose one for classification"
+            f"data set {builder.name!r} has no {missing}: choose a data set for image "
+            "classification"
         )
 
 
@@ -134,9 +142,9 @@ def _read_images(
     needed_bytes, memory_bytes = num_examples * math.prod(shape), machine_memory_bytes()
     if needed_bytes > memory_bytes * MAX_MEMORY_FRACTION:
         raise UserError(
-            f"{builder.name} {split} needs {needed_bytes / 2**30:.1f} GiB, and this "
-            f"machine or container has {memory_bytes / 2**30:.1f} GiB of memory: choose a "
-            f"slice such as {split}[:10%]"
+            f"split {split!r} of {builder.name} needs {needed_bytes / 2**30:.1f} GiB, but "
+            f"may take at most half of the {memory_bytes / 2**30:.1f} GiB of memory of "
+            "this machine or container: choose a smaller slice, such as train[:10%]"
         )
     images = np.empty((num_examples, *shape), np.uint8)
     labels = np.empty(num_examples, np.int32)

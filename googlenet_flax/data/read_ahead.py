@@ -42,7 +42,7 @@ def read_ahead(
     others = set(multiprocessing.active_children())
     start = _start_processes if workers else _start_threads
     with contextlib.ExitStack() as stack:
-        if workers:  # The exceptions that grain leaves keep blocks of shared memory.
+        if workers:  # Exceptions that grain leaves behind hold blocks of shared memory.
             stack.callback(gc.collect)
         elements = contextlib.closing(start(dataset, buffer_size, workers))
         iterator = stack.enter_context(elements)

@@ -40,7 +40,9 @@ class RecordPictures:
             reason = str(error).partition("\n")[0].partition(" (")[0]
             raise BadImageError(f"broken record: {reason}") from error
         if not 0 <= label < self.num_classes:
-            raise BadImageError(f"label {label} of {self.num_classes} classes")
+            raise BadImageError(
+                f"its label is {label}, but there are {self.num_classes} classes"
+            )
         return picture, label
 
     def name(self, index: int) -> str:

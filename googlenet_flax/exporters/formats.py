@@ -112,13 +112,13 @@ def _compare_outputs(
     worst = np.max(differences)  # Unlike max(), it returns NaN if there is one.
     if not worst <= TOLERANCE:
         raise UserError(
-            f"the file gives other logits (by {worst:.1e} of the largest, more than "
+            f"the file gives other logits (by {worst:.1e} of the largest logit, more than "
             f"{TOLERANCE}) and was not written: try another version of jax or onnxruntime, "
             "or bring exporters/onnx.py up to date if you have changed the network"
         )
     return (
-        f"verified: {', '.join(outputs)} differ by at most {worst:.1e} of the largest, "
-        f"on {len(images)} images"
+        f"verified: {', '.join(outputs)} differ by at most {worst:.1e} of the largest "
+        f"logit, on {len(images)} images"
     )
 
 

@@ -40,7 +40,10 @@ SCHEMA = {
 
 
 def read(path: pathlib.Path) -> WeightFile:
-    """Reads the blobs of the layers of a `.caffemodel`, of any version of the format.
+    """Reads the blobs of the layers of a `.caffemodel`.
+
+    It reads layers of the types V1LayerParameter and LayerParameter, but not of the older
+    V0LayerParameter.
 
     The blobs of a layer are its kernel and its bias, here named `LAYER[0]` and `LAYER[1]`.
 
@@ -80,14 +83,14 @@ def _create_net() -> Any:
                 field.type, field.type_name = kinds.TYPE_MESSAGE, kind
             else:
                 field.type = kinds.Type.Value(f"TYPE_{kind}")
-    pool: Any = descriptor_pool.DescriptorPool()  # Apart from that of an installed Caffe.
+    pool: Any = descriptor_pool.DescriptorPool()  # Not that of an installed Caffe.
     pool.AddSerializedFile(proto.SerializeToString())
     net_parameter = pool.FindMessageTypeByName("caffe.NetParameter")
     return message_factory.GetMessageClass(net_parameter)()
 
 
 def read_onnx(path: pathlib.Path) -> WeightFile:
-    """Reads the initializers of an ONNX graph, which have Caffe's names of the layers.
+    """Reads the initializers of an ONNX graph, which are named after Caffe's layers.
 
     Raises:
       UserError: The file is not an ONNX file, or the package onnx is missing.

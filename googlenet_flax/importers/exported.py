@@ -29,6 +29,7 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
         if "variant" not in metadata:
             raise UserError(
                 f"{path} does not describe its network: write it with googlenet_flax.export"
+                ", or import a file of torchvision with --from=torchvision"
             )
         fields = {
             name: json.loads(metadata[name]) for name in JSON_FIELDS & metadata.keys()

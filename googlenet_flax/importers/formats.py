@@ -197,7 +197,7 @@ def _check_class_names(
     if len(class_names) != num_classes:
         raise UserError(
             f"--class_names has {len(class_names)} lines but {path} has {num_classes} "
-            "classes: one line for each"
+            "classes: write one line for each class"
         )
     return class_names
 
@@ -230,7 +230,7 @@ def _fit(
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise UserError(f"{path}: {source} holds {values.dtype} instead of floats")
         if not np.all(np.isfinite(values)):
-            raise UserError(f"{path}: {source} holds NaN or infinity; get it again")
+            raise UserError(f"{path}: {source} holds NaN or infinity: get the file again")
     absent_heads = set(HEADS) - {name.split("/")[1] for name in leaves}
     absent = [name for name in like if name not in leaves]
     for name in absent:

@@ -82,10 +82,11 @@ def _numbered(kind: str, number: int) -> str:
 def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
     """Checks the order of the three classifiers by the names of their layers.
 
-    The classifiers have the same shape, so a wrong order can be found by names only. There
-    are three cases. Names given by Keras are numbered by creation; then the classifier of
-    each head must follow its fc. Other names must contain "aux" for the heads alone. Files
-    from before Keras 3.6 have no names, and their order is not checked.
+    The classifiers have the same shape, so only their names can show a wrong order. Names
+    given by Keras are numbered by creation; then the classifier of each head must follow
+    its fc. If other names contain "aux", it must be in those of the heads' classifiers and
+    not in that of the main one. Any other names are not checked. Files from before Keras
+    3.6 have no names.
     """
     names = [own_names.get(_numbered("dense", number), "") for number in range(len(DENSES))]
     # Keras numbers its own names by creation: `dense`, `dense_1` and so on.

@@ -111,7 +111,8 @@ def fetch_published(name: str) -> pathlib.Path:
     if name not in PUBLISHED:
         raise UserError(
             f"no trained weights are published for {name!r}, only for "
-            f"{', '.join(PUBLISHED)}: import a file with import-weights --weights=FILE"
+            f"{', '.join(PUBLISHED)}: import a file with `googlenet import-weights "
+            f"--from=FORMAT --weights=FILE`"
         )
     published = PUBLISHED[name]
     try:
@@ -122,7 +123,8 @@ def fetch_published(name: str) -> pathlib.Path:
         return fetch(published.file, folder)
     except UserError as error:
         raise UserError(
-            f"{error}, or give it to import_weights as --weights=FILE; see {published.page}"
+            f"{error}, or name it with `googlenet import-weights --weights=FILE`; see "
+            f"{published.page}"
         ) from error
 
 

@@ -29,7 +29,7 @@ class Augment:
     flip: str  # One of `FLIPS`.
     color_jitter: float  # Factors lie between 1 minus this and 1 plus this; 0 is off.
     interpolations: tuple[str, ...]  # Some of `INTERPOLATIONS`, equally likely.
-    cutout_fraction: float  # Part of the input's side that a square erases; 0 is off.
+    cutout_fraction: float  # Side of the erased square, relative to the input's; 0 is off.
     dtype: str  # Type in which random crops are computed, which is that of the network.
 
     def __call__(
@@ -48,8 +48,8 @@ class Augment:
           rngs: keys `[B]`; image `i` uses only `rngs[i]`.
           preprocess: Preprocessing of the network.
           extents: Height and width of each picture, as `Preprocess` takes them.
-          flips: bool `[B]`, true for the images to mirror where `flip` is
-            `"alternating"`.
+          flips: bool `[B]`, true for the images to mirror. It is required if `flip` is
+            `"alternating"`, and ignored otherwise.
 
         Returns:
           The network's input, float32 `[B, H, W, C]`.
@@ -86,7 +86,7 @@ class Augment:
         crop_rngs: jax.Array,
         method_rngs: jax.Array,
     ) -> jax.Array:
-        """Cuts the crops of a batch at the network's size, from 0 to 255."""
+        """Cuts a crop out of each image and resizes it, `[B, H, W, C]`, 0 to 255."""
         methods = None
         if self.interpolations != ("bilinear",):  # Section 6: random methods.
             names = list(INTERPOLATIONS)
@@ -100,7 +100,7 @@ class Augment:
             boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)
         else:
             boxes = crop_boxes(extents, preprocess.crop)
-        # bfloat16 halves the bytes, with an error below one level of uint8 (RMS).
+        # bfloat16 halves the bytes. Its RMS error is below one level of uint8.
         pixels = images.astype(self.dtype)
         pixels = resample(pixels, boxes, preprocess.image_size, extents, methods)
         pixels = jnp.clip(pixels, 0, 255)  # Cubic weights overshoot.
@@ -109,8 +109,9 @@ class Augment:
     def _draw_box(self, extent: jax.Array, rng: jax.Array) -> jax.Array:
         """Draws a box `[4]` in a picture: top, left, height and width (section 6).
 
-        The area is uniform between `crop_min_area` and the whole picture, the aspect ratio
-        (width by height) log-uniform.
+        `extent` is the height and width of the picture. The area is uniform between
+        `crop_min_area` and the whole picture. The aspect ratio, width over height, is
+        log-uniform between 1 / `crop_max_aspect` and `crop_max_aspect`.
         """
         area_rng, aspect_rng, place_rng = jax.random.split(rng, 3)
         draw = partial(jax.random.uniform, shape=(CROP_ATTEMPTS,))

@@ -39,17 +39,18 @@ def central_crop(side: float) -> Crop:
 
 
 def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
-    """Returns the crops whose predictions are averaged; of several, half are mirrored.
+    """Returns the crops whose predictions are averaged.
 
     Args:
       number: One of `CROP_NUMBERS`.
-      side: Side of the network's own crop, as a fraction of the picture's shorter side.
+      side: Side of the network's own crop, as a fraction of the picture's shorter side. 10
+        and 144 crops do not depend on it.
 
     Returns:
-      The crops; None is the network's own crop.
+      The crops; None is the network's own crop. If there are several, half are mirrored.
 
     Raises:
-      ValueError: The number is none of `CROP_NUMBERS`.
+      ValueError: `number` is not in `CROP_NUMBERS`.
     """
     if number not in CROP_NUMBERS:
         raise ValueError(f"number of crops is {number} but must be one of {CROP_NUMBERS}")

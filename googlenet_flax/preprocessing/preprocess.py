@@ -65,7 +65,10 @@ class Preprocess:
         extents: jax.Array | None,
         crop: Crop | None = None,
     ) -> jax.Array:
-        """Cuts and resizes a crop to float32 `[B, H, W, C]`, still from 0 to 255."""
+        """Cuts and resizes a crop to float32 `[B, H, W, C]`, still from 0 to 255.
+
+        The arguments and errors are those of `__call__`.
+        """
         images = jnp.asarray(images)
         height, width = images.shape[1:3]
         if crop is None and extents is None and self.crop_fraction == 1 and height == width:

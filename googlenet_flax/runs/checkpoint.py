@@ -1,10 +1,11 @@
 """Asynchronous Orbax checkpoints of a run, of which the three latest and the best are kept.
 
-Orbax writes a step completely or not at all, but does not detect a flipped bit. It regards
-every folder whose name is a number as a step, and refuses to save a step older than the
-newest. So every checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that
-differs from its manifest is damaged. Orbax can also leave a partly deleted step, so a
-superseded one is renamed before it is deleted.
+Orbax writes a step completely or not at all, but does not detect a flipped bit. So every
+checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that differs from its
+manifest is damaged. Orbax regards every folder whose name is a number as a step, and
+refuses to save a step older than the newest. So a damaged checkpoint is renamed before
+training continues. Orbax can also leave a partly deleted step, so a superseded checkpoint
+is renamed before it is deleted.
 """
 
 import contextlib
@@ -61,8 +62,8 @@ class DamagedCheckpointError(UserError):
 
     def __init__(self, path: pathlib.Path, reason: str):
         super().__init__(
-            f"checkpoint {path.name} in {path.parent} is damaged: {reason}; name another "
-            "one, by its step"
+            f"checkpoint {path.name} in {path.parent} is damaged: {reason}; choose "
+            "another with --checkpoint=STEP, or move this one away"
         )
         self.path, self.reason = path, reason
 
@@ -99,17 +100,17 @@ class Checkpoints:
         self._scan()
 
     def _scan(self) -> None:
-        """Looks at all files in the directory.
+        """Finds the checkpoints and the other files in the directory.
 
         Raises:
-          UserError: The directory, or one in it, exists but cannot be looked at.
+          UserError: The directory, or one in it, exists but cannot be read.
         """
         try:
             self._read_manifests()
         except OSError as error:
             raise UserError(
                 f"{error.filename or self.directory} cannot be read ({error.strerror}): "
-                "mend that and run the same command again"
+                "fix that and run the same command again"
             ) from error
 
     def _read_manifests(self) -> None:
@@ -209,7 +210,10 @@ class Checkpoints:
 
     @property
     def hold_training(self) -> bool:
-        """True if a run may have saved these; an import saves step 0 without optimizer."""
+        """True if a run may have saved the checkpoints, or False for those of an import.
+
+        An import saves only step 0, without the state of an optimizer.
+        """
         return bool(self.damaged) or any(
             step > 0 or PROGRESS in self._items(step) for step in self.manifests
         )
@@ -250,13 +254,15 @@ class Checkpoints:
     ) -> None:
         """Starts to write `state` under its own step, and replaces an existing checkpoint.
 
-        Returns once the state is copied, so that it may be donated to the next step. Waits
-        for the previous save, and raises its error. The state is replicated over the
-        devices; `metrics` are those of its evaluation, if there was one.
+        It first waits for the previous save, and raises its error. It returns once the
+        state is copied, so that the state may be donated to the next step. The state is
+        replicated over the devices; `metrics` are those of its evaluation, if there was
+        one.
 
         Raises:
           NotFiniteError: A leaf is NaN or infinite; nothing is written.
-          UserError: The previous save failed.
+          UserError: The previous save failed, this one cannot start, or the directory
+            holds a newer checkpoint.
         """
         self.wait()
         step, items = int(state.step), _to_items(state)
@@ -335,7 +341,7 @@ class Checkpoints:
 
         Raises:
           UserError: A checkpoint holds other leaves, shapes or types.
-          RunError: A checkpoint is damaged for some processes and whole for others.
+          RunError: Some processes can read a checkpoint and others cannot.
         """
         for step in reversed(self.manifests):
             state, reason = None, ""
@@ -349,8 +355,8 @@ class Checkpoints:
             if not all(reasons):
                 number, reason = next(found for found in enumerate(reasons) if found[1])
                 raise RunError(
-                    f"process {number} cannot use checkpoint {step} in {self.directory}, "
-                    f"which is whole for others ({reason}): check the file system of its "
+                    f"process {number} cannot use checkpoint {step} in {self.directory} "
+                    f"({reason}), but other processes can: check the file system of its "
                     "machine, and start all processes again"
                 ).shared()
             self.damaged[step] = reason
@@ -361,8 +367,8 @@ class Checkpoints:
     ) -> TrainState:
         """Restores the state at `step`, replicated over `devices`.
 
-        These may differ from the devices of the save. `state_like` holds the expected
-        shapes and types, as `jax.eval_shape` returns them.
+        `devices` may differ from those of the run that saved it. `state_like` holds the
+        expected shapes and types, as `jax.eval_shape` returns them.
 
         Raises:
           UserError: The checkpoint holds other leaves, shapes or types, or is damaged.
@@ -459,7 +465,7 @@ def _create_checkpointer(directory: pathlib.Path) -> Any:
 
 
 def _drop(path: pathlib.Path) -> None:
-    """Deletes a checkpoint that it renames first, so that a kill leaves no damaged one."""
+    """Renames a checkpoint and then deletes it, so that a kill leaves no damaged one."""
     shutil.rmtree(_rename(path, DROPPED), ignore_errors=True)
 
 
@@ -508,5 +514,5 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 
 def best_name(metrics: Mapping[str, float]) -> str:
-    """Returns the name of the metric that ranks checkpoints, of averages if present."""
+    """Returns the metric that ranks checkpoints, that of averaged weights if present."""
     return next(name for name in BEST_METRICS if name in metrics)

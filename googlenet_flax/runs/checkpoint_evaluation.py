@@ -22,7 +22,8 @@ from googlenet_flax.training.evaluation import Sums, create_eval_step, evaluate_
 from googlenet_flax.training.experiment import load_config_split
 from googlenet_flax.training.losses import example_metrics
 
-ROUNDING = 1e-9  # Accepts differences equal to the tolerance: 0.701 - 0.698 > 0.003.
+# Accepts differences equal to the tolerance: in floating point, 0.701 - 0.698 > 0.003.
+ROUNDING = 1e-9
 IMPORT_DEFAULTS = Config(batch_size=32, on_bad_image="skip")  # Imports have no config.
 
 
@@ -62,7 +63,8 @@ def load_eval_split(
     """Loads the `eval_split` of a config for a network that may be of another run.
 
     Raises:
-      UserError: The data do not exist, or their classes are not those of the network.
+      UserError: The data do not exist or cannot be read, the number of their classes is
+        not that of the network, or a folder has a class that the network lacks.
     """
     split = load_config_split(
         config, config.eval_split, may_prepare=may_prepare, network=description
@@ -145,7 +147,7 @@ def _check_same_pictures(
             if getattr(preprocess, name) != getattr(inputs[0], name):
                 raise UserError(
                     f"{name} is {getattr(inputs[0], name)} in {workdirs[0].path} and "
-                    f"{getattr(preprocess, name)} in {workdir.path}: evaluate them apart"
+                    f"{getattr(preprocess, name)} in {workdir.path}: evaluate each alone"
                 )
 
 

@@ -60,8 +60,8 @@ class MetricsWriter:
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir), contextlib.ExitStack() as on_error:
             tensorboard_dir.mkdir(exist_ok=True)
-            # NOTE: this thread writes, because the one of tensorboardX would die on a full
-            # disk without an error, and the run would wait for it.
+            # NOTE: This thread writes the events. The thread that tensorboardX would start
+            # dies without an error if the disk is full, and the run would wait for it.
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self._events = RecordWriter(str(tensorboard_dir / name))
             on_error.callback(self._close_events)
@@ -88,7 +88,16 @@ class MetricsWriter:
         epoch: int,
         split: Literal["train", "eval"],
     ) -> None:
-        """Writes a row completely or not at all, and flushes it.
+        """Appends a row to `metrics.jsonl` and TensorBoard, then calls `mirror`.
+
+        The row is in `metrics.jsonl` completely or not at all. If only TensorBoard cannot
+        be written, it stays there.
+
+        Args:
+          metrics: Values by name.
+          step: Number of updates done.
+          epoch: Number of complete epochs.
+          split: Split that the metrics describe.
 
         Raises:
           UserError: The row cannot be written.
@@ -107,7 +116,7 @@ class MetricsWriter:
         try:
             written = os.write(self._jsonl, line)
             if written < len(line):
-                os.write(self._jsonl, line[written:])  # Raises the reason.
+                os.write(self._jsonl, line[written:])  # Raises the error of the disk.
         except OSError:
             os.ftruncate(self._jsonl, size)
             raise
@@ -128,6 +137,8 @@ class MetricsWriter:
 
 def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl`, without a last line that a crash cut short.
+
+    A file that does not exist has no rows.
 
     Raises:
       UserError: The file cannot be read, or another line is not a row.

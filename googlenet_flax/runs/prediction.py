@@ -30,7 +30,7 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathli
       The pictures, and the folders that hold none.
 
     Raises:
-      UserError: There is no picture in any of them.
+      UserError: A folder cannot be listed, or there is no picture in any of them.
     """
     pictures: list[pathlib.Path] = []
     empty_folders = []
@@ -47,7 +47,10 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathli
 
 
 def describe_missing(failed: int, total: int, empty_folders: Sequence[pathlib.Path]) -> str:
-    """Says which pictures a command had to leave out; returns "" if there are none."""
+    """Says how many pictures could not be read, and which folders hold none.
+
+    Returns "" if every picture was read and no folder is empty.
+    """
     problems = []
     if failed:
         problems.append(f"{failed} of {total} pictures could not be read")
@@ -65,10 +68,22 @@ def predict(
     batch_size: int,
     num_crops: int = 1,
 ) -> Iterator[Prediction]:
-    """Classifies pictures in batches, in order, and names the `top` classes of each.
+    """Classifies pictures in batches.
 
-    `decode_image` describes the picture files. The batch size is rounded up to a multiple
-    of the devices. The softmax is averaged over the crops of `evaluation_crops`.
+    Args:
+      predictor: The network.
+      pictures: Picture files; `decode_image` says which formats are read.
+      top: Number of classes to return for each picture.
+      batch_size: Pictures per batch. It is lowered to the number of pictures, then rounded
+        up to a multiple of the number of devices.
+      num_crops: Number of crops whose softmax is averaged, as for `evaluation_crops`.
+
+    Yields:
+      A prediction for each picture, in order.
+
+    Raises:
+      UserError: The network's number of input channels fits no picture.
+      ValueError: `num_crops` is not in `CROP_NUMBERS`.
     """
     class_names = predictor.description.class_names
     for paths, errors, batch in read_batches(predictor, pictures, batch_size):

@@ -27,11 +27,12 @@ LogProbabilities = dict[str, np.ndarray]
 def devices_for(*workdirs: Workdir) -> list[jax.Device]:
     """Returns the devices of this process, with oneDNN turned on if a run needs it.
 
-    A network of bfloat16 then computes as in training. Call this function before JAX
-    creates its devices.
+    A bfloat16 network then computes as in training. Call this function before JAX creates
+    its devices.
 
     Raises:
-      UserError: There is no run in a workdir, or its config is missing or unreadable.
+      UserError: There is no run in a workdir, its config is missing or unreadable, or JAX
+        finds no device.
     """
     for workdir in workdirs:
         if config := workdir.load_config():  # Imported weights have none.
@@ -65,7 +66,7 @@ class Predictor:
         The weights are the averages if the run averaged them, unless `raw` is true.
 
         Raises:
-          UserError: There is no such run or checkpoint.
+          UserError: There is no such run or checkpoint, or the checkpoint is damaged.
         """
         workdir.read_config()  # Refuses a directory without a run.
         checkpoints = Checkpoints(workdir.checkpoints)

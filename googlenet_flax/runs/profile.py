@@ -34,7 +34,9 @@ class StepProfile:
             tell(str(error))  # The run ends for another reason.
 
     def before(self, step: int) -> None:
-        """Starts the trace if `step` is the first one; to be called before each update.
+        """Starts the trace at the first of the steps; to be called before each update.
+
+        A run that resumes in the middle of the range traces the rest of it.
 
         Raises:
           UserError: The directory cannot be written.

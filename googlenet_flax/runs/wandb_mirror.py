@@ -20,7 +20,8 @@ class WandbMirror:
     id of the run.
 
     Raises:
-      UserError: The package `wandb` is missing, or W&B cannot start.
+      UserError: The package `wandb` is missing, the directory cannot be written, or W&B
+        cannot start.
     """
 
     def __init__(self, directory: pathlib.Path, config: Config):
@@ -69,5 +70,6 @@ class WandbMirror:
             self._has_failed = True
             reason = " ".join(str(error).split())
             tell(
-                f"W&B has failed and may lack metrics; the run does not need it ({reason})"
+                f"W&B has failed and may lack metrics ({reason}): the run continues "
+                "without it"
             )

@@ -33,13 +33,19 @@ def warm_start(
     *,
     last_layers_only: bool = False,
 ) -> tuple[TrainState, str]:
-    """Puts the weights of the best checkpoint of another run (or its latest) into a state.
+    """Replaces the weights of a new state by those of another run or of an import.
 
-    Heads that are not trained there keep the random weights of `state`, which is replicated
-    over `devices` and described by `description`. So does the last layer of each classifier
-    if the number of classes differs. If the number of input channels differs, `conv1` is
-    converted by `convert_kernel`. `last_layers_only` says that the run trains nothing but
-    the last layer of each classifier.
+    They are those of its best checkpoint, or of its latest one if none was evaluated. The
+    random weights of `state` are kept for heads that the other run did not train, and for
+    the last layer of each classifier if the number of classes differs. If the number of
+    input channels differs, `convert_kernel` converts the kernel of `conv1`.
+
+    Args:
+      state: A state with random weights, replicated over `devices`.
+      source: Workdir of the other run or of the import.
+      description: Description of the network of `state`.
+      devices: Devices of this process.
+      last_layers_only: Whether the run trains only the last layer of each classifier.
 
     Returns:
       The state, and a line that names the checkpoint and the layers that are new.
@@ -64,9 +70,11 @@ def warm_start(
     variables, fresh = _fit(source, state.variables, weights, theirs, description)
     origin = f"weights from {source.path}, checkpoint {step}"
     if theirs.untrained_heads:
-        origin += f"; new, as not trained there: {', '.join(theirs.untrained_heads)}"
+        heads = ", ".join(theirs.untrained_heads)
+        origin += f"; random weights in {heads}, which are not trained there"
     if fresh:
-        origin += f"; new, for {len(description.class_names)} classes: {', '.join(fresh)}"
+        count = len(description.class_names)
+        origin += f"; random weights in {', '.join(fresh)}, for {count} classes"
     elif theirs.class_names != description.class_names:
         origin += "; the classifiers were trained on other classes of the same number"
     old, new = (x.preprocess.input_channels for x in (theirs, description))
@@ -98,11 +106,11 @@ def _check_networks(
 
 
 def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
-    """Returns which channels of another network's input and of ours correspond.
+    """Returns which channels of another network's input correspond to which of ours.
 
-    They do if their numbers, counted in the order RGB, are equal modulo the smaller count:
-    gray is red, green and blue, and red is the first and the fourth of 4 channels. The
-    result is bool `[their channels, channels]`.
+    Two channels correspond if their numbers, in the order RGB, are equal modulo the smaller
+    number of channels. So gray corresponds to each of red, green and blue, and red to the
+    first and the fourth of 4 channels. The result is bool `[their channels, channels]`.
     """
     count = theirs.input_channels
     numbers = np.arange(count)[:: -1 if theirs.channel_order == "BGR" else 1]
@@ -133,7 +141,8 @@ def _convert_input(theirs: Preprocess, ours: Preprocess) -> Preprocess:
     """Returns the input that their weights need after the conversion of `conv1`.
 
     Mean and standard deviation are averaged over the channels that correspond to one of
-    ours. Nothing is changed if the channels are as many, or cannot be converted.
+    ours. `theirs` is returned if both have the same number of channels, or if its channels
+    cannot be converted.
     """
     count = theirs.input_channels
     if count == ours.input_channels or count not in CONVERTIBLE_CHANNELS:
@@ -175,9 +184,9 @@ def _fit(
         if not is_last_layer(path):
             raise UserError(
                 f"--config.init_from={source.path} does not fit: {name} is "
-                f"{list(other.shape)} there and {list(own.shape)} here: set "
-                f"--config.image_size={theirs.preprocess.image_size}, which "
-                f"{ours.variant!r} is tied to"
+                f"{list(other.shape)} there and {list(own.shape)} here, because the shapes "
+                f"of {ours.variant!r} depend on the image size: set "
+                f"--config.image_size={theirs.preprocess.image_size}"
             )
         fresh[name.rpartition("/")[0]] = None
         return own

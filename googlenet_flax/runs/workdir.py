@@ -175,7 +175,7 @@ class Workdir:
         """Checks that a run may continue under a config.
 
         Returns:
-          A phrase for each field that has changed and is allowed to.
+          A phrase for each field that has changed and may change.
 
         Raises:
           UserError: Fields that define the run have changed; the message names them with

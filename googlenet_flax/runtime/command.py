@@ -52,12 +52,12 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--dataset", help="data set (an import needs it); default: the run's")
     add("--data_dir", help="folder of the data; default: the run's, or TFDS's")
     add("--split", dest="eval_split", help="TFDS split; default: the run's eval_split")
-    fraction_help = "fraction of a folder without splits to test on; default: the run's"
+    fraction_help = "fraction of each class of a folder to test on; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
     add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
     bad_help = "what to do with an unreadable picture; default: the run's, or skip"
     add("--on_bad_image", choices=("stop", "skip"), help=bad_help)
-    workers_help = "processes that decode pictures; default: the run's; 0 is threads"
+    workers_help = "processes that decode, or 0 to use threads; default: the run's"
     add("--decode_workers", type=int, help=workers_help)
 
 
@@ -81,7 +81,8 @@ def running(*, reads_split: bool = False) -> Iterator[None]:
     `reads_split` is true for a command with the flags of `add_data_flags`; its error
     messages then name these flags instead of fields of the config.
     """
-    # Libraries also raise the errors that they log. Only the log says why JAX uses no GPU.
+    # Libraries raise the errors that they log, so their logs are silenced. That of
+    # xla_bridge is kept, because nothing else says why JAX uses no GPU.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
     use_compilation_cache()

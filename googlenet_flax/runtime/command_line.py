@@ -81,21 +81,26 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
                 dict(config.value)  # ml_collections loads the file at its first use.
             elif config.present:
                 raise UserError(
-                    f"--{config.name} names a file whose get_config returns None"
+                    f"--{config.name} names a file whose get_config returns None: end it "
+                    "with `return config`"
                 )
         except SystemExit as error:
             names = {argument.lstrip("-").partition("=")[0] for argument in argv[1:]}
             if names & HELP_FLAGS:
                 sys.exit()  # absl has printed the help, after which it exits with 1.
             raise UserError(
-                f"--{config.name} names a file that ends Python ({error.code}); see --help"
+                f"--{config.name} names a file that exits Python ({error.code}): return "
+                "a config from its get_config instead"
             ) from error
         except BrokenPipeError:  # The reader of --help has read enough.
             raise
         except Exception as error:  # A config file may raise anything.
             raise UserError(f"{_in_one_line(error)}; see --help") from error
         if config.value is None:
-            raise UserError(f"--{config.name} is missing; see --help")
+            raise UserError(
+                f"--{config.name} is missing: name a recipe, such as digits, or a config "
+                f"file with --{config.name}=NAME"
+            )
         if rest[1:]:
             raise UserError(f"unknown argument {rest[1]!r}; see --help")
     return rest

@@ -101,7 +101,7 @@ def _check_connection(url: str) -> None:
     def connect_to_all() -> None:
         with contextlib.suppress(OSError):
             found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-            # At once, because a network may drop all that is sent to addresses of IPv6.
+            # All at once, because a network may drop every packet to an IPv6 address.
             threads = [_start_thread(connect, place) for *_, place in found]
             for thread in threads:
                 thread.join()

@@ -42,8 +42,8 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
       OSError: The file cannot be written; no temporary file is left behind.
     """
     path = pathlib.Path(os.path.realpath(path))  # Otherwise the link would be replaced.
-    # NOTE: Not derived from the file's name, which may have the maximum length already, nor
-    # from the process, because other hosts may have one of the same number.
+    # NOTE: The name is random. One made from the name of the file could be too long, and
+    # one made from the number of the process could be in use by another host.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

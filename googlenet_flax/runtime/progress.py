@@ -17,8 +17,8 @@ CLOCK_SECONDS = 30  # Time between two lines about a call that takes long.
 class Progress:
     """A progress bar if stderr is a terminal, and plain lines otherwise.
 
-    This process continues after `start_step` of the `total_steps`. It prints nothing
-    unless `is_shown`: one process of a distributed run is enough.
+    The bar counts steps from `start_step` to `total_steps`. Nothing is printed unless
+    `is_shown`, because only one process of a distributed run shows its progress.
     """
 
     def __init__(

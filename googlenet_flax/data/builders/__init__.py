@@ -28,15 +28,15 @@ def write_set(builder: tfds.core.DatasetBuilder) -> None:
     """Writes a data set as array_record.
 
     Raises:
-      UserError: It cannot be written, for example because the disk is full.
+      UserError: The data set cannot be written, for example because the disk is full.
     """
     try:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, RuntimeError) as error:  # array_record raises RuntimeErrors.
         folder = pathlib.Path(builder.data_path).parent
         left = sorted(map(str, folder.glob("*incomplete*")))
-        hint = f"; an interrupted preparation left {', '.join(left)}" if left else ""
+        old = f", delete {', '.join(left)} of an interrupted preparation" if left else ""
         raise UserError(
             f"data set {builder.name!r} cannot be written into {builder.data_dir_root} "
-            f"({error}){hint}"
+            f"({error}): fix that{old}, or choose another folder with --config.data_dir"
         ) from error

@@ -48,7 +48,7 @@ class Member(NamedTuple):
     """A picture in an archive."""
 
     name: str
-    label: str  # WordNet number of the class.
+    label: str  # WordNet ID of the class.
     offset: int  # Position of the first byte in the archive.
     size_bytes: int
 
