@@ -240,3 +240,5 @@ def test_equal_models_are_the_same_static_argument_of_jit():
     models = [create_model("bn", num_classes=3) for _ in range(2)]
     assert hash(models[0]) == hash(models[1]) and models[0] == models[1]
     assert hash(models[0].clone(inceptions={"inception_3a": (1, 1, 1, 1, 1, 1)}))
+    turned = dict(reversed([*models[0].inceptions.items()]))
+    assert models[0].clone(inceptions=turned) != models[0]

@@ -152,6 +152,15 @@ class GoogLeNetOutput:
     aux_4d: jax.Array | None
 
 
+class _Table(FrozenDict):
+    """A hashable mapping; unlike that of a dict, its equality depends on the order."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Table) and [*self.items()] == [*other.items()]
+
+    __hash__ = FrozenDict.__hash__
+
+
 class GoogLeNet(nn.Module):
     """GoogLeNet (Inception v1) with two auxiliary classifiers.
 
@@ -176,7 +185,7 @@ class GoogLeNet(nn.Module):
 
     def __post_init__(self) -> None:
         """Makes the table hashable, as `jax.jit` needs it for a static argument."""
-        self.inceptions = FrozenDict(self.inceptions)
+        self.inceptions = _Table(self.inceptions)
         super().__post_init__()
 
     @nn.compact
