@@ -37,14 +37,15 @@ class TrainState:
     ) -> "TrainState":
         """Creates the state of step 0 from parameters and statistics.
 
-        With `averages` the state also holds averages of the weights.
+        With `averages` the state also holds averages of the weights, in arrays of their
+        own, because the train step takes over the memory of all arrays of a state.
         """
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(variables["params"]),
-            averages=dict(variables) if averages else {},
+            averages=jax.tree.map(jnp.copy, dict(variables)) if averages else {},
         )
 
     @property

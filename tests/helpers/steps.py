@@ -1,7 +1,5 @@
 """Training steps on random batches, and small states."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,11 +35,11 @@ def random_batch(size):
     }
 
 
-def start_state(model, tx):
+def start_state(model, tx, **fields):
     """Returns the state of step 0 with variables drawn by NumPy."""
     dtype = jnp.promote_types(model.dtype, jnp.float32)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), numpy_variables(model))
-    return TrainState.of(variables, tx)
+    return TrainState.of(variables, tx, **fields)
 
 
 def random_step(model, tx, **fields):
@@ -59,9 +57,8 @@ def run_steps(
     model_of_all = model.clone(axis_name=AXIS_NAME)
     step = random_step(model_of_all, tx, axis_name=AXIS_NAME, **step_fields)
     parallel_step = parallel_train_step(step, devices)
-    state = start_state(model, tx) if state is None else state
-    if "averaging" in step_fields:
-        state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
+    if state is None:
+        state = start_state(model, tx, averages="averaging" in step_fields)
     state = replicate(state, devices)
     batch = with_partners(batch) if "mixup_alpha" in step_fields else batch
     for _ in range(num_steps):
