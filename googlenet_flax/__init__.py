@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from googlenet_flax.model.googlenet import GoogLeNet, GoogLeNetOutput, create_model
+from googlenet_flax.model.googlenet import (
+    VARIANTS,
+    GoogLeNet,
+    GoogLeNetOutput,
+    Variant,
+    create_model,
+)
 from googlenet_flax.version import __version__
 
 if TYPE_CHECKING:
@@ -18,4 +24,12 @@ else:  # A type checker would take any name for one that `__getattr__` knows.
         return load_pretrained
 
 
-__all__ = ["GoogLeNet", "GoogLeNetOutput", "__version__", "create_model", "load_pretrained"]
+__all__ = [
+    "VARIANTS",
+    "GoogLeNet",
+    "GoogLeNetOutput",
+    "Variant",
+    "__version__",
+    "create_model",
+    "load_pretrained",
+]

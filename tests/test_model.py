@@ -212,8 +212,9 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
 
 
 def test_heads_that_pool_to_a_fixed_size_take_small_images():
-    windows = functools.partial(ops.adaptive_windows, bins=2)
-    variant = dataclasses.replace(VARIANTS["seed"], aux_windows=windows)
+    variant = dataclasses.replace(
+        VARIANTS["seed"], aux_windows=lambda size: ops.adaptive_windows(size, 2)
+    )
     assert variant.is_size_free and variant.min_image_size == 32
 
 

@@ -26,6 +26,7 @@ from googlenet_flax import predict as command
 from googlenet_flax.runs.prediction import find_pictures, predict
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MODEL = create_small(DESCRIPTION)
@@ -46,6 +47,13 @@ def workdir(tmp_path_factory, variables):
 def predictor(workdir):
     """Loads the network on four devices."""
     return Predictor.load(Workdir(workdir), "best", jax.devices())
+
+
+def test_a_variant_that_is_not_there_is_named(tmp_path, variables):
+    description = dataclasses.replace(DESCRIPTION, variant="mine")
+    run = write_run(tmp_path, description, variables)
+    with pytest.raises(UserError, match=r"the variant 'mine', which VARIANTS in .* lacks"):
+        Predictor.load(Workdir(run), "best", jax.devices())
 
 
 @pytest.fixture

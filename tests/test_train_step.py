@@ -193,6 +193,6 @@ def test_frozen_norm_normalises_as_evaluation_does():
 
 
 def test_nan_logits_are_never_a_hit():
-    output = GoogLeNetOutput(jnp.full((1, 10), jnp.nan), None, None)
+    output = GoogLeNetOutput(jnp.full((1, 10), jnp.nan))
     metrics = example_metrics(output, jnp.array([0]), aux_weight=0.3)
     assert metrics["accuracy"][0] == 0 and metrics["top5"][0] == 0

@@ -63,7 +63,7 @@ class Variant:
 
     conv1_padding: str | Padding2D
     pool_padding: ops.PoolPadding
-    pool_5a_window: int = 3  # Side of the max pool in front of inception_5a, in pixels.
+    pool_5a_window: int = 3  # Side of the max pool before inception_5a, in pixels.
     kernel_5x5: int = 5
     local_response_norm: bool = False
     batch_norm: bool = False
@@ -72,7 +72,7 @@ class Variant:
     bias: float = 0.0  # Initial biases of conv1 and of the inception blocks.
     conv2_bias: float = 0.0
     aux_bias: tuple[float, float] = (0.0, 0.0)  # Those of `proj` and `fc` in the heads.
-    dropout_rate: float = 0.4  # Dropout in front of the main classifier.
+    dropout_rate: float = 0.4  # Dropout before the main classifier.
 
     @property
     def pool_windows(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Variant:
     @property
     def is_size_free(self) -> bool:
         """True if no parameter depends on the image size: heads pool to a fixed size."""
-        return getattr(self.aux_windows, "func", None) is ops.adaptive_windows
+        return len(self.aux_windows(28)) == len(self.aux_windows(56))
 
     @property
     def min_image_size(self) -> int:
@@ -148,8 +148,13 @@ class GoogLeNetOutput:
     """Logits of each classifier, float32 `[B, num_classes]`; None for an absent head."""
 
     logits: jax.Array
-    aux_4a: jax.Array | None
-    aux_4d: jax.Array | None
+    aux_4a: jax.Array | None = None
+    aux_4d: jax.Array | None = None
+
+    def by_classifier(self) -> dict[str, jax.Array]:
+        """Returns the logits of `main` and of the heads that are present, by name."""
+        named = {"main": self.logits, "aux_4a": self.aux_4a, "aux_4d": self.aux_4d}
+        return {name: logits for name, logits in named.items() if logits is not None}
 
 
 class _Table(FrozenDict):
@@ -164,8 +169,9 @@ class _Table(FrozenDict):
 class GoogLeNet(nn.Module):
     """GoogLeNet (Inception v1) with two auxiliary classifiers.
 
-    The source is Szegedy et al. 2015, Table 1 and section 5. Use `create_model` to build a
-    network by the name of its variant.
+    The source is Szegedy et al. 2015, Table 1 and section 5. `create_model` builds a
+    network by the name of its variant; the field `variant` is a `Variant` of `VARIANTS`, or
+    one of your own.
     """
 
     num_classes: int
@@ -222,13 +228,13 @@ class GoogLeNet(nn.Module):
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
         block_conv = partial(conv, bias_init=nn.initializers.constant(variant.bias))
-        pools = self._pools_behind(pool)
+        pools = self._pools_after(pool)
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
         x = pools.get("conv2", identity)(x)  # For a table that begins with 4a or 5a.
         for name, widths in self.inceptions.items():
-            inside, behind = self._place_pool(
+            inside, after = self._place_pool(
                 pools.get(name, identity), map_is_read=name in AUX_TAPS
             )
             x = Inception(
@@ -242,19 +248,19 @@ class GoogLeNet(nn.Module):
             if self.aux_heads and name in AUX_TAPS:
                 head = self._aux_classifier(AUX_TAPS[name], conv, dense)
                 aux[AUX_TAPS[name]] = head(x, example_ids, train=train)
-            x = behind(x)
+            x = after(x)
 
         x = GlobalAveragePool(name="pool")(x)  # [B, 1024]
         x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
         logits = dense(self.num_classes, name="classifier")(x)
-        return GoogLeNetOutput(logits, aux.get("aux_4a"), aux.get("aux_4d"))
+        return GoogLeNetOutput(logits, **aux)
 
     def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
-        """Computes the rows of Table 1 in front of the first block."""
+        """Computes the rows of Table 1 before the first block."""
         variant = self.variant
         pool = partial(pool, window=3)
         lrn = ops.local_response_norm if variant.local_response_norm else identity
-        inside, behind = self._place_pool(pool)
+        inside, after = self._place_pool(pool)
         x = conv(
             self._width(CONV1_FEATURES),
             7,
@@ -264,16 +270,16 @@ class GoogLeNet(nn.Module):
             pool=inside,
             name="conv1",
         )(x)
-        x = lrn(behind(x))  # [B, H/4, W/4, 64]
+        x = lrn(after(x))  # [B, H/4, W/4, 64]
         conv2 = partial(conv, bias_init=nn.initializers.constant(variant.conv2_bias))
         x = conv2(self._width(CONV2_REDUCE_FEATURES), 1, name="conv2_reduce")(x)
         # LRN comes between conv2 and its pool.
-        inside, behind = self._place_pool(pool, map_is_read=variant.local_response_norm)
+        inside, after = self._place_pool(pool, map_is_read=variant.local_response_norm)
         x = conv2(self._width(CONV2_FEATURES), 3, pool=inside, name="conv2")(x)
-        return behind(lrn(x))
+        return after(lrn(x))
 
-    def _pools_behind(self, pool: partial) -> dict[str, Pool]:
-        """Returns the max pools between blocks, keyed by the layer in front of each."""
+    def _pools_after(self, pool: partial) -> dict[str, Pool]:
+        """Returns the max pools between blocks, keyed by the layer before each."""
         windows = self.variant.pool_windows
         pairs = itertools.pairwise(("conv2", *self.inceptions))
         return {
@@ -283,10 +289,10 @@ class GoogLeNet(nn.Module):
         }
 
     def _place_pool(self, pool: Pool, *, map_is_read: bool = False) -> tuple[Pool, Pool]:
-        """Returns the pool inside and the pool behind a layer; one of them is the identity.
+        """Returns the pool inside and the pool after a layer; one of them is the identity.
 
         With `Arithmetic.pool_first` the layer computes the pool itself, unless a head or
-        LRN reads its map in front of the pool (`map_is_read`).
+        LRN reads its map before the pool (`map_is_read`).
         """
         if self.arithmetic.pool_first and not map_is_read:
             return pool, identity

@@ -13,7 +13,6 @@ from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import CLASSIFIERS
 from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure
-from googlenet_flax.training.losses import outputs_by_name
 
 STRONGEST_CHANNELS = 5
 EARLIER_BLOCK = "inception_4e"  # Its maps have twice the resolution of the last block's.
@@ -68,7 +67,7 @@ def look_inside(
             for block, score in zip(blocks, map(_top_score, classifiers), strict=True)
         ]
         maps = activations(model, variables, images, inceptions)
-        scores = jax.tree.map(jax.nn.log_softmax, outputs_by_name(output))
+        scores = jax.tree.map(jax.nn.log_softmax, output.by_classifier())
         return jax.tree.map(
             lambda values: values[0].astype(jnp.float32), (scores, maps, gradients)
         )
@@ -89,7 +88,7 @@ def look_inside(
 
 def _top_score(classifier: str) -> Callable[[GoogLeNetOutput], jax.Array]:
     """Returns the score of Grad-CAM: the largest logit, that of the predicted class."""
-    return lambda output: outputs_by_name(output)[classifier].max(axis=-1)
+    return lambda output: output.by_classifier()[classifier].max(axis=-1)
 
 
 def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np.ndarray:

@@ -177,7 +177,7 @@ def averaged_metrics(
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
     # Logarithms of sums of probabilities are logits whose softmax is the mean.
     logits = jax.tree.map(lambda *x: jax.nn.logsumexp(jnp.stack(x), axis=0), *each)
-    output = GoogLeNetOutput(logits["main"], logits.get("aux_4a"), logits.get("aux_4d"))
+    output = GoogLeNetOutput(logits.pop("main"), **logits)
     labels, mask = jnp.asarray(batch["label"]), batch["mask"]
     metrics = example_metrics(output, labels, aux_weight=aux_weight)
     return {name: np.asarray(values)[mask] for name, values in metrics.items()}, mask

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.environment import local_devices
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.losses import outputs_by_name
 from googlenet_flax.training.sharding import split_over_devices
 from googlenet_flax.training.state import Variables
 
@@ -73,6 +74,11 @@ class Predictor:
         checkpoint_step = checkpoints.resolve(checkpoint)
         manifest = checkpoints.manifests[checkpoint_step]
         description = manifest.description
+        if description.variant not in VARIANTS:
+            raise UserError(
+                f"{workdir.path} holds a network of the variant {description.variant!r}, "
+                "which VARIANTS in googlenet_flax/model/googlenet.py lacks: add it there"
+            )
         variables = checkpoints.restore_variables(
             checkpoint_step, description.variables_like(), devices, raw=raw
         )
@@ -81,8 +87,7 @@ class Predictor:
         def step(variables, batch, crop):
             images = description.preprocess(batch["image"], batch.get("extent"), crop)
             output: Any = model.apply(variables, images, train=False)
-            logits = outputs_by_name(output)
-            return {name: jax.nn.log_softmax(values) for name, values in logits.items()}
+            return jax.tree.map(jax.nn.log_softmax, output.by_classifier())
 
         parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(

@@ -10,6 +10,7 @@ import tqdm
 
 from googlenet_flax.data import Split
 from googlenet_flax.data.image_set import Batch
+from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import fit_batch_size, split_over_devices
@@ -135,7 +136,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     more = f"; averaged weights: {format_metrics(averaged)}" if averaged else ""
     heads = ", ".join(
         f"{head} {metrics[f'{head}_accuracy']:.2%}"
-        for head in ("aux_4a", "aux_4d")
+        for head in HEADS
         if f"{head}_accuracy" in metrics
     )
     return (

@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.training.mixup import mix
+from googlenet_flax.training.mixup import mix, partners_of
 from googlenet_flax.training.state import Batch, Metrics
 
 TOP_K = 5
@@ -39,15 +39,9 @@ class Objective:
             return None
         targets = jax.nn.one_hot(batch["label"], num_classes)
         if lambdas is not None:
-            partners = jax.nn.one_hot(batch["partner_label"], num_classes)
+            partners = jax.nn.one_hot(partners_of(batch)["label"], num_classes)
             targets = mix(targets, partners, lambdas)
         return optax.smooth_labels(targets, self.label_smoothing)
-
-
-def outputs_by_name(output: GoogLeNetOutput) -> dict[str, jax.Array]:
-    """Returns the logits of every classifier that was built: `main`, `aux_4a`, `aux_4d`."""
-    named = {"main": output.logits, "aux_4a": output.aux_4a, "aux_4d": output.aux_4d}
-    return {name: logits for name, logits in named.items() if logits is not None}
 
 
 def example_metrics(
@@ -73,7 +67,7 @@ def example_metrics(
       count against the label. Without heads, their entries are absent.
     """
     metrics, aux_losses = {}, []
-    for name, logits in outputs_by_name(output).items():
+    for name, logits in output.by_classifier().items():
         if targets is None:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         else:

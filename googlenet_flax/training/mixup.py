@@ -52,5 +52,5 @@ def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array
 
 def mix(own: jax.Array, partner: jax.Array, lambdas: jax.Array) -> jax.Array:
     """Mixes two arrays `[B, ...]` with the weights `[B]` of the first."""
-    weights = lambdas.reshape(-1, *[1] * (own.ndim - 1))
+    weights = jnp.expand_dims(lambdas, range(1, own.ndim))
     return partner + weights * (own - partner)
