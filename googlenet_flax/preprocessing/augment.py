@@ -53,6 +53,9 @@ class Augment:
 
         Returns:
           The network's input, float32 `[B, H, W, C]`.
+
+        Raises:
+          ValueError: `flips` is required.
         """
         split = jax.vmap(partial(jax.random.split, num=6), out_axes=1)
         shift_rngs, crop_rngs, flip_rngs, color_rngs, method_rngs, cutout_rngs = split(rngs)
@@ -62,7 +65,8 @@ class Augment:
         if self.flip != "none":
             if self.flip == "random":
                 flips = jax.vmap(jax.random.bernoulli)(flip_rngs)
-            assert flips is not None
+            if flips is None:
+                raise ValueError("flip is 'alternating': pass flips of alternating_flips")
             pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
         if self.color_jitter:
             pixels = jax.vmap(self._distort)(pixels, color_rngs)
@@ -87,14 +91,14 @@ class Augment:
         method_rngs: jax.Array,
     ) -> jax.Array:
         """Cuts a crop out of each image and resizes it, `[B, H, W, C]`, 0 to 255."""
+        if self.crop_min_area == 1 and self.interpolations == ("bilinear",):
+            return preprocess.cut(images, extents)
         methods = None
         if self.interpolations != ("bilinear",):  # Section 6: random methods.
             names = list(INTERPOLATIONS)
             allowed = jnp.asarray([names.index(name) for name in self.interpolations])
             draw_method = partial(jax.random.choice, a=allowed)
             methods = jax.vmap(draw_method)(method_rngs)
-        elif self.crop_min_area == 1:
-            return preprocess.cut(images, extents)
         extents = whole_extents(images) if extents is None else extents
         if self.crop_min_area < 1:
             boxes = jax.vmap(self._draw_box)(extents.astype(jnp.float32), crop_rngs)

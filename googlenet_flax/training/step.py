@@ -50,7 +50,7 @@ class Inputs:
 
     preprocess: Preprocess  # Size and scaling of the network's input.
     augment: Augment  # Random changes, which depend on the step's keys and the index.
-    epoch_steps: int = 1  # Steps per epoch, for alternating flips.
+    epoch_steps: int  # Steps per epoch, for alternating flips.
 
     def __call__(self, batch: Batch, rngs: StepRngs, step: jax.Array) -> jax.Array:
         """Returns augmented and preprocessed images, float32 `[B, S, S, C]`."""
@@ -118,12 +118,12 @@ def train_step(
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    step, params = state.step + 1, optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, updates)
     averages = state.averages
     if averaging is not None:
         latest = variables_of(params, batch_stats)
         averages = averaging.update(averages, latest, state.step)
-    return TrainState(step, params, batch_stats, opt_state, averages), metrics
+    return TrainState(state.step + 1, params, batch_stats, opt_state, averages), metrics
 
 
 def _loss(
