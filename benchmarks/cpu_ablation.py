@@ -34,7 +34,7 @@ ROWS = {
     "conv1's weight gradient by XLA": ["matmul_weight_gradient"],
     "no Winograd": ["winograd"],
     "convolution gradients by XLA": ["onednn_gradients"],
-    "max pool behind bias, ReLU and concatenation": ["pool_first"],
+    "max pool after bias, ReLU and concatenation": ["pool_first"],
     "freed memory given back": [MEMORY],
     "XLA's own operations": [field.name for field in dataclasses.fields(STOCK)],
 }

@@ -241,9 +241,10 @@ class Config:
     momentum: float = _from(0, 1, default=0.9)
     # Factor by which the staircase multiplies the learning rate at each stair.
     decay_rate: float = _above(0, 1, default=0.96)
-    # Length of a stair in epochs.
+    # Length of a stair in epochs, counted from the end of the warm-up.
     decay_every_epochs: int = _from(1, default=8)
-    # Epochs already counted at step 0: 1 in the tutorial, 0 in the paper.
+    # Epochs already counted at the end of the warm-up (at step 0 without one): 1 in the
+    # tutorial, 0 in the paper.
     decay_offset_epochs: int = _from(0, default=0)
     # L2 penalty on kernels, not on biases or batch norm.
     weight_decay: float = _from(0, default=0.0)

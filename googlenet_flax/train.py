@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 
@@ -42,7 +42,7 @@ from googlenet_flax.training.state import Batch, Metrics, TrainState
 
 def train_and_evaluate(
     config: ConfigLike, workdir: str | os.PathLike[str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Trains and evaluates a run; a run that exists in `workdir` is resumed.
 
     Args:
@@ -50,7 +50,8 @@ def train_and_evaluate(
       workdir: Directory of the run; created if it is missing.
 
     Returns:
-      The row of the last evaluation in `metrics.jsonl`; empty if there was none.
+      The row of the last evaluation in `metrics.jsonl`, with its `step`, `epoch` and
+      `split`; empty if there was none.
 
     Raises:
       UserError: The config, the data or the workdir have an error that the user can fix.
@@ -147,7 +148,7 @@ def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) ->
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
     """Checks that the data are those that the run was trained on before."""
     with distributed.together():
-        data, class_names = experiment.data, experiment.description.class_names
+        data, class_names = experiment.data_description, experiment.description.class_names
     distributed.check_same(
         {"the data": dataclasses.asdict(data), "the classes": list(class_names)},
         "all processes must read the same data",
@@ -345,7 +346,7 @@ class _Run:
         if is_new_size and distributed.num_processes() == 1:
             self.compile(step)
         self.profile.before(step + 1)
-        state, metrics = experiment.train_step(step)(state, batch, experiment.seed)
+        state, metrics = experiment.train_step_at(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)
         if is_new_size or step == self.start_step:
             jax.block_until_ready(state)
@@ -419,7 +420,7 @@ class _Run:
         self.checkpoints.save(
             state,
             description=self.experiment.description,
-            data=self.experiment.data,
+            data=self.experiment.data_description,
             metrics=metrics,
         )
 

@@ -159,7 +159,7 @@ def test_block_computes_the_same(norm):
 
 @pytest.mark.parametrize("variant", ["seed", "bn"])
 def test_pools_inside_the_blocks_in_front_of_them(variant):
-    """Computes a network in which a head reads the map in front of the second pool."""
+    """Computes a network in which a head reads the map before the second pool."""
     names = ("3b", "4a", "4d", "5a")
     widths = InceptionWidths(16, 12, 16, 8, 16, 16)
     inceptions = {f"inception_{name}": widths for name in names}

@@ -88,7 +88,7 @@ def test_two_durations_at_their_ends_give_numbers_or_a_user_error(drawn):
     np.testing.assert_allclose(averages, 1 / np.array(young), rtol=1e-6)
     (end,) = config.progressive_image_size_epochs
     for step in steps:
-        stage = built.train_steps.index(built.train_step(step))
+        stage = built.train_steps.index(built.train_step_at(step))
         assert stage == (step >= end * epoch_steps)
 
 

@@ -10,7 +10,7 @@ from googlenet_flax.__main__ import find_commands
 
 PACKAGE = REPOSITORY / "googlenet_flax"
 # Layers of folders and files ("rooms"). A room may import from itself and from all rooms of
-# the layers in front of its own.
+# the layers above its own.
 LAYERS = [
     {"version"},
     {"runtime"},

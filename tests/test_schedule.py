@@ -131,4 +131,4 @@ def test_a_run_may_end_in_its_warmup(shape, steps):
 )
 def test_a_stage_ends_with_the_update_that_fills_its_epochs(ends, stages):
     experiment = SimpleNamespace(stage_ends=ends, train_steps=range(len(ends) + 1))
-    assert {step: Experiment.train_step(experiment, step) for step in stages} == stages
+    assert {step: Experiment.train_step_at(experiment, step) for step in stages} == stages

@@ -81,7 +81,7 @@ def table_1(model: GoogLeNet, image_size: int) -> list[Row]:
     """Computes the rows of Table 1 for any network, then those of its heads.
 
     The counts are those of one image with sides of `image_size` pixels. If you replace the
-    blocks, `Variant.pool_windows` must have no pool in front of the first one.
+    blocks, `Variant.pool_windows` must have no pool before the first one.
     """
     params, outputs = layer_shapes(model, image_size)
     ops = multiply_adds(params, outputs)

@@ -172,7 +172,7 @@ def _normalize(graph: Graph, preprocess: Preprocess) -> Map:
 
 
 def _stem(graph: Graph, x: Map, variant: Variant) -> Map:
-    """Adds the rows of Table 1 in front of the first block."""
+    """Adds the rows of Table 1 before the first block."""
 
     def norm(x: Map, name: str) -> Map:
         if not variant.local_response_norm:

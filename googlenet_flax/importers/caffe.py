@@ -119,5 +119,5 @@ def _sources(kernel: str, bias: str) -> Iterator[tuple[str, Source]]:
     kernels["classifier"] = "loss3/classifier", io_from_oi
     for ours, (theirs, layout) in kernels.items():
         yield f"params/{ours}/kernel", Source(f"{theirs}{kernel}", layout)
-        # Old Caffe models have three more dimensions of size 1 in front of a bias.
+        # Old Caffe models have three more dimensions of size 1 before those of a bias.
         yield f"params/{ours}/bias", Source(f"{theirs}{bias}", np.ravel)

@@ -212,7 +212,7 @@ _convolve_with_taps.defvjp(_convolve_with_taps_forward, _convolve_with_taps_back
 def _taps(x, size, stride, padding, out):
     """Returns the input pixels under each cell of the kernel, `[B, size^2 * C, H' * W']`.
 
-    Channels stand in front of pixels, so that each row is contiguous. Pixels of one phase
+    Channels come before pixels, so that each row is contiguous. Pixels of one phase
     of the stride stand together.
     """
     batch, *_, channels = x.shape

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import pathlib
-from typing import Any
 
 import jax
 
@@ -50,11 +49,10 @@ def machine_memory_bytes() -> int:
         return physical
 
 
-def give_large_steps_back(compiled: Any) -> bool:
+def give_large_steps_back(compiled: jax.stages.Compiled) -> bool:
     """Undoes `keep_freed_memory` for a step so large that the heap could fill the memory.
 
-    `compiled` is the step as returned by `jax.jit(...).lower(...).compile()`. Returns true
-    if the setting was undone.
+    Returns true if the setting was undone.
     """
     plan = compiled.memory_analysis()
     max_kept_bytes = MAX_KEPT_FRACTION * machine_memory_bytes()

@@ -55,7 +55,7 @@ class Experiment:
         )
 
     @cached_property
-    def data(self) -> DataDescription:
+    def data_description(self) -> DataDescription:
         """The description of the data, which each checkpoint stores.
 
         The first use reads what the fingerprints need.
@@ -197,7 +197,7 @@ class Experiment:
         """Creates a state with random weights, replicated over this process's devices."""
         return sharding.replicate(self._create_state(self._key), self.devices)
 
-    def train_step(self, step: int) -> TrainStep:
+    def train_step_at(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
         return self.train_steps[sum(step >= end for end in self.stage_ends)]
 
@@ -244,10 +244,10 @@ class Experiment:
             for name, values in self._to_step_batch(next(iter(examples))).items()
         }
 
-    def compile_train_step(self, step: int) -> Any:
+    def compile_train_step(self, step: int) -> jax.stages.Compiled:
         """Compiles the train step before its first call, which follows `step` updates."""
         state_like = sharding.replicated_like(self.state_like, self.devices)
-        jitted: Any = self.train_step(step)
+        jitted: Any = self.train_step_at(step)
         return jitted.lower(state_like, self._batch_like, self.seed).compile()
 
     def evaluate(

@@ -67,7 +67,7 @@ def create_schedule(
 def _staircase_decay(config: Config, epoch_steps: int) -> optax.Schedule:
     """Creates a schedule that falls by the factor `decay_rate` every few epochs.
 
-    The rate at step `s` is
+    The rate `s` steps after the warm-up is
     `learning_rate * decay_rate ** floor((offset + epoch) / every)` with
     `epoch = s // epoch_steps`. Section 6 of the paper lowers it by 4 % every 8 epochs, with
     offset 0. The Keras tutorial counts epochs from 1, which is offset 1.
