@@ -124,7 +124,7 @@ def test_images_of_any_size_are_streamed(tmp_path):
     np.testing.assert_array_equal(batch["image"][:, :7, :7], np.concatenate(expected))
     assert batch["label"].tolist() == [10 % 3, 11 % 3, 1, 2]
     assert batch["extent"].tolist() == [[7, 7]] * 4
-    names = [picture_set.pictures.name(index) for index in range(4)]
+    names = [picture_set.name(index) for index in range(4)]
     assert names[1:3] == ["any_size train record 11", "any_size test record 1"]
 
 

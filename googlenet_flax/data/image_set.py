@@ -43,6 +43,9 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int) -> str:
+        """Returns a name by which the user can find the picture, as printable text."""
+
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields one batch for each array of example numbers, in order.
 
@@ -93,6 +96,10 @@ class ImageSet:
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return digest.hexdigest()
+
+    def name(self, index: int) -> str:
+        """Returns the number of the example in words."""
+        return f"example {index}"
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields batches as `Split.batches` describes them."""

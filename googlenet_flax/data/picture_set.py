@@ -70,6 +70,10 @@ class PictureSet:
         """The fingerprint of the source of the pictures."""
         return self.pictures.fingerprint
 
+    def name(self, index: int) -> str:
+        """Returns the name that the source has for the picture."""
+        return self.pictures.name(index)
+
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields batches as `Split.batches` describes them, decoded ahead of time.
 
@@ -106,7 +110,7 @@ class PictureSet:
         requested, reasons = batch.pop("requested"), batch.pop("reason")
         batch["readable"] = reasons == ""
         for row in np.flatnonzero(~batch["readable"]):
-            name, reason = self.pictures.name(int(requested[row])), str(reasons[row])
+            name, reason = self.name(int(requested[row])), str(reasons[row])
             if self.options.on_bad_image != "skip":
                 raise UserError(
                     f"{name} cannot be read ({reason}): {self.pictures.remedy}, or set "
