@@ -236,7 +236,8 @@ def test_mistakes_are_the_surest_ones(made, digits, probabilities):
     each = enumerate(probabilities["main"])
     wrong = [(-p.max(), i) for i, p in each if p.argmax() != labels[i]]
     surest = [i for _, i in sorted(wrong)[:12]]
-    assert f"the examples {', '.join(str(i) for i in chosen[surest])}" in reader.text
+    names = [row[-1] for row in table_of(reader, "Pictures of the most confident")]
+    assert names == [f"example {i}" for i in chosen[surest]]
     # The pictures are those that the network sees.
     shown = DESCRIPTION.preprocess.cut(jnp.asarray(images[surest]), None)
     np.testing.assert_allclose(material.tested.pictures, shown, atol=0.5)

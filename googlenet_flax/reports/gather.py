@@ -84,13 +84,14 @@ def _test(predictor: Predictor, split: Split, config: Config, max_examples: int)
         predictor, split, batch_size=config.batch_size, max_examples=max_examples
     )
     rows = confident_mistakes(answers["main"], MISTAKES)
+    names = [split.name(example) for example in examples[rows].tolist()]
     pictures = np.zeros((0, 1, 1, 3), np.uint8)
     if len(rows):
         batch = next(iter(split.batches([examples[rows]])))
         preprocess = predictor.description.preprocess
         pictures = shown_pixels(preprocess, batch["image"], batch.get("extent"))
-    name = f"{config.dataset!r}, split {config.eval_split!r}"
-    return Tested(name, len(split), examples, labels, answers, rows, pictures)
+    words = f"{config.dataset!r}, split {config.eval_split!r}"
+    return Tested(words, len(split), examples, labels, answers, rows, names, pictures)
 
 
 def _first_picture(split: Split, tested: Tested) -> Picture:
@@ -98,4 +99,5 @@ def _first_picture(split: Split, tested: Tested) -> Picture:
     example = tested.examples[:1]
     batch = next(iter(split.batches([example])))
     extent = batch["extent"][0] if "extent" in batch else None
-    return Picture(f"example {example[0]} of {tested.split}", batch["image"][0], extent)
+    name = f"{split.name(example.item())} of {tested.split}"
+    return Picture(name, batch["image"][0], extent)

@@ -54,6 +54,7 @@ class Tested:
     labels: np.ndarray  # int64 [N]
     answers: Mapping[str, Answers]  # By the names of the classifiers.
     mistakes: np.ndarray  # Rows of the most confident mistakes, int [n].
+    names: Sequence[str]  # Names of the pictures of the mistakes.
     pictures: np.ndarray  # Pictures of the mistakes, uint8 [n, H, W, 3].
 
 
@@ -296,9 +297,14 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         pictures_figure(mistakes, MISTAKE_COLUMNS, title_height_inches=0.45),
         caption=f"{some} mistakes of the main classifier, the most confident ones first, "
         "at the size of the network's input, each below its predicted class, the "
-        "confidence and the true class. In the split they are the examples "
-        f"{', '.join(map(str, tested.examples[rows]))}.",
+        "confidence and the true class. The table below names them in the same order.",
         alt="; ".join(f"{a} taken for {b}" for a, b in zip(true, predicted, strict=True)),
+    )
+    sure = map(percent, main.confidence[rows])
+    page.table(
+        ["true class", "predicted class", "confidence", "picture"],
+        list(zip(true, predicted, sure, tested.names, strict=True)),
+        caption="Pictures of the most confident mistakes",
     )
 
 
