@@ -143,7 +143,8 @@ def test_a_split_has_indices_and_labels(tmp_path, features_to, mean_colors, flag
     digits = load_split("digits", split, data_dir="")
     assert f"features [{len(digits)}, 1] of pool" in printed
     found = load(out)
-    assert found.keys() == {"features", "index", "label", "class_names"}
+    assert found.keys() == {"features", "picture", "index", "label", "class_names"}
+    assert found["picture"].tolist() == [f"example {i}" for i in range(len(digits))]
     np.testing.assert_array_equal(found["index"], np.arange(len(digits)))
     np.testing.assert_array_equal(found["label"], digits.labels)
     np.testing.assert_allclose(found["features"], digits.images.mean(axis=(1, 2)), 1e-6)

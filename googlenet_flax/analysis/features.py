@@ -98,9 +98,14 @@ def picture_batches(
 
 
 def split_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterator[Batch]:
-    """Yields batches for `write_features`, with the `index` and `label` of each example."""
+    """Yields batches for `write_features`, with the name of each picture as `picture`.
+
+    They also hold the `index` and the `label` of each example.
+    """
     batch_size = fit_batch_size(batch_size, len(split), len(predictor.devices))
-    return padded_batches(split, np.arange(len(split)), batch_size, task=TASK)
+    for batch in padded_batches(split, np.arange(len(split)), batch_size, task=TASK):
+        names = [split.name(index) for index in batch["index"].tolist()]
+        yield {**batch, "picture": np.array(names)}
 
 
 def write_features(
