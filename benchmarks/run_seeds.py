@@ -2,8 +2,9 @@
 
     python benchmarks/run_seeds.py --config=configs/digits.py --seeds=0,1,2 --workdir=DIR
 
-Further arguments (--config.FIELD=VALUE) are passed to every run. An interrupted series is
-resumed. Accuracies are those of the last evaluation, not of the best one.
+Run it in the root of the clone, or name a recipe as in `--config=digits`. Further arguments
+(--config.FIELD=VALUE) are passed to every run. An interrupted series is resumed. Accuracies
+are those of the last evaluation, not of the best one.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float |
     command = [sys.executable, "-m", "googlenet_flax.main", *arguments]
     command += [f"--config.seed={seed}", f"--workdir={workdir}"]
     started = time.monotonic()
-    code = subprocess.run(command, check=False, cwd=REPOSITORY).returncode
+    code = subprocess.run(command, check=False).returncode
     if code:  # It refuses a finished run of another config, too.
         sys.exit(code)
     if finished.exists():

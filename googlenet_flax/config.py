@@ -370,22 +370,23 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
 
 def _check_channels(config: Config) -> None:
     count = config.input_channels
+    defects, fixes = [], []
     for name in ("input_mean", "input_std"):
         values = getattr(config, name)
         if len(values) != count:
             allowed = FIELDS[name].metadata["allowed"]
-            raise UserError(
-                f"config.{name} is {values!r} but must be {allowed}, and "
-                f"config.input_channels is {count}: set "
-                f"'--config.{name}={values[:1] * count!r}'"
-            )
+            defects.append(f"config.{name} is {values!r} but must be {allowed}")
+            fixes.append(f"'--config.{name}={values[:1] * count!r}'")
     for name in ("channel_order", "color_jitter"):
         value, default = getattr(config, name), FIELDS[name].default
         if count != 3 and value != default:
-            raise UserError(
-                f"config.{name} is {value!r} but is for 3 channels only, and "
-                f"config.input_channels is {count}: set --config.{name}={default}"
-            )
+            defects.append(f"config.{name} is {value!r} but is for 3 channels only")
+            fixes.append(f"--config.{name}={default}")
+    if defects:
+        raise UserError(
+            f"{'; '.join(defects)}, and config.input_channels is {count}: set "
+            f"{' '.join(fixes)}"
+        )
 
 
 def _check_image_size(config: Config) -> None:

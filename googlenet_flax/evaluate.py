@@ -58,7 +58,10 @@ def main() -> None:
         if args.json:
             print(json.dumps(metrics))
         else:
-            print(f"checkpoint {metrics['step']}: {format_metrics(metrics)}")
+            print(
+                f"checkpoint {metrics['step']}, {metrics['examples']:,} examples of "
+                f"{metrics['dataset']} {metrics['eval_split']}: {format_metrics(metrics)}"
+            )
         if args.expect is not None:
             check_accuracy(metrics["accuracy"], args.expect, args.tolerance)
 

@@ -168,8 +168,10 @@ def evaluate_json(run_command, loaded):
         code, out, err = run_command(evaluate, "--json", *args)
         assert code == 0, err
         metrics = json.loads(out)
-        assert metrics.pop("step") == 0
-        return metrics, err
+        about = [
+            metrics.pop(name) for name in ("step", "dataset", "eval_split", "examples")
+        ]
+        return metrics, about, err
 
     return evaluate_json
 
@@ -188,12 +190,13 @@ def test_every_picture_counts_once_with_the_mean_of_softmax(
     members, folder, evaluate_json, numbers, crops, batch_size
 ):
     """Averages over members and crops of pictures, one of which is unreadable."""
-    metrics, err = evaluate_json(
+    metrics, about, err = evaluate_json(
         f"--ensemble={','.join(str(members[number]) for number in numbers)}",
         *(f"--crops={crops}", "--dataset=folder", f"--data_dir={folder}", "--split=test"),
         f"--batch_size={batch_size}",
     )
     assert_same(metrics, expected_metrics(numbers, EXAMPLES, crops))
+    assert about == [0, "folder", "test", len(EXAMPLES)]
     skipped, *notes = err.splitlines()
     assert f"skipped {folder}/test/3/broken.png: " in skipped
     note = f"{members[1]}: untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
@@ -206,7 +209,7 @@ def test_small_probabilities_are_not_lost(tmp_path, evaluate_json):
     params = dict(variables["params"])
     params["classifier"] = {n: 1e3 * leaf for n, leaf in params["classifier"].items()}
     run = write_run(tmp_path, FIRST, {**variables, "params": params}, **RECIPE)
-    metrics, _ = evaluate_json(f"--workdir={run}", "--crops=2")
+    metrics, *_ = evaluate_json(f"--workdir={run}", "--crops=2")
     assert 200 < metrics["main_loss"] < np.inf
 
 
@@ -215,10 +218,10 @@ def test_the_command(members, evaluate_json):
     first, second = members
     digits = load_split("digits", RECIPE["eval_split"], data_dir="")
     examples = list(zip(np.repeat(digits.images, 3, axis=-1), digits.labels, strict=True))
-    alone, _ = evaluate_json(f"--workdir={first}")
+    alone, *_ = evaluate_json(f"--workdir={first}")
     assert_same(alone, expected_metrics((0,), examples, 1))
     # Each member uses its own crop.
-    both, _ = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
+    both, *_ = evaluate_json(f"--ensemble={first},{second}", "--crops=2")
     assert_same(both, expected_metrics((0, 1), examples, 2))
     # This is the same crop in another notation; the order of members does not matter.
     for flags in (

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -155,6 +156,20 @@ def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
             next(coming)
         assert request.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_an_interrupt_in_a_notebook_does_not_end_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    handler = signal.getsignal(signal.SIGINT)
+    for is_training in (False, True):
+        with stop_on_signal() as request:
+            request.wait_for_loop = is_training
+            if is_training:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert request.is_due()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
 PREPARING = """

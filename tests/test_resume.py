@@ -143,5 +143,5 @@ def test_one_checkpoint_evaluates_equally_on_any_devices(run_on_four_devices, nu
     flags = "--checkpoint=latest", "--json"
     out = evaluate_tiny(run_on_four_devices, *flags, env=on_devices(number))
     metrics = json.loads(out)
-    expected = {name: row[name] for name in metrics}
-    assert metrics == pytest.approx(expected, rel=1e-6, abs=0)
+    for name in metrics.keys() - {"dataset", "eval_split", "examples"}:
+        assert metrics[name] == pytest.approx(row[name], rel=1e-6, abs=0), name

@@ -12,8 +12,10 @@ from googlenet_flax.runtime.errors import UserError
 @pytest.fixture
 def wandb(monkeypatch):
     """Replaces the package; `wandb.init.return_value` is the run."""
-    monkeypatch.setitem(sys.modules, "wandb", mock.Mock())
-    return sys.modules["wandb"]
+    package = mock.Mock()
+    package.init.return_value.url = None  # As when W&B is offline.
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
 
 
 def test_a_row_is_sent_without_its_time(tmp_path, wandb):
@@ -27,6 +29,7 @@ def test_a_row_is_sent_without_its_time(tmp_path, wandb):
     started = [call.kwargs for call in wandb.init.call_args_list]
     assert [fields["id"] for fields in started] == [run_id] * 2
     assert started[0]["config"]["seed"] == 3
+    assert [fields["name"] for fields in started] == [tmp_path.name, None]
 
 
 def test_a_run_goes_on_when_wandb_fails(tmp_path, wandb, capfd):

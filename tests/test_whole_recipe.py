@@ -98,8 +98,9 @@ def test_the_commands_take_the_averages(run, run_command):
         assert code == 0, err
         metrics = json.loads(out)
         assert metrics.pop("step") == FINAL_STEP
-        for name, value in metrics.items():
-            assert value == pytest.approx(last[f"{prefix}{name}"], rel=1e-5), name
+        for name in metrics.keys() - {"dataset", "eval_split", "examples"}:
+            expected = pytest.approx(last[f"{prefix}{name}"], rel=1e-5)
+            assert metrics[name] == expected, name
 
 
 def test_resumed_in_any_stage_it_ends_the_same(run, tmp_path):

@@ -145,8 +145,9 @@ def _list_splits(
         raise UserError(f"{root} has no folder train: {remedy}")
     if missing:
         raise UserError(
-            f"unknown split {split!r}: {root} has the folders {', '.join(found)}; slices "
-            "are written as in TFDS, for example train[:80%]+val"
+            f"unknown split {split!r}: {root} has the folders {', '.join(found)}: name "
+            f"one of them, as with --config.eval_split={found[-1]}, or a slice, such as "
+            "train[:80%]+val; if the folders are classes, set --config.eval_fraction=0.2"
         )
     class_names = options.class_names or _training_classes(os.path.join(root, "train"))
     return class_names, {

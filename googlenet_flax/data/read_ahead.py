@@ -54,7 +54,8 @@ def read_ahead(
             end, _, _ = str(error).partition(".")
             raise UserError(
                 f"pictures cannot be decoded ({end}): memory, or shared memory (/dev/shm), "
-                "may have run out; set --config.decode_workers=0"
+                "may have run out, or your script lacks `if __name__ == '__main__':`; "
+                "set --config.decode_workers=0"
             ) from error
         finally:
             # Looked up at the end, because grain starts processes in the background.

@@ -20,8 +20,9 @@ auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
 - Accuracy: {accuracy}
 - Auxiliary classifiers that are not trained: {untrained}
 - Classes: {num_classes}, from {first!r} to {last!r}
-- Input: {image_size} x {image_size} pixels, channels: {channels}. Cut the central square
-  out of the picture, {crop_fraction} of its shorter side, and resize it bilinearly.
+- Input: {image_size} x {image_size} pixels, channels: {channels}. Put transparent pixels
+  on white, cut the central square out of the picture, {crop_fraction} of its shorter side,
+  and resize it bilinearly.
 - Normalization of pixels from 0 to 255:
   (pixel * {input_scale} - {input_mean}) / {input_std}
 - Tensors: float32 in Flax's layouts, `[H, W, in, out]` for convolutions and `[in, out]`

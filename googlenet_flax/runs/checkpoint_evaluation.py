@@ -75,7 +75,17 @@ def load_eval_split(
             f"{config.dataset} has {len(split.class_names)} classes and the network "
             f"{known}: choose the data set it was trained on"
         )
+    if split.class_names != description.class_names:
+        tell(
+            f"classes are compared by number: those of {config.dataset} are "
+            f"{_first_names(split.class_names)}, and those of the network "
+            f"{_first_names(description.class_names)}"
+        )
     return split
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], "..."][: len(names)])
 
 
 def evaluate_checkpoints(
@@ -85,7 +95,7 @@ def evaluate_checkpoints(
     num_crops: int = 1,
     raw: bool = False,
     **data: Any,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluates a run, or the mean of several, with the preprocessing saved in each.
 
     Args:
@@ -96,7 +106,8 @@ def evaluate_checkpoints(
       **data: The data to evaluate on, as for `evaluation_config`.
 
     Returns:
-      The metrics, and `step` of the first checkpoint.
+      The metrics, `step` of the first checkpoint, and the `dataset`, the `eval_split`
+      and the number of `examples` that were evaluated.
 
     Raises:
       UserError: A run, checkpoint or data set does not exist, or the networks differ in
@@ -130,7 +141,13 @@ def evaluate_checkpoints(
     for workdir, predictor in zip(workdirs, predictors, strict=True):
         for note in predictor.description.notes:
             tell(f"{workdir.path}: {note}")
-    return {"step": first.checkpoint_step, **metrics}
+    return {
+        "step": first.checkpoint_step,
+        "dataset": config.dataset,
+        "eval_split": config.eval_split,
+        "examples": len(split) - len(split.unreadable),
+        **metrics,
+    }
 
 
 def _check_same_pictures(

@@ -30,16 +30,19 @@ class WandbMirror:
         with writing(directory):
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
-            if not id_file.exists():
+            is_new = not id_file.exists()
+            if is_new:
                 replace_file(id_file, secrets.token_hex(8).encode())
             run_id = id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(
                 project=config.wandb_project,
                 id=run_id,
+                # A resumed run keeps the name that somebody may have given it at W&B.
+                name=directory.parent.name if is_new else None,
                 resume="allow",
                 dir=str(directory),
-                config=config.to_dict(),
+                config={**config.to_dict(), "workdir": str(directory.parent)},
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )
         except Exception as error:  # Many types: no login, no network, a bad name.
@@ -47,6 +50,8 @@ class WandbMirror:
                 f"W&B cannot start ({error}): run `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._run.define_metric("*", step_metric="step")
+        if self._run.url:  # None if W&B is offline.
+            tell(f"W&B shows this run at {self._run.url}")
         self._has_failed = False
 
     def __enter__(self) -> Self:

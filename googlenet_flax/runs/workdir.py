@@ -198,8 +198,14 @@ class Workdir:
         }
         refused = [line for name, line in changes.items() if name not in resumable]
         if refused:
+            why = ""
+            if LENGTH_FIELDS & changes.keys() - resumable:
+                why = (
+                    " (the length may change only with staircase and final_aux_fraction=1)"
+                )
             raise UserError(
                 f"workdir {str(self.path)!r} holds a run of another config: "
-                f"{'; '.join(refused)}. Restore these values or choose another --workdir"
+                f"{'; '.join(refused)}{why}. Restore these values, or train in another "
+                f"--workdir, from these weights with --config.init_from={self.path}"
             )
         return list(changes.values())

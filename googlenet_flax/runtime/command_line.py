@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,10 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
         except BrokenPipeError:  # The reader of --help has read enough.
             raise
         except Exception as error:  # A config file may raise anything.
-            raise UserError(f"{_in_one_line(error)}; see --help") from error
+            text = "".join(traceback.format_exception(error))
+            places = re.findall(r'File "(.+)", line (\d+), in get_config\b', text)
+            where = "".join(f" ({file}, line {line})" for file, line in places[-1:])
+            raise UserError(f"{_in_one_line(error)}{where}; see --help") from error
         if config.value is None:
             raise UserError(
                 f"--{config.name} is missing: name a recipe, such as digits, or a config "
