@@ -40,14 +40,20 @@ TARGET = flags.DEFINE_string(
 )
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
-    "",
+    None,
     "HOST:PORT of process 0; needed for several processes if JAX cannot detect it.",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 0, "Number of processes; needed if JAX cannot detect it."
+    "num_processes",
+    None,
+    "Number of processes; needed if JAX cannot detect it.",
+    lower_bound=1,
 )
 PROCESS_ID = flags.DEFINE_integer(
-    "process_id", -1, "Number of this process from 0; needed if JAX cannot detect it."
+    "process_id",
+    None,
+    "Number of this process from 0; needed if JAX cannot detect it.",
+    lower_bound=0,
 )
 
 

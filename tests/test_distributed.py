@@ -307,6 +307,7 @@ ALONE_PARTS = ["--coordinator_address", "--num_processes", "--process_id", "Slur
         ([TOGETHER, "--coordinator_address=localhost:1"], ALONE_PARTS),
         ([TOGETHER, "--coordinator_address=host"], ["_address is 'host'", "HOST:PORT"]),
         (["--num_processes=2"], ["--num_processes needs --config.distributed=True"]),
+        (["--process_id=-1"], ["process_id", "-1"]),
     ],
 )
 def test_flags_that_do_not_say_who_the_others_are(tmp_path, run_command, flags, parts):

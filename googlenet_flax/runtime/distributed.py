@@ -44,7 +44,9 @@ LOST_PROCESS_WORDS = (
 
 @contextlib.contextmanager
 def joined(
-    coordinator_address: str = "", num_processes: int = 0, process_id: int = -1
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> Iterator[None]:
     """Connects this process with the others; call it before JAX uses a device.
 
@@ -68,13 +70,13 @@ def joined(
                 f"--coordinator_address is {coordinator_address!r} but must be HOST:PORT, "
                 f"with a port up to {MAX_PORT}"
             )
-        if process_id > 0:
+        if process_id:
             _wait_for_first(host, int(port), process_id)
     try:
         jax.distributed.initialize(
             coordinator_address or None,
-            num_processes or None,
-            None if process_id < 0 else process_id,
+            num_processes,
+            process_id,
             initialization_timeout=JOIN_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
