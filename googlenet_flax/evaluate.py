@@ -28,7 +28,7 @@ def main() -> None:
     add("--ensemble", default="", help="more runs to average with, as DIR1,DIR2")
     add("--checkpoint", default="best", help="checkpoint: best (default), latest or a step")
     add("--crops", type=int, default=1, choices=CROP_NUMBERS, help="crops to average over")
-    raw_help = "use the latest weights instead of their average over steps"
+    raw_help = "use the checkpoint's own weights, not their average over steps"
     add("--raw_weights", action="store_true", help=raw_help)
     add_data_flags(parser)
     expect_help = (

@@ -59,6 +59,7 @@ def train_and_evaluate(
       NotFiniteError: A loss became NaN or infinite.
       StoppedBySignal: The run received a signal such as SIGTERM, and saved its state. A
         signal before the first step ends the process at once.
+      KeyboardInterrupt: A notebook's cell was interrupted before the first step, or twice.
     """
     config = Config.of(config)
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ from googlenet_flax import evaluate
 from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.preprocessing.crops import central_crop, crop_boxes, evaluation_crops
-from googlenet_flax.runs.checkpoint_evaluation import evaluation_config
+from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.training.sharding import fit_batch_size
@@ -201,6 +201,13 @@ def test_every_picture_counts_once_with_the_mean_of_softmax(
     assert f"skipped {folder}/test/3/broken.png: " in skipped
     note = f"{members[1]}: untrained heads, whose outputs mean nothing: aux_4a, aux_4d"
     assert notes == [f"googlenet_flax: {note}"] * (1 in numbers)
+
+
+def test_classes_of_other_names_are_compared_by_number(capfd):
+    names = (*CLASSES[:-1], "nine")
+    load_eval_split(Config.of(RECIPE), dataclasses.replace(FIRST, class_names=names))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "1 of 10 have other names: class 9 is '9' in digits and 'nine'" in line
 
 
 def test_small_probabilities_are_not_lost(tmp_path, evaluate_json):

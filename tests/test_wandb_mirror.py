@@ -20,13 +20,17 @@ def wandb(monkeypatch):
 
 def test_a_row_is_sent_without_its_time(tmp_path, wandb):
     row = {"step": 2, "epoch": 1, "split": "eval", "loss": 2.125, "unix_seconds": 1.6e9}
+    init = wandb.init.return_value
+    wandb.init.side_effect = [OSError("no login"), init, init]
+    with pytest.raises(UserError, match="W&B cannot start"):
+        WandbMirror(tmp_path / "wandb", Config())
     for _ in range(2):  # The second one resumes the run.
         with WandbMirror(tmp_path / "wandb", Config(seed=3)) as mirror:
             mirror.write(row)
     sent = mock.call({"step": 2, "epoch": 1, "eval/loss": 2.125})
     assert wandb.init.return_value.log.call_args_list == [sent] * 2
     run_id = (tmp_path / "wandb" / "run_id").read_text()
-    started = [call.kwargs for call in wandb.init.call_args_list]
+    started = [call.kwargs for call in wandb.init.call_args_list[1:]]
     assert [fields["id"] for fields in started] == [run_id] * 2
     assert started[0]["config"]["seed"] == 3
     assert [fields["name"] for fields in started] == [tmp_path.name, None]

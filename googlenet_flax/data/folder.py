@@ -144,10 +144,14 @@ def _list_splits(
         )
         raise UserError(f"{root} has no folder train: {remedy}")
     if missing:
+        flags = "--config.eval_fraction=0.2"
+        if options.class_names:  # A trained network reads one split.
+            parent, own = os.path.split(root)
+            flags = f"--config.data_dir={parent} --config.eval_split={own}"
         raise UserError(
-            f"unknown split {split!r}: {root} has the folders {', '.join(found)}: name "
-            f"one of them, as with --config.eval_split={found[-1]}, or a slice, such as "
-            "train[:80%]+val; if the folders are classes, set --config.eval_fraction=0.2"
+            f"unknown split {split!r}: {root} has the folders {', '.join(found)}: name one "
+            "of them, or slices such as train[:80%]+val; if the folders are classes, set "
+            f"{flags}"
         )
     class_names = options.class_names or _training_classes(os.path.join(root, "train"))
     return class_names, {

@@ -20,8 +20,8 @@ auxiliary classifiers, written by {generator} from checkpoint {checkpoint_step}.
 - Accuracy: {accuracy}
 - Auxiliary classifiers that are not trained: {untrained}
 - Classes: {num_classes}, from {first!r} to {last!r}
-- Input: {image_size} x {image_size} pixels, channels: {channels}. Put transparent pixels
-  on white, cut the central square out of the picture, {crop_fraction} of its shorter side,
+- Input: {image_size} x {image_size} pixels, channels: {channels}. Rotate the picture by its
+  EXIF orientation, {blend}cut out the central square, {crop_fraction} of its shorter side,
   and resize it bilinearly.
 - Normalization of pixels from 0 to 255:
   (pixel * {input_scale} - {input_mean}) / {input_std}
@@ -45,6 +45,7 @@ def write(metadata: Mapping[str, Any], file_name: str) -> str:
     return CARD.format(
         **{"accuracy": "not measured", **metadata, **preprocess},
         channels=preprocess["channel_order"] if count == 3 else count,
+        blend="" if count == 4 else "put transparent pixels on white, ",
         untrained=", ".join(metadata["untrained_heads"]) or "none",
         num_classes=len(names),
         first=names[0],

@@ -62,8 +62,8 @@ class DamagedCheckpointError(UserError):
 
     def __init__(self, path: pathlib.Path, reason: str):
         super().__init__(
-            f"checkpoint {path.name} in {path.parent} is damaged: {reason}; choose "
-            "another with --checkpoint=STEP, or move this one away"
+            f"checkpoint {path.name} in {path.parent} is damaged: {reason}; move it "
+            "away, or name another step where the command has --checkpoint"
         )
         self.path, self.reason = path, reason
 

@@ -75,17 +75,16 @@ def load_eval_split(
             f"{config.dataset} has {len(split.class_names)} classes and the network "
             f"{known}: choose the data set it was trained on"
         )
-    if split.class_names != description.class_names:
+    pairs = zip(split.class_names, description.class_names, strict=True)
+    others = [(n, *pair) for n, pair in enumerate(pairs) if pair[0] != pair[1]]
+    if others:
+        number, theirs, ours = others[0]
         tell(
-            f"classes are compared by number: those of {config.dataset} are "
-            f"{_first_names(split.class_names)}, and those of the network "
-            f"{_first_names(description.class_names)}"
+            f"classes are compared by number, and {len(others)} of {known} have other "
+            f"names: class {number} is {theirs!r} in {config.dataset} and {ours!r} in the "
+            "network"
         )
     return split
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join([*names[:3], "..."][: len(names)])
 
 
 def evaluate_checkpoints(

@@ -31,9 +31,9 @@ class WandbMirror:
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
             is_new = not id_file.exists()
-            if is_new:
-                replace_file(id_file, secrets.token_hex(8).encode())
-            run_id = id_file.read_text(encoding="utf-8")
+            run_id = secrets.token_hex(8)
+            if not is_new:
+                run_id = id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(
                 project=config.wandb_project,
@@ -49,6 +49,9 @@ class WandbMirror:
             raise UserError(
                 f"W&B cannot start ({error}): run `wandb login`, or set WANDB_MODE=offline"
             ) from error
+        if is_new:
+            with writing(directory):
+                replace_file(id_file, run_id.encode())
         self._run.define_metric("*", step_metric="step")
         if self._run.url:  # None if W&B is offline.
             tell(f"W&B shows this run at {self._run.url}")

@@ -201,11 +201,12 @@ class Workdir:
             why = ""
             if LENGTH_FIELDS & changes.keys() - resumable:
                 why = (
-                    " (the length may change only with staircase and final_aux_fraction=1)"
+                    " (the length may change only with staircase and final_aux_fraction=1; "
+                    f"--config.init_from={self.path} begins with these weights)"
                 )
             raise UserError(
                 f"workdir {str(self.path)!r} holds a run of another config: "
-                f"{'; '.join(refused)}{why}. Restore these values, or train in another "
-                f"--workdir, from these weights with --config.init_from={self.path}"
+                f"{'; '.join(refused)}{why}. Restore these values or choose another "
+                "--workdir"
             )
         return list(changes.values())

@@ -97,7 +97,8 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
             raise
         except Exception as error:  # A config file may raise anything.
             text = "".join(traceback.format_exception(error))
-            places = re.findall(r'File "(.+)", line (\d+), in get_config\b', text)
+            place = r'File "(.+)", line (\d+), in (?:get_config|<module>)$'
+            places = re.findall(place, text, re.MULTILINE)
             where = "".join(f" ({file}, line {line})" for file, line in places[-1:])
             raise UserError(f"{_in_one_line(error)}{where}; see --help") from error
         if config.value is None:

@@ -121,8 +121,8 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turns the first of `STOP_SIGNALS` into a request; a second one ends the process.
 
-    Before the first step, the first signal ends the process too. Where a person works in
-    the process, as in a notebook, a `KeyboardInterrupt` takes the place of both ends.
+    Before the first step, the first signal ends the process too. In a notebook or at
+    Python's prompt, SIGINT raises a `KeyboardInterrupt` where it would end the process.
 
     Signals that are ignored, as under `nohup`, stay ignored. With `jax.distributed`, JAX
     handles SIGTERM as a notice of preemption and passes it on to all processes; the other
@@ -135,11 +135,12 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     def ask_to_stop(number: int, _: object) -> None:
         if request.has_received_signal:
-            before = previous[signal.Signals(number)]
-            signal.signal(number, before if is_interactive else signal.SIG_DFL)
+            if interrupts_cell(number):
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.has_received_signal = True
-        if is_interactive and not request.wait_for_loop:
+        if interrupts_cell(number) and not request.wait_for_loop:
             raise KeyboardInterrupt
         if request.interrupts:
             request.signal_number = number
@@ -157,7 +158,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
             previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, request.break_off_wait)
             signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)
 
-    is_interactive = hasattr(sys, "ps1")  # In a notebook too.
+    def interrupts_cell(number: int) -> bool:
+        """Returns true for an interrupt in a notebook or at Python's prompt."""
+        return number == signal.SIGINT and hasattr(sys, "ps1")
+
     handled_by_jax = {signal.SIGTERM} if jax.distributed.is_initialized() else set()
     previous = {
         number: signal.signal(number, ask_to_stop)
