@@ -160,7 +160,8 @@ def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
 
 def test_an_interrupt_in_a_notebook_does_not_end_the_process(monkeypatch):
     monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
-    handler = signal.getsignal(signal.SIGINT)
+    # A shell starts background jobs with this signal ignored, and it then stays ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     for is_training in (False, True):
         with stop_on_signal() as request:
             request.wait_for_loop = is_training
@@ -169,7 +170,7 @@ def test_an_interrupt_in_a_notebook_does_not_end_the_process(monkeypatch):
                 assert request.is_due()
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == handler
+    assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
 
 
 PREPARING = """
