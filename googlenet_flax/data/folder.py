@@ -29,7 +29,7 @@ class FilePictures:
     root: str
     paths: tuple[str, ...]  # All begin with `root`.
     labels: np.ndarray  # int32 [N]
-    remedy = "delete or repair it (a run then needs a new --workdir, as its data change)"
+    remedy = "delete or repair it (a run then needs a new --workdir: its data change)"
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -44,7 +44,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Returns a name by which the user can find the picture, as printable text."""
+        """Returns printable text by which a user can find the picture, such as its path."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Yields one batch for each array of example numbers, in order.

@@ -112,7 +112,7 @@ def fetch_published(name: str) -> pathlib.Path:
         raise UserError(
             f"no trained weights are published for {name!r}, only for "
             f"{', '.join(PUBLISHED)}: import a file with `googlenet import-weights "
-            f"--from=FORMAT --weights=FILE`"
+            "--from=FORMAT --weights=FILE`"
         )
     published = PUBLISHED[name]
     try:

@@ -82,7 +82,8 @@ class Variant:
     @property
     def is_size_free(self) -> bool:
         """True if no parameter depends on the image size: heads pool to a fixed size."""
-        return len(self.aux_windows(28)) == len(self.aux_windows(56))
+        smaller, larger = map(self.aux_windows, (28, 56))  # Windows on maps of two sizes.
+        return len(smaller) == len(larger)
 
     @property
     def min_image_size(self) -> int:
