@@ -16,6 +16,7 @@ import peer
 from googlenet_flax.analysis.target import step_bytes
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import create_model
+from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.optimizer import create_optimizer
 from googlenet_flax.training.state import TrainState
@@ -43,7 +44,8 @@ def initial_state(variant: str, image_size: int) -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3))
         return TrainState.of(model.init(rng, images, train=False), create_sgd())
 
-    return jax.device_get(jax.jit(create)(jax.random.key(0)))
+    with on_the_cpu():
+        return jax.device_get(jax.jit(create)(jax.random.key(0)))
 
 
 def make_steps(

@@ -7,6 +7,7 @@ import time
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.processes import finish, free_address, last_line, wait_for_line
@@ -28,7 +29,7 @@ from helpers.tiny_run import (
 
 from googlenet_flax import main
 from googlenet_flax.runtime import distributed
-from googlenet_flax.runtime.environment import local_devices
+from googlenet_flax.runtime.environment import local_devices, on_the_cpu
 from googlenet_flax.runtime.errors import RunError, UserError
 
 TOGETHER = "--config.distributed=True"
@@ -378,6 +379,17 @@ def test_processes_with_unequal_numbers_of_devices_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "num_processes", lambda: 2)
     with pytest.raises(UserError, match="the processes have 2, 1 devices"):
         distributed.check_devices()
+
+
+def test_the_cpu_is_used_if_jax_may_use_it(monkeypatch):
+    other = jax.devices()[3]
+    with jax.default_device(other):
+        with on_the_cpu():
+            assert jnp.zeros(1).devices() == {jax.devices("cpu")[0]}
+        # As with JAX_PLATFORMS=cuda.
+        monkeypatch.setattr(jax, "local_devices", mock.Mock(side_effect=RuntimeError))
+        with on_the_cpu():
+            assert jnp.zeros(1).devices() == {other}
 
 
 def test_devices_that_jax_cannot_use_are_no_traceback(monkeypatch):

@@ -21,6 +21,7 @@ from googlenet_flax.model.googlenet import HEADS, VARIANTS
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runs.workdir import IMPORTED_FROM, Workdir
+from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
@@ -245,7 +246,8 @@ def _fit(
     if absent:
         fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
         draw = jax.jit(description.initialize, compiler_options=fast)
-        drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
+        with on_the_cpu():
+            drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
         variables |= {name: np.asarray(drawn[name]) for name in absent}
     report = []
     for name, leaf in leaves.items():

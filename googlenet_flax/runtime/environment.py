@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 
@@ -25,6 +26,14 @@ def describe_environment(devices: Sequence[jax.Device] | None = None) -> dict[st
     if devices:
         found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     return found
+
+
+def on_the_cpu() -> AbstractContextManager:
+    """Creates a context in which JAX computes on the CPU, if `JAX_PLATFORMS` allows it."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()
 
 
 def local_devices() -> list[jax.Device]:

@@ -17,6 +17,7 @@ from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.preprocessing.augment import Augment
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
+from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 from googlenet_flax.training import evaluation, sharding
 from googlenet_flax.training import schedule as schedules
@@ -174,8 +175,8 @@ class Experiment:
             variables = self.description.initialize(key)
             return TrainState.of(variables, self.tx, averages=self.averaging is not None)
 
-        # With optimization, compiling the random generators of some sixty kernels, which
-        # run once, takes most of the time of a start.
+        # Compiling the random generators of some sixty kernels, which run once, takes most
+        # of the time of a start with optimization, and minutes for a GPU.
         options = {"xla_backend_optimization_level": 0}
         return jax.jit(create_state, compiler_options=options)
 
@@ -195,7 +196,9 @@ class Experiment:
 
     def fresh_state(self) -> TrainState:
         """Creates a state with random weights, replicated over this process's devices."""
-        return sharding.replicate(self._create_state(self._key), self.devices)
+        with on_the_cpu():
+            state = self._create_state(self._key)
+        return sharding.replicate(state, self.devices)
 
     def train_step_at(self, step: int) -> TrainStep:
         """Returns the function that makes the update after `step` updates."""
