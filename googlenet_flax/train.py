@@ -31,7 +31,7 @@ from googlenet_flax.runtime.errors import (
     out_of_memory_hint,
 )
 from googlenet_flax.runtime.memory import give_large_steps_back
-from googlenet_flax.runtime.progress import Progress
+from googlenet_flax.runtime.progress import Progress, clock
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
 from googlenet_flax.training.evaluation import format_metrics
@@ -317,7 +317,8 @@ class _Run:
 
         If the update needs much memory, freed memory returns to the system from now on.
         """
-        give_large_steps_back(self.experiment.compile_train_step(step))
+        with clock("compiling the training step"):
+            give_large_steps_back(self.experiment.compile_train_step(step))
 
     def train(self, state: TrainState) -> None:
         """Makes all updates after `start_step`; logs, evaluates and saves when due."""

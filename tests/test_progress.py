@@ -1,8 +1,11 @@
 import io
+import re
 import sys
+import threading
 
 import pytest
 
+from googlenet_flax.runtime import progress
 from googlenet_flax.runtime.progress import Progress
 
 
@@ -40,3 +43,14 @@ def test_the_rate_leaves_out_what_came_before_the_clock_was_restarted(monkeypatc
     progress.restart_clock(1)
     assert progress.images_per_second(3) == pytest.approx(2 * 8 / 2.0)
     assert progress.images_per_second(1) is None
+
+
+def test_a_long_call_says_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "CLOCK_SECONDS", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr(progress, "tell", lambda line: (print(line), told.set()))
+    result = progress.call_with_clock("a task", lambda: told.wait(60))
+    assert result is True
+    assert re.match(r"a task: \d+ s\n", capsys.readouterr().out)
+    with pytest.raises(ZeroDivisionError):
+        progress.call_with_clock("a task", lambda: 1 / 0)

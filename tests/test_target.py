@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import re
-import threading
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +15,6 @@ from googlenet_flax.analysis import target
 from googlenet_flax.analysis.cost import ImageCost
 from googlenet_flax.analysis.target import SLICES, collectives, find_target, rate_bounds
 from googlenet_flax.model.convolution import FASTEST
-from googlenet_flax.runtime import progress
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.experiment import Experiment
@@ -215,17 +213,6 @@ def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_comman
         used.clear()
         assert run_command(main, *plan_for(name))[0] == 0
         assert used == {FASTEST[platform]}
-
-
-def test_a_long_call_says_how_long_it_takes(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "CLOCK_SECONDS", 0.01)
-    told = threading.Event()
-    monkeypatch.setattr(progress, "tell", lambda line: (print(line), told.set()))
-    result = progress.call_with_clock("a task", lambda: told.wait(60))
-    assert result is True
-    assert re.match(r"a task: \d+ s\n", capsys.readouterr().out)
-    with pytest.raises(ZeroDivisionError):
-        progress.call_with_clock("a task", lambda: 1 / 0)
 
 
 @pytest.mark.slow

@@ -1,17 +1,19 @@
 """Display of a run's progress on the terminal."""
 
 import concurrent.futures
+import contextlib
 import datetime
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import tqdm
 
 from googlenet_flax.runtime.streams import say, tell
 
-CLOCK_SECONDS = 30  # Time between two lines about a call that takes long.
+CLOCK_SECONDS = 30  # Time between two lines about work that takes long.
 
 
 class Progress:
@@ -78,26 +80,34 @@ class Progress:
                 say(line, sys.stdout)
 
 
-def call_with_clock(task: str, call: Callable[[], Any]) -> Any:
-    """Calls a function that takes minutes, and shows on stderr how long it has taken.
+@contextlib.contextmanager
+def clock(task: str) -> Iterator[None]:
+    """Prints a line on stderr after every `CLOCK_SECONDS` that the block takes.
 
-    The call runs in a thread of its own, so Ctrl-C ends the command meanwhile. `task` says
-    what the function does. Its result is returned, and its errors are raised.
+    The line says how long `task` has taken, for example "compiling the step: 30 s".
+    """
+    is_done = threading.Event()
+
+    def tick() -> None:
+        start_seconds = time.monotonic()
+        while not is_done.wait(CLOCK_SECONDS):
+            with tqdm.tqdm.external_write_mode(file=sys.stderr):
+                tell(f"{task}: {time.monotonic() - start_seconds:.0f} s")
+
+    threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_done.set()
+
+
+def call_with_clock(task: str, call: Callable[[], Any]) -> Any:
+    """Calls a function that takes minutes, inside a `clock`, and returns its result.
+
+    The call runs in a thread of its own, so Ctrl-C ends the command meanwhile.
     """
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     future = pool.submit(call)
     pool.shutdown(wait=False)
-    start_seconds = time.monotonic()
-    with tqdm.tqdm(
-        desc=f"googlenet_flax: {task}",
-        bar_format="{desc}: {elapsed}",
-        disable=None,  # Shows it on a terminal only.
-        leave=False,
-        file=sys.stderr,
-    ) as clock:
-        pause_seconds = CLOCK_SECONDS if clock.disable else 1
-        while not concurrent.futures.wait([future], timeout=pause_seconds).done:
-            clock.refresh()
-            if clock.disable:
-                tell(f"{task}: {time.monotonic() - start_seconds:.0f} s")
-    return future.result()
+    with clock(task):
+        return future.result()
