@@ -35,6 +35,7 @@ def get_config():
     config.averaging = "ema"
 
     config.log_every_steps = 50
+    config.checkpoint_every_steps = 0
     config.eval_every_epochs = 5
 
     return config

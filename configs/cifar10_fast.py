@@ -39,6 +39,7 @@ def get_config():
     config.ema_decay = 0.99
 
     config.log_every_steps = 50
+    config.checkpoint_every_steps = 0
     config.eval_every_epochs = 5
 
     return config
