@@ -48,6 +48,7 @@ def faults(*, keep: bool, is_large: bool = False) -> list[int]:
 
 
 @needs_glibc
+@pytest.mark.ci
 def test_a_step_finds_the_memory_of_the_one_before():
     first, *later = faults(keep=True)
     assert first > 10_000

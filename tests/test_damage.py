@@ -117,6 +117,7 @@ def test_a_damaged_step_is_named_kept_and_trained_again(finished_run, run_copy, 
     assert_kept(before, files_in(checkpoints), renamed={"8", "10"})
 
 
+@pytest.mark.ci
 def test_a_flipped_bit_among_other_litter(run_copy):
     """Checks that the newest intact step is restored and all other files stay."""
     folder = run_copy / "checkpoints"

@@ -125,7 +125,7 @@ def assert_close_runs(ours, theirs, step, rtol):
     ("count", "devices", "flags", "rtol"),
     [  # A sum over two devices has no order.
         pytest.param(2, 1, ["--config.mixup_alpha=0.4"], 0, marks=pytest.mark.faults),
-        pytest.param(2, 1, GENTLE, 1e-5, marks=pytest.mark.slow),
+        pytest.param(2, 1, GENTLE, 1e-5, marks=pytest.mark.ci),
         pytest.param(4, 1, GENTLE, 1e-5, marks=pytest.mark.faults),
         pytest.param(2, 2, GENTLE, 1e-5, marks=pytest.mark.faults),
     ],

@@ -123,7 +123,7 @@ def overflow(workdir: pathlib.Path, step: int, head: str) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        "aux_4d",
+        pytest.param("aux_4d", marks=pytest.mark.ci),
         pytest.param("aux_4a", marks=pytest.mark.faults),
         pytest.param("main", marks=pytest.mark.faults),
     ],

@@ -53,7 +53,7 @@ def test_the_default_recipe_is_found_from_any_folder(tmp_path):
     assert "batch_size is 0" in line
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_wheel_needs_no_clone(tmp_path):
     build = ("-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path)
     subprocess.run([sys.executable, *build], cwd=REPOSITORY, check=True)

@@ -53,7 +53,11 @@ def assert_every_row_once(workdir, num_steps):
 
 
 @pytest.mark.parametrize(
-    ("kills", "epochs"), [(1, 2), pytest.param(24, 20, marks=pytest.mark.faults)]
+    ("kills", "epochs"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.ci),
+        pytest.param(24, 20, marks=pytest.mark.faults),
+    ],
 )
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(
     tmp_path, finished_run, kills, epochs

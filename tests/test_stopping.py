@@ -102,7 +102,10 @@ def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
 
 @pytest.mark.parametrize(
     "number",
-    [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:])],
+    [
+        pytest.param(SIGNALS[0], marks=pytest.mark.ci),
+        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
+    ],
 )
 def test_stopped_in_a_step(run_to_6, number):
     """Signals after step 7; the step after the signal is the last one."""

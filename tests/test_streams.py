@@ -154,7 +154,10 @@ POOR = [{"PYTHONIOENCODING": name} for name in ("ascii", "ascii:strict", "latin-
 
 @pytest.mark.parametrize(
     "settings",
-    [POOR[0], *[pytest.param(poor, marks=pytest.mark.faults) for poor in POOR[1:]]],
+    [
+        pytest.param(POOR[0], marks=pytest.mark.ci),
+        *(pytest.param(poor, marks=pytest.mark.faults) for poor in POOR[1:]),
+    ],
     ids=str,
 )
 def test_a_name_that_the_locale_cannot_show(finished_run, tmp_path, settings):

@@ -18,7 +18,7 @@ def test_every_cell_compiles(program):
     compile(program, "tour.ipynb", "exec")
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_every_cell_runs(program, tmp_path):
     (tmp_path / "tour.py").write_text(program)
     env = {"MPLBACKEND": "agg", "TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}

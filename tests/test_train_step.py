@@ -44,7 +44,7 @@ OPTIONS = {
     [  # The slow ones have no further operations.
         pytest.param("seed", (2, 4), {}, marks=pytest.mark.slow),
         pytest.param("paper", (2, 4), {}, marks=pytest.mark.slow),
-        ("bn", (4,), {}),
+        pytest.param("bn", (4,), {}, marks=pytest.mark.ci),
         pytest.param("bn", (2, 4), OPTIONS, marks=pytest.mark.slow),
         pytest.param("torchvision", (2, 4), {}, marks=pytest.mark.slow),
     ],
