@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -346,7 +347,7 @@ class _Run:
         experiment = self.experiment
         is_new_size = step in experiment.stage_ends and step > self.start_step
         if is_new_size and distributed.num_processes() == 1:
-            self.compile(step)
+            self.stop.call(partial(self.compile, step))
         self.profile.before(step + 1)
         state, metrics = experiment.train_step_at(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)

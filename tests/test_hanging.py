@@ -137,6 +137,22 @@ def test_other_commands_end(pictures, workdir, tmp_path, start_hanging, command)
     assert not list(out.iterdir())
 
 
+def test_a_call_is_left_some_time_after_the_signal(monkeypatch):
+    monkeypatch.setattr(signals, "MAX_WAIT_SECONDS", 0.2)
+    is_over = threading.Event()
+
+    def compile_long():
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_over.wait(30)
+
+    with stop_on_signal() as request:
+        request.wait_for_loop = True
+        assert request.call(lambda: 7) == 7
+        with pytest.raises(StopRequested):
+            request.call(compile_long)
+    is_over.set()
+
+
 def test_a_wait_ends_some_time_after_the_signal(monkeypatch):
     """Checks that a batch that is ready in time is still used for a step."""
     monkeypatch.setattr(signals, "MAX_WAIT_SECONDS", 0.2)

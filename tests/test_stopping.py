@@ -100,6 +100,32 @@ def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
     assert origin in out
 
 
+@pytest.mark.faults
+def test_stopped_while_it_compiles_another_size(tmp_path):
+    """The run is saved before the step that is being compiled."""
+    slowly = """
+import sys, time
+from googlenet_flax.training.experiment import Experiment
+compile_train_step = Experiment.compile_train_step
+
+def compile_slowly(self, step):
+    if step:
+        print("compiles", file=sys.stderr, flush=True)
+        time.sleep(6)
+        raise RuntimeError("nothing waits for this")
+    return compile_train_step(self, step)
+
+Experiment.compile_train_step = compile_slowly
+"""
+    flags = "--config.progressive_image_sizes=(32,)"
+    flags = flags, "--config.progressive_image_size_epochs=(1,)"
+    process = start_tiny(tmp_path / "run", *flags, before=slowly)
+    wait_for_line(process, "compiles")
+    err = stop(process, signal.SIGTERM)
+    assert_says_where(err, signal.SIGTERM, 5)
+    train_well(tmp_path / "run", *flags)
+
+
 @pytest.mark.parametrize(
     "number",
     [

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from googlenet_flax.runtime.errors import StoppedBySignal
 
 Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_WAIT_SECONDS = 3  # Longest wait for the next batch after a signal.
@@ -98,6 +100,18 @@ class StopRequest:
             finally:
                 self._is_waiting_for_batch = False
             yield batch
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Calls a function in a thread; after a signal, waits only briefly for its end.
+
+        Raises:
+          StopRequested: It did not end within `MAX_WAIT_SECONDS` after a signal. The
+            process still waits for it at its own end.
+        """
+        pool = ThreadPoolExecutor(max_workers=1)
+        future = pool.submit(function)
+        pool.shutdown(wait=False)
+        return next(self.interruptible(future.result() for _ in range(1)))
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches as `interruptible` does, until the run has to stop.
