@@ -40,8 +40,8 @@ def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]
         mutable=True,
         capture_intermediates=lambda module, _: len(module.path) == 1,
     )
-    images = jnp.zeros((1, image_size, image_size, model.input_channels))
-    variables = jax.eval_shape(initialize, jax.random.key(0), images)
+    shape = (1, image_size, image_size, model.input_channels)
+    variables = jax.eval_shape(lambda: initialize(jax.random.key(0), jnp.zeros(shape)))
     outputs = variables["intermediates"].items()
     shapes = {name: output["__call__"][0].shape[1:] for name, output in outputs}
     return variables["params"], shapes

@@ -100,7 +100,7 @@ class ModelDescription:
 
     def variables_like(self) -> Any:
         """Returns shapes and types of the network's parameters and statistics."""
-        return jax.eval_shape(self.initialize, jax.random.key(0))
+        return jax.eval_shape(lambda: self.initialize(jax.random.key(0)))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON types, from which `from_json` restores them."""

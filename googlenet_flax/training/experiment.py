@@ -192,7 +192,8 @@ class Experiment:
     @cached_property
     def state_like(self) -> TrainState:
         """The shapes and types of the state, as `jax.eval_shape` returns them."""
-        return jax.eval_shape(self._create_state, self._key)
+        with on_the_cpu():  # As in `fresh_state`, which reuses this trace.
+            return jax.eval_shape(self._create_state, self._key)
 
     def fresh_state(self) -> TrainState:
         """Creates a state with random weights, replicated over this process's devices."""
