@@ -6,9 +6,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -35,7 +35,7 @@ from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress, clock
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
-from googlenet_flax.training.evaluation import format_metrics
+from googlenet_flax.training.evaluation import Sums, format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment
 from googlenet_flax.training.loss_watch import ChanceWatch, LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
@@ -348,10 +348,13 @@ class _Run:
         is_new_size = step in experiment.stage_ends and step > self.start_step
         if is_new_size and distributed.num_processes() == 1:
             self.stop.call(partial(self.compile, step))
-        self.profile.before(step + 1)
-        state, metrics = experiment.train_step_at(step)(state, batch, experiment.seed)
+        self.profile.before(step + 1, state)
+        is_first_call = is_new_size or step == self.start_step
+        # Several processes compile at the first call.
+        with clock("compiling the training step") if is_first_call else nullcontext():
+            state, metrics = experiment.train_step_at(step)(state, batch, experiment.seed)
         self.profile.after(step + 1, state)
-        if is_new_size or step == self.start_step:
+        if is_first_call:
             jax.block_until_ready(state)
             self.progress.restart_clock(step + 1)
         self.progress.advance()
@@ -391,7 +394,7 @@ class _Run:
         """Evaluates, writes and shows a row of metrics, and saves the state with them."""
         started = time.monotonic()
         try:
-            metrics = self.experiment.evaluate(state, watch=self.stop.checked)
+            metrics = self.experiment.evaluate(state, self.stop.checked, self.call)
         except StopRequested:
             self.save_and_stop(state, step)
         if not math.isfinite(metrics["loss"]):
@@ -403,6 +406,11 @@ class _Run:
         self.say_unreadable()
         self.save(state, metrics)
         self.progress.restart_clock(step)
+
+    def call(self, evaluate_batch: Callable[[], Sums]) -> Sums:
+        """Evaluates a batch; after a signal, waits only briefly for the result."""
+        with clock("evaluating a batch"):
+            return self.stop.call(evaluate_batch)
 
     def say_unreadable(self) -> None:
         """Reports the unreadable pictures that were skipped so far, if any."""

@@ -31,7 +31,7 @@ def test_a_trace_is_written_after_the_last_step(tmp_path, profiled, steps, seen,
     traced = []
     with StepProfile(folder, profiled) as profile:
         for step in steps:
-            profile.before(step)
+            profile.before(step, x)
             x = double(x)
             profile.after(step, x)
             traced += [step] if traces(folder) else []
@@ -43,7 +43,7 @@ def test_a_trace_is_written_after_the_last_step(tmp_path, profiled, steps, seen,
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "profile").write_text("")
     with pytest.raises(UserError, match="profile"):
-        StepProfile(tmp_path / "profile", (1, 2)).before(1)
+        StepProfile(tmp_path / "profile", (1, 2)).before(1, None)
 
 
 def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch, capsys):
@@ -53,11 +53,11 @@ def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
     monkeypatch.setattr(jax.profiler, "stop_trace", stop_trace)
     profile = StepProfile(tmp_path / "profile", (1, 1))
-    profile.before(1)
+    profile.before(1, None)
     with pytest.raises(UserError, match=r"profile cannot be written .*No space left"):
         profile.after(1, None)
     with pytest.raises(KeyboardInterrupt), profile:  # It stays the reason of the end.
-        profile.before(1)
+        profile.before(1, None)
         raise KeyboardInterrupt
     assert "No space left" in capsys.readouterr().err
 

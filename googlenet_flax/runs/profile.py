@@ -33,8 +33,10 @@ class StepProfile:
                 raise
             tell(str(error))  # The run ends for another reason.
 
-    def before(self, step: int) -> None:
+    def before(self, step: int, state: Any) -> None:
         """Starts the trace at the first of the steps; to be called before each update.
+
+        It waits for `state`, so that the trace holds no earlier step.
 
         A run that resumes in the middle of the range traces the rest of it.
 
@@ -44,6 +46,7 @@ class StepProfile:
         if self._first <= step <= self._last and not self._is_tracing:
             with writing(self._directory):
                 self._directory.mkdir(parents=True, exist_ok=True)
+            jax.block_until_ready(state)
             jax.profiler.start_trace(self._directory)
             self._is_tracing = True
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import tqdm
 
-from googlenet_flax.runtime.streams import say, tell
+from googlenet_flax.runtime.distributed import tell_once
+from googlenet_flax.runtime.streams import say
 
 CLOCK_SECONDS = 30  # Time between two lines about work that takes long.
 
@@ -84,7 +85,8 @@ class Progress:
 def clock(task: str) -> Iterator[None]:
     """Prints a line on stderr after every `CLOCK_SECONDS` that the block takes.
 
-    The line says how long `task` has taken, for example "compiling the step: 30 s".
+    The line says how long `task` has taken, for example "compiling the step: 30 s". Only
+    the first of several processes prints it.
     """
     is_done = threading.Event()
 
@@ -92,7 +94,7 @@ def clock(task: str) -> Iterator[None]:
         start_seconds = time.monotonic()
         while not is_done.wait(CLOCK_SECONDS):
             with tqdm.tqdm.external_write_mode(file=sys.stderr):
-                tell(f"{task}: {time.monotonic() - start_seconds:.0f} s")
+                tell_once(f"{task}: {time.monotonic() - start_seconds:.0f} s")
 
     threading.Thread(target=tick, daemon=True).start()
     try:

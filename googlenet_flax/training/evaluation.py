@@ -14,12 +14,13 @@ from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import fit_batch_size, split_over_devices
+from googlenet_flax.training.state import Variables
 from googlenet_flax.training.step import eval_step
 
 # Sums of the metrics of a batch, and the number of examples in them.
 Sums = tuple[Mapping[str, np.ndarray], np.ndarray]
 Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
-EvalStep = Callable[[dict, Batch], Sums]
+EvalStep = Callable[[Variables, Batch], Sums]
 
 
 def create_eval_step(
@@ -44,7 +45,7 @@ def create_eval_step(
     )
     parallel_step = jax.pmap(step, in_axes=(None, 0), devices=devices)
 
-    def sum_batch(variables: dict, batch: Batch) -> Sums:
+    def sum_batch(variables: Variables, batch: Batch) -> Sums:
         shards = split_over_devices(batch, len(devices))
         return jax.device_get(parallel_step(variables, shards))
 

@@ -22,10 +22,11 @@ from googlenet_flax.runtime.errors import MissingDataError, UserError
 from googlenet_flax.training import evaluation, sharding
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
+from googlenet_flax.training.evaluation import Sums
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
-from googlenet_flax.training.state import Batch, Metrics, TrainState, Variables
+from googlenet_flax.training.state import Batch, Metrics, TrainState
 from googlenet_flax.training.step import Inputs, train_step
 
 TrainStep = Callable[[TrainState, Batch, np.int32], tuple[TrainState, Metrics]]
@@ -255,30 +256,35 @@ class Experiment:
         return jitted.lower(state_like, self._batch_like, self.seed).compile()
 
     def evaluate(
-        self, state: TrainState, watch: evaluation.Watch = iter
+        self,
+        state: TrainState,
+        watch: evaluation.Watch = iter,
+        call: Callable[[Callable[[], Sums]], Sums] = lambda function: function(),
     ) -> dict[str, float]:
         """Computes the mean metrics over the whole `eval_split`.
 
         If the state holds averaged weights, their metrics are added under names with the
         prefix `averaged_`. `loss` includes the auxiliary losses with `config.aux_weight`,
         whatever `final_aux_fraction` is. `evaluate_split` describes `watch` and the errors.
+        `call` calls the function that evaluates a batch; the first call compiles it.
         """
 
-        def metrics_of(variables: Variables) -> dict[str, float]:
-            return evaluation.evaluate_split(
-                partial(self.eval_step, variables),
-                self.eval_set,
-                # No more images at a time than a training step takes.
-                batch_size=self.config.batch_size // self.config.accumulation_steps,
-                num_devices=len(self.devices),
-                watch=watch,
-            )
+        def sum_batch(batch: dict[str, np.ndarray]) -> Sums:
+            sums, count = self.eval_step(state.variables, batch)
+            if state.averages:
+                averaged, _ = self.eval_step(state.averages, batch)
+                named = {f"averaged_{name}": value for name, value in averaged.items()}
+                sums = {**sums, **named}
+            return sums, count
 
-        metrics = metrics_of(state.variables)
-        if state.averages:
-            averaged = metrics_of(state.averages)
-            metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
-        return metrics
+        return evaluation.evaluate_split(
+            lambda batch: call(partial(sum_batch, batch)),
+            self.eval_set,
+            # No more images at a time than a training step takes.
+            batch_size=self.config.batch_size // self.config.accumulation_steps,
+            num_devices=len(self.devices),
+            watch=watch,
+        )
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of the update after `step` updates."""
