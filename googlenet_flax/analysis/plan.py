@@ -20,6 +20,7 @@ from googlenet_flax.data.splits import split_positions
 from googlenet_flax.data.synthetic import SPLIT_SIZES, black_images
 from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import MissingDataError
+from googlenet_flax.runtime.progress import call_with_clock
 from googlenet_flax.training.experiment import (
     Experiment,
     build_experiment,
@@ -127,7 +128,8 @@ def _compiled_step(
     """Compiles the update after `step` updates, and describes the compiled program."""
     compile_step = partial(experiment.compile_train_step, step)
     if target is None:
-        return {"memory": _memory(compile_step().memory_analysis())}
+        compiled = call_with_clock("compiling the training step", compile_step)
+        return {"memory": _memory(compiled.memory_analysis())}
     compiled = compile_for(target, compile_step)
     exchanges = [
         f"{count} {kind} ({size / 1e6:.3g} MB in all)"

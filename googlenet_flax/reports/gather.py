@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from googlenet_flax.config import Config
@@ -16,6 +17,7 @@ from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_ev
 from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import name_flags
+from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import UserError
 
 MISTAKES = 12  # Number of mistakes to show.
@@ -73,8 +75,9 @@ def gather(
     if picture is None:
         missing.append("No picture is shown: name a picture with --image=FILE.")
         return Material(record, missing, predictor, tested)
-    model = description.create_model()
-    view = look_inside(model, preprocess, predictor.variables, picture)
+    with on_the_cpu():  # For a GPU, compiling this for one picture would take minutes.
+        variables = jax.device_get(predictor.variables)
+        view = look_inside(description.create_model(), preprocess, variables, picture)
     return Material(record, missing, predictor, tested, view)
 
 

@@ -13,6 +13,7 @@ from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import CLASSIFIERS
 from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure
+from googlenet_flax.runtime.environment import on_the_cpu
 
 STRONGEST_CHANNELS = 5
 EARLIER_BLOCK = "inception_4e"  # Its maps have twice the resolution of the last block's.
@@ -96,7 +97,8 @@ def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np
 
     The arguments are those of `Preprocess.cut`.
     """
-    pixels = shown_channels(np.asarray(preprocess.cut(jnp.asarray(images), extents)))
+    with on_the_cpu():  # Some forty small programs.
+        pixels = shown_channels(np.asarray(preprocess.cut(jnp.asarray(images), extents)))
     return pixels.round().clip(0, 255).astype(np.uint8)
 
 

@@ -15,6 +15,7 @@ from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
+from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import UnexpectedResultError, UserError
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import ModelDescription
@@ -191,9 +192,10 @@ def averaged_metrics(
       `evaluate_split` sums both.
     """
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
-    # Logarithms of sums of probabilities are logits whose softmax is the mean.
-    logits = jax.tree.map(lambda *x: jax.nn.logsumexp(jnp.stack(x), axis=0), *each)
-    output = GoogLeNetOutput(logits.pop("main"), **logits)
-    labels, mask = jnp.asarray(batch["label"]), batch["mask"]
-    metrics = example_metrics(output, labels, aux_weight=aux_weight)
-    return {name: np.asarray(values)[mask] for name, values in metrics.items()}, mask
+    with on_the_cpu():  # Some forty small programs.
+        # Logarithms of sums of probabilities are logits whose softmax is the mean.
+        logits = jax.tree.map(lambda *x: jax.nn.logsumexp(jnp.stack(x), axis=0), *each)
+        output = GoogLeNetOutput(logits.pop("main"), **logits)
+        labels, mask = jnp.asarray(batch["label"]), batch["mask"]
+        metrics = example_metrics(output, labels, aux_weight=aux_weight)
+        return {name: np.asarray(values)[mask] for name, values in metrics.items()}, mask

@@ -17,7 +17,7 @@ from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.training.description import ModelDescription
-from googlenet_flax.training.sharding import split_over_devices
+from googlenet_flax.training.sharding import split_over_devices, split_sharding
 from googlenet_flax.training.state import Variables
 
 # Log probabilities of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Small
@@ -113,7 +113,8 @@ class Predictor:
         `[B, 2]`. B must be a multiple of the number of devices. The result is float32
         `[B, num_classes]` for each classifier.
         """
-        shards = self.split(batch)
+        # Once, not for every crop.
+        shards = jax.device_put(self.split(batch), split_sharding(self.devices))
         total: Any = None
         for crop in evaluation_crops(num_crops, self.description.preprocess.crop_fraction):
             one = self.step(self.variables, shards, crop)

@@ -82,7 +82,8 @@ def warm_start(
         origin += f"; conv1 was converted from {old} to {new} input channels"
     state = dataclasses.replace(state, **variables)
     if state.averages:
-        state = dataclasses.replace(state, averages=jax.tree.map(jnp.copy, state.variables))
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # One program for all.
+        state = dataclasses.replace(state, averages=copy(state.variables))
     return state, origin
 
 

@@ -69,6 +69,11 @@ def replicated_like(tree: Any, devices: Sequence[jax.Device]) -> Any:
     )
 
 
+def split_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Returns the sharding of `[D, B/D, ...]` whose first axis is that of the devices."""
+    return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec(AXIS_NAME))
+
+
 def replicated_sharding(devices: Sequence[jax.Device]) -> NamedSharding:
     """Returns the sharding that puts a whole copy on every device."""
     return NamedSharding(Mesh(devices, (AXIS_NAME,)), PartitionSpec())
