@@ -32,6 +32,7 @@ from googlenet_flax.exporters import formats, stablehlo
 from googlenet_flax.exporters import onnx as onnx_file
 from googlenet_flax.exporters import safetensors as safetensors_file
 from googlenet_flax.exporters.network import Network, describe
+from googlenet_flax.importers.formats import read_original
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.prediction import predict
 from googlenet_flax.runs.predictor import Predictor
@@ -311,6 +312,17 @@ def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command
     assert predictor.description == DESCRIPTION
     variables = jax.device_get(predictor.variables)
     jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
+
+
+def test_heads_that_an_exported_file_has_lost_are_named(tmp_path, network, export_to):
+    file = tmp_path / "file.safetensors"
+    assert export_to(file, "safetensors")[0] == 0
+    with safetensors.safe_open(file, "numpy") as opened:
+        metadata = opened.metadata()
+        kept = {n: opened.get_tensor(n) for n in opened.keys() if not n.startswith("aux")}
+    safetensors.numpy.save_file(kept, file, metadata)
+    imported = read_original("googlenet_flax", file)
+    assert imported.description.untrained_heads == HEADS
 
 
 def test_the_model_card_says_what_the_network_takes(tmp_path, export_to):

@@ -547,6 +547,24 @@ def test_keras_classifiers_with_names(tmp_path, monkeypatch, refusal):
         refusal(path)
 
 
+def test_keras_names_of_other_layers_say_nothing(tmp_path, monkeypatch):
+    path, whole = tmp_path / "x.weights.h5", keras_model()
+    outputs = [output._keras_history.operation for output in whole.outputs]
+    dense = [layer for layer in whole.layers if type(layer) is type(outputs[0])]
+    for layer in dense:
+        if layer not in outputs:
+            monkeypatch.setattr(layer, "name", f"aux_{layer.name}")
+    assert len(dense) == 5
+    whole.save_weights(path)
+    assert_leaves(read("keras", path).variables, expected_leaves("keras"))
+
+
+def test_a_file_that_cannot_be_read(tmp_path, refusal):
+    path = tmp_path / "weights.onnx"
+    path.symlink_to("/proc/self/mem")
+    assert "cannot be read: Input/output error" in refusal(path)
+
+
 BROKEN = {
     "empty": b"",
     "text": b"These are not the weights you are looking for.\n" * 9,

@@ -133,13 +133,16 @@ def read_original(
     """
     if not os.path.isfile(path):
         raise UserError(f"--weights={path} is not a file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"--weights={path} cannot be read: {error.strerror}") from error
     if format_name == EXPORTED:
         weights, like = exported.read(path)
     else:
         weights = FORMATS[format_name].read(path)
-        like = _describe_original(format_name, weights, digest, transform_input)
+        like = _describe_original(format_name, digest, transform_input)
     size = like.preprocess.image_size if image_size is None else image_size
     smallest = VARIANTS[like.variant].min_image_size
     if size < smallest:
@@ -148,6 +151,11 @@ def read_original(
         like,
         class_names=_check_class_names(path, weights, class_names or like.class_names),
         preprocess=dataclasses.replace(like.preprocess, image_size=size),
+        untrained_heads=tuple(
+            head
+            for head in HEADS
+            if head in like.untrained_heads or not _is_trained(head, weights)
+        ),
     )
     variables, report = _fit(path, weights, description)
     origin = {"format": format_name, "file": path.name, "sha256": digest}
@@ -155,7 +163,7 @@ def read_original(
 
 
 def _describe_original(
-    format_name: str, weights: WeightFile, digest: str, transform_input: bool | None
+    format_name: str, digest: str, transform_input: bool | None
 ) -> ModelDescription:
     """Returns the description of a network that another program wrote, without classes."""
     preprocess = FORMATS[format_name].preprocess
@@ -172,7 +180,7 @@ def _describe_original(
         dtype="float32",
         class_names=(),
         preprocess=preprocess,
-        untrained_heads=_untrained_heads(weights, digest),
+        untrained_heads=HEADS if digest.startswith(TORCHVISION_DIGEST) else (),
     )
 
 
@@ -203,15 +211,12 @@ def _check_class_names(
     return class_names
 
 
-def _untrained_heads(weights: WeightFile, digest: str) -> tuple[str, ...]:
-    """Names the heads that the file does not have, or has with their initial weights."""
-    if digest.startswith(TORCHVISION_DIGEST):
-        return HEADS
+def _is_trained(head: str, weights: WeightFile) -> bool:
+    """Tells if the file has a head, and not as it was before its first batch."""
     leaves = weights.leaves
-    present = {name.split("/")[1] for name in leaves}
     # Means of exactly 0 are those of batch norm that has never seen a batch.
-    marks = (leaves.get(f"batch_stats/{h}/proj/bn/mean", h in present) for h in HEADS)
-    return tuple(head for head, mark in zip(HEADS, marks, strict=True) if not np.any(mark))
+    means = leaves.get(f"batch_stats/{head}/proj/bn/mean", 1)
+    return f"params/{head}/fc/kernel" in leaves and bool(np.any(means))
 
 
 def _fit(

@@ -82,14 +82,13 @@ def _numbered(kind: str, number: int) -> str:
 def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
     """Checks the order of the three classifiers by the names of their layers.
 
-    The classifiers have the same shape, so only their names can show a wrong order. Names
-    given by Keras are numbered by creation; then the classifier of each head must follow
-    its fc. If other names contain "aux", it must be in those of the heads' classifiers and
-    not in that of the main one. Any other names are not checked. Files from before Keras
-    3.6 have no names.
+    The classifiers have the same shape, so only their names can show a wrong order. Keras
+    numbers its own names by creation: `dense`, `dense_1` and so on. Then the classifier of
+    each head must come right after the `fc` of that head. If the names of classifiers
+    contain "aux", exactly the two of the heads must. Other names are not checked. Files
+    from before Keras 3.6 have no names.
     """
     names = [own_names.get(_numbered("dense", number), "") for number in range(len(DENSES))]
-    # Keras numbers its own names by creation: `dense`, `dense_1` and so on.
     matches = [re.fullmatch(r"dense(?:_(\d+))?", name) for name in names]
     fits = True
     if all(matches):
@@ -99,8 +98,7 @@ def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
             created.index(f"{head}/fc") + 1 == created.index(f"{head}/classifier")
             for head in HEADS
         )
-    elif any("aux" in name for name in names):
-        # The main classifier, and those of the heads.
+    elif any("aux" in name for name in names[2:]):
         fits = ["aux" in name for name in names[2:]] == [False, True, True]
     if not fits:
         raise UserError(

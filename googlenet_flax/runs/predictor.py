@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.model.googlenet import VARIANTS
 from googlenet_flax.preprocessing.crops import evaluation_crops
 from googlenet_flax.runs.checkpoint import Checkpoints, retried
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.environment import local_devices
-from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.onednn import use_onednn_for
 from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import split_over_devices, split_sharding
@@ -74,11 +72,6 @@ class Predictor:
         checkpoint_step = checkpoints.resolve(checkpoint)
         manifest = checkpoints.manifests[checkpoint_step]
         description = manifest.description
-        if description.variant not in VARIANTS:
-            raise UserError(
-                f"{workdir.path} holds a network of the variant {description.variant!r}, "
-                "which VARIANTS in googlenet_flax/model/googlenet.py lacks: add it there"
-            )
         variables = checkpoints.restore_variables(
             checkpoint_step, description.variables_like(), devices, raw=raw
         )

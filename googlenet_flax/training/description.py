@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from googlenet_flax.model.googlenet import GoogLeNet, create_model
+from googlenet_flax.model.googlenet import VARIANTS, GoogLeNet, create_model
 from googlenet_flax.preprocessing.preprocess import Preprocess
+from googlenet_flax.runtime.errors import UserError
 
 MAX_NAMED_CLASSES = 10  # Longer lists do not fit into one line of an error.
 
@@ -99,7 +100,16 @@ class ModelDescription:
         return self.create_model().init(rng, images, train=False)
 
     def variables_like(self) -> Any:
-        """Returns shapes and types of the network's parameters and statistics."""
+        """Returns shapes and types of the network's parameters and statistics.
+
+        Raises:
+          UserError: `VARIANTS` lacks the variant.
+        """
+        if self.variant not in VARIANTS:
+            raise UserError(
+                f"the network has the variant {self.variant!r}, which VARIANTS in "
+                "googlenet_flax/model/googlenet.py lacks: add it there"
+            )
         return jax.eval_shape(lambda: self.initialize(jax.random.key(0)))
 
     def to_json(self) -> dict[str, Any]:
