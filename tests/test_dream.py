@@ -150,6 +150,11 @@ def test_what_an_octave_drew_is_carried_to_the_next(variables):
     assert bright.max() == 255 and bright.min() == 255
 
 
+def test_a_picture_that_is_too_small(variables):
+    with pytest.raises(ValueError, match="90x79 px but needs 80 px a side"):
+        climb(variables, Objective("classifier", 4), np.zeros((79, 90, 3)))
+
+
 def test_what_cannot_rise_leaves_the_picture_alone(variables):
     silent = jax.tree.map(jnp.zeros_like, variables)
     pixels, *ends = climb(silent, Objective("inception_4a", 3), steps=2)

@@ -70,11 +70,16 @@ def dream(
 
     Returns:
       The picture, float32 `[H, W, C]`, 0 to 255, and the objective before and after.
+
+    Raises:
+      ValueError: A side is smaller than `MIN_SIDE`.
     """
     ascent = create_ascent(model, preprocess, settings.smoothness)
     image = jnp.asarray(image, jnp.float32)
     pixels = detail = jnp.zeros_like(image)
     height, width, channels = image.shape
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"image is {width}x{height} px but needs {MIN_SIDE} px a side")
     for number, size in enumerate(octave_sizes(height, width, settings.octaves)):
         base, detail = (
             jax.image.resize(x, (*size, channels), "bilinear") for x in (image, detail)
