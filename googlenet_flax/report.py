@@ -22,13 +22,6 @@ from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
 from googlenet_flax.runtime.files import OUT_HINT, check_writable, file_path
 from googlenet_flax.runtime.streams import tell
 
-# Default and help of each flag that a comparison of several runs does not take.
-ONE_RUN_FLAGS = {
-    "checkpoint": ("best", "checkpoint: best (default), latest or a step"),
-    "image": ("", "picture whose activations are shown; default: the first one tested"),
-    "max_examples": (0, "number of examples of the split to test; 0 tests all"),
-}
-
 
 def main() -> None:
     """Runs the command."""
@@ -38,8 +31,11 @@ def main() -> None:
     add("--workdir", required=True, help=workdir_help)
     out_help = "FILE.html to write, and its figures as FILE_NAME.png; default: DIR/report/"
     add("--out", type=file_path, help=out_help)
-    for name, (default, text) in ONE_RUN_FLAGS.items():
-        add(f"--{name}", type=type(default), default=default, help=text)
+    add("--checkpoint", help="checkpoint: best (default), latest or a step")
+    image_help = "picture whose activations are shown; default: the first one tested"
+    add("--image", help=image_help)
+    examples_help = "number of examples of the split to test; default: 0, which tests all"
+    add("--max_examples", type=int, help=examples_help)
     add_data_flags(parser)
     flags = vars(parser.parse_args())
     hint = "lower --batch_size or, if a run holds the device, set JAX_PLATFORMS=cpu"
@@ -55,16 +51,15 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
     workdirs = list(unique.values())
     if not workdirs:
         raise UserError("name a run with --workdir=DIR, or several with DIR1,DIR2")
-    if flags["max_examples"] < 0:
-        raise UserError(f"--max_examples is {flags['max_examples']} but must be 0 or more")
+    given = {name: value for name, value in flags.items() if value is not None}
+    if given.get("max_examples", 0) < 0:
+        raise UserError(f"--max_examples is {given['max_examples']} but must be 0 or more")
     for each in workdirs:
         each.read_config()  # Refuses a directory without a run.
     is_one = len(workdirs) == 1
-    defaults = {name: default for name, (default, _) in ONE_RUN_FLAGS.items()}
-    for name, value in flags.items():
-        if not is_one and value != defaults.get(name):
-            flag = "split" if name == "eval_split" else name
-            raise UserError(f"--{flag} is for the report of one run: name one --workdir")
+    if given and not is_one:
+        flag = next(iter(given)).replace("eval_split", "split")
+        raise UserError(f"--{flag} is for the report of one run: name one --workdir")
     name = "index.html" if is_one else "comparison.html"
     file = out or workdirs[0].path / "report" / name
     if file.suffix.lower() not in (".html", ".htm"):
@@ -73,7 +68,7 @@ def _write_report(*, workdir: str, out: pathlib.Path | None, **flags: Any) -> pa
         file.parent.mkdir(parents=True, exist_ok=True)
     check_writable(file)
     if is_one:
-        material = gather(workdirs[0], **flags)
+        material = gather(workdirs[0], **given)
         for reason in material.missing:
             tell(reason)
         page = create_run_page(material)

@@ -19,6 +19,7 @@ from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import name_flags
 from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.streams import tell
 
 MISTAKES = 12  # Number of mistakes to show.
 
@@ -86,6 +87,8 @@ def _test(predictor: Predictor, split: Split, config: Config, max_examples: int)
     examples, labels, answers = collect_answers(
         predictor, split, batch_size=config.batch_size, max_examples=max_examples
     )
+    for path, reason in split.unreadable.items():
+        tell(f"skipped {path}: {reason}")
     rows = confident_mistakes(answers["main"], MISTAKES)
     names = [split.name(example) for example in examples[rows].tolist()]
     pictures = np.zeros((0, 1, 1, 3), np.uint8)
