@@ -40,5 +40,5 @@ CHIPS: Mapping[str, Chip] = {
 
 def find_chip(device_kind: str) -> Chip | None:
     """Returns the limits of a kind of device, or None if they are not in `CHIPS`."""
-    names = (name for name in CHIPS if device_kind.startswith(name))
-    return CHIPS.get(next(names, ""))
+    found = (chip for name, chip in CHIPS.items() if device_kind.startswith(name))
+    return next(found, None)

@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
@@ -85,24 +84,18 @@ def activation_and_gradient(
     Raises:
       ValueError: There is no map of that name.
     """
-    maps = (*STEM, *model.inceptions)
-    if name not in maps:
-        raise ValueError(f"{name!r} has no map; choose one of {', '.join(maps)}")
+    names = (*STEM, *model.inceptions)
+    if name not in names:
+        raise ValueError(f"{name!r} has no map; choose one of {', '.join(names)}")
 
-    def score_with(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-        maps = []
+    def score_of(maps: jax.Array) -> jax.Array:
+        def replace(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            is_part = context.module.path == (name,) and context.method_name == "__call__"
+            return maps if is_part else call(*args, **kwargs)
 
-        def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            output = call(*args, **kwargs)
-            if context.module.path != (name,) or context.method_name != "__call__":
-                return output
-            maps.append(output)
-            return output + offset
-
-        with nn.intercept_methods(add_offset):
+        with nn.intercept_methods(replace):
             output: Any = with_all_maps(model).apply(variables, images, train=False)
-        return score(output).sum(), maps[0]
+        return score(output).sum()
 
-    like = jax.eval_shape(lambda: activations(model, variables, images, [name]))[name]
-    gradient, maps = jax.grad(score_with, has_aux=True)(jnp.zeros_like(like))
-    return maps, gradient
+    maps = activations(model, variables, images, [name])[name]
+    return maps, jax.grad(score_of)(maps)

@@ -143,10 +143,10 @@ def format_table_1(model: GoogLeNet, image_size: int) -> str:
     total = _sum_cells("sum", main, f"{params:,.0f}K ", f"{ops:,.0f}M ")
     with_heads = _sum_cells("with heads", rows, "", "")
     blocks = [HEADER], [*map(_cells, main)], [total, *map(_cells, heads), with_heads]
-    columns = zip(*itertools.chain(*blocks), strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    line = "  ".join(map("{{:{}{}}}".format, ALIGNMENTS, widths))
-    text = [[line.format(*cells).rstrip() for cells in block] for block in blocks]
+    columns = zip(ALIGNMENTS, *itertools.chain(*blocks), strict=True)
+    forms = [f"{align}{max(map(len, cells))}" for align, *cells in columns]
+    lines = ([map(format, cells, forms) for cells in block] for block in blocks)
+    text = [["  ".join(cells).rstrip() for cells in block] for block in lines]
     rule = "-" * max(map(len, itertools.chain(*text)))
     table = f"\n{rule}\n".join("\n".join(lines) for lines in text)
     notes = "\n".join(_notes(model, image_size))

@@ -56,16 +56,15 @@ def look_inside(
     extents = None if picture.extent is None else jnp.asarray([picture.extent])
     inceptions = list(model.inceptions)
     targets = [(AUX_TAPS[b], b) for b in inceptions if b in AUX_TAPS and model.aux_heads]
-    targets += [("main", b) for b in inceptions if b == EARLIER_BLOCK]
-    classifiers, blocks = zip(*targets, ("main", inceptions[-1]), strict=True)
+    targets += [("main", b) for b in (EARLIER_BLOCK, inceptions[-1]) if b in inceptions]
 
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
         images = preprocess.normalize(pixels)
         output: Any = model.apply(variables, images, train=False)
         gradients = [
-            activation_and_gradient(model, variables, images, block, score)[1]
-            for block, score in zip(blocks, map(_top_score, classifiers), strict=True)
+            activation_and_gradient(model, variables, images, block, _top_score(name))[1]
+            for name, block in targets
         ]
         maps = activations(model, variables, images, inceptions)
         scores = jax.tree.map(jax.nn.log_softmax, output.by_classifier())
@@ -82,7 +81,7 @@ def look_inside(
         maps={name: maps[name] for name in inceptions},
         evidence=[
             Evidence(name, block, int(scores[name].argmax()), grad_cam(maps[block], each))
-            for name, block, each in zip(classifiers, blocks, gradients, strict=True)
+            for (name, block), each in zip(targets, gradients, strict=True)
         ],
     )
 
