@@ -141,7 +141,7 @@ def test_a_plan_for_tpus(elsewhere, run_command):
     words = "tpu:v5e:2x2 (4 x TPU v5 lite): the step compiles; it was not run"
     assert text["target"] == words
     assert text["memory"].startswith("2.5 GiB of each device for a step, 1,024 MiB of it")
-    assert text["memory"].endswith(", of 16 GiB")
+    assert text["memory"].endswith("; a step can have 16 GiB")
     exchange = "3 all-reduce (0.000623 MB in all), 1 collective-permute (8e-06 MB in all)"
     assert text["exchange"] == f"{exchange}, on each device in a step"
     bound = r"at most [\d,]+ images/s by memory traffic, [\d,]+ by op.*not a prediction"

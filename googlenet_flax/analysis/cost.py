@@ -1,6 +1,8 @@
-"""Cost of one image in floating-point operations and bytes, computed from shapes alone.
+"""Cost of one image in floating-point operations and bytes.
 
-The counts depend on the network only, and not on how a program fuses its operations.
+Operations are counted from the shapes of the layers. Bytes are those of the maps of Table
+1, scaled by the area of the image and the width. Neither depends on how a program fuses its
+operations.
 """
 
 import dataclasses

@@ -137,7 +137,8 @@ def _compiled_step(
     ]
     return {
         "target": f"{target}: the step compiles; it was not run",
-        "memory": f"{_memory(compiled.memory_analysis())}, of {target.memory_gib:.3g} GiB",
+        "memory": f"{_memory(compiled.memory_analysis())}; a step can have "
+        f"{target.memory_gib:.3g} GiB",
         "exchange": f"{', '.join(exchanges) or 'nothing'}, on each device in a step",
         "bound": _bound(rate_bounds(target, cost, experiment.config.dtype)),
     }
@@ -159,6 +160,6 @@ def _memory(plan: Any) -> str:
         return "this platform's compiler does not say"
     return (
         f"{step_bytes(plan) / 2**30:.3g} GiB of each device for a step, "
-        f"{plan.argument_size_in_bytes / 2**20:,.0f} MiB of it the training state and the "
-        "images; by the compiler's plan"
+        f"{plan.argument_size_in_bytes / 2**20:,.0f} MiB of it for the training state and "
+        "the images, as the compiler plans it"
     )

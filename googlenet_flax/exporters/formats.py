@@ -113,8 +113,9 @@ def _compare_outputs(
     if not worst <= TOLERANCE:
         raise UserError(
             f"the file gives other logits (by {worst:.1e} of the largest logit, more than "
-            f"{TOLERANCE}) and was not written: try another version of jax or onnxruntime, "
-            "or bring exporters/onnx.py up to date if you have changed the network"
+            f"{TOLERANCE}) and was not written: try another version of jax; for ONNX, try "
+            "another version of onnxruntime, and bring exporters/onnx.py up to date if you "
+            "have changed the network"
         )
     return (
         f"verified: {', '.join(outputs)} differ by at most {worst:.1e} of the largest "
