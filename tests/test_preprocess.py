@@ -56,13 +56,3 @@ def test_a_crop_in_place_of_evaluations_own():
     mirrored = cut(images, None, crop._replace(mirror=True))
     np.testing.assert_array_equal(mirrored, expected[:, :, ::-1])
     assert cut._cache_size() == 1  # One compilation serves all crops.
-
-
-def test_mean_and_deviation_apply_to_the_scaled_channels_in_their_order():
-    # ImageNet's constants in torchvision, in the range 0 to 1, for blue, green and red.
-    mean, std = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)
-    images = random_images(2, 6, 6, 3)
-    fields = {"input_scale": 1 / 255, "input_mean": mean, "input_std": std}
-    out = jitted(image_size=6, channel_order="BGR", **fields)(images)
-    expected = (images[..., ::-1] / 255 - np.array(mean)) / np.array(std)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
