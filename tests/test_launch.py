@@ -14,7 +14,7 @@ import pytest
 import yaml
 from helpers.configs import load_config
 from helpers.paths import REPOSITORY
-from helpers.processes import TIMEOUT_SECONDS, start_program, wait_for_line
+from helpers.processes import finish, start_program, wait_for_line
 from helpers.tiny_run import FINAL_STEP, saved_steps, tiny_flags
 
 from googlenet_flax.config import Config
@@ -27,6 +27,7 @@ PYTHON = f"""#!{sys.executable}
 import os, re, signal, sys
 if sys.argv[1] == "-c":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+signal.alarm(300)  # No process is left for long if a test fails.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 os.write(1, " ".join(["started", *sys.argv[1:]]).encode() + b"\\n")
@@ -65,16 +66,6 @@ def start(script, *args, **env) -> subprocess.Popen:
 def run(script, *args, **env) -> tuple[int, str, str]:
     """Runs the script; returns its exit code, stdout and stderr."""
     return finish(start(script, *args, **env))
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Returns exit code, stdout and stderr; checks that no process is left."""
-    try:
-        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out, err
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
