@@ -76,14 +76,8 @@ def convolution_shapes(function, *args):
     ("name", "arithmetic"),
     [
         *((name, "stock") for name in CONVOLUTIONS),
-        *(
-            # The network computes the slow ones in another way.
-            pytest.param(name, "taps", marks=() if "conv1" in name else pytest.mark.slow)
-            for name in CONVOLUTIONS
-        ),
+        *((name, "taps") for name in CONVOLUTIONS if "conv1" in name),
         ("1x1", "matmul_1x1"),
-        ("3x3", "winograd"),
-        ("5x5", "winograd"),
         *((name, "onednn") for name in ("1x1", "3x3", "5x5")),
     ],
 )
