@@ -38,11 +38,6 @@ def test_the_split_is_fixed():
     assert digest.hexdigest() == (
         "eb33daa4a6fa9662340916fc06c6496d7fcc2d666ea677c26e4ccd0a62cbdc8c"
     )
-
-
-def test_slices():
-    train, test, both = load("train"), load("test"), load("test[90%:]+train[:100]")
-    images = np.concatenate([test.images[324:], train.images[:100]])
-    labels = np.concatenate([test.labels[324:], train.labels[:100]])
-    np.testing.assert_array_equal(both.images, images)
-    np.testing.assert_array_equal(both.labels, labels)
+    np.testing.assert_array_equal(
+        load("train[:1]+test[90%:]").images[1:], test.images[324:]
+    )
