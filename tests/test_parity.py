@@ -1,6 +1,5 @@
 """Comparison of our variants with `originals/`, on the same weights and images."""
 
-import dataclasses
 import functools
 import importlib
 import json
@@ -31,10 +30,9 @@ ORIGINALS = {
 
 
 @functools.cache
-def our_outputs(variant, image_size, **changes):
-    """Computes the logits of a variant, with changes of its fields."""
-    fields = dataclasses.replace(VARIANTS[variant], **changes)
-    model = GoogLeNet(num_classes=NUM_CLASSES, variant=fields)
+def our_outputs(variant, image_size):
+    """Computes the logits of a variant."""
+    model = GoogLeNet(num_classes=NUM_CLASSES, variant=VARIANTS[variant])
     weights = to_flax(variant, image_size, draw_weights(variant, image_size))
     variables = traverse_util.unflatten_dict(weights, sep="/")
     apply = jax.jit(functools.partial(model.apply, train=False))
@@ -79,21 +77,3 @@ def test_computes_what_the_original_computes_now(variant):
     theirs = original.run(draw_weights(variant, 96), draw_images(variant, 96))
     differences = relative_differences(our_outputs(variant, 96), theirs)
     assert max(differences.values()) < TOLERANCE, differences
-
-
-@pytest.mark.parametrize(
-    ("variant", "image_size", "changes"),
-    [
-        ("seed", 100, {"pool_padding": "CEIL"}),
-        ("paper", 96, {"local_response_norm": False}),
-        ("torchvision", 120, {"pool_5a_window": 3}),
-        pytest.param("seed", 96, {"conv1_padding": ((3, 3), (3, 3))}, marks=slow),
-        pytest.param("paper", 96, {"conv1_padding": "SAME"}, marks=slow),
-        pytest.param("paper", 100, {"pool_padding": "SAME"}, marks=slow),
-    ],
-    ids=str,
-)
-def test_would_see_a_difference(variant, image_size, changes):
-    changed = our_outputs(variant, image_size, **changes)
-    differences = relative_differences(changed, stored_outputs(variant, image_size))
-    assert differences["logits"] > 100 * TOLERANCE
