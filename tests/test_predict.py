@@ -10,8 +10,6 @@ import PIL.Image
 import pytest
 from helpers.images import color_blocks
 from helpers.networks import create_small, numpy_variables
-from helpers.processes import finish
-from helpers.tiny_run import start_small
 from helpers.untrained_runs import write_run
 from helpers.unusual_input import (
     CLASS_NAMES,
@@ -275,21 +273,3 @@ def test_a_name_that_no_encoding_explains(tmp_path, command_of, monkeypatch, for
     sys.stdout.flush()
     assert code == 0 and not err
     assert b"/caf\\xe9.png" in sys.stdout.buffer.getvalue().replace(b"\\\\", b"\\")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
-def test_as_a_process(tmp_path, workdir, form):
-    """Runs the command to its end, or until its pipe closes, as with `| head -1`."""
-    for number in range(40):
-        save(tmp_path / f"{number}.png", number)
-    args = (*form, f"--workdir={workdir}", "--batch_size=4", "--top=7", tmp_path)
-    code, out, err = finish(start_small("predict", *args))
-    assert code == 0 and not err, err
-    assert len(out.splitlines()) == (40 if form else 1 + 40 * 7)
-    process = start_small("predict", *args)
-    assert process.stdout.readline()
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=120) == 128 + 13, err
-    assert not err
