@@ -65,13 +65,15 @@ def refusal(tmp_path, refused):
         ("--config.lr=0.1", ["config has no field 'lr'"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
         ("--config=nosuch", ["is neither a file nor", "cifar10_fast, cifar10_quick"]),
+        ("--target=tpu:v5e:2x2", ["--target needs --dry_run"]),
+        ("--dry_run --config.distributed=True", ["--dry_run plans one process"]),
         ("--workdir=/dev/null", ["workdir '/dev/null' cannot be used"]),
         ("--workdir=", ["--workdir"]),
         ("extra", ["unknown argument 'extra'"]),
     ],
 )
 def test_flags_that_are_refused(refusal, flag, parts):
-    line = refusal(flag)
+    line = refusal(*flag.split())
     assert all(part in line for part in parts), line
 
 

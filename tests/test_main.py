@@ -70,11 +70,6 @@ def test_a_run_without_a_workdir_goes_to_runs_and_says_so(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
 
 
-def test_a_dry_run_of_one_process_of_several_is_refused(refused):
-    flags = f"--config={DIGITS}", "--dry_run", "--config.distributed=True"
-    assert "--dry_run plans one process" in refused(main, *flags)
-
-
 def test_a_config_in_the_home_directory(tmp_path, monkeypatch, refused):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = DIGITS.read_text().replace("image_size = 80", "image_size = 31")

@@ -194,11 +194,6 @@ def test_the_devices_of_the_target_must_share_a_batch(elsewhere, refused):
     assert "4 devices cannot share equally" in line
 
 
-def test_a_target_is_not_trained_on(refused):
-    line = refused(main, f"--config={DIGITS}", "--target=tpu:v5e:2x2")
-    assert "--target needs --dry_run" in line
-
-
 def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_command):
     used = set()
     create_model = ModelDescription.create_model
