@@ -266,15 +266,19 @@ def test_a_pipe_is_skipped(tmp_path):
 
 def test_a_picture_that_the_disk_cannot_read_has_a_fingerprint(tmp_path, monkeypatch):
     write_pictures(tmp_path, TWO)
+    os.mkfifo(tmp_path / "train" / "b" / "pipe.png")
     pictures = load("train", tmp_path).pictures
-    before, read_bytes = pictures.fingerprint, pathlib.Path.read_bytes
+    read_bytes, broken = pathlib.Path.read_bytes, []
 
-    def fail_to_read(path):
-        if str(path) == pictures.paths[0]:
+    def read(path):
+        assert path.is_file()  # Reading the pipe would block.
+        if path in broken:
             raise OSError(errno.EIO, "Input/output error")
         return read_bytes(path)
 
-    monkeypatch.setattr(pathlib.Path, "read_bytes", fail_to_read)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", read)
+    before = pictures.fingerprint
+    broken.append(tmp_path / "train" / "a" / "00.png")
     assert len(pictures.fingerprint) == len(before) and pictures.fingerprint != before
 
 
