@@ -426,7 +426,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, format_name):
 
 def test_flags(tmp_path, refusal):
     assert "invalid choice: 'caffe'" in refusal("caffe")
-    assert "17" in refusal("onnx", "--checkpoint=17")
+    assert "no checkpoint '17'" in refusal("onnx", "--checkpoint=17")
     assert "no run in" in refusal("onnx", f"--workdir={tmp_path / 'nowhere'}")
 
 
