@@ -7,10 +7,8 @@ from helpers.processes import XLA_FLAGS
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"
 
-import dataclasses
 import fcntl
 import gc
-import hashlib
 import json
 import pathlib
 import sys
@@ -19,12 +17,10 @@ import grain  # noqa: F401 Defines flags, which must exist before `flagsaver` sa
 import jax
 import pytest
 from absl.testing import flagsaver
-from helpers.archives import ARCHIVE_NAMES, cifar_archive_bytes
 from helpers.compilations import TELL_COMPILATIONS
 from helpers.networks import SMALL_INCEPTIONS, create_small
 from helpers.tiny_run import copy_run, train_well
 
-from googlenet_flax.data.builders import cifar
 from googlenet_flax.model import googlenet
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.training.description import ModelDescription
@@ -135,26 +131,3 @@ def run_with(run_command, monkeypatch):
         return run_command(command, f"--workdir={workdir}", *args)
 
     return run_with
-
-
-@pytest.fixture
-def small_cifar10(monkeypatch, tmp_path):
-    """Returns a data_dir with a CIFAR-10 archive of 100 + 20 images."""
-    return _place_archive(monkeypatch, tmp_path, "cifar10", cifar.Cifar10, 20)
-
-
-@pytest.fixture
-def small_cifar100(monkeypatch, tmp_path):
-    """Returns a data_dir with a CIFAR-100 archive of 50 + 50 images."""
-    return _place_archive(monkeypatch, tmp_path, "cifar100", cifar.Cifar100, 50)
-
-
-def _place_archive(monkeypatch, folder, name, builder_class, examples_per_file):
-    data = cifar_archive_bytes(name, examples_per_file)
-    sha256, size_bytes = hashlib.sha256(data).hexdigest(), len(data)
-    archive = dataclasses.replace(
-        builder_class.ARCHIVE, sha256=sha256, size_bytes=size_bytes
-    )
-    monkeypatch.setattr(builder_class, "ARCHIVE", archive)
-    (folder / ARCHIVE_NAMES[name]).write_bytes(data)
-    return folder

@@ -1,11 +1,18 @@
 import dataclasses
+import hashlib
 import shutil
 import tarfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers.archives import ARCHIVE_NAMES, CIFAR_FILES, CIFAR_FOLDERS, tensorflow_forbidden
+from helpers.archives import (
+    ARCHIVE_NAMES,
+    CIFAR_FILES,
+    CIFAR_FOLDERS,
+    cifar_archive_bytes,
+    tensorflow_forbidden,
+)
 from helpers.servers import serving
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.hashing import Hasher
@@ -37,6 +44,18 @@ def load(data_dir, split="train", name="cifar10", **options):
     return load_split(name, split, data_dir=str(data_dir), **options)
 
 
+@pytest.fixture
+def data_dir(monkeypatch, tmp_path):
+    """Returns a folder with small archives: 100 + 20 images, and 50 + 50 of 100 classes."""
+    for name, examples_per_file in (("cifar10", 20), ("cifar100", 50)):
+        content, builder = cifar_archive_bytes(name, examples_per_file), BUILDERS[name]
+        facts = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        archive = dataclasses.replace(builder.ARCHIVE, **facts)
+        monkeypatch.setattr(builder, "ARCHIVE", archive)
+        archive_path(tmp_path, name).write_bytes(content)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("name", "split", "sizes"),
     [
@@ -45,8 +64,7 @@ def load(data_dir, split="train", name="cifar10", **options):
         ("cifar100", "test", {"train": 50, "test": 50}),
     ],
 )
-def test_it_and_stock_tfds_read_the_archives_images(request, name, split, sizes):
-    data_dir = request.getfixturevalue(f"small_{name}")
+def test_it_and_stock_tfds_read_the_archives_images(data_dir, name, split, sizes):
     with tensorflow_forbidden():
         image_set = load(data_dir, split, name)
     labels, images = read_records(archive_path(data_dir, name), name, split)
@@ -91,34 +109,34 @@ def test_builder_and_archive_are_those_of_stock_tfds(name, tmp_path):
     }
 
 
-def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(small_cifar10):
-    path = archive_path(small_cifar10)
-    manual = small_cifar10 / "downloads" / "manual"
+def test_prepared_data_need_no_archive_which_may_lie_in_the_manual_folder(data_dir):
+    path = archive_path(data_dir)
+    manual = data_dir / "downloads" / "manual"
     manual.mkdir(parents=True)
     path = path.rename(manual / path.name)
-    first = load(small_cifar10)
+    first = load(data_dir)
     path.unlink()
-    np.testing.assert_array_equal(first.images, load(small_cifar10).images)
+    np.testing.assert_array_equal(first.images, load(data_dir).images)
 
 
-def test_another_process_may_prepare_the_set_first(small_cifar10, monkeypatch):
+def test_another_process_may_prepare_the_set_first(data_dir, monkeypatch):
     def prepare_late(builder, prepare=cifar.Cifar10.prepare):
         prepare(builder)
         raise UserError("the destination exists already")
 
     monkeypatch.setattr(cifar.Cifar10, "prepare", prepare_late)
-    assert len(load(small_cifar10, "test")) == 20
+    assert len(load(data_dir, "test")) == 20
 
 
-def test_the_archive_is_downloaded(small_cifar10, tmp_path_factory, monkeypatch):
-    path = archive_path(small_cifar10)
+def test_the_archive_is_downloaded(data_dir, tmp_path_factory, monkeypatch):
+    path = archive_path(data_dir)
     content = path.read_bytes()
     path.unlink()
     with serving({path.name: content}) as server:
         archive = dataclasses.replace(cifar.Cifar10.ARCHIVE, url=server.url(path.name))
         monkeypatch.setattr(cifar.Cifar10, "ARCHIVE", archive)
-        assert len(load(small_cifar10, "test")) == 20
-        (kept,) = (small_cifar10 / "downloads/googlenet_flax").iterdir()
+        assert len(load(data_dir, "test")) == 20
+        (kept,) = (data_dir / "downloads/googlenet_flax").iterdir()
         assert kept.read_bytes() == content
         server.files.clear()
         other = tmp_path_factory.mktemp("other")
