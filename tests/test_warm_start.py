@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.configs import load_config, named_config
-from helpers.networks import create_small, flat, numpy_variables
+from helpers.networks import assert_leaves, create_small, flat, numpy_variables
 from helpers.paths import REPOSITORY
 from helpers.pictures import write_pictures
 from helpers.untrained_runs import describe, save_weights, write_run
@@ -92,14 +92,6 @@ def refusal(run, description):
 
 def is_classifier(path):
     return path.split("/", 1)[1].rpartition("/")[0] in CLASSIFIERS
-
-
-def assert_leaves(actual, expected):
-    """Checks that two trees, nested or flat, have the same leaves, bit for bit."""
-    expected = flat(expected)
-    assert actual.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(actual[path], leaf, err_msg=path)
 
 
 def test_averages_begin_with_the_sources_weights(source):

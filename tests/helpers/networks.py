@@ -83,6 +83,15 @@ def shapes_of(model: GoogLeNet, *images: int):
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros(images))
 
 
+def assert_leaves(actual, expected) -> None:
+    """Checks that two trees, nested or flat, have the same leaves, bit for bit."""
+    actual, expected = flat(actual), flat(expected)
+    assert actual.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert actual[path].dtype == leaf.dtype, path
+        np.testing.assert_array_equal(actual[path], leaf, path)
+
+
 def numpy_variables(model: GoogLeNet, size: int = 80):
     """Draws variables in the ranges of fresh ones with NumPy, which compiles nothing."""
     _, shapes = shapes_of(model, 1, size, size, model.input_channels)
