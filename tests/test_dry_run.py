@@ -107,8 +107,6 @@ def test_the_memory_is_that_of_the_compiled_step():
     assert 0.83 <= float(inputs) <= 2 and float(inputs) / 1024 < float(needed) < 0.5
 
 
-def test_what_is_wrong_is_found():
+def test_an_unknown_split_is_found():
     with pytest.raises(UserError, match="unknown split 'nothing'"):
         plan_of(train_split="nothing")
-    with pytest.raises(UserError, match=r"config.image_size is 31"):
-        plan_of(image_size=31)
