@@ -17,7 +17,7 @@ from originals.weights import draw_images, draw_weights
 # At some sizes, rounding up, rounding down and SAME differ in the middle.
 IMAGE_SIZES = {
     "seed": (96, 100, 224),
-    "paper": (96, 100, 112, 224),
+    "paper": (96, 100, 224),
     "torchvision": (32, 96, 120, 127, 224),
 }
 HEADS = ("logits", "aux_4a", "aux_4d")
