@@ -76,9 +76,11 @@ def documented_runs() -> list[str]:
     pages = [REPOSITORY / "README.md", *docs.rglob("*.md"), *docs.rglob("*.sh")]
     text = "\n".join(page.read_text() for page in (*pages, *CONFIG_FILES))
     text = re.sub(r"\\\n#?", " ", text).replace("seed=S", "seed=0")
-    commands = r"googlenet(?: |_flax\.)(?:main|train|benchmark)|docs/launch/\w+\.sh"
-    found = re.findall(rf"(?:{commands}) .*--config=.*", text)
-    return [command for command in found if not re.search(r"=(configs/)?X", command)]
+    names = r"googlenet(?: |_flax\.)(?:main|train|benchmark)|docs/launch/\w+\.sh"
+    found = re.findall(rf"(?:{names}) .*--config=.*", text)
+    commands = [command for command in found if not re.search(r"=(configs/)?X", command)]
+    assert len(commands) > 10
+    return commands
 
 
 @pytest.mark.parametrize("command", documented_runs(), ids=str)
