@@ -4,19 +4,12 @@ import contextlib
 import json
 import os
 import pathlib
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2 as proto
-from tensorboardX.record_writer import RecordWriter
-
 from googlenet_flax.runtime.errors import UserError, writing
 from googlenet_flax.runtime.files import replace_file
-
-messages: Any = proto  # Protobuf creates its classes at run time.
 
 UNIX_SECONDS = "unix_seconds"  # Time at which a row was written, which is not a metric.
 ROW_FIELDS = frozenset({"step", "epoch", "split", UNIX_SECONDS})
@@ -59,15 +52,13 @@ class MetricsWriter:
             replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir), contextlib.ExitStack() as on_error:
+            # tensorboardX imports torch where it is installed.
+            from googlenet_flax.runs.event_file import EventFile  # noqa: PLC0415 - slow
+
             tensorboard_dir.mkdir(exist_ok=True)
-            # NOTE: This thread writes the events. The thread that tensorboardX would start
-            # dies without an error if the disk is full, and the run would wait for it.
-            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-            self._events = RecordWriter(str(tensorboard_dir / name))
-            on_error.callback(self._close_events)
-            self._write_event(0, file_version="brain.Event:2")
-            purge = messages.SessionLog(status=messages.SessionLog.START)
-            self._write_event(resume_step, session_log=purge)
+            self._events = EventFile(tensorboard_dir)
+            on_error.callback(self._events.close)
+            self._events.begin(resume_step)
             for row in kept:
                 if row["step"] == resume_step:
                     self._write_scalars(row)
@@ -78,7 +69,7 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._jsonl)
-        self._close_events()
+        self._events.close()
 
     def write(
         self,
@@ -122,17 +113,7 @@ class MetricsWriter:
             raise
 
     def _write_scalars(self, row: Mapping[str, Any]) -> None:
-        for tag, value in tagged_metrics(row).items():
-            self._write_event(row["step"], summary=summary.scalar(tag, value))
-        self._events.flush()
-
-    def _write_event(self, step: int, **content: Any) -> None:
-        event = messages.Event(wall_time=time.time(), step=step, **content)
-        self._events.write(event.SerializeToString())
-
-    def _close_events(self) -> None:
-        with contextlib.suppress(OSError):  # Rows were flushed, or their error is known.
-            self._events.close()
+        self._events.write(row["step"], tagged_metrics(row))
 
 
 def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
