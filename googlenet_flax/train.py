@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
@@ -35,7 +35,7 @@ from googlenet_flax.runtime.memory import give_large_steps_back
 from googlenet_flax.runtime.progress import Progress, clock
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
-from googlenet_flax.training.evaluation import Sums, format_metrics
+from googlenet_flax.training.evaluation import format_metrics
 from googlenet_flax.training.experiment import Experiment, create_experiment
 from googlenet_flax.training.loss_watch import ChanceWatch, LossWatch, not_finite
 from googlenet_flax.training.state import Batch, Metrics, TrainState
@@ -394,7 +394,7 @@ class _Run:
         """Evaluates, writes and shows a row of metrics, and saves the state with them."""
         started = time.monotonic()
         try:
-            metrics = self.experiment.evaluate(state, self.stop.checked, self.call)
+            metrics = self.experiment.evaluate(state, watch=self.stop.checked)
         except StopRequested:
             self.save_and_stop(state, step)
         if not math.isfinite(metrics["loss"]):
@@ -406,11 +406,6 @@ class _Run:
         self.say_unreadable()
         self.save(state, metrics)
         self.progress.restart_clock(step)
-
-    def call(self, evaluate_batch: Callable[[], Sums]) -> Sums:
-        """Evaluates a batch; after a signal, waits only briefly for the result."""
-        with clock("evaluating a batch"):
-            return self.stop.call(evaluate_batch)
 
     def say_unreadable(self) -> None:
         """Reports the unreadable pictures that were skipped so far, if any."""

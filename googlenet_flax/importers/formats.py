@@ -212,7 +212,7 @@ def _check_class_names(
 
 
 def _is_trained(head: str, weights: WeightFile) -> bool:
-    """Tells if the file has a head, and not as it was before its first batch."""
+    """Returns True if the file has the head and the head has seen a batch."""
     leaves = weights.leaves
     # Means of exactly 0 are those of batch norm that has never seen a batch.
     means = leaves.get(f"batch_stats/{head}/proj/bn/mean", 1)

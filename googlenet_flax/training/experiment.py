@@ -19,10 +19,10 @@ from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime import distributed
 from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import MissingDataError, UserError
+from googlenet_flax.runtime.progress import clock
 from googlenet_flax.training import evaluation, sharding
 from googlenet_flax.training import schedule as schedules
 from googlenet_flax.training.description import DataDescription, ModelDescription
-from googlenet_flax.training.evaluation import Sums
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
@@ -256,21 +256,18 @@ class Experiment:
         return jitted.lower(state_like, self._batch_like, self.seed).compile()
 
     def evaluate(
-        self,
-        state: TrainState,
-        watch: evaluation.Watch = iter,
-        call: Callable[[Callable[[], Sums]], Sums] = lambda function: function(),
+        self, state: TrainState, watch: evaluation.Watch = iter
     ) -> dict[str, float]:
         """Computes the mean metrics over the whole `eval_split`.
 
         If the state holds averaged weights, their metrics are added under names with the
         prefix `averaged_`. `loss` includes the auxiliary losses with `config.aux_weight`,
         whatever `final_aux_fraction` is. `evaluate_split` describes `watch` and the errors.
-        `call` calls the function that evaluates a batch; the first call compiles it.
         """
 
-        def sum_batch(batch: dict[str, np.ndarray]) -> Sums:
-            sums, count = self.eval_step(state.variables, batch)
+        def sum_batch(batch: dict[str, np.ndarray]) -> evaluation.Sums:
+            with clock("evaluating a batch"):  # The first one compiles.
+                sums, count = self.eval_step(state.variables, batch)
             if state.averages:
                 averaged, _ = self.eval_step(state.averages, batch)
                 named = {f"averaged_{name}": value for name, value in averaged.items()}
@@ -278,7 +275,7 @@ class Experiment:
             return sums, count
 
         return evaluation.evaluate_split(
-            lambda batch: call(partial(sum_batch, batch)),
+            sum_batch,
             self.eval_set,
             # No more images at a time than a training step takes.
             batch_size=self.config.batch_size // self.config.accumulation_steps,
