@@ -29,7 +29,6 @@ from googlenet_flax.reports.answers import most_confused, reliability_bins, scor
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.gather import gather
 from googlenet_flax.reports.look_inside import (
-    Picture,
     filter_pictures,
     grad_cam,
     look_inside,
@@ -296,8 +295,8 @@ def test_grad_cam_of_a_network_is_the_classifiers_kernel(
 @pytest.mark.slow
 def test_blocks_and_evidence_of_the_whole_network():
     model = create_model("seed", num_classes=10, width_multiplier=0.1)
-    picture = Picture("noise", random_images(80, 80, 3))
-    view = look_inside(model, preprocess(), numpy_variables(model), picture)
+    batch = {"image": random_images(1, 80, 80, 3)}
+    view = look_inside(model, preprocess(), numpy_variables(model), "noise", batch)
     blocks = [f"inception_{name}" for name in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
     assert list(view.maps) == blocks
     places = [(e.classifier, e.block.removeprefix("inception_")) for e in view.evidence]
@@ -393,9 +392,9 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
     path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from=origin)
     PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
     monkeypatch.setattr(gathering, "look_inside", lambda *args: args[-1])
-    picture = gather(Workdir(path), image=str(tmp_path / "my.png")).view
-    assert picture.extent == (6, 8)
-    np.testing.assert_array_equal(picture.pixels[:6, :8], random_images(6, 8, 3))
+    batch = gather(Workdir(path), image=str(tmp_path / "my.png")).view
+    np.testing.assert_array_equal(batch["extent"], [(6, 8)])
+    np.testing.assert_array_equal(batch["image"][0, :6, :8], random_images(6, 8, 3))
     reader = read(create_run_page(gather(Workdir(path), checkpoint="latest")))
     assert "Imported weights; they were not trained here." in reader.text
     assert "these weights were imported" in reader.text

@@ -62,7 +62,7 @@ class Preprocess:
     def cut(
         self,
         images: jax.Array | np.ndarray,
-        extents: jax.Array | None,
+        extents: jax.Array | np.ndarray | None,
         crop: Crop | None = None,
     ) -> jax.Array:
         """Cuts and resizes a crop to float32 `[B, H, W, C]`, still from 0 to 255.
@@ -76,8 +76,7 @@ class Preprocess:
             pixels = jax.image.resize(images.astype(jnp.float32), size, "bilinear")
             return with_channels(pixels, self.input_channels)
         crop = crop or self.crop
-        if extents is None:
-            extents = whole_extents(images)
+        extents = whole_extents(images) if extents is None else jnp.asarray(extents)
         boxes = crop_boxes(extents, crop)
         pixels = resample(images.astype(jnp.float32), boxes, self.image_size, extents)
         pixels = jnp.where(jnp.asarray(crop.mirror), pixels[:, :, ::-1], pixels)

@@ -1,6 +1,5 @@
 """Collection of everything that the report page of a run shows."""
 
-import os
 from typing import Any
 
 import jax
@@ -8,17 +7,20 @@ import numpy as np
 
 from googlenet_flax.config import Config
 from googlenet_flax.data import Split
-from googlenet_flax.data.decode import BadImageError, decode_image, printable
+from googlenet_flax.data.decode import printable
+from googlenet_flax.data.image_set import Batch
 from googlenet_flax.reports.answers import collect_answers, confident_mistakes
-from googlenet_flax.reports.look_inside import Picture, look_inside, shown_pixels
+from googlenet_flax.reports.look_inside import look_inside, shown_pixels
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, Tested
 from googlenet_flax.runs.checkpoint_evaluation import evaluation_config, load_eval_split
+from googlenet_flax.runs.prediction import read_batches
 from googlenet_flax.runs.predictor import Predictor, devices_for
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.command import name_flags
 from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.runtime.files import file_path
 from googlenet_flax.runtime.streams import tell
 
 MISTAKES = 12  # Number of mistakes to show.
@@ -54,17 +56,12 @@ def gather(
             raise
         missing.append(f"Predictions and weights are not shown: {error}.")
         return Material(record, missing)
-    description, tested = predictor.description, None
-    preprocess = description.preprocess
-    picture = None
+    description, tested, picture = predictor.description, None, None
     if image:
-        name = printable(image)
-        try:
-            file, size = os.path.expanduser(image), preprocess.storage_size
-            decoded = decode_image(file, size, preprocess.input_channels)
-        except BadImageError as error:
-            raise UserError(f"--image={name} cannot be read: {error}") from error
-        picture = Picture(name, *decoded)
+        _, errors, batch = next(read_batches(predictor, [file_path(image)], batch_size=1))
+        if errors[0]:
+            raise UserError(f"--image={printable(image)} cannot be read: {errors[0]}")
+        picture = printable(image), batch
     try:
         config = evaluation_config(record.config, **data)
         examples = load_eval_split(config, description, may_prepare=False)
@@ -77,8 +74,8 @@ def gather(
         missing.append("No picture is shown: name a picture with --image=FILE.")
         return Material(record, missing, predictor, tested)
     with on_the_cpu():  # For a GPU, compiling this for one picture would take minutes.
-        variables = jax.device_get(predictor.variables)
-        view = look_inside(description.create_model(), preprocess, variables, picture)
+        model, variables = description.create_model(), jax.device_get(predictor.variables)
+        view = look_inside(model, description.preprocess, variables, *picture)
     return Material(record, missing, predictor, tested, view)
 
 
@@ -94,16 +91,13 @@ def _test(predictor: Predictor, split: Split, config: Config, max_examples: int)
     pictures = np.zeros((0, 1, 1, 3), np.uint8)
     if len(rows):
         batch = next(iter(split.batches([examples[rows]])))
-        preprocess = predictor.description.preprocess
-        pictures = shown_pixels(preprocess, batch["image"], batch.get("extent"))
+        pictures = shown_pixels(predictor.description.preprocess, batch)
     words = f"{config.dataset!r}, split {config.eval_split!r}"
     return Tested(words, len(split), examples, labels, answers, rows, names, pictures)
 
 
-def _first_picture(split: Split, tested: Tested) -> Picture:
-    """Reads the first example that was tested."""
+def _first_picture(split: Split, tested: Tested) -> tuple[str, Batch]:
+    """Reads the first example that was tested; also returns its name."""
     example = tested.examples[:1]
-    batch = next(iter(split.batches([example])))
-    extent = batch["extent"][0] if "extent" in batch else None
     name = f"{split.name(example.item())} of {tested.split}"
-    return Picture(name, batch["image"][0], extent)
+    return name, next(iter(split.batches([example])))

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 
 from googlenet_flax.analysis.endpoints import activation_and_gradient, activations
+from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import CLASSIFIERS
@@ -29,15 +30,6 @@ class Evidence(NamedTuple):
     heat: np.ndarray  # float64 [h, w], 0 to 1.
 
 
-class Picture(NamedTuple):
-    """A picture in the form in which data sets store it."""
-
-    name: str  # Description of the picture, in words.
-    pixels: np.ndarray  # uint8 [h, w, C].
-    # Height and width of the part of `pixels` that the picture fills; None is all of it.
-    extent: Sequence[int] | None = None
-
-
 class View(NamedTuple):
     """Outputs and intermediate results of a network for one picture."""
 
@@ -49,11 +41,13 @@ class View(NamedTuple):
 
 
 def look_inside(
-    model: GoogLeNet, preprocess: Preprocess, variables: Mapping[str, Any], picture: Picture
+    model: GoogLeNet,
+    preprocess: Preprocess,
+    variables: Mapping[str, Any],
+    name: str,
+    batch: Batch,
 ) -> View:
-    """Runs a network on one picture and collects its maps and Grad-CAM."""
-    images = picture.pixels[np.newaxis]
-    extents = None if picture.extent is None else jnp.asarray([picture.extent])
+    """Runs a network on a picture, the only one of `batch`, for its maps and Grad-CAM."""
     inceptions = list(model.inceptions)
     targets = [(AUX_TAPS[b], b) for b in inceptions if b in AUX_TAPS and model.aux_heads]
     targets += [("main", b) for b in (EARLIER_BLOCK, inceptions[-1]) if b in inceptions]
@@ -72,11 +66,11 @@ def look_inside(
             lambda values: values[0].astype(jnp.float32), (scores, maps, gradients)
         )
 
-    results = run(variables, preprocess.cut(jnp.asarray(images), extents))
+    results = run(variables, preprocess.cut(batch["image"], batch.get("extent")))
     scores, maps, gradients = jax.device_get(results)
     return View(
-        name=picture.name,
-        picture=shown_pixels(preprocess, images, extents)[0],
+        name=name,
+        picture=shown_pixels(preprocess, batch)[0],
         log_probabilities={name: scores[name] for name in CLASSIFIERS if name in scores},
         maps={name: maps[name] for name in inceptions},
         evidence=[
@@ -91,14 +85,11 @@ def _top_score(classifier: str) -> Callable[[GoogLeNetOutput], jax.Array]:
     return lambda output: output.by_classifier()[classifier].max(axis=-1)
 
 
-def shown_pixels(preprocess: Preprocess, images: Any, extents: Any = None) -> np.ndarray:
-    """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`, RGB.
-
-    The arguments are those of `Preprocess.cut`.
-    """
+def shown_pixels(preprocess: Preprocess, batch: Batch) -> np.ndarray:
+    """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`, RGB."""
     with on_the_cpu():  # Some forty small programs.
-        pixels = shown_channels(np.asarray(preprocess.cut(jnp.asarray(images), extents)))
-    return pixels.round().clip(0, 255).astype(np.uint8)
+        pixels = np.asarray(preprocess.cut(batch["image"], batch.get("extent")))
+    return shown_channels(pixels).round().clip(0, 255).astype(np.uint8)
 
 
 def shown_channels(images: np.ndarray) -> np.ndarray:
