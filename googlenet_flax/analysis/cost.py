@@ -30,11 +30,9 @@ POOL_INDEX_BYTES = 2  # One byte per output for the argmax, written once and rea
 
 
 def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]]:
-    """Computes the shapes of the parameters and of the outputs for one image.
+    """Returns the parameters' shapes and those of the outputs for one image.
 
-    Returns:
-      The tree of the parameters, and shapes `[H, W, C]` or `[C]` by the names of
-      `endpoints.ENDPOINTS`.
+    The latter are `[H, W, C]` or `[C]` by the names of `endpoints.ENDPOINTS`.
     """
     initialize = functools.partial(
         with_all_maps(model).init,
@@ -50,14 +48,10 @@ def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]
 
 
 def multiply_adds(params: Any, shapes: Mapping[str, Any]) -> dict[str, int]:
-    """Counts the multiply-adds of one image in each layer that has a kernel.
+    """Counts the multiply-adds of one image by layer, such as `inception_3a/1x1`.
 
     Biases, norms and pools are left out; they are less than 1 % of the total. The
     arguments are the results of `layer_shapes`.
-
-    Returns:
-      The counts by the names of the layers in the parameter tree, such as `conv1`,
-      `inception_3a/1x1` and `aux_4a/fc`.
     """
     totals = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

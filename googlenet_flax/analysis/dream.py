@@ -66,10 +66,9 @@ def draw(
     seed: int,
     **settings: float | None,
 ) -> str:
-    """Draws and saves a picture; the arguments are the flags of the command.
+    """Draws and saves a picture; returns a line about it and the rise of the objective.
 
-    Returns:
-      A line about the picture and the rise of the objective.
+    The arguments are the flags of the command.
 
     Raises:
       UserError: The run, the layer, the channel or the picture does not exist, a flag is
@@ -123,9 +122,8 @@ def _check_limits(flags: Mapping[str, float | None]) -> None:
 
 def _to_png(pixels: np.ndarray) -> bytes:
     """Encodes a picture `[H, W, C]`, 0 to 255."""
-    picture, png = np.rint(pixels).astype(np.uint8), io.BytesIO()
-    is_gray = picture.shape[-1] == 1
-    PIL.Image.fromarray(picture[..., 0] if is_gray else picture).save(png, format="PNG")
+    levels, png = np.rint(pixels).astype(np.uint8), io.BytesIO()
+    PIL.Image.fromarray(levels.squeeze()).save(png, format="PNG")  # Gray is `[H, W]`.
     return png.getvalue()
 
 
@@ -196,11 +194,7 @@ def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
 def check_head_size(
     objective: Objective, description: ModelDescription, sizes: list[tuple[int, int]]
 ) -> None:
-    """Checks that a head with parameters for one size gets no other size.
-
-    Raises:
-      UserError: One of the sizes, height and width, does not fit the head.
-    """
+    """Raises a `UserError` if a head with parameters for one size gets another."""
     size = description.preprocess.image_size
     has_fixed_size = description.variant not in SIZE_FREE_VARIANTS
     is_head = objective.layer in HEADS

@@ -15,10 +15,10 @@ import jax
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
 STEM = ("conv1", "conv2_reduce", "conv2")
-# Maps `[B, H, W, C]`, after ReLU and before a pool, in the order of the computation.
-MAPS = (*STEM, *INCEPTIONS)
 LOGITS = (*HEADS, "classifier")
-ENDPOINTS = (*MAPS, "pool", *LOGITS)  # `pool` is the mean of each channel of the last map.
+# Those of `STEM` and `INCEPTIONS` are maps `[B, H, W, C]`, after ReLU and before a pool.
+# `pool` is the mean of each channel of the last map.
+ENDPOINTS = (*STEM, *INCEPTIONS, "pool", *LOGITS)
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:

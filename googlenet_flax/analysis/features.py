@@ -34,11 +34,9 @@ SMALLEST = np.finfo(np.float32).tiny  # Avoids division by 0.
 
 
 def check_out(out: pathlib.Path) -> None:
-    """Checks that a new NPZ file can be written, before the network is loaded.
+    """Raises a `UserError` unless a new NPZ file can be written.
 
-    Raises:
-      UserError: The name does not end in `.npz`, the folder is not writable, or the file
-        exists already. It is not replaced, because it may have taken long to compute.
+    One that exists is not replaced, because it may have taken long to compute.
     """
     if out.suffix.lower() != ".npz":
         raise UserError(f"--out is {printable(out)} but must end in .npz")
@@ -98,10 +96,7 @@ def picture_batches(
 
 
 def split_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterator[Batch]:
-    """Yields batches for `write_features`, with the name of each picture as `picture`.
-
-    They also hold the `index` and the `label` of each example.
-    """
+    """Yields batches for `write_features`, with `picture`, `index` and `label` of each."""
     batch_size = fit_batch_size(batch_size, len(split), len(predictor.devices))
     for batch in padded_batches(split, np.arange(len(split)), batch_size, task=TASK):
         names = [split.name(index) for index in batch["index"].tolist()]

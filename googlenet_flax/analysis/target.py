@@ -89,13 +89,9 @@ class Target:
 
 
 def find_target(name: str) -> Target:
-    """Looks up a target; call it before JAX uses a device.
+    """Looks up a target, such as `"tpu:v5e:4x4"`, or `"cuda:h100:8"` for 8 GPUs of a host.
 
-    JAX computes on the CPU afterwards.
-
-    Args:
-      name: Platform, chip and slice as JAX's topologies name them, such as `"tpu:v5e:4x4"`,
-        or the number of GPUs of a host, as in `"cuda:h100:8"`.
+    Call it before JAX uses a device. JAX computes on the CPU afterwards.
 
     Raises:
       UserError: There is no such target, or a package for it is missing.
@@ -194,10 +190,9 @@ def step_bytes(plan: Any) -> int:
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Counts the collectives in a program as `compiled.as_text()` returns it.
+    """Counts the collectives of a program, and the bytes of their results, by kind.
 
-    Returns:
-      The number and the bytes of the results by kind, such as `"all-reduce"`.
+    The program is the text `compiled.as_text()`; a kind is such as `"all-reduce"`.
     """
     found = collections.defaultdict(list)
     for shape, kind in COLLECTIVE.findall(program):
