@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.exporters import model_card, onnx, safetensors, stablehlo
+from googlenet_flax.exporters import onnx, safetensors, stablehlo
 from googlenet_flax.exporters.network import Network, describe
 from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.preprocessing.preprocess import Preprocess
@@ -19,8 +19,6 @@ from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.files import write_out
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
-METADATA_SUFFIX = ".json"  # A StableHLO file cannot hold text, so there is a second file.
-CARD_SUFFIX = ".md"  # The card is not named README.md, as the folder may have one.
 TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
 SMALLEST = np.finfo(np.float32).tiny  # Avoids division by 0.
 BLOCKS = 8  # Number of color blocks along each side of a test image.
@@ -143,10 +141,10 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: str) -> None
       UserError: A file cannot be written.
     """
     beside = {}
-    if format_name == "stablehlo":
-        beside[METADATA_SUFFIX] = json.dumps(exported.metadata, indent=2) + "\n"
-    if format_name == "safetensors":
-        beside[CARD_SUFFIX] = model_card.write(exported.metadata, out.name)
+    if format_name == "stablehlo":  # Such a file cannot hold text itself.
+        beside[".json"] = json.dumps(exported.metadata, indent=2) + "\n"
+    if format_name == "safetensors":  # Not README.md, which the folder may have.
+        beside[".md"] = safetensors.model_card(exported.metadata, out.name)
     for suffix, text in beside.items():
         write_out(out.with_name(out.name + suffix), text.encode(errors="backslashreplace"))
     write_out(out, exported.data)
