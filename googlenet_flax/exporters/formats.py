@@ -36,19 +36,11 @@ class Exported:
 def export(
     predictor: Predictor, format_name: str, *, aux_heads: bool, accuracy: str = ""
 ) -> Exported:
-    """Exports a network in float32, and compares the result with the network.
+    """Exports a network in float32 in one of `FORMATS`, and compares the file with it.
 
-    Args:
-      predictor: The network.
-      format_name: `"stablehlo"` and `"onnx"` take pixels, 0 to 255, at the network's
-        size; `"safetensors"` contains the weights only.
-      aux_heads: Output the logits of the heads too. A `"safetensors"` file always contains
-        the weights of the heads.
-      accuracy: Accuracy of the network in words, for the metadata; "" if unknown.
-
-    Returns:
-      The contents of the file. They are not compared with the network if the package
-      onnxruntime is missing.
+    With `aux_heads`, the logits of the heads are outputs too. `accuracy` is that of the
+    network in words, for the metadata; "" if unknown. Without the package onnxruntime, an
+    ONNX file is not compared.
 
     Raises:
       UserError: A package is missing, or the file gives other logits than the network.

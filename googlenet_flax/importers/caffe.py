@@ -40,10 +40,7 @@ SCHEMA = {
 
 
 def read(path: pathlib.Path) -> WeightFile:
-    """Reads the blobs of the layers of a `.caffemodel`.
-
-    It reads layers of the types V1LayerParameter and LayerParameter, but not of the older
-    V0LayerParameter.
+    """Reads the layers of a `.caffemodel`, but not those of the old type V0LayerParameter.
 
     The blobs of a layer are its kernel and its bias, here named `LAYER[0]` and `LAYER[1]`.
 

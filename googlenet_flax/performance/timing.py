@@ -13,17 +13,11 @@ WINDOWS = 10  # Number of windows that the median is taken over.
 
 
 def call_seconds(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Measures the durations of consecutive calls, after a first one that may compile.
+    """Measures consecutive calls, in seconds each, after a first one that may compile.
 
-    While the devices work on a call, the host already prepares the next one, as in the
-    training loop. So the host's work overlaps with that of the devices.
-
-    Args:
-      call: Function that starts the work and returns arrays that are ready when it is done.
-      seconds: Shortest duration of the measurement; at least three calls are measured.
-
-    Returns:
-      The duration of each call in seconds.
+    A call starts the work and returns arrays that are ready when it is done. While the
+    devices work on it, the host already prepares the next one, as in the training loop. The
+    measurement takes at least `seconds` and `MIN_CALLS` calls.
     """
     jax.block_until_ready(call())
     pending = call()
