@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.style import (
@@ -19,11 +19,11 @@ from googlenet_flax.reports.style import (
     VERMILLION,
     new_figure,
     styled,
-    use_log_scale_where_wide,
 )
 
 SMOOTHED_FRACTION = 0.04  # Window of a smoothed line, as a part of all logged steps.
 HEADS = {"aux_4a": (ORANGE, "o--"), "aux_4d": (GREEN, "s--")}  # Color and style.
+LOG_RATIO = 20  # Ratio of largest to smallest value from which an axis is logarithmic.
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -96,8 +96,20 @@ def _finish(ax: Axes, title: str, y_label: str) -> None:
         return
     if "%" not in y_label:
         values = [np.asarray(line.get_ydata(), np.float64) for line in lines]
-        use_log_scale_where_wide(ax, np.concatenate(values))
+        _use_log_scale_where_wide(ax, np.concatenate(values))
     ax.legend()
+
+
+def _use_log_scale_where_wide(ax: Axes, values: np.ndarray) -> None:
+    """Makes the y axis logarithmic if positive `values` span more than `LOG_RATIO`."""
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0 or values.max() < LOG_RATIO * values.min():
+        return
+    ax.set_yscale("log")
+    decades = np.log10(values.max() / values.min())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.minorticks_off()
 
 
 @styled

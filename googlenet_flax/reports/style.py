@@ -9,9 +9,7 @@ from typing import Any, ParamSpec
 import numpy as np
 from cycler import cycler
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 Params = ParamSpec("Params")
 
@@ -23,7 +21,6 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 WIDTH_INCHES = 6.0
 SHOWN_WIDTH_PIXELS = 600  # Width on the page, on which text of 9 pt has 12.5 px.
 STORED_PIXELS_PER_INCH = 150  # The file has more pixels, for screens of high resolution.
-LOG_RATIO = 20  # Ratio of largest to smallest value from which an axis is logarithmic.
 MAX_LABEL_LENGTH = 18  # Longest class name in a figure, in characters.
 
 STYLE: dict[str, Any] = {
@@ -102,15 +99,3 @@ def name_label(name: str) -> str:
     """Shortens a name to a label of one line."""
     line = " ".join(plain_text(name).split())
     return line if len(line) <= MAX_LABEL_LENGTH else f"{line[: MAX_LABEL_LENGTH - 1]}…"
-
-
-def use_log_scale_where_wide(ax: Axes, values: np.ndarray) -> None:
-    """Makes the y axis logarithmic if positive `values` span more than `LOG_RATIO`."""
-    values = values[np.isfinite(values)]
-    if not values.size or values.min() <= 0 or values.max() < LOG_RATIO * values.min():
-        return
-    ax.set_yscale("log")
-    decades = np.log10(values.max() / values.min())
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.minorticks_off()
