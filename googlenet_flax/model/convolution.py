@@ -114,14 +114,10 @@ def convolve(
             return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
         if size in (3, 5) and arithmetic.winograd:
             return winograd.convolve(x, kernel)
+    pads = padding
     if isinstance(padding, str):
-        strides = (stride, stride)
-        rows, columns = jax.lax.padtype_to_pads(
-            x.shape[1:3], kernel.shape[:2], strides, padding
-        )
-    else:
-        rows, columns = padding
-    pads = (tuple(rows), tuple(columns))
+        sizes = x.shape[1:3], kernel.shape[:2], (stride, stride)
+        pads = tuple(jax.lax.padtype_to_pads(*sizes, padding))
     if arithmetic.matmul_weight_gradient:
         return _convolve_with_taps(x, kernel, stride, pads)
     if arithmetic.onednn_gradients and stride == 1:

@@ -91,20 +91,16 @@ def max_pool(
     Returns:
       `[B, H', W', C]` in the dtype of `x`.
     """
-    _, height, width, _ = x.shape
-    pads = (
-        pool_padding(height, window, stride, padding),
-        pool_padding(width, window, stride, padding),
-    )
+    rows, columns = (pool_padding(size, window, stride, padding) for size in x.shape[1:3])
     if gather:
-        return _max_pool(x, window, stride, pads)
+        return _max_pool(x, window, stride, (rows, columns))
     return jax.lax.reduce_window(
         x,
         -jnp.inf,
         jax.lax.max,
         window_dimensions=(1, window, window, 1),
         window_strides=(1, stride, stride, 1),
-        padding=((0, 0), *pads, (0, 0)),
+        padding=((0, 0), rows, columns, (0, 0)),
     )
 
 
