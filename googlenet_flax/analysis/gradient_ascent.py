@@ -130,14 +130,9 @@ def create_ascent(
 
 def octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]]:
     """Computes heights and widths from small to large, none below `MIN_SIDE`."""
-    sizes: list[tuple[int, int]] = []
-    for number in range(octaves):
-        scale = OCTAVE_SCALE**-number
-        size = round(height * scale), round(width * scale)
-        if min(size) < MIN_SIDE:
-            break
-        sizes.insert(0, size)
-    return sizes
+    scales = [OCTAVE_SCALE**-number for number in reversed(range(octaves))]
+    sizes = [(round(height * scale), round(width * scale)) for scale in scales]
+    return [size for size in sizes if min(size) >= MIN_SIDE]
 
 
 def gray_noise(rng: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
