@@ -92,9 +92,7 @@ def images_per_second(
     There are 3 to 19 windows, which together take about `work.seconds`. `step` starts a
     step, and `wait` waits for its result and all earlier ones.
     """
-    step_seconds = math.inf
-    for _ in range(WARM_UP_STEPS):
-        step_seconds = min(step_seconds, _window_seconds(step, wait, 1))
+    step_seconds = min(_window_seconds(step, wait, 1) for _ in range(WARM_UP_STEPS))
     steps = max(MIN_STEPS, round(work.seconds / step_seconds))
     window = max(1, steps // WINDOWS)  # A GPU need not wait for the host after each step.
     windows = [_window_seconds(step, wait, window) for _ in range(steps // window)]
