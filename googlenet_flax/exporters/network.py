@@ -32,11 +32,7 @@ class Network:
     preprocess: Preprocess
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Computes logits float32 `[B, num_classes]` of images float32 `[B, S, S, C]`.
-
-        They are named as in `GoogLeNetOutput`: `logits`, and with heads `aux_4a` and
-        `aux_4d`.
-        """
+        """Maps images, float32 `[B, S, S, C]`, to the logits of each classifier by name."""
         inputs = self.preprocess.normalize(images)
         output: Any = self.model.apply(self.variables, inputs, train=False)
         return {name: value for name, value in vars(output).items() if value is not None}

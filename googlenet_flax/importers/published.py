@@ -90,9 +90,6 @@ def load_pretrained(name: str, *, image_size: int = 224) -> Pretrained:
         address: put it into the cache, by default `~/.cache/googlenet_flax/weights`.
       image_size: Height and width of the input in pixels; Caffe's network needs 224.
 
-    Returns:
-      The network, its variables and its description.
-
     Raises:
       UserError: There are no weights of this name, they cannot be downloaded, they do not
         fit the image size, or the package that reads them is missing.
