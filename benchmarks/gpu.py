@@ -68,17 +68,14 @@ def measure_network(name: str, work: peer.Work) -> None:
         model = create_model(variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype)
         cost = image_cost(model, work.image_size)
         limits = find_limits([device], work.dtype, LIMIT_SECONDS)
-        rates = (
-            limits.flops_per_second / cost.training_flops,
-            limits.bytes_per_second / cost.training_bytes,
-        )
+        limit = min(limits.training_rates(cost).values())
         peer.measure_and_print(
             work,
             device=device.device_kind,
             train_step=train,
             eval_step=forward,
             wait=jax.block_until_ready,
-            facts=lambda: {**facts, **figures, "limit": min(rates)},
+            facts=lambda: {**facts, **figures, "limit": limit},
         )
     except Exception as error:  # The other networks are still measured.
         reason = str(error).partition("\n")[0]

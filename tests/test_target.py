@@ -13,7 +13,7 @@ from helpers.processes import run
 from googlenet_flax import main
 from googlenet_flax.analysis import target
 from googlenet_flax.analysis.cost import ImageCost
-from googlenet_flax.analysis.target import SLICES, collectives, find_target, rate_bounds
+from googlenet_flax.analysis.target import SLICES, collectives, find_target
 from googlenet_flax.model.convolution import FASTEST
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
@@ -150,12 +150,15 @@ def test_a_plan_for_tpus(elsewhere, run_command):
 
 def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere):
     cost = ImageCost(forward_flops=0, training_flops=197 * 10**9, training_bytes=819e6)
-    tpus = find_target(TPUS)
+
+    def rates(name, dtype):
+        found = find_target(name)
+        return found.chip.limits(len(found.devices), dtype).training_rates(cost)
+
     for dtype in ("float32", "bfloat16"):
         bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
-        assert rate_bounds(tpus, cost, dtype) == pytest.approx(bounds)
-    gpus = find_target(GPUS)
-    half, whole = (rate_bounds(gpus, cost, dtype) for dtype in ("float32", "bfloat16"))
+        assert rates(TPUS, dtype) == pytest.approx(bounds)
+    half, whole = (rates(GPUS, dtype) for dtype in ("float32", "bfloat16"))
     assert whole["operations"] == pytest.approx(4 * 989e12 / 197e9)
     assert half["operations"] == pytest.approx(4 * 495e12 / 197e9)
 

@@ -1,7 +1,25 @@
-"""Published limits of accelerators: operations and bytes per second, and memory."""
+"""Published limits of accelerators, and the rates of images that limits allow."""
 
 import dataclasses
 from collections.abc import Mapping
+
+from googlenet_flax.analysis.cost import ImageCost
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of several devices together."""
+
+    flops_per_second: float
+    bytes_per_second: float
+    measured: bool  # True if measured on this machine, False for the vendor's figures.
+
+    def training_rates(self, cost: ImageCost) -> dict[str, float]:
+        """Returns the images per second at which training would reach each limit."""
+        return {
+            "operations": self.flops_per_second / cost.training_flops,
+            "memory traffic": self.bytes_per_second / cost.training_bytes,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +32,10 @@ class Chip:
     memory_bytes_per_second: float  # Bytes that the memory reads or writes.
     memory_gib: float  # Capacity of the memory.
 
-    def flops(self, dtype: str) -> float:
-        """Returns the operations per second for operands of `"float32"` or `"bfloat16"`."""
-        return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
+    def limits(self, count: int, dtype: str) -> Limits:
+        """Returns the limits of `count` chips, for `"float32"` or `"bfloat16"`."""
+        flops = self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
+        return Limits(count * flops, count * self.memory_bytes_per_second, measured=False)
 
 
 # The keys are prefixes of JAX's `device_kind`; the first that matches counts. XLA

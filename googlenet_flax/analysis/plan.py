@@ -7,13 +7,7 @@ from typing import Any
 
 from googlenet_flax.analysis.cost import ImageCost, image_cost
 from googlenet_flax.analysis.table1 import format_table_1
-from googlenet_flax.analysis.target import (
-    Target,
-    collectives,
-    compile_for,
-    rate_bounds,
-    step_bytes,
-)
+from googlenet_flax.analysis.target import Target, collectives, compile_for, step_bytes
 from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.splits import split_positions
@@ -135,12 +129,13 @@ def _compiled_step(
         f"{count} {kind} ({size / 1e6:.3g} MB in all)"
         for kind, (count, size) in collectives(compiled.as_text()).items()
     ]
+    limits = target.chip.limits(len(target.devices), experiment.config.dtype)
     return {
         "target": f"{target}: the step compiles; it was not run",
         "memory": f"{_memory(compiled.memory_analysis())}; a step can have "
         f"{target.memory_gib:.3g} GiB",
         "exchange": f"{', '.join(exchanges) or 'nothing'}, on each device in a step",
-        "bound": _bound(rate_bounds(target, cost, experiment.config.dtype)),
+        "bound": _bound(limits.training_rates(cost)),
     }
 
 

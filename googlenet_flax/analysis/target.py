@@ -18,7 +18,6 @@ import jax
 from jax.experimental import topologies
 
 from googlenet_flax.analysis.chips import Chip, find_chip
-from googlenet_flax.analysis.cost import ImageCost
 from googlenet_flax.runtime.errors import UserError, optional_package
 from googlenet_flax.runtime.progress import call_with_clock
 
@@ -206,17 +205,3 @@ def shape_bytes(shape: str) -> int:
     for width, sizes in ARRAY.findall(shape):
         bits += int(width or 8) * math.prod(int(size) for size in sizes.split(",") if size)
     return bits // 8
-
-
-def rate_bounds(target: Target, cost: ImageCost, dtype: str) -> dict[str, float]:
-    """Computes upper bounds of the images per second that a target trains on.
-
-    Returns:
-      The images per second at which the devices would reach a published peak, by the name
-      of the limit: `"operations"` (of type `dtype`) or `"memory traffic"`.
-    """
-    chip, count = target.chip, len(target.devices)
-    return {
-        "operations": count * chip.flops(dtype) / cost.training_flops,
-        "memory traffic": count * chip.memory_bytes_per_second / cost.training_bytes,
-    }

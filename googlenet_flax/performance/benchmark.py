@@ -60,6 +60,7 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
     input_rate = measure_input(experiment, seconds)
     tell("measuring the limits of the devices ...")
     limits = find_limits(devices, config.dtype, seconds)
+    bounds = limits.training_rates(cost)
     return Report(
         **training,
         eval_images_per_second=eval_rate,
@@ -67,8 +68,8 @@ def benchmark(config: Config, devices: list[jax.Device], seconds: float) -> Repo
         flops_per_image=cost.training_flops,
         forward_flops_per_image=cost.forward_flops,
         bytes_per_image=cost.training_bytes,
-        share_of_compute_limit=rate * cost.training_flops / limits.flops_per_second,
-        share_of_bandwidth_limit=rate * cost.training_bytes / limits.bytes_per_second,
+        share_of_compute_limit=rate / bounds["operations"],
+        share_of_bandwidth_limit=rate / bounds["memory traffic"],
         limits_measured=limits.measured,
         input_share=None if input_rate is None else input_rate / rate,
         device=devices[0].device_kind,

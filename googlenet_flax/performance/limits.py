@@ -1,13 +1,12 @@
 """Limits of the devices: operations and bytes per second."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.analysis.chips import find_chip
+from googlenet_flax.analysis.chips import Limits, find_chip
 from googlenet_flax.performance.timing import call_seconds
 
 CPU_MATMUL_SIDE = 2048
@@ -16,26 +15,14 @@ COPY_ELEMENTS = 2**26  # float32: 256 MiB, more than most caches hold.
 COPIES = 8  # Number of copies in a call.
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Limits of all devices together."""
-
-    flops_per_second: float
-    bytes_per_second: float
-    measured: bool  # True if measured on this machine, False for the vendor's figures.
-
-
 def find_limits(devices: Sequence[jax.Device], dtype: str, seconds: float) -> Limits:
     """Looks up the limits of devices of one kind, and measures those of unknown kinds.
 
     Operations are measured with operands of type `dtype`. Each limit is measured for
     `seconds`.
     """
-    kind, count = devices[0].device_kind, len(devices)
-    if chip := find_chip(kind):
-        return Limits(
-            chip.flops(dtype) * count, chip.memory_bytes_per_second * count, measured=False
-        )
+    if chip := find_chip(devices[0].device_kind):
+        return chip.limits(len(devices), dtype)
     flops = matmul_flops_per_second(devices, dtype, seconds)
     return Limits(flops, copy_bytes_per_second(devices, seconds), measured=True)
 
