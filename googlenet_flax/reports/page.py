@@ -15,8 +15,6 @@ from googlenet_flax.runtime.files import write_out
 class Number(str):
     """Text of a number, which a table aligns to the right."""
 
-    __slots__ = ()
-
 
 Cell = str | None  # None is shown as a dash.
 

@@ -25,7 +25,6 @@ MAX_LABEL_LENGTH = 18  # Longest class name in a figure, in characters.
 
 STYLE: dict[str, Any] = {
     "figure.dpi": STORED_PIXELS_PER_INCH,
-    "savefig.dpi": STORED_PIXELS_PER_INCH,
     "figure.constrained_layout.use": True,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
