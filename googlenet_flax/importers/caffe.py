@@ -63,11 +63,7 @@ def read(path: pathlib.Path) -> WeightFile:
 
 def _create_net() -> Any:
     """Creates an empty protobuf message of the type NetParameter."""
-    from google.protobuf import (  # noqa: PLC0415 - optional package
-        descriptor_pb2,
-        descriptor_pool,
-        message_factory,
-    )
+    from google.protobuf import descriptor_pb2, message_factory  # noqa: PLC0415
 
     proto: Any = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -80,10 +76,8 @@ def _create_net() -> Any:
                 field.type, field.type_name = kinds.TYPE_MESSAGE, kind
             else:
                 field.type = kinds.Type.Value(f"TYPE_{kind}")
-    pool: Any = descriptor_pool.DescriptorPool()  # Not that of an installed Caffe.
-    pool.AddSerializedFile(proto.SerializeToString())
-    net_parameter = pool.FindMessageTypeByName("caffe.NetParameter")
-    return message_factory.GetMessageClass(net_parameter)()
+    # The pool of these classes is a new one, not that of an installed Caffe.
+    return message_factory.GetMessages([proto])["caffe.NetParameter"]()
 
 
 def read_onnx(path: pathlib.Path) -> WeightFile:
