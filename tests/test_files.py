@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.runtime.files import file_path, replace_file, replacing
 
 
@@ -35,7 +36,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(type(path), "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         replace_file(path, b"new")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
@@ -43,7 +44,7 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
 def test_what_cannot_be_replaced_is_an_error(tmp_path):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder", tmp_path / "nowhere" / "file"):
-        with pytest.raises(OSError):
+        with pytest.raises(UserError):
             replace_file(path, b"new")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 

@@ -34,7 +34,7 @@ from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
-from googlenet_flax.runtime.files import check_writable, write_out
+from googlenet_flax.runtime.files import OUT_HINT, check_writable, replace_file
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
 
@@ -103,7 +103,7 @@ def draw(
         raise UserError(
             f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
-    write_out(out, _to_png(np.asarray(pixels)))
+    replace_file(out, _to_png(np.asarray(pixels)), OUT_HINT)
     for note in description.notes if layer in description.untrained_heads else ():
         tell(note)
     return (

@@ -16,7 +16,7 @@ from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runtime.errors import UserError
-from googlenet_flax.runtime.files import write_out
+from googlenet_flax.runtime.files import OUT_HINT, replace_file
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 TOLERANCE = 1e-4  # Largest difference of logits, relative to the largest logit.
@@ -138,5 +138,6 @@ def write_files(out: pathlib.Path, exported: Exported, format_name: str) -> None
     if format_name == "safetensors":  # Not README.md, which the folder may have.
         beside[".md"] = safetensors.model_card(exported.metadata, out.name)
     for suffix, text in beside.items():
-        write_out(out.with_name(out.name + suffix), text.encode(errors="backslashreplace"))
-    write_out(out, exported.data)
+        data = text.encode(errors="backslashreplace")
+        replace_file(out.with_name(out.name + suffix), data, OUT_HINT)
+    replace_file(out, exported.data, OUT_HINT)

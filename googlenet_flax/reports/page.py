@@ -9,7 +9,7 @@ import string
 from collections.abc import Sequence
 
 from googlenet_flax.reports.style import SHOWN_WIDTH_PIXELS, plain_text
-from googlenet_flax.runtime.files import write_out
+from googlenet_flax.runtime.files import OUT_HINT, replace_file
 
 
 class Number(str):
@@ -121,8 +121,8 @@ class Page:
           UserError: A file cannot be written.
         """
         for name, data in self.pictures.items():
-            write_out(file.with_name(prefix + name), data)
-        write_out(file, self.to_html().encode())
+            replace_file(file.with_name(prefix + name), data, OUT_HINT)
+        replace_file(file, self.to_html().encode(), OUT_HINT)
 
 
 def _row(row: Sequence[Cell], tags: Sequence[str], numeric: Sequence[bool]) -> str:

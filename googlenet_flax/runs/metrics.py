@@ -48,8 +48,8 @@ class MetricsWriter:
             if row["step"] < resume_step
             or (row["step"] == resume_step and (was_evaluated or row["split"] == "train"))
         ]
+        replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
         with writing(jsonl_file):
-            replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
             self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir), contextlib.ExitStack() as on_error:
             # tensorboardX imports torch where it is installed.

@@ -50,8 +50,7 @@ class WandbMirror:
                 f"W&B cannot start ({error}): run `wandb login`, or set WANDB_MODE=offline"
             ) from error
         if is_new:
-            with writing(directory):
-                replace_file(id_file, run_id.encode())
+            replace_file(id_file, run_id.encode())
         self._run.define_metric("*", step_metric="step")
         if self._run.url:  # None if W&B is offline.
             tell(f"W&B shows this run at {self._run.url}")

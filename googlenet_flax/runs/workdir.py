@@ -142,8 +142,7 @@ class Workdir:
           UserError: The file cannot be written.
         """
         content = (json.dumps(dict(fields), indent=2) + "\n").encode()
-        with writing(self.config_file):
-            replace_file(self.config_file, content)
+        replace_file(self.config_file, content)
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Adds a record of a start of the run, with the time and the given facts.
@@ -157,7 +156,7 @@ class Workdir:
         with writing(self.starts_file):
             self.starts_file.touch()
             *before, _ = self.starts_file.read_bytes().split(b"\n")
-            replace_file(self.starts_file, b"\n".join([*before, record.encode()]))
+        replace_file(self.starts_file, b"\n".join([*before, record.encode()]))
 
     def read_starts(self) -> list[dict[str, Any]]:
         """Reads the records of `write_start`, without those that cannot be read."""

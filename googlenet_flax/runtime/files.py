@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from googlenet_flax.runtime.errors import UserError, writing
+from googlenet_flax.runtime.errors import RESUME, UserError, writing
 
 OUT_HINT = "fix that, or name another file with --out=FILE"
 
@@ -56,9 +56,14 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as `replacing` does, and raises the same errors."""
-    with replacing(path) as file:
+def replace_file(path: pathlib.Path, content: bytes, hint: str = RESUME) -> None:
+    """Writes a file as `replacing` does.
+
+    Raises:
+      UserError: The file cannot be written, for example because the disk is full. The
+        message ends with `hint`.
+    """
+    with writing(path, hint), replacing(path) as file:
         file.write(content)
 
 
@@ -68,13 +73,3 @@ def check_writable(file: pathlib.Path) -> None:
         if file.exists() and not file.is_file():
             raise UserError(f"{file} is not a file: name another with --out=FILE")
         tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(file))).close()
-
-
-def write_out(file: pathlib.Path, content: bytes) -> None:
-    """Writes a file that `--out` names, or one beside it, as `replace_file` does.
-
-    Raises:
-      UserError: The file cannot be written, for example because the disk is full.
-    """
-    with writing(file, OUT_HINT):
-        replace_file(file, content)
