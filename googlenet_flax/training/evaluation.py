@@ -2,9 +2,10 @@
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -13,9 +14,9 @@ from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import HEADS
 from googlenet_flax.runtime import distributed
 from googlenet_flax.training.description import ModelDescription
+from googlenet_flax.training.losses import example_metrics
 from googlenet_flax.training.sharding import fit_batch_size, split_over_devices
-from googlenet_flax.training.state import Variables
-from googlenet_flax.training.step import eval_step
+from googlenet_flax.training.state import Metrics, Variables
 
 # Sums of the metrics of a batch, and the number of examples in them.
 Sums = tuple[Mapping[str, np.ndarray], np.ndarray]
@@ -26,7 +27,7 @@ EvalStep = Callable[[Variables, Batch], Sums]
 def create_eval_step(
     description: ModelDescription, *, aux_weight: float, devices: list[jax.Device]
 ) -> EvalStep:
-    """Creates a function that evaluates a batch with `eval_step` on several devices.
+    """Creates a function that sums the `example_metrics` of a batch on several devices.
 
     Args:
       description: The network and its preprocessing.
@@ -35,14 +36,19 @@ def create_eval_step(
 
     Returns:
       A function of replicated variables, `{"params", "batch_stats"}`, and a batch on the
-      host. It returns the sums and the count of `eval_step`, each `[D]`, on the host.
+      host with `mask`, bool `[B]`. It returns, on the host, the sums over the examples
+      whose mask is true, and their number, each `[D]`.
     """
-    step = partial(
-        eval_step,
-        model=description.create_model(devices),
-        preprocess=description.preprocess,
-        aux_weight=aux_weight,
-    )
+    model, preprocess = description.create_model(devices), description.preprocess
+
+    def step(variables: Variables, batch: Mapping[str, jax.Array]) -> tuple[Metrics, Any]:
+        images = preprocess(batch["image"], batch.get("extent"))
+        output: Any = model.apply(variables, images, train=False)
+        per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
+        mask = batch["mask"]
+        sums = jax.tree.map(lambda values: jnp.sum(jnp.where(mask, values, 0)), per_example)
+        return sums, jnp.sum(mask)
+
     parallel_step = jax.pmap(step, in_axes=(None, 0), devices=devices)
 
     def sum_batch(variables: Variables, batch: Batch) -> Sums:

@@ -1,9 +1,8 @@
-"""The training and evaluation steps as pure functions, independent of the devices."""
+"""The training step as a pure function, independent of the devices."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from googlenet_flax.training.state import (
     Metrics,
     Params,
     TrainState,
-    Variables,
     variables_of,
 )
 
@@ -188,31 +186,3 @@ def _accumulate(
     )
     grads = jax.tree.map(lambda x: x / num_parts, total)
     return grads, jax.tree.map(jnp.mean, metrics), batch_stats
-
-
-def eval_step(
-    variables: Variables,
-    batch: Batch,
-    *,
-    model: GoogLeNet,
-    preprocess: Preprocess,
-    aux_weight: float,
-) -> tuple[Metrics, jax.Array]:
-    """Sums the `example_metrics` over the examples whose `mask` is true.
-
-    Args:
-      variables: Parameters and statistics in the form that `model.apply` takes.
-      batch: A batch as for `train_step`, with `mask`, bool `[B]`.
-      model: The network.
-      preprocess: Size and scaling of the network's input.
-      aux_weight: Weight of each auxiliary loss.
-
-    Returns:
-      The sums, each float32 `[]`, and the number of examples in them, int32 `[]`.
-    """
-    images = preprocess(batch["image"], batch.get("extent"))
-    output: Any = model.apply(variables, images, train=False)
-    per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
-    mask = batch["mask"]
-    sums = jax.tree.map(lambda values: jnp.sum(jnp.where(mask, values, 0)), per_example)
-    return sums, jnp.sum(mask)
