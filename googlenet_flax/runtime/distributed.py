@@ -237,12 +237,6 @@ def check_same(facts: Mapping[str, Any], complaint: str) -> None:
             raise UserError(f"{'; '.join(differing)}: {complaint}").shared()
 
 
-def sum_over_all(sums: Mapping[str, float]) -> dict[str, float]:
-    """Adds up the sums of all processes, by name, in float64."""
-    parts = exchange(dict(sums))
-    return {name: sum(part[name] for part in parts) for name in sums}
-
-
 def to_global(tree: Any, sharding: NamedSharding) -> Any:
     """Converts the arrays that `pmap` returns to global arrays, as Orbax needs them.
 

@@ -93,7 +93,8 @@ def evaluate_split(
         batch_sums, count = sum_batch(batch)
         parts = {**batch_sums, "counted": count, "expected": batch["mask"]}
         sums.update({n: np.sum(v, dtype=np.float64).item() for n, v in parts.items()})
-    totals = distributed.sum_over_all(sums)
+    parts = distributed.exchange(sums)
+    totals = {name: sum(part[name] for part in parts) for name in sums}
     counted, expected = totals.pop("counted"), totals.pop("expected")
     if counted != expected:
         raise AssertionError(
