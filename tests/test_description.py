@@ -20,7 +20,7 @@ HEADS = ("aux_4a", "aux_4d")
 def test_json_round_trip_is_the_identity(heads):
     """Uses a description in which no setting is the default."""
     described = dataclasses.replace(DESCRIPTION, untrained_heads=heads)
-    text = json.dumps(described.to_json())
+    text = json.dumps(dataclasses.asdict(described))
     again = ModelDescription.from_json(json.loads(text))
     assert again == described
     assert hash(again) == hash(described)  # jit needs hashable values.
@@ -38,7 +38,8 @@ def test_network_is_the_described_one():
 
 
 def test_heads_of_older_checkpoints_count_as_trained():
-    fields = describe(class_names=("a",), untrained_heads=HEADS).to_json()
+    older = describe(class_names=("a",), untrained_heads=HEADS)
+    fields = dataclasses.asdict(older)
     assert tuple(fields.pop("untrained_heads")) == HEADS
     description = ModelDescription.from_json(fields)
     assert description.untrained_heads == () and not description.notes

@@ -60,7 +60,7 @@ def describe(
     fields = {
         "generator": f"googlenet_flax {__version__}",
         "checkpoint_step": checkpoint_step,
-        **description.to_json(),
+        **dataclasses.asdict(description),
         "done_inside": list(DONE_INSIDE) if done_inside else [],
     }
     if done_inside:

@@ -112,13 +112,9 @@ class ModelDescription:
             )
         return jax.eval_shape(lambda: self.initialize(jax.random.key(0)))
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON types, from which `from_json` restores them."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelDescription":
-        """Creates a description from the result of `to_json`, also if read from JSON."""
+        """Creates a description from its `dataclasses.asdict`, also if read from JSON."""
         preprocess: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in fields["preprocess"].items()
