@@ -26,11 +26,10 @@ import tensorflow_datasets as tfds
 import tqdm
 from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.core.utils import shard_utils
-from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
-from tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder import (
-    CMYK_IMAGES,
-    PNG_IMAGES,
+from tensorflow_datasets.datasets.imagenet2012 import (
+    imagenet2012_dataset_builder as stock,
 )
+from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 
 from googlenet_flax.data.builders import find_archive, hand_placed_paths, write_set
 from googlenet_flax.data.class_names import wordnet_ids
@@ -38,7 +37,7 @@ from googlenet_flax.runtime.errors import UserError
 
 HOMEPAGE = "https://image-net.org/"
 READ_THREADS = 16  # The pictures of a shard are scattered over the archive.
-REPAIRED = frozenset({*CMYK_IMAGES, *PNG_IMAGES})
+REPAIRED = frozenset({*stock.CMYK_IMAGES, *stock.PNG_IMAGES})
 REPAIRED_QUALITY = 100  # JPEG quality, as in the builder of TFDS.
 SPACE_FACTOR = 1.05  # Disk space per byte of pictures, with array_record's overhead.
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -93,6 +92,7 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
     """TFDS `imagenet2012` 5.1.0, without its split `test`, whose labels are not public."""
 
     VERSION = tfds.core.Version("5.1.0")
+    _info = stock.Builder._info  # The same features.
     ARCHIVES = MappingProxyType(
         {
             "train": Archive(
@@ -103,23 +103,6 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
             ),
         }
     )
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Photographs of 1,000 classes, as in ILSVRC 2012.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(
-                        names_file=imagenet_common.label_names_file()
-                    ),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage=HOMEPAGE,
-        )
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # There is nothing to download.
