@@ -227,7 +227,7 @@ class _Run:
         )
         self.writer: MetricsWriter | None = None  # None except in the first process.
         if is_first:
-            self.writer = self._open_metrics(stack, run_dir)
+            self._open_metrics(stack, run_dir)
         progress = Progress(
             total_steps=experiment.total_steps,
             start_step=self.start_step,
@@ -238,7 +238,7 @@ class _Run:
         profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())
         self.profile = stack.enter_context(profile)
 
-    def _open_metrics(self, stack: ExitStack, run_dir: Workdir) -> MetricsWriter:
+    def _open_metrics(self, stack: ExitStack, run_dir: Workdir) -> None:
         """Writes config and start of the run, and opens its metrics."""
         experiment, step, evaluation = self.experiment, self.start_step, self.evaluation
         run_dir.write_config(experiment.config.to_dict())
@@ -257,7 +257,7 @@ class _Run:
             resume_step=step,
             was_evaluated=evaluation is not None,
         )
-        stack.enter_context(writer)
+        self.writer = stack.enter_context(writer)
         if experiment.config.wandb_project:
             mirror = WandbMirror(run_dir.wandb, experiment.config)
             writer.mirror = stack.enter_context(mirror).write
@@ -267,13 +267,11 @@ class _Run:
                 self.chance.add(row["step"], row)  # The earlier start has reported it.
         is_lost = all((row["step"], row["split"]) != (step, "eval") for row in rows)
         if evaluation and is_lost:
-            epoch = step // experiment.epoch_steps
-            writer.write(dict(evaluation), step=step, epoch=epoch, split="eval")
+            self.write(evaluation, step, "eval")
             tell_once(
                 f"{run_dir.metrics_file} had lost the evaluation after step {step}; it is "
                 "written again from the checkpoint"
             )
-        return writer
 
     @distributed.together()
     def start(self, restored: TrainState | None) -> TrainState:
@@ -445,7 +443,7 @@ class _Run:
         )
 
     def write(
-        self, metrics: dict[str, float], step: int, split: Literal["train", "eval"]
+        self, metrics: Mapping[str, float], step: int, split: Literal["train", "eval"]
     ) -> None:
         """Writes a row, in the first process."""
         if self.writer is not None:
