@@ -100,11 +100,7 @@ class Checkpoints:
         self._scan()
 
     def _scan(self) -> None:
-        """Finds the checkpoints and the other files in the directory.
-
-        Raises:
-          UserError: The directory, or one in it, exists but cannot be read.
-        """
+        """Finds the checkpoints and the other files; raises a `UserError` if it cannot."""
         try:
             self._read_manifests()
         except OSError as error:
@@ -225,11 +221,10 @@ class Checkpoints:
     def set_damaged_aside(self) -> list[pathlib.Path]:
         """Renames damaged checkpoints, so that their steps can be saved again.
 
-        Returns:
-          The new paths in the first process, and nothing in the others.
+        Returns the new paths in the first process, and nothing in the others.
 
         Raises:
-          UserError: A checkpoint cannot be renamed. One that no longer exists is skipped.
+          UserError: A checkpoint cannot be renamed.
         """
         moved = []
         with distributed.together():
@@ -278,11 +273,7 @@ class Checkpoints:
     def save_variables(
         self, variables: dict[str, Any], *, description: ModelDescription
     ) -> None:
-        """Writes imported parameters and statistics as step 0, and waits for the write.
-
-        Raises:
-          UserError: The checkpoint cannot be written.
-        """
+        """Saves imported parameters and statistics as step 0; see `save` and `wait`."""
         items = {VARIABLES: variables}
         self._start_save(0, items, Manifest(description, None, describe_leaves(items)))
         self.wait()
@@ -430,11 +421,7 @@ class Checkpoints:
 
 
 def _read_manifest(path: pathlib.Path) -> Manifest:
-    """Reads the manifest of a checkpoint.
-
-    Raises:
-      ValueError: The manifest is missing or damaged.
-    """
+    """Reads a manifest; one that is missing or damaged is a `ValueError`."""
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
     if not path.is_dir():
@@ -470,11 +457,7 @@ def _drop(path: pathlib.Path) -> None:
 
 
 def _rename(path: pathlib.Path, suffix: str) -> pathlib.Path:
-    """Appends a suffix to the name of a checkpoint, and returns the new path.
-
-    Raises:
-      UserError: The checkpoint cannot be renamed. One that no longer exists is skipped.
-    """
+    """Appends a suffix to the name of a checkpoint, if it exists; returns the new path."""
     target = path.with_name(path.name + suffix)
     shutil.rmtree(target, ignore_errors=True)
     with writing(path), contextlib.suppress(FileNotFoundError):

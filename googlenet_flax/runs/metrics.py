@@ -18,15 +18,9 @@ ROW_FIELDS = frozenset({"step", "epoch", "split", UNIX_SECONDS})
 class MetricsWriter:
     """Writer of metrics, which appends one row at a time.
 
-    A resumed run first removes the rows that it will write again. `mirror`, if it is set,
-    is called with each new row.
-
-    Args:
-      jsonl_file: File with one JSON object a line.
-      tensorboard_dir: Directory of the event files.
-      resume_step: Number of updates at the start; rows of later steps are removed.
-      was_evaluated: True if the state at `resume_step` has been evaluated; otherwise the
-        row of its evaluation is removed as well.
+    A run that starts after `resume_step` updates first removes the rows that it will write
+    again: those of later steps and, unless the state `was_evaluated`, that of the
+    evaluation after this step. `mirror`, if it is set, is called with each new row.
 
     Raises:
       UserError: A file cannot be written, or `metrics.jsonl` cannot be read.
@@ -81,14 +75,8 @@ class MetricsWriter:
     ) -> None:
         """Appends a row to `metrics.jsonl` and TensorBoard, then calls `mirror`.
 
-        The row is in `metrics.jsonl` completely or not at all. If only TensorBoard cannot
-        be written, it stays there.
-
-        Args:
-          metrics: Values by name.
-          step: Number of updates done.
-          epoch: Number of complete epochs.
-          split: Split that the metrics describe.
+        `step` and `epoch` count what is complete. The row is in `metrics.jsonl` completely
+        or not at all. If only TensorBoard cannot be written, it stays there.
 
         Raises:
           UserError: The row cannot be written.

@@ -26,8 +26,7 @@ class Prediction(NamedTuple):
 def find_pictures(paths: Sequence[str]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Lists the given files, and the pictures in the given folders, in order.
 
-    Returns:
-      The pictures, and the folders that hold none.
+    The second list holds the folders without pictures.
 
     Raises:
       UserError: A folder cannot be listed, or there is no picture in any of them.
@@ -68,18 +67,14 @@ def predict(
     batch_size: int,
     num_crops: int = 1,
 ) -> Iterator[Prediction]:
-    """Classifies pictures in batches.
+    """Classifies pictures in batches, and yields a prediction for each, in order.
 
     Args:
       predictor: The network.
       pictures: Picture files; `decode_image` says which formats are read.
       top: Number of classes to return for each picture.
-      batch_size: Pictures per batch. It is lowered to the number of pictures, then rounded
-        up to a multiple of the number of devices.
+      batch_size: Pictures per batch, which `fit_batch_size` adapts.
       num_crops: Number of crops whose softmax is averaged, as for `evaluation_crops`.
-
-    Yields:
-      A prediction for each picture, in order.
 
     Raises:
       UserError: The network's number of input channels fits no picture.
@@ -99,12 +94,9 @@ def read_batches(
 ) -> Iterator[tuple[Sequence[pathlib.Path], Sequence[str], Batch]]:
     """Yields pictures in batches of equal size, as the network takes them.
 
-    Threads decode the next batch while the caller uses the current one.
-
-    Yields:
-      The n paths of the batch; for each the reason why it cannot be read, or ""; and
-      `image`, uint8 `[B, S, S, C]`, with `extent`, int32 `[B, 2]`, as in a batch of a
-      `Split`. Unreadable pictures, and rows from n on, are black.
+    These are the n paths of the batch; for each the reason why it cannot be read, or "";
+    and `image` and `extent` as in a batch of a `Split`. Unreadable pictures, and rows from
+    n on, are black. Threads decode the next batch while the caller uses the current one.
     """
     batch_size = fit_batch_size(batch_size, len(pictures), len(predictor.devices))
     inputs = predictor.description.preprocess

@@ -14,7 +14,7 @@ class StepProfile:
     """Profiler that writes `plugins/profile/TIME/` into a directory.
 
     It traces the steps from the first to the last of `steps`, counted from 1; with an empty
-    sequence it traces none.
+    sequence it traces none. A trace that cannot be written is a `UserError`.
     """
 
     def __init__(self, directory: pathlib.Path, steps: Sequence[int]):
@@ -36,12 +36,8 @@ class StepProfile:
     def before(self, step: int, state: Any) -> None:
         """Starts the trace at the first of the steps; to be called before each update.
 
-        It waits for `state`, so that the trace holds no earlier step.
-
-        A run that resumes in the middle of the range traces the rest of it.
-
-        Raises:
-          UserError: The directory cannot be written.
+        It waits for `state`, so that the trace holds no earlier step. A run that resumes in
+        the middle of the range traces the rest of it.
         """
         if self._first <= step <= self._last and not self._is_tracing:
             with writing(self._directory):
@@ -51,11 +47,7 @@ class StepProfile:
             self._is_tracing = True
 
     def after(self, step: int, state: Any) -> None:
-        """Writes the trace after the last step; to be called after each update.
-
-        Raises:
-          UserError: The trace cannot be written.
-        """
+        """Writes the trace after the last step; to be called after each update."""
         if self._is_tracing and step >= self._last:
             jax.block_until_ready(state)
             self._stop()

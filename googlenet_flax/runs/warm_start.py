@@ -119,19 +119,11 @@ def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
 
 
 def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
-    """Converts the kernel of `conv1` to another number of input channels.
+    """Converts a kernel of `conv1`, `[h, w, C, F]`, to `[h, w, channels, F]`.
 
-    Kernels of channels that become one are summed. The kernel of a channel that becomes
-    several is divided by their number. So, apart from rounding, a gray picture gets the
-    same response as its RGB copy.
-
-    Args:
-      kernel: `[h, w, C, F]`, of a network with the input `theirs`.
-      theirs: The input of that network.
-      channels: The number of channels of the new input.
-
-    Returns:
-      `[h, w, channels, F]`.
+    It is of a network with the input `theirs`. Kernels of channels that become one are
+    summed. The kernel of a channel that becomes several is divided by their number. So,
+    apart from rounding, a gray picture gets the same response as its RGB copy.
     """
     mapping = _channel_map(theirs, channels)
     shares = mapping / mapping.sum(axis=1, keepdims=True)

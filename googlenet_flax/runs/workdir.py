@@ -127,30 +127,19 @@ class Workdir:
         }
 
     def load_config(self) -> Config | None:
-        """Loads the config of the run; returns None for imported weights.
-
-        Raises:
-          UserError: There is no run here, or its config is missing or unreadable.
-        """
+        """Loads the config as `read_config` does; returns None for imported weights."""
         saved = self.read_config()
         return None if IMPORTED_FROM in saved else Config.of_run(saved)
 
     def write_config(self, fields: Mapping[str, Any]) -> None:
-        """Writes the fields of the config completely or not at all.
-
-        Raises:
-          UserError: The file cannot be written.
-        """
+        """Writes the fields of the config as `replace_file` does."""
         content = (json.dumps(dict(fields), indent=2) + "\n").encode()
         replace_file(self.config_file, content)
 
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Adds a record of a start of the run, with the time and the given facts.
 
-        A last record that a crash cut short is removed.
-
-        Raises:
-          UserError: The file cannot be written.
+        A last record that a crash cut short is removed. Errors are as in `write_config`.
         """
         record = json.dumps({"time": time.time(), **facts}) + "\n"
         with writing(self.starts_file):
@@ -173,12 +162,10 @@ class Workdir:
     def check_resumable(self, config: Config) -> list[str]:
         """Checks that a run may continue under a config.
 
-        Returns:
-          A phrase for each field that has changed and may change.
+        Returns a phrase for each field that has changed and may change.
 
         Raises:
-          UserError: Fields that define the run have changed; the message names them with
-            both values.
+          UserError: Fields that define the run have changed; it names both values of each.
         """
         saved = self.load_config()
         if saved is None:
