@@ -36,8 +36,9 @@ def load_split(
     Raises:
       MissingDataError: The folder does not exist, or the data set is not prepared and
         `may_prepare` is false or only TFDS can prepare it. It is a `UserError`.
-      UserError: The data set or split does not exist or cannot be read, the options for
-        pictures are missing or do not fit, or the images do not fit into memory.
+      UserError: The data set or split does not exist, is in another format or cannot be
+        read, the options for pictures are missing or do not fit, or the images do not fit
+        into memory.
     """
     if dataset == "digits":
         from googlenet_flax.data.digits import load_digits  # noqa: PLC0415 - slow

@@ -109,15 +109,11 @@ def decode_image(
 def decode_pixels(
     picture: Picture, longer_side: int, channels: int = 3
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes a picture as `decode_image` does, without a square around it.
+    """Decodes a picture as `decode_image` does, but without a square around it.
 
     Returns:
       uint8 `[H, W, channels]`, 0-255, with a longer side of at most `longer_side` pixels;
       and `(height, width)` before the reduction.
-
-    Raises:
-      BadImageError: The picture cannot be read or has more than `MAX_PIXELS` pixels.
-      UserError: `channels` is not 1, 3 or 4.
     """
     check_channels(channels)
     _silence_pillow()

@@ -68,12 +68,9 @@ def load_folder(split: str, data_dir: str, options: PictureOptions) -> Split:
     the split of few others, and a slice such as `train[:10%]` is a random sample of all
     classes.
 
-    Args:
-      split: Split in TFDS notation, such as `train` or `train[:80%]+val`.
-      data_dir: The folder. It holds `SPLIT/CLASS/` for each split and class, or `CLASS/`
-        for each class if `options.eval_fraction` is above 0. That fraction of each class is
-        then the split `test`, and the rest is `train`.
-      options: How the pictures are split and read.
+    `data_dir` holds `SPLIT/CLASS/` for each split and class, or `CLASS/` for each class if
+    `options.eval_fraction` is above 0. That fraction of each class is then the split
+    `test`, and the rest is `train`. `split` is in TFDS notation.
 
     Raises:
       MissingDataError: There is no such folder.

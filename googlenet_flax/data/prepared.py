@@ -31,18 +31,11 @@ def load_prepared(
     dataset: str,
     split: str,
     data_dir: str,
-    options: PictureOptions | None = None,
+    options: PictureOptions | None,
     *,
-    may_prepare: bool = True,
+    may_prepare: bool,
 ) -> Split:
-    """Opens a split of a TFDS data set, as `data.load_split` describes it.
-
-    Raises:
-      MissingDataError: The data set is not prepared, and `may_prepare` is false or only
-        TFDS can prepare it.
-      UserError: The data set is unknown, in another format, damaged or too large for
-        memory, or the split does not exist.
-    """
+    """Opens a split of TFDS; `data.load_split` describes the arguments and errors."""
     try:
         builder = _find_builder(dataset, data_dir, may_prepare=may_prepare)
         _check_features(builder)

@@ -40,13 +40,9 @@ def black_images(
 ) -> ImageSet:
     """Creates black images, uint8 `[num_examples, S, S, C]`, that take almost no memory.
 
-    Args:
-      dataset: Name as for `data.load_split`. The sets in `KNOWN_SETS` have their own shape
-        and number of classes; all others have 1000 classes.
-      num_examples: Number of images.
-      storage_size: Side S in pixels of the images of `STREAMED_SETS`. Those of sets in
-        neither table have 32 pixels.
-      channels: Number of channels C, unless the set is in `KNOWN_SETS`.
+    The sets in `KNOWN_SETS` have their own shape and number of classes. All others have
+    1000 classes and `channels`; their side S is `storage_size` for `STREAMED_SETS`, and 32
+    pixels otherwise.
     """
     known = dataset.partition(":")[0]
     kind, side = ImageSet, OTHER_SIDE
