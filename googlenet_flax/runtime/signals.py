@@ -114,11 +114,7 @@ class StopRequest:
         return next(self.interruptible(future.result() for _ in range(1)))
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields the batches as `interruptible` does, until the run has to stop.
-
-        Raises:
-          StopRequested: The run has to stop, or no batch arrived in time after a signal.
-        """
+        """Does what `interruptible` does, and raises `StopRequested` if a stop is due."""
         for batch in self.interruptible(batches):
             if self.is_due():
                 raise StopRequested

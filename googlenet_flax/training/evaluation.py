@@ -72,9 +72,8 @@ def evaluate_split(
       sum_batch: Function that sums the metrics of a batch where its `mask` is true, and
         counts these examples.
       split: The examples.
-      batch_size: Examples per step in all processes together. It is lowered to the size of
-        the split, then rounded up to a multiple of the number of devices. Each process
-        reads and evaluates its share.
+      batch_size: Examples per step in all processes together, which `fit_batch_size`
+        adapts. Each process reads and evaluates its share.
       num_devices: Number of devices in this process.
       watch: Wrapper around the iterator of batches, which may raise an error to end the
         evaluation.
@@ -112,14 +111,9 @@ def padded_batches(
 ) -> Iterator[Batch]:
     """Yields batches of equal size, with a `mask` of the examples to count, bool `[B]`.
 
-    The mask is false for padding and for pictures that cannot be read.
-
-    Args:
-      split: The split to read from.
-      examples: int `[N]`, numbers of the examples in the split, at least one.
-      batch_size: Size of a global batch, B.
-      rows: Rows of each global batch to read and to yield.
-      task: Text beside the progress bar.
+    The mask is false for padding and for pictures that cannot be read. `examples`, int
+    `[N]`, are numbers in the split, at least one. Only these `rows` of each batch are read
+    and yielded. `task` is shown beside the progress bar.
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]

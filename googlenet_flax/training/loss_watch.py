@@ -31,8 +31,7 @@ class LossWatch:
     def check(self) -> dict[str, float]:
         """Checks the losses of all steps added since the last check.
 
-        Returns:
-          The metrics of the last step; empty if no step was added.
+        Returns the metrics of the last step; empty if no step was added.
 
         Raises:
           NotFiniteError: Names the first step with a loss that is NaN or infinite.
@@ -67,8 +66,7 @@ class ChanceWatch:
     def add(self, step: int, metrics: Mapping[str, Any]) -> str:
         """Adds the metrics logged after `step` updates.
 
-        Returns:
-          A line about classifiers that were at chance in the window that ends here, or "".
+        Returns a line about classifiers at chance in the window that ends here, or "".
         """
         names = [name for name in metrics if name.endswith("_loss")]
         self._window.append({name.removesuffix("_loss"): metrics[name] for name in names})

@@ -15,17 +15,12 @@ AXIS_NAME = "batch"
 def parallel_train_step(
     step: Callable[..., tuple[TrainState, Metrics]], devices: Sequence[jax.Device]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Maps a train step over devices with `jax.pmap`.
+    """Maps a train step over the devices of all processes with `jax.pmap`.
 
-    Args:
-      step: Function of state, batch and seed.
-      devices: Devices of all processes.
-
-    Returns:
-      A function of the same arguments. The state is replicated, has no device axis and is
-      donated. The arrays of the batch are `[D, B/D, ...]` (see `split_over_devices`). Each
-      metric is `[D]`, with the same value for every device. The seed is an argument, so
-      that runs with other seeds reuse the compiled program.
+    The result is a function of the same arguments. The state is replicated, has no device
+    axis and is donated. The arrays of the batch are `[D, B/D, ...]` (see
+    `split_over_devices`). Each metric is `[D]`, with the same value for every device. The
+    seed is an argument, so that runs with other seeds reuse the compiled program.
     """
     return jax.pmap(
         step,
