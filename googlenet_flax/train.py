@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import math
 import os
-import signal
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -436,11 +435,8 @@ class _Run:
             self.checkpoints.wait()
         number = self.stop.signal_number
         assert number is not None
-        raise StoppedBySignal(
-            f"stopped by {signal.Signals(number).name} after step {step}; the state is "
-            "saved: run the same command to continue",
-            signal_number=number,
-        )
+        when = f"after step {step}; the state is saved: run the same command to continue"
+        raise StoppedBySignal(number, when)
 
     def write(
         self, metrics: Mapping[str, float], step: int, split: Literal["train", "eval"]

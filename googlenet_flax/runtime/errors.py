@@ -78,9 +78,9 @@ class StoppedBySignal(RunError):
 
     is_shared = True
 
-    def __init__(self, message: str, *, signal_number: int):
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+    def __init__(self, number: int, when: str):
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
+        self.exit_code = 128 + number
 
 
 @contextlib.contextmanager

@@ -57,13 +57,9 @@ class StopRequest:
         try:
             yield
         except KeyboardInterrupt:
-            number = self.signal_number
-            if number is None:
+            if self.signal_number is None:
                 raise
-            raise StoppedBySignal(
-                f"stopped by {signal.Signals(number).name} before the first step",
-                signal_number=number,
-            ) from None
+            raise StoppedBySignal(self.signal_number, "before the first step") from None
         finally:
             self.interrupts = False
 
