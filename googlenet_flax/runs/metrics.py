@@ -55,7 +55,7 @@ class MetricsWriter:
             self._events.begin(resume_step)
             for row in kept:
                 if row["step"] == resume_step:
-                    self._write_scalars(row)
+                    self._events.write(resume_step, tagged_metrics(row))
             on_error.pop_all()
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class MetricsWriter:
         with writing(self._jsonl_file):
             self._append(_to_line(row).encode())
         with writing(self._tensorboard_dir):
-            self._write_scalars(row)
+            self._events.write(step, tagged_metrics(row))
         if self.mirror is not None:
             self.mirror(row)
 
@@ -99,9 +99,6 @@ class MetricsWriter:
         except OSError:
             os.ftruncate(self._jsonl, size)
             raise
-
-    def _write_scalars(self, row: Mapping[str, Any]) -> None:
-        self._events.write(row["step"], tagged_metrics(row))
 
 
 def read_rows(jsonl_file: pathlib.Path) -> list[dict[str, Any]]:
