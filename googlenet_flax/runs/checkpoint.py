@@ -1,11 +1,9 @@
 """Asynchronous Orbax checkpoints of a run, of which the three latest and the best are kept.
 
-Orbax writes a step completely or not at all, but does not detect a flipped bit. So every
-checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that differs from its
-manifest is damaged. Orbax regards every folder whose name is a number as a step, and
-refuses to save a step older than the newest. So a damaged checkpoint is renamed before
-training continues. Orbax can also leave a partly deleted step, so a superseded checkpoint
-is renamed before it is deleted.
+Orbax writes a checkpoint completely or not at all, but does not detect a flipped bit. So
+every checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that differs from its
+manifest is damaged. It is renamed before training continues, which saves its step again. A
+superseded checkpoint is renamed before it is deleted, so that a kill leaves no part of it.
 """
 
 import contextlib
@@ -95,7 +93,6 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()  # Orbax refuses a relative path.
-        self._checkpointer: Any = None  # Created by the first save.
         self._pending_save: tuple[int, Manifest, Any] | None = None
         self._scan()
 
@@ -148,12 +145,7 @@ class Checkpoints:
         """Completes the pending save, unless a process that takes part in it is lost."""
         if distributed.num_processes() > 1 and distributed.reports_a_lost_process(error):
             return  # The save would wait for that process.
-        try:
-            self.wait()
-        finally:
-            if self._checkpointer is not None:
-                with contextlib.suppress(Exception):  # Closing repeats the error of `wait`.
-                    self._checkpointer.close()
+        self.wait()
 
     @property
     def latest_step(self) -> int | None:
@@ -256,8 +248,7 @@ class Checkpoints:
 
         Raises:
           NotFiniteError: A leaf is NaN or infinite; nothing is written.
-          UserError: The previous save failed, this one cannot start, or the directory
-            holds a newer checkpoint.
+          UserError: The previous save failed, or this one cannot start.
         """
         self.wait()
         step, items = int(state.step), _to_items(state)
@@ -279,26 +270,20 @@ class Checkpoints:
         self.wait()
 
     def _start_save(self, step: int, items: dict[str, Any], manifest: Manifest) -> None:
-        if self._checkpointer is None:
-            self._checkpointer = _create_checkpointer(self.directory)
+        from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
+
         path = self._path(step)
-        if step in self.manifests:
-            with distributed.together():
-                if distributed.is_first():
+        with distributed.together():
+            if distributed.is_first():
+                _prepare(self.directory)
+                if step in self.manifests:
                     _rename(path, REPLACED)
-            del self.manifests[step]
-            self._checkpointer.reload()
+        self.manifests.pop(step, None)
         with _saving(path):
-            pending = self._checkpointer.save_checkpointables_async(
-                step,
+            pending = ocp.save_checkpointables_async(
+                str(path),
                 distributed.to_global(items, replicated_sharding(jax.devices())),
-                metrics=None if manifest.metrics is None else dict(manifest.metrics),
                 custom_metadata=manifest.to_json(),
-            )
-        if pending is None:
-            raise UserError(
-                f"checkpoint {step} was not saved in {self.directory}: a newer one "
-                "appeared there; move it away and run the same command"
             )
         self._pending_save = step, manifest, pending
 
@@ -313,7 +298,7 @@ class Checkpoints:
         (step, manifest, pending), self._pending_save = self._pending_save, None
         with _saving(self._path(step)):
             pending.result()
-        self.manifests[step] = manifest  # Stays sorted, as Orbax refuses an older step.
+        self.manifests[step] = manifest  # Stays sorted, as no older step is saved.
         if distributed.is_first():
             _drop(self.directory / f"{step}{REPLACED}")
         kept = {*list(self.manifests)[-KEEP_LATEST:], self.best_step}
@@ -433,22 +418,13 @@ def _read_manifest(path: pathlib.Path) -> Manifest:
     return Manifest.from_json(fields or {})
 
 
-def _create_checkpointer(directory: pathlib.Path) -> Any:
-    """Prepares a directory, finishes the deletions of a killed run, and starts Orbax."""
-    from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
-
-    with distributed.together():
-        if distributed.is_first():
-            with writing(directory):  # Orbax would report an error after ten minutes.
-                directory.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=directory).close()
-            for path in directory.glob(f"*{DROPPED}"):
-                shutil.rmtree(path, ignore_errors=True)
-    # The training loop decides when to save, so every call saves.
-    policies: Any = ocp.training.save_decision_policies  # Its types are those of v0.
-    return ocp.training.Checkpointer(
-        str(directory), save_decision_policy=policies.FixedIntervalPolicy(1)
-    )
+def _prepare(directory: pathlib.Path) -> None:
+    """Makes a directory ready for a save, and finishes the deletions of a killed run."""
+    with writing(directory):  # Orbax would report an error after ten minutes.
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    for path in directory.glob(f"*{DROPPED}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _drop(path: pathlib.Path) -> None:
