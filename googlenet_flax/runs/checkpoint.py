@@ -384,11 +384,11 @@ class Checkpoints:
         path, number = self._path(step), jax.process_index()
         # Each process reads alone: in a common load, the others would wait for minutes for
         # one that cannot read.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=number, active_processes={number}
-        )
+        alone = ocp.Context()
+        alone.multiprocessing.primary_host = number
+        alone.multiprocessing.active_processes = {number}
         try:
-            with ocp.Context(multiprocessing_options=alone):
+            with alone:
                 like = replicated_like(items_like, devices)
                 items = ocp.load_checkpointables(str(path), like)
         except Exception as error:  # Orbax raises many types for a broken file.
