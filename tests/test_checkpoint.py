@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.steps import tiny_state
 from helpers.untrained_runs import describe, save_weights
+from orbax.checkpoint import v1 as ocp
 
 from googlenet_flax.runs.checkpoint import Checkpoints
 from googlenet_flax.runtime.errors import NotFiniteError, UserError
@@ -54,6 +55,27 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         with pytest.raises(NotFiniteError, match="kernel is not finite after step 2"):
             checkpoints.save(tiny_state(2, math.inf), description=DESCRIPTION)
     assert kept_steps(tmp_path) == {1}
+
+
+def test_a_save_whose_wait_is_interrupted_is_complete_on_exit(tmp_path, monkeypatch):
+    save = ocp.save_checkpointables_async
+
+    class SavesAtTheSecondWait:
+        def __init__(self, *args, **kwargs):
+            self.arguments, self.waits = (args, kwargs), 0
+
+        def result(self):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            args, kwargs = self.arguments
+            save(*args, **kwargs).result()
+
+    monkeypatch.setattr(ocp, "save_checkpointables_async", SavesAtTheSecondWait)
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(tiny_state(1), description=DESCRIPTION)
+        checkpoints.wait()
+    assert Checkpoints(tmp_path).latest_step == 1
 
 
 def test_the_best_is_that_of_averaged_weights(tmp_path):

@@ -241,6 +241,8 @@ class Checkpoints:
     ) -> None:
         """Starts to write `state` under its own step, and replaces an existing checkpoint.
 
+        No checkpoint may be of a later step than `state`.
+
         It first waits for the previous save, and raises its error. It returns once the
         state is copied, so that the state may be donated to the next step. The state is
         replicated over the devices; `metrics` are those of its evaluation, if there was
@@ -296,8 +298,12 @@ class Checkpoints:
         if self._pending_save is None:
             return
         (step, manifest, pending), self._pending_save = self._pending_save, None
-        with _saving(self._path(step)):
-            pending.result()
+        try:
+            with _saving(self._path(step)):
+                pending.result()
+        except KeyboardInterrupt:
+            self._pending_save = step, manifest, pending  # The exit waits for it.
+            raise
         self.manifests[step] = manifest  # Stays sorted, as no older step is saved.
         if distributed.is_first():
             _drop(self.directory / f"{step}{REPLACED}")
@@ -406,7 +412,7 @@ class Checkpoints:
 
 
 def _read_manifest(path: pathlib.Path) -> Manifest:
-    """Reads a manifest; one that is missing or damaged is a `ValueError`."""
+    """Reads a manifest; raises a `ValueError` if it is missing or damaged."""
     from orbax.checkpoint import v1 as ocp  # noqa: PLC0415 - slow
 
     if not path.is_dir():
@@ -420,9 +426,9 @@ def _read_manifest(path: pathlib.Path) -> Manifest:
 
 def _prepare(directory: pathlib.Path) -> None:
     """Makes a directory ready for a save, and finishes the deletions of a killed run."""
-    with writing(directory):  # Orbax would report an error after ten minutes.
+    with writing(directory):  # Orbax's threads would wait five minutes for its folder.
         directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
+        os.rmdir(tempfile.mkdtemp(dir=directory))
     for path in directory.glob(f"*{DROPPED}"):
         shutil.rmtree(path, ignore_errors=True)
 
