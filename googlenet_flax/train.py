@@ -110,8 +110,11 @@ def _open_workdir(
         if distributed.is_first():
             stack.enter_context(run_dir)
     distributed.check_same(
-        {"the owner of the workdir": run_dir.owner},
-        f"{run_dir.path} must be one directory that all processes see",
+        {
+            "the path of the workdir": str(run_dir.path.absolute()),
+            "the owner of the workdir": run_dir.owner,
+        },
+        f"{run_dir.path} must be one directory that all processes see at the same path",
     )
     distributed.check_same(
         describe_environment(), "install the same versions for all processes"

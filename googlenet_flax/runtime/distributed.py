@@ -32,7 +32,9 @@ PROBE_SECONDS = 1  # Timeout of one attempt to connect, and pause between attemp
 MAX_PORT = 2**16 - 1
 # jaxlib raises some errors of collectives as a ValueError. The status code at the start
 # identifies them: "UNKNOWN: Gloo AllGather failed: ... Connection closed by peer".
+# Orbax puts words of its own before it.
 STATUS_CODE = re.compile(
+    "(Timeout waiting at barrier .*: )?"
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
 # Words with which the runtime and the collectives of each platform report a lost process.
@@ -89,7 +91,7 @@ def joined(
         ) from error
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
         if not reports_a_lost_process(error):
             raise
         _leave(
