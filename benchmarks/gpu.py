@@ -147,7 +147,8 @@ def measure(
         for key, row in run_job(job, flags, seconds):
             rows[key] = {**row, "name": key[0], "dtype": key[1]}
             content = {"settings": flags.settings, "rows": list(rows.values())}
-            replace_file(flags.output, json.dumps(content, indent=1).encode())
+            data = json.dumps(content, indent=1).encode()
+            replace_file(flags.output, data, "fix that and run the same command")
             print(f"{' '.join(key)}: {row.get('error', 'measured')}", file=sys.stderr)
 
 
