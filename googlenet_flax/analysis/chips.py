@@ -15,7 +15,10 @@ class Limits:
     measured: bool  # True if measured on this machine, False for the vendor's figures.
 
     def training_rates(self, cost: ImageCost) -> dict[str, float]:
-        """Returns the images per second at which training would reach each limit."""
+        """Returns the images per second at which training would reach each limit.
+
+        The limits are named `"operations"` and `"memory traffic"`.
+        """
         return {
             "operations": self.flops_per_second / cost.training_flops,
             "memory traffic": self.bytes_per_second / cost.training_bytes,

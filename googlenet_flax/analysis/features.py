@@ -96,7 +96,7 @@ def picture_batches(
 
 
 def split_batches(predictor: Predictor, split: Split, batch_size: int) -> Iterator[Batch]:
-    """Yields batches for `write_features`, with `picture`, `index` and `label` of each."""
+    """Yields batches for `write_features`, with the name of each picture as `picture`."""
     batch_size = fit_batch_size(batch_size, len(split), len(predictor.devices))
     for batch in padded_batches(split, np.arange(len(split)), batch_size, task=TASK):
         names = [split.name(index) for index in batch["index"].tolist()]

@@ -32,7 +32,7 @@ class Network:
     preprocess: Preprocess
 
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Maps images, float32 `[B, S, S, C]`, to the logits of each classifier by name."""
+        """Maps images float32 `[B, S, S, C]` to the logits of `GoogLeNetOutput` by name."""
         inputs = self.preprocess.normalize(images)
         output: Any = self.model.apply(self.variables, inputs, train=False)
         return {name: value for name, value in vars(output).items() if value is not None}

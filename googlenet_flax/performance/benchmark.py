@@ -97,7 +97,7 @@ def synthetic_experiment(config: Config, devices: list[jax.Device]) -> Experimen
 def _measure_training(
     experiment: Experiment, seconds: float
 ) -> tuple[dict[str, Any], TrainState]:
-    """Measures the start and the rate; returns fields of the report, and the last state."""
+    """Measures compilation, first step and rate; returns report fields and last state."""
     tell("measuring the first training step ...")
     state, batches, seed = experiment.fresh_state(), experiment.batches(0), experiment.seed
     step: Any = experiment.train_steps[-1]  # Has the method `lower` of a jitted function.

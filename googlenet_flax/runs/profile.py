@@ -14,7 +14,7 @@ class StepProfile:
     """Profiler that writes `plugins/profile/TIME/` into a directory.
 
     It traces the steps from the first to the last of `steps`, counted from 1; with an empty
-    sequence it traces none. A trace that cannot be written is a `UserError`.
+    sequence it traces none. A trace that cannot be written raises a `UserError`.
     """
 
     def __init__(self, directory: pathlib.Path, steps: Sequence[int]):

@@ -139,7 +139,8 @@ class Workdir:
     def write_start(self, facts: Mapping[str, Any]) -> None:
         """Adds a record of a start of the run, with the time and the given facts.
 
-        A last record that a crash cut short is removed. Errors are as in `write_config`.
+        A last record that a crash cut short is removed. If the file cannot be written, it
+        raises a `UserError`.
         """
         record = json.dumps({"time": time.time(), **facts}) + "\n"
         with writing(self.starts_file):

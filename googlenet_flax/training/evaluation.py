@@ -41,7 +41,9 @@ def create_eval_step(
     """
     model, preprocess = description.create_model(devices), description.preprocess
 
-    def step(variables: Variables, batch: Mapping[str, jax.Array]) -> tuple[Metrics, Any]:
+    def step(
+        variables: Variables, batch: Mapping[str, jax.Array]
+    ) -> tuple[Metrics, jax.Array]:
         images = preprocess(batch["image"], batch.get("extent"))
         output: Any = model.apply(variables, images, train=False)
         per_example = example_metrics(output, batch["label"], aux_weight=aux_weight)
@@ -92,8 +94,8 @@ def evaluate_split(
         batch_sums, count = sum_batch(batch)
         parts = {**batch_sums, "counted": count, "expected": batch["mask"]}
         sums.update({n: np.sum(v, dtype=np.float64).item() for n, v in parts.items()})
-    parts = distributed.exchange(sums)
-    totals = {name: sum(part[name] for part in parts) for name in sums}
+    shares = distributed.exchange(sums)
+    totals = {name: sum(share[name] for share in shares) for name in sums}
     counted, expected = totals.pop("counted"), totals.pop("expected")
     if counted != expected:
         raise AssertionError(
