@@ -75,8 +75,9 @@ class MetricsWriter:
     ) -> None:
         """Appends a row to `metrics.jsonl` and TensorBoard, then calls `mirror`.
 
-        `step` and `epoch` count what is complete. The row is in `metrics.jsonl` completely
-        or not at all. If only TensorBoard cannot be written, it stays there.
+        `step` is the number of updates done, and `epoch` that of complete epochs. The row
+        is in `metrics.jsonl` completely or not at all. If only TensorBoard cannot be
+        written, it stays there.
 
         Raises:
           UserError: The row cannot be written.

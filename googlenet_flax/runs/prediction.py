@@ -94,9 +94,10 @@ def read_batches(
 ) -> Iterator[tuple[Sequence[pathlib.Path], Sequence[str], Batch]]:
     """Yields pictures in batches of equal size, as the network takes them.
 
-    These are the n paths of the batch; for each the reason why it cannot be read, or "";
-    and `image` and `extent` as in a batch of a `Split`. Unreadable pictures, and rows from
-    n on, are black. Threads decode the next batch while the caller uses the current one.
+    Each item holds the n paths of the batch; for each path the reason why it cannot be
+    read, or ""; and `image` and `extent` as in a batch of a `Split`. Unreadable pictures,
+    and rows from n on, are black. Threads decode the next batch while the caller uses the
+    current one.
     """
     batch_size = fit_batch_size(batch_size, len(pictures), len(predictor.devices))
     inputs = predictor.description.preprocess

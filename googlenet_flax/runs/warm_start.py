@@ -121,9 +121,9 @@ def _channel_map(theirs: Preprocess, channels: int) -> np.ndarray:
 def convert_kernel(kernel: np.ndarray, theirs: Preprocess, channels: int) -> np.ndarray:
     """Converts a kernel of `conv1`, `[h, w, C, F]`, to `[h, w, channels, F]`.
 
-    It is of a network with the input `theirs`. Kernels of channels that become one are
-    summed. The kernel of a channel that becomes several is divided by their number. So,
-    apart from rounding, a gray picture gets the same response as its RGB copy.
+    The kernel comes from a network with the input `theirs`. Kernels of channels that become
+    one are summed. The kernel of a channel that becomes several is divided by their number.
+    So, apart from rounding, a gray picture gets the same response as its RGB copy.
     """
     mapping = _channel_map(theirs, channels)
     shares = mapping / mapping.sum(axis=1, keepdims=True)

@@ -110,7 +110,7 @@ class StopRequest:
         return next(self.interruptible(future.result() for _ in range(1)))
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Does what `interruptible` does, and raises `StopRequested` if a stop is due."""
+        """Yields as `interruptible` does; raises `StopRequested` when a stop is due."""
         for batch in self.interruptible(batches):
             if self.is_due():
                 raise StopRequested

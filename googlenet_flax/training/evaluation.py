@@ -114,8 +114,8 @@ def padded_batches(
     """Yields batches of equal size, with a `mask` of the examples to count, bool `[B]`.
 
     The mask is false for padding and for pictures that cannot be read. `examples`, int
-    `[N]`, are numbers in the split, at least one. Only these `rows` of each batch are read
-    and yielded. `task` is shown beside the progress bar.
+    `[N]`, are numbers in the split, at least one. Only the given `rows` of each batch
+    are read and yielded. `task` is shown beside the progress bar.
     """
     starts = range(0, len(examples), batch_size)
     positions = [np.arange(start, start + batch_size)[rows] for start in starts]

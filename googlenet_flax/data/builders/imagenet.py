@@ -92,8 +92,9 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
     """TFDS `imagenet2012` 5.1.0, without its split `test`, whose labels are not public."""
 
     VERSION = tfds.core.Version("5.1.0")
-    pkg_dir_path = stock.Builder._get_pkg_dir_path()  # Has the description and citation.
-    _info = stock.Builder._info  # The same features.
+    # TFDS's own builder defines the features, and its folder holds the description.
+    pkg_dir_path = stock.Builder._get_pkg_dir_path()
+    _info = stock.Builder._info
     ARCHIVES = MappingProxyType(
         {
             "train": Archive(
