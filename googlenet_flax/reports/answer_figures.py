@@ -69,6 +69,7 @@ def per_class_figure(scores: PerClass, class_names: Sequence[str]) -> Figure:
     ax.plot(recall, rows, "D", label="recall", **hollow)
     ax.set_yticks(rows, [name_label(class_names[i]) for i in order])
     ax.set(xlabel="precision, recall (%)", ylim=(len(order) - 0.4, -0.6))
+    ax.set_xlim(min(ax.get_xlim()[0], 90), 101)  # Autoscaling goes beyond 100 %.
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
