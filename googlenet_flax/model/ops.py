@@ -187,38 +187,56 @@ def _from_ordered(ordered, dtype):
 def _max_pool_backward(window, stride, pads, residuals, grad):
     """Adds to each input pixel the gradients of the windows in which it is the maximum.
 
-    Cell `k` of window `i` is input row `i * stride + k - low`. Each cell therefore reads
-    the same dilated gradient, shifted by one more row. For window 3, stride 2 and low 0:
+    Input row `i * stride + k - low` is row `k` of window `i`. Input rows that are `stride`
+    apart are therefore the same rows of their windows, so these "phases" are computed one
+    by one and then interleaved. For window 3, stride 2 and low 0:
 
-        input row   0    1    2    3    4
-        cell 0      g0   .    g1   .    g2
-        cell 1      .    g0   .    g1   .
-        cell 2      .    .    g0   .    g1
-
-    The winners are dilated and shifted alike, and select the gradients that count.
+        input row             0    1    2    3    4    5
+        window in its row 0   0    .    1    .    2    .
+        window in its row 1   .    0    .    1    .    2
+        window in its row 2   .    .    0    .    1    .
     """
-    winner, (_, height, width, _) = residuals
-    no_winner = np.uint8(window * window)
-    low_high = [
-        (window - 1 - low, size + low - 1 - (out - 1) * stride)
-        for (low, _), size, out in zip(pads, (height, width), grad.shape[1:3], strict=True)
-    ]
-    spread = ((0, 0, 0), *((lo, hi, stride - 1) for lo, hi in low_high), (0, 0, 0))
+    winner, (batch, height, width, channels) = residuals
+    before = (window - 1) // stride  # Number of earlier windows that reach a pixel.
+    (top, start_row, stop_row), (left, start_column, stop_column) = (
+        (low % stride, low // stride, -(-(low + size) // stride))
+        for (low, _), size in zip(pads, (height, width), strict=True)
+    )
+    rows, columns = stop_row - start_row, stop_column - start_column
+    spread = (
+        (0, 0, 0),
+        (before - start_row, stop_row - grad.shape[1], 0),
+        (before - start_column, stop_column - grad.shape[2], 0),
+        (0, 0, 0),
+    )
     winner, grad = _computed_once(
         (
-            jax.lax.pad(winner, no_winner, spread),
+            jax.lax.pad(winner, np.uint8(window * window), spread),
             jax.lax.pad(grad, jnp.zeros((), grad.dtype), spread),
         )
     )
     wide = _at_least_float32(grad)
-    shares = []
-    for index in range(window * window):
-        row, column = divmod(index, window)
-        rows = slice(window - 1 - row, window - 1 - row + height)
-        columns = slice(window - 1 - column, window - 1 - column + width)
-        is_winner = winner[:, rows, columns] == index
-        shares.append(jnp.where(is_winner, wide[:, rows, columns], 0))
-    return (_computed_once(functools.reduce(jnp.add, shares).astype(grad.dtype)),)
+
+    def share(cell_row, cell_column):
+        row, column = before - cell_row // stride, before - cell_column // stride
+        windows = np.s_[:, row : row + rows, column : column + columns]
+        is_winner = winner[windows] == cell_row * window + cell_column
+        return jnp.where(is_winner, wide[windows], 0)
+
+    def phase(row, column):
+        shares = [
+            share(cell_row, cell_column)
+            for cell_row in range(row, window, stride)
+            for cell_column in range(column, window, stride)
+        ]
+        if not shares:  # These pixels are in no window.
+            return jnp.zeros((batch, rows, columns, channels), grad.dtype)
+        return functools.reduce(jnp.add, shares).astype(grad.dtype)
+
+    phases = [[phase(i, j) for j in range(stride)] for i in range(stride)]
+    pixels = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    pixels = pixels.reshape(batch, rows * stride, columns * stride, channels)
+    return (_computed_once(pixels[:, top : top + height, left : left + width]),)
 
 
 def _computed_once(tree):
