@@ -158,7 +158,12 @@ def _max_pool_forward(x, window, stride, pads):
         best, winner = search(_to_ordered(x))
         return jax.lax.optimization_barrier((_from_ordered(best, x.dtype), winner))
 
-    best, winner = jax.lax.platform_dependent(x, cpu=search_ordered, default=search)
+    def search_stored(x):
+        # At stride 1 the input is the output of a block. Without the barrier, XLA:GPU would
+        # concatenate its branches again for each cell of a window.
+        return search(jax.lax.optimization_barrier(x) if stride == 1 else x)
+
+    best, winner = jax.lax.platform_dependent(x, cpu=search_ordered, default=search_stored)
     return best, (winner, x.shape)
 
 
