@@ -1,9 +1,10 @@
-"""A fast recipe that aims at 94 % on CIFAR-10, by progressive resizing; not yet run.
+"""A fast recipe for CIFAR-10 on a GPU, by progressive resizing.
 
     python -m googlenet_flax.main --config=configs/cifar10_fast.py --workdir=runs/fast
 
-Hardware: one GPU. Time: not measured.
-Accuracy: not measured.
+Hardware: one H100 and 16 CPU cores. Time: 94 s, with compiled programs in the cache.
+Accuracy: 89.66 % of the 10,000 test images (n = 1), 90.26 % with six views, on a copy of
+CIFAR-10 re-encoded as JPEG.
 """
 
 from googlenet_flax.config import default_config
