@@ -1,8 +1,10 @@
 """A fast recipe for CIFAR-10 on a GPU, by progressive resizing.
 
     python -m googlenet_flax.main --config=configs/cifar10_fast.py --workdir=runs/fast
+    python -m googlenet_flax.evaluate --workdir=runs/fast --crops=6
 
-Hardware: one H100 and 16 CPU cores. Time: 94 s, with compiled programs in the cache.
+Hardware: one GPU. Time: 94 s on an H100 with 16 CPU cores, with compiled programs in the
+cache, after some 15 s for imports and data.
 Accuracy: 89.66 % of the 10,000 test images (n = 1), 90.26 % with six views, on a copy of
 CIFAR-10 re-encoded as JPEG.
 """

@@ -34,9 +34,9 @@ class Arithmetic:
 
 
 STOCK = Arithmetic()  # XLA's own operations and gradients.
-# docs/performance.md has the measurements on CPUs. The options for GPUs were chosen by the
-# bytes that a program compiled for an H100 moves, and those for TPUs by the cycles that
-# libtpu estimates for a TPU v5e. The speed on either was not measured.
+# docs/performance.md has the measurements on CPUs, docs/accelerators.md those on an H100.
+# The options for TPUs were chosen by the cycles that libtpu estimates for a TPU v5e; their
+# speed was not measured.
 FASTEST: Mapping[str, Arithmetic] = {
     "cpu": Arithmetic(
         merge_1x1=True,

@@ -159,8 +159,9 @@ def _max_pool_forward(x, window, stride, pads):
         return jax.lax.optimization_barrier((_from_ordered(best, x.dtype), winner))
 
     def search_stored(x):
-        # At stride 1 the input is the output of a block. Without the barrier, XLA:GPU would
-        # concatenate its branches again for each cell of a window.
+        # A pool with stride 1 reads the input of a block, which is stored for the 1x1
+        # convolutions anyway. Without the barrier, XLA:GPU would instead concatenate the
+        # branches of the block before again for each cell of a window.
         return search(jax.lax.optimization_barrier(x) if stride == 1 else x)
 
     best, winner = jax.lax.platform_dependent(x, cpu=search_ordered, default=search_stored)
@@ -192,14 +193,15 @@ def _from_ordered(ordered, dtype):
 def _max_pool_backward(window, stride, pads, residuals, grad):
     """Adds to each input pixel the gradients of the windows in which it is the maximum.
 
-    Input row `i * stride + k - low` is row `k` of window `i`. Input rows that are `stride`
-    apart are therefore the same rows of their windows, so these "phases" are computed one
-    by one and then interleaved. For window 3, stride 2 and low 0:
+    Input row `r` is row `k` of window `(r + low - k) / stride`, if that is a whole number.
+    Rows that are `stride` apart have the same values of `k`: they form a phase. Each phase
+    is computed alone, with only the cells that it needs, and the phases are interleaved at
+    the end. These are the windows for window 3, stride 2 and low 0:
 
-        input row             0    1    2    3    4    5
-        window in its row 0   0    .    1    .    2    .
-        window in its row 1   .    0    .    1    .    2
-        window in its row 2   .    .    0    .    1    .
+        input row   0    1    2    3    4    5
+        k = 0       0    .    1    .    2    .
+        k = 1       .    0    .    1    .    2
+        k = 2       .    .    0    .    1    .
     """
     winner, (batch, height, width, channels) = residuals
     before = (window - 1) // stride  # Number of earlier windows that reach a pixel.
