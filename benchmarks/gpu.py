@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --output=gpu.json
 
-It uses one NVIDIA GPU. Compiling takes minutes for each row. After `--budget_seconds` the
+It uses one NVIDIA GPU. Compiling a row can take minutes. After `--budget_seconds` the
 other rows are listed as not measured, and the same command with the same file measures
 them. README.md in this folder explains the table.
 """

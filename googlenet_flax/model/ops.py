@@ -160,8 +160,8 @@ def _max_pool_forward(x, window, stride, pads):
 
     def search_stored(x):
         # A pool with stride 1 reads the input of a block, which is stored for the 1x1
-        # convolutions anyway. Without the barrier, XLA:GPU would instead concatenate the
-        # branches of the block before again for each cell of a window.
+        # convolutions anyway. Without the barrier, XLA:GPU concatenates the branches of the
+        # previous block again for each cell of a window.
         return search(jax.lax.optimization_barrier(x) if stride == 1 else x)
 
     best, winner = jax.lax.platform_dependent(x, cpu=search_ordered, default=search_stored)
@@ -204,7 +204,7 @@ def _max_pool_backward(window, stride, pads, residuals, grad):
         k = 2       .    .    0    .    1    .
     """
     winner, (batch, height, width, channels) = residuals
-    before = (window - 1) // stride  # Number of earlier windows that reach a pixel.
+    before = (window - 1) // stride  # A pixel is in at most so many earlier windows.
     (top, start_row, stop_row), (left, start_column, stop_column) = (
         (low % stride, low // stride, -(-(low + size) // stride))
         for (low, _), size in zip(pads, (height, width), strict=True)
