@@ -1,11 +1,11 @@
-"""Measures the effect of each ingredient of `configs/cifar10_best.py` on a small scale.
+"""Measures the effect of each ingredient of `configs/cifar10_cpu.py` in shorter runs.
 
     python benchmarks/recipe_ablation.py --workdir=DIR [--seeds=0,1] [--config.FIELD=VALUE]
 
 The first row is the whole recipe, each of the next rows leaves one ingredient out, and the
 last row leaves all of them out. Rows run one after another, and an interrupted run is
 resumed. Commands with different seeds may run at the same time in one DIR. `SCALE` makes
-the runs small enough for CPU cores. Further arguments, such as `--config.data_dir=DIR`, are
+the runs short enough for CPU cores. Further arguments, such as `--config.data_dir=DIR`, are
 passed to every run.
 """
 
@@ -16,30 +16,27 @@ from run_seeds import markdown, seed_numbers, summarize, train_all
 from googlenet_flax.runtime.files import file_path
 
 SCALE = (
-    "--config=configs/cifar10_best.py",
-    "--config.dtype=float32",  # Faster than bfloat16 on CPUs.
-    "--config.image_size=80",
-    "--config.width_multiplier=0.25",
-    "--config.train_split=train[:1000]",
-    "--config.batch_size=32",
-    "--config.num_epochs=45",
-    "--config.learning_rate=0.05",
-    # The next two are scaled to the same share of the run as in the recipe.
-    "--config.warmup_epochs=1.125",
-    "--config.ema_decay=0.972",
-    "--config.eval_every_epochs=45",
+    "--config=configs/cifar10_cpu.py",
+    "--config.image_size=64",
+    "--config.progressive_image_sizes=()",
+    "--config.progressive_image_size_epochs=()",
+    "--config.width_multiplier=0.5",
+    "--config.num_epochs=8",
+    # The recipe's share, 0.353 epochs, is unstable here: docs/results.md compares both.
+    "--config.warmup_epochs=1",
+    "--config.eval_every_epochs=8",
     "--config.checkpoint_every_steps=400",
 )
 WITHOUT = {
     "shifts and mirror images": ("crop_padding_pixels=0", "flip=none"),
-    "alternation of mirror images": ("flip=random",),
     "cutout": ("cutout_fraction=0",),
     "label smoothing": ("label_smoothing=0",),
-    "weight decay": ("weight_decay=0",),
-    "cosine: constant rate": ("schedule=linear", "final_rate_fraction=1"),
-    "warm-up": ("warmup_epochs=0",),
     "auxiliary heads": ("aux_weight=0",),
     "fall of the heads' weight": ("final_aux_fraction=1",),
+    "weight decay": ("weight_decay=0",),
+    "alternation of mirror images": ("flip=random",),
+    "cosine: constant rate": ("schedule=linear", "final_rate_fraction=1"),
+    "warm-up": ("warmup_epochs=0",),
 }
 
 
