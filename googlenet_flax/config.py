@@ -15,15 +15,14 @@ import difflib
 import itertools
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import ml_collections
 
 from googlenet_flax.model.googlenet import SIZE_FREE_VARIANTS, VARIANTS
 from googlenet_flax.preprocessing.augment import FLIPS
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    import ml_collections
 
 MIN_IMAGE_SIZE = min(variant.min_image_size for variant in VARIANTS.values())
 MAX_IMAGE_SIZE = 2**15  # Beyond it, indices into a map overflow.
@@ -336,17 +335,15 @@ class Config:
         return {name: getattr(self, name) for name in FIELDS}
 
 
-ConfigLike: TypeAlias = "Config | Mapping[str, Any] | ml_collections.ConfigDict"
+ConfigLike: TypeAlias = Config | Mapping[str, Any] | ml_collections.ConfigDict
 FIELDS: Mapping[str, dataclasses.Field] = {
     field.name: field for field in dataclasses.fields(Config)
 }
 RESUMABLE_FIELDS = frozenset(n for n, f in FIELDS.items() if f.metadata["resumable"])
 
 
-def default_config() -> "ml_collections.ConfigDict":
+def default_config() -> ml_collections.ConfigDict:
     """Creates the defaults of all fields as a `ConfigDict` that takes no other field."""
-    import ml_collections  # noqa: PLC0415 - only recipes need it
-
     config = ml_collections.ConfigDict({n: f.default for n, f in FIELDS.items()})
     return config.lock()
 
