@@ -5,7 +5,6 @@ googlenet predict --workdir=DIR IMAGE_OR_FOLDER...
 
 import functools
 import json
-import sys
 
 from googlenet_flax.data.decode import printable
 from googlenet_flax.preprocessing.crops import CROP_NUMBERS
@@ -52,14 +51,13 @@ def main() -> None:
         show = _print_json
         if not args.json:
             width = max(len(printable(path)) for path in (*pictures, "picture"))
-            print(f"{'picture':{width}}  probability  class")
+            print(f"{'picture':{width}}  probability  class", flush=True)
             show = functools.partial(_print_rows, width=width)
         failed = 0
         for prediction in predictions:
             show(prediction)
             if prediction.error:
                 failed += 1
-                sys.stdout.flush()  # Keeps both streams in order on a terminal.
                 tell(f"{printable(prediction.path)} cannot be read: {prediction.error}")
         if missing := describe_missing(failed, len(pictures), empty_folders):
             raise UserError(missing)
