@@ -234,7 +234,6 @@ class _Run:
             total_steps=experiment.total_steps,
             start_step=self.start_step,
             batch_size=config.batch_size,
-            is_shown=is_first,
         )
         self.progress = stack.enter_context(progress)
         profile = StepProfile(run_dir.profile, config.profile_steps if is_first else ())

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import tqdm
 
-from googlenet_flax.runtime.distributed import tell_once
+from googlenet_flax.runtime.distributed import is_first, tell_once
 from googlenet_flax.runtime.streams import say
 
 CLOCK_SECONDS = 30  # Time between two lines about work that takes long.
@@ -20,21 +20,19 @@ CLOCK_SECONDS = 30  # Time between two lines about work that takes long.
 class Progress:
     """A progress bar if stderr is a terminal, and plain lines otherwise.
 
-    The bar counts steps from `start_step` to `total_steps`. Nothing is printed unless
-    `is_shown`, because only one process of a distributed run shows its progress.
+    The bar counts steps from `start_step` to `total_steps`. Only the first of several
+    processes prints anything.
     """
 
-    def __init__(
-        self, *, total_steps: int, start_step: int, batch_size: int, is_shown: bool = True
-    ):
-        self._is_shown = is_shown
+    def __init__(self, *, total_steps: int, start_step: int, batch_size: int):
+        self._is_shown = is_first()
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
             unit="step",
-            disable=None if is_shown else True,  # None shows it on a terminal only.
+            disable=None if self._is_shown else True,  # None shows it on a terminal only.
             dynamic_ncols=True,
             file=sys.stderr,
         )
