@@ -56,7 +56,7 @@ def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
             download: Any = pooch.HTTPDownloader(
                 progressbar=sys.stderr.isatty(),
                 chunk_size=CHUNK_BYTES,
-                timeout=SILENCE_SECONDS,
+                timeout=(CONNECT_SECONDS, SILENCE_SECONDS),
                 headers={"Accept-Encoding": "identity"},  # Content-Length is of the file.
                 hooks={"response": functools.partial(_check_response, file)},
             )
