@@ -1,7 +1,6 @@
 """Drawing of a picture that a part of a trained network responds to, for the command."""
 
 import dataclasses
-import io
 import math
 import os
 import pathlib
@@ -33,8 +32,8 @@ from googlenet_flax.model.googlenet import HEADS, SIZE_FREE_VARIANTS
 from googlenet_flax.runs.predictor import Predictor
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.environment import local_devices
-from googlenet_flax.runtime.errors import UserError, out_of_memory_hint
-from googlenet_flax.runtime.files import OUT_HINT, check_writable, replace_file
+from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
+from googlenet_flax.runtime.files import OUT_HINT, check_writable, replacing
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
 
@@ -103,7 +102,9 @@ def draw(
         raise UserError(
             f"{part} does not respond at all: choose another --channel, --image or --seed"
         )
-    replace_file(out, _to_png(np.asarray(pixels)), OUT_HINT)
+    levels = np.rint(pixels).astype(np.uint8).squeeze()  # Gray is `[H, W]`.
+    with writing(out, OUT_HINT), replacing(out) as file:
+        PIL.Image.fromarray(levels).save(file, format="PNG")
     for note in description.notes if layer in description.untrained_heads else ():
         tell(note)
     return (
@@ -118,13 +119,6 @@ def _check_limits(flags: Mapping[str, float | None]) -> None:
         lowest, highest = LIMITS[name]
         if value is not None and not lowest <= value <= highest:
             raise UserError(f"--{name} is {value} but must be {lowest} to {highest:.0f}")
-
-
-def _to_png(pixels: np.ndarray) -> bytes:
-    """Encodes a picture `[H, W, C]`, 0 to 255."""
-    levels, png = np.rint(pixels).astype(np.uint8), io.BytesIO()
-    PIL.Image.fromarray(levels.squeeze()).save(png, format="PNG")  # Gray is `[H, W]`.
-    return png.getvalue()
 
 
 def choose_objective(layer: str, channel: str, description: ModelDescription) -> Objective:
