@@ -96,10 +96,9 @@ def score_classes(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -
 
 def most_confused(confusions: np.ndarray, top: int) -> list[tuple[int, int, int]]:
     """Returns `(label, prediction, count)` of the mistakes, the most frequent first."""
-    wrong = confusions * ~np.eye(len(confusions), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:top]
-    cells = np.column_stack(np.unravel_index(order, wrong.shape)).tolist()
-    return [(row, col, int(wrong[row, col])) for row, col in cells if wrong[row, col]]
+    cells = np.argwhere(confusions).tolist()
+    wrong = [(row, col, int(confusions[row, col])) for row, col in cells if row != col]
+    return sorted(wrong, key=lambda cell: cell[2], reverse=True)[:top]
 
 
 def confident_mistakes(answers: Answers, top: int) -> np.ndarray:
