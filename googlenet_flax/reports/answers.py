@@ -129,8 +129,7 @@ def reliability_bins(answers: Answers, bins: int = CALIBRATION_BINS) -> Calibrat
 
     A bin holds its upper edge but not its lower one (Guo et al. 2017, section 2).
     """
-    # Rounding may leave a sum of probabilities just above 1.
-    rows = np.clip(np.ceil(answers.confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = np.digitize(answers.confidence, np.arange(1, bins) / bins, right=True)
     sizes = np.bincount(rows, minlength=bins)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(rows, answers.confidence, bins) / sizes
