@@ -7,7 +7,6 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
-import time
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -59,15 +58,11 @@ def read_ahead(
             ) from error
         finally:
             # Looked up at the end, because grain starts processes in the background.
-            started = set(multiprocessing.active_children()) - others
-
-            def kill_late() -> None:
-                time.sleep(CLOSE_SECONDS)  # grain itself would wait 25 s for each.
-                for process in started:
-                    process.kill()
-
-            if started:
-                threading.Thread(target=kill_late, daemon=True).start()
+            for process in set(multiprocessing.active_children()) - others:
+                # grain itself would wait 25 s for each.
+                timer = threading.Timer(CLOSE_SECONDS, process.kill)
+                timer.daemon = True
+                timer.start()
 
 
 def _start_threads(
