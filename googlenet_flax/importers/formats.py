@@ -225,6 +225,7 @@ def _fit(
     """Puts the weights into our tree, and draws the heads that the file does not have."""
     leaves = weights.leaves
     like: dict[str, Any] = _flatten(description.variables_like())
+    variables, report = {}, []
     for name, values in leaves.items():
         source, shape = weights.sources[name].name, list(like[name].shape)
         if list(values.shape) != shape:
@@ -237,6 +238,8 @@ def _fit(
             raise UserError(f"{path}: {source} holds {values.dtype} instead of floats")
         if not np.all(np.isfinite(values)):
             raise UserError(f"{path}: {source} holds NaN or infinity: get the file again")
+        variables[name] = np.asarray(values, np.float32)
+        report.append(ReportLine("loaded", name, f"{source} {values.dtype}{shape}"))
     absent_heads = set(HEADS) - {name.split("/")[1] for name in leaves}
     absent = [name for name in like if name not in leaves]
     for name in absent:
@@ -247,17 +250,12 @@ def _fit(
             f"{path} is another network: googlenet_flax has no counterpart of its "
             f"{weights.unknown[0]}"
         )
-    variables = {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
     if absent:
         fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
         draw = jax.jit(description.initialize, compiler_options=fast)
         with on_the_cpu():
             drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
         variables |= {name: np.asarray(drawn[name]) for name in absent}
-    report = []
-    for name, leaf in leaves.items():
-        text = f"{weights.sources[name].name} {leaf.dtype}{list(leaf.shape)}"
-        report.append(ReportLine("loaded", name, text))
     report += [ReportLine("random", name, "not in the file") for name in absent]
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
