@@ -6,7 +6,6 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -224,7 +223,7 @@ def _fit(
 ) -> tuple[dict[str, Any], tuple[ReportLine, ...]]:
     """Puts the weights into our tree, and draws the heads that the file does not have."""
     leaves = weights.leaves
-    like: dict[str, Any] = _flatten(description.variables_like())
+    like: Any = traverse_util.flatten_dict(description.variables_like(), sep="/")
     variables, report = {}, []
     for name, values in leaves.items():
         source, shape = weights.sources[name].name, list(like[name].shape)
@@ -254,14 +253,12 @@ def _fit(
         fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
         draw = jax.jit(description.initialize, compiler_options=fast)
         with on_the_cpu():
-            drawn = _flatten(draw(jax.random.key(0, impl="threefry2x32")))
+            tree = draw(jax.random.key(0, impl="threefry2x32"))
+        drawn = traverse_util.flatten_dict(tree, sep="/")
         variables |= {name: np.asarray(drawn[name]) for name in absent}
     report += [ReportLine("random", name, "not in the file") for name in absent]
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
-
-
-_flatten = partial(traverse_util.flatten_dict, sep="/")
 
 
 def check_unused(path: str) -> None:
