@@ -4,12 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.networks import SMALL_INCEPTIONS
 from helpers.pictures import write_pictures
 
 from googlenet_flax.data import folder
 from googlenet_flax.data.image_set import ImageSet
-from googlenet_flax.model import googlenet
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.train import train_and_evaluate
@@ -27,20 +25,18 @@ def config(data_dir, **fields):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, small_networks):
     """Writes pictures and trains three steps on them; tests must not change them."""
     root = tmp_path_factory.mktemp("same data")
     folders = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
     write_pictures(root / "pictures", dict.fromkeys(folders, 4), ".bmp", side=12)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(googlenet, "INCEPTIONS", SMALL_INCEPTIONS)
-        train_and_evaluate(config(root / "pictures"), root / "run")
+    train_and_evaluate(config(root / "pictures"), root / "run")
     return root
 
 
 @pytest.fixture
-def copy(finished, tmp_path, small_inceptions):
-    """Copies pictures and run, and sets up the small network to continue."""
+def copy(finished, tmp_path):
+    """Copies pictures and run."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
