@@ -16,13 +16,8 @@ def steps_around(*edges: int) -> list[int]:
 
 
 def rates_of(schedule, steps) -> np.ndarray:
-    """Computes the compiled rates at steps, and checks those of the log against them."""
-    rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32)))
-    # At the end of a cosine, float32 is exact to 1e-7 of the initial rate.
-    some = slice(None, None, max(1, len(steps) // 16))
-    logged = [float(schedule(int(step))) for step in steps[some]]
-    np.testing.assert_allclose(logged, rates[some], rtol=1e-6, atol=1e-7 * rates.max())
-    return rates
+    """Computes the compiled rates at steps."""
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps, jnp.int32)))
 
 
 def stairs(*, offset, every, epoch_steps, rate=0.01, decay_rate=0.96, warmup=0):
