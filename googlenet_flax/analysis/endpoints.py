@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeNetOutput
 
@@ -84,18 +85,48 @@ def activation_and_gradient(
     Raises:
       ValueError: There is no map of that name.
     """
-    names = (*STEM, *model.inceptions)
-    if name not in names:
+    if name not in (names := (*STEM, *model.inceptions)):
         raise ValueError(f"{name!r} has no map; choose one of {', '.join(names)}")
+    maps, _, gradients_of = maps_and_gradients(model, variables, images, [name])
+    return maps[name], gradients_of(score)[name]
 
-    def score_of(maps: jax.Array) -> jax.Array:
-        def replace(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            is_part = context.module.path == (name,) and context.method_name == "__call__"
-            return maps if is_part else call(*args, **kwargs)
 
-        with nn.intercept_methods(replace):
-            output: Any = with_all_maps(model).apply(variables, images, train=False)
-        return score(output).sum()
+def maps_and_gradients(
+    model: GoogLeNet,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    names: Sequence[str],
+) -> tuple[
+    dict[str, jax.Array],
+    GoogLeNetOutput,
+    Callable[[Callable[[GoogLeNetOutput], jax.Array]], dict[str, jax.Array]],
+]:
+    """Computes maps of several parts, for the gradients of several scores.
 
-    maps = activations(model, variables, images, [name])[name]
-    return maps, jax.grad(score_of)(maps)
+    The network is traced twice, however many parts and scores there are. The arguments are
+    those of `activation_and_gradient`.
+
+    Returns:
+      The maps by name, the network's output, and a function from a score to its gradients
+      with respect to the maps.
+    """
+    maps = activations(model, variables, images, names)
+
+    def output_of(offsets: Mapping[str, jax.Array]) -> Any:
+        def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            y, name = call(*args, **kwargs), "/".join(context.module.path)
+            is_part = context.method_name == "__call__" and name in offsets
+            return y + offsets[name] if is_part else y
+
+        with nn.intercept_methods(add_offset):
+            return with_all_maps(model).apply(variables, images, train=False)
+
+    # The gradient with respect to a map is that with respect to zeros added to it.
+    output, vjp = jax.vjp(output_of, jax.tree.map(jnp.zeros_like, maps))
+
+    def gradients_of(
+        score: Callable[[GoogLeNetOutput], jax.Array],
+    ) -> dict[str, jax.Array]:
+        return vjp(jax.grad(lambda output: score(output).sum())(output))[0]
+
+    return maps, output, gradients_of
