@@ -18,8 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import PIL.Image
 import tensorflow_datasets as tfds
@@ -95,16 +94,14 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, skip_registration=True):
     # TFDS's own builder defines the features, and its folder holds the description.
     pkg_dir_path = stock.Builder._get_pkg_dir_path()
     _info = stock.Builder._info
-    ARCHIVES = MappingProxyType(
-        {
-            "train": Archive(
-                "ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167, _list_train
-            ),
-            "validation": Archive(
-                "ILSVRC2012_img_val.tar", 6_744_924_160, 50_000, _list_validation
-            ),
-        }
-    )
+    ARCHIVES: ClassVar[dict[str, Archive]] = {
+        "train": Archive(
+            "ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167, _list_train
+        ),
+        "validation": Archive(
+            "ILSVRC2012_img_val.tar", 6_744_924_160, 50_000, _list_validation
+        ),
+    }
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # There is nothing to download.
