@@ -10,14 +10,12 @@ import numpy as np
 from googlenet_flax.model.googlenet import AUX_PROJ_FEATURES
 from googlenet_flax.runtime.errors import UserError, optional_package
 
-Layout = Callable[[np.ndarray], np.ndarray]
-
 
 class Source(NamedTuple):
     """Location of one of our leaves in a file."""
 
     name: str  # Name of the array in the file.
-    layout: Layout = np.asarray  # Converts the array to our layout.
+    layout: Callable[[np.ndarray], np.ndarray] = np.asarray  # Converts it to our layout.
 
 
 class WeightFile(NamedTuple):
