@@ -188,8 +188,7 @@ def averaged_metrics(
     """Computes the metrics of the softmax averaged over networks and crops (section 7).
 
     Returns:
-      The metrics of the n readable examples, each float32 `[n]`, and their mask `[B]`.
-      `evaluate_split` sums both.
+      The metrics of the n readable examples, each float32 `[n]`, for `evaluate_split`.
     """
     each = [predictor.log_probabilities(batch, num_crops) for predictor in predictors]
     with on_the_cpu():  # Some forty small programs.
@@ -198,4 +197,4 @@ def averaged_metrics(
         output = GoogLeNetOutput(logits.pop("main"), **logits)
         labels, mask = jnp.asarray(batch["label"]), batch["mask"]
         metrics = example_metrics(output, labels, aux_weight=aux_weight)
-        return {name: np.asarray(values)[mask] for name, values in metrics.items()}, mask
+        return {name: np.asarray(values)[mask] for name, values in metrics.items()}

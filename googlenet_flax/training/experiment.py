@@ -262,17 +262,16 @@ class Experiment:
 
         If the state holds averaged weights, their metrics are added under names with the
         prefix `averaged_`. `loss` includes the auxiliary losses with `config.aux_weight`,
-        whatever `final_aux_fraction` is. `evaluate_split` describes `watch` and the errors.
+        whatever `final_aux_fraction` is. `evaluate_split` describes `watch`.
         """
 
         def sum_batch(batch: dict[str, np.ndarray]) -> evaluation.Sums:
             with clock("evaluating a batch"):  # The first one compiles.
-                sums, count = self.eval_step(state.variables, batch)
+                sums = self.eval_step(state.variables, batch)
             if state.averages:
-                averaged, _ = self.eval_step(state.averages, batch)
-                named = {f"averaged_{name}": value for name, value in averaged.items()}
-                sums = {**sums, **named}
-            return sums, count
+                averaged = self.eval_step(state.averages, batch)
+                sums |= {f"averaged_{name}": value for name, value in averaged.items()}
+            return sums
 
         return evaluation.evaluate_split(
             sum_batch,
