@@ -31,9 +31,7 @@ class WandbMirror:
             directory.mkdir(exist_ok=True)
             id_file = directory / "run_id"
             is_new = not id_file.exists()
-            run_id = secrets.token_hex(8)
-            if not is_new:
-                run_id = id_file.read_text(encoding="utf-8")
+            run_id = secrets.token_hex(8) if is_new else id_file.read_text(encoding="utf-8")
         try:
             self._run: Any = wandb.init(
                 project=config.wandb_project,
