@@ -36,6 +36,7 @@ from googlenet_flax.runtime.errors import UserError, out_of_memory_hint, writing
 from googlenet_flax.runtime.files import OUT_HINT, check_writable, replacing
 from googlenet_flax.runtime.streams import tell
 from googlenet_flax.training.description import MAX_NAMED_CLASSES, ModelDescription
+from googlenet_flax.training.sharding import replicate
 
 # Few rough steps are enough to change a picture; gray noise needs many smooth ones.
 FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
@@ -78,7 +79,8 @@ def draw(
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {printable(out)} but must end in .png")
     check_writable(out)
-    predictor = Predictor.load(Workdir(workdir), checkpoint, local_devices()[:1])
+    devices = local_devices()[:1]
+    predictor = Predictor.load(Workdir(workdir), checkpoint, devices)
     description, variables = predictor.description, predictor.variables
     model, preprocess = description.create_model(), description.preprocess
     channels = preprocess.input_channels
@@ -91,6 +93,7 @@ def draw(
         side = size or max(preprocess.image_size, MIN_SIDE)
         start = gray_noise(noise_rng, (side, side, channels))
     chosen = dataclasses.replace(FROM_PICTURE if image else FROM_NOISE, **given)
+    start = replicate(start, devices)  # As the variables are, or all compiles twice.
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
     with out_of_memory_hint("lower --size"):
