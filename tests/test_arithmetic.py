@@ -191,15 +191,15 @@ def test_variables_are_the_same(variant):
 @pytest.mark.parametrize(
     ("arithmetic", "expected"),
     [
-        # The stem's three, six in each block, one in each head.
-        (STOCK, 3 + 9 * 6 + 2),
-        (FASTEST["gpu"], 3 + 9 * 4 + 2),  # A block's three on its input are one.
+        # The stem's three, six in each of three blocks, one in each head.
+        (STOCK, 3 + 3 * 6 + 2),
+        (FASTEST["gpu"], 3 + 3 * 4 + 2),  # A block's three on its input are one.
         (FASTEST["cpu"], 1),  # Only conv1 is left.
     ],
     ids=["stock", "gpu", "cpu"],
 )
 def test_number_of_convolutions(arithmetic, expected):
-    model = create_model("seed", num_classes=10, arithmetic=arithmetic)
+    model = small_googlenet("seed", arithmetic=arithmetic)
     images = jnp.zeros((1, 80, 80, 3))
     _, shapes = shapes_of(model, *images.shape)
     jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(shapes, images).jaxpr
