@@ -323,6 +323,13 @@ def test_heads_that_an_exported_file_has_lost_are_named(tmp_path, network, expor
     safetensors.numpy.save_file(kept, file, metadata)
     imported = read_original("googlenet_flax", file)
     assert imported.description.untrained_heads == HEADS
+    variables = imported.variables
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, network.variables)
+    for head in HEADS:
+        leaves = traverse_util.flatten_dict(variables["params"][head])
+        kernels = [leaf for path, leaf in leaves.items() if path[-1] == "kernel"]
+        assert len(kernels) == 3
+        assert all(1e-3 < kernel.std() < np.inf for kernel in kernels)
 
 
 def test_the_model_card_says_what_the_network_takes(tmp_path, export_to):
