@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 import types
 from unittest import mock
@@ -202,8 +203,12 @@ def save(path, pixels):
     return path
 
 
-def test_from_gray_to_a_class_and_from_a_picture(tmp_path, network, run_command):
+def test_from_gray_to_a_class_and_from_a_picture(
+    tmp_path, monkeypatch, network, run_command
+):
     run = write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
+    # The command then compiles once for two pictures.
+    monkeypatch.setattr(library, "create_ascent", functools.cache(create_ascent))
 
     def draw(*flags):
         code, stdout, stderr = run_command(command, f"--workdir={run}", *flags)
