@@ -209,6 +209,8 @@ def test_from_gray_to_a_class_and_from_a_picture(
     run = write_run(tmp_path / "run", DESCRIPTION, numpy_variables(network))
     # The command then compiles once for two pictures.
     monkeypatch.setattr(library, "create_ascent", functools.cache(create_ascent))
+    traced = mock.Mock(wraps=activations)
+    monkeypatch.setattr(library, "activations", traced)
 
     def draw(*flags):
         code, stdout, stderr = run_command(command, f"--workdir={run}", *flags)
@@ -230,6 +232,7 @@ def test_from_gray_to_a_class_and_from_a_picture(
     draw(*flags)
     assert out.read_bytes() == first
     assert list(out.parent.iterdir()) == [out]
+    assert traced.call_count == 1  # Once for all steps and for both pictures.
     pixels = random_images(80, 96, 3)
     image = save(tmp_path / "in.png", pixels)
     flags = ["--layer=conv2", "--steps=1", "--rate=3", f"--out={out}"]
