@@ -21,6 +21,9 @@ LOGITS = (*HEADS, "classifier")
 # `pool` is the mean of each channel of the last map.
 ENDPOINTS = (*STEM, *INCEPTIONS, "pool", *LOGITS)
 
+Maps = dict[str, jax.Array]
+Score = Callable[[GoogLeNetOutput], jax.Array]
+
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:
     """Returns a network that computes all maps; `pool_first` skips those before a pool."""
@@ -71,7 +74,7 @@ def activation_and_gradient(
     variables: Mapping[str, Any],
     images: jax.Array,
     name: str,
-    score: Callable[[GoogLeNetOutput], jax.Array],
+    score: Score,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the maps of one part and the gradient of a score, as Grad-CAM needs them.
 
@@ -85,7 +88,8 @@ def activation_and_gradient(
     Raises:
       ValueError: There is no map of that name.
     """
-    if name not in (names := (*STEM, *model.inceptions)):
+    names = (*STEM, *model.inceptions)
+    if name not in names:
         raise ValueError(f"{name!r} has no map; choose one of {', '.join(names)}")
     maps, _, gradients_of = maps_and_gradients(model, variables, images, [name])
     return maps[name], gradients_of(score)[name]
@@ -96,11 +100,7 @@ def maps_and_gradients(
     variables: Mapping[str, Any],
     images: jax.Array,
     names: Sequence[str],
-) -> tuple[
-    dict[str, jax.Array],
-    GoogLeNetOutput,
-    Callable[[Callable[[GoogLeNetOutput], jax.Array]], dict[str, jax.Array]],
-]:
+) -> tuple[Maps, GoogLeNetOutput, Callable[[Score], Maps]]:
     """Computes maps of several parts, for the gradients of several scores.
 
     The network is traced twice, however many parts and scores there are. The arguments are
@@ -112,7 +112,7 @@ def maps_and_gradients(
     """
     maps = activations(model, variables, images, names)
 
-    def output_of(offsets: Mapping[str, jax.Array]) -> Any:
+    def output_of(offsets: Maps) -> Any:
         def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             y, name = call(*args, **kwargs), "/".join(context.module.path)
             is_part = context.method_name == "__call__" and name in offsets
@@ -124,9 +124,7 @@ def maps_and_gradients(
     # The gradient with respect to a map is that with respect to zeros added to it.
     output, vjp = jax.vjp(output_of, jax.tree.map(jnp.zeros_like, maps))
 
-    def gradients_of(
-        score: Callable[[GoogLeNetOutput], jax.Array],
-    ) -> dict[str, jax.Array]:
+    def gradients_of(score: Score) -> Maps:
         return vjp(jax.grad(lambda output: score(output).sum())(output))[0]
 
     return maps, output, gradients_of
