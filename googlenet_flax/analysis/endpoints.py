@@ -21,8 +21,8 @@ LOGITS = (*HEADS, "classifier")
 # `pool` is the mean of each channel of the last map.
 ENDPOINTS = (*STEM, *INCEPTIONS, "pool", *LOGITS)
 
-Maps = dict[str, jax.Array]
-Score = Callable[[GoogLeNetOutput], jax.Array]
+Maps = dict[str, jax.Array]  # By the name of the part.
+Score = Callable[[GoogLeNetOutput], jax.Array]  # Returns a value for each example.
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:

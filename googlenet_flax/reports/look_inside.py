@@ -1,6 +1,6 @@
 """Views into a trained network: its first filters, its maps of a picture, and Grad-CAM."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from googlenet_flax.analysis.endpoints import maps_and_gradients
+from googlenet_flax.analysis.endpoints import Score, maps_and_gradients
 from googlenet_flax.data.image_set import Batch
-from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet, GoogLeNetOutput
+from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.reports.answers import CLASSIFIERS
 from googlenet_flax.reports.style import VERMILLION, name_label, pictures_figure
@@ -78,7 +78,7 @@ def look_inside(
     )
 
 
-def _top_score(classifier: str) -> Callable[[GoogLeNetOutput], jax.Array]:
+def _top_score(classifier: str) -> Score:
     """Returns the score of Grad-CAM: the largest logit, that of the predicted class."""
     return lambda output: output.by_classifier()[classifier].max(axis=-1)
 
