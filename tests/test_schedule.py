@@ -127,3 +127,16 @@ def test_a_run_may_end_in_its_warmup(shape, steps):
 def test_a_stage_ends_with_the_update_that_fills_its_epochs(ends, stages):
     experiment = SimpleNamespace(stage_ends=ends, train_steps=range(len(ends) + 1))
     assert {step: Experiment.train_step_at(experiment, step) for step in stages} == stages
+
+
+@pytest.mark.parametrize("shape", ["staircase", *FALLS])
+def test_the_logged_rate_is_that_of_the_update(shape):
+    schedule = create_schedule(
+        Config(schedule=shape, warmup_epochs=1.5), epoch_steps=40, total_steps=600
+    )
+    steps = [0, 59, 60, 61, 320, 599]
+    logged = [
+        Experiment.learning_rate(SimpleNamespace(schedule=schedule), s) for s in steps
+    ]
+    # At the end of a cosine, float32 is exact to 1e-7 of the initial rate.
+    np.testing.assert_allclose(logged, rates_of(schedule, steps), rtol=1e-6, atol=1e-9)
