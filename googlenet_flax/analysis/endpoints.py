@@ -2,10 +2,12 @@
 
     endpoints = activations(model, variables, images, ["conv2", "inception_4e"])
 
-`activations` and `activation_and_gradient` work on every variant and under `jit`.
+`activations` and `activation_and_gradient` work on every variant. They compile the network
+once for each set of names and shapes, and also work under `jit`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +37,7 @@ def activations(
     variables: Mapping[str, Any],
     images: jax.Array,
     names: Sequence[str] = ENDPOINTS,
-) -> dict[str, jax.Array]:
+) -> Maps:
     """Computes outputs of parts of the network in evaluation mode.
 
     Args:
@@ -51,6 +53,16 @@ def activations(
     Raises:
       ValueError: The network has no part of that name.
     """
+    return _activations(model, variables, images, tuple(names))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "names"))
+def _activations(
+    model: GoogLeNet,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    names: tuple[str, ...],
+) -> Maps:
     paths = {(name,) for name in names}
     _, captured = with_all_maps(model).apply(
         variables,
@@ -110,8 +122,21 @@ def maps_and_gradients(
       The maps by name, the network's output, and a function from a score to its gradients
       with respect to the maps.
     """
-    maps = activations(model, variables, images, names)
+    maps, output, vjp = _maps_and_vjp(model, variables, images, tuple(names))
 
+    def gradients_of(score: Score) -> Maps:
+        return _call(vjp, jax.grad(lambda output: score(output).sum())(output))[0]
+
+    return maps, output, gradients_of
+
+
+@functools.partial(jax.jit, static_argnames=("model", "names"))
+def _maps_and_vjp(
+    model: GoogLeNet,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    names: tuple[str, ...],
+) -> tuple[Maps, GoogLeNetOutput, Callable[[GoogLeNetOutput], tuple[Maps]]]:
     def output_of(offsets: Maps) -> Any:
         def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             y, name = call(*args, **kwargs), "/".join(context.module.path)
@@ -121,10 +146,12 @@ def maps_and_gradients(
         with nn.intercept_methods(add_offset):
             return with_all_maps(model).apply(variables, images, train=False)
 
+    maps = activations(model, variables, images, names)
     # The gradient with respect to a map is that with respect to zeros added to it.
-    output, vjp = jax.vjp(output_of, jax.tree.map(jnp.zeros_like, maps))
+    return maps, *jax.vjp(output_of, jax.tree.map(jnp.zeros_like, maps))
 
-    def gradients_of(score: Score) -> Maps:
-        return vjp(jax.grad(lambda output: score(output).sum())(output))[0]
 
-    return maps, output, gradients_of
+@jax.jit
+def _call(vjp: Callable[..., tuple[Maps]], gradient: GoogLeNetOutput) -> tuple[Maps]:
+    """Calls a function of `jax.vjp`, compiled once for all scores."""
+    return vjp(gradient)
