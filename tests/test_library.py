@@ -18,7 +18,7 @@ PAGE = (REPOSITORY / "docs" / "library.md").read_text()
 
 
 @pytest.mark.slow
-def test_the_network_in_six_lines(small_inceptions):
+def test_the_network_in_seven_lines(small_inceptions):
     readme, values = (REPOSITORY / "README.md").read_text(), {}
     (program,) = BLOCKS.findall(readme)
     exec(program, values)
