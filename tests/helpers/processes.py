@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers.paths import REPOSITORY
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 600  # Ends a process that hangs; a slow machine takes minutes for some.
 # Tests compile much and compute little. XLA's older way to compile fusions takes a third
 # of the time; newer versions do not have it.
 XLA_FLAGS = (
