@@ -199,6 +199,16 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
         shapes_of(model, *shape)
 
 
+def test_takes_an_empty_batch():
+    model = create_model("bn", num_classes=10, platform="cpu")
+    images = jax.ShapeDtypeStruct((0, 32, 32, 3), jnp.float32)
+    output, _ = jax.eval_shape(
+        lambda images: model.init_with_output(jax.random.key(0), images, train=False),
+        images,
+    )
+    assert {x.shape for x in jax.tree.leaves(output)} == {(0, 10)}
+
+
 def test_heads_that_pool_to_a_fixed_size_take_small_images():
     variant = dataclasses.replace(
         VARIANTS["seed"], aux_windows=lambda size: ops.adaptive_windows(size, 2)

@@ -38,6 +38,11 @@ def test_bias_gradients_of_bfloat16_are_summed_in_float32():
     np.testing.assert_allclose(grad_bias, exact, rtol=1e-6)
 
 
+def test_refuses_another_padding_of_pools():
+    with pytest.raises(ValueError, match="'SAME' or 'CEIL', got 'VALID'"):
+        ops.pool_padding(8, 3, 2, "VALID")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("window", "stride", "padding"),

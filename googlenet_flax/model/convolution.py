@@ -111,7 +111,7 @@ def convolve(
             wide = jnp.promote_types(x.dtype, jnp.float32)
             pixels = x.reshape(-1, x.shape[-1])
             y = jnp.matmul(pixels, kernel[0, 0], preferred_element_type=wide)
-            return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+            return y.astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[-1])
         if size in (3, 5) and arithmetic.winograd:
             return winograd.convolve(x, kernel)
     pads = padding

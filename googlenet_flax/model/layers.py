@@ -1,5 +1,6 @@
 """The building blocks of the paper as Flax modules: ConvBlock, Inception, AuxClassifier."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -230,7 +231,8 @@ class AuxClassifier(nn.Module):
         rows, columns = map(self.windows, x.shape[1:3])
         x = ops.average_windows(x, rows, columns)
         x = self.conv(self.proj_features, 1, name="proj")(x)
-        x = x.reshape(x.shape[0], -1)  # In the order H, W, C in every variant.
+        size = math.prod(x.shape[1:])
+        x = x.reshape(x.shape[0], size)  # In the order H, W, C in every variant.
         x = self.dense(self.fc_features, bias_init=self.fc_bias_init, name="fc")(x)
         x = Dropout(self.dropout_rate)(nn.relu(x), example_ids, train=train)
         return self.dense(self.num_classes, name="classifier")(x)

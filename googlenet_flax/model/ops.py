@@ -111,6 +111,8 @@ def pool_padding(
     if padding == "SAME":
         total = max((-(-size // stride) - 1) * stride + window - size, 0)
         return total // 2, total - total // 2
+    if padding != "CEIL":
+        raise ValueError(f"padding must be 'SAME' or 'CEIL', got {padding!r}")
     last_start = -(-max(size - window, 0) // stride) * stride
     return 0, max(last_start + window - size, 0)
 
