@@ -43,7 +43,7 @@ def activations(
     Args:
       model: A network of any variant.
       variables: Its parameters and, with batch norm, statistics.
-      images: float `[B, H, W, C]`, preprocessed as the variant expects.
+      images: float `[B, H, W, C]`, preprocessed as in the training of the weights.
       names: Parts of the network, from `ENDPOINTS`.
 
     Returns:

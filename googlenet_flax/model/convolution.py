@@ -16,20 +16,22 @@ Padding2D = tuple[tuple[int, int], tuple[int, int]]
 class Arithmetic:
     """Choices of how to compute the network.
 
-    They change outputs and gradients only by rounding. What Flax's `capture_intermediates`
-    sees can also differ in shape.
+    They change outputs and gradients only by rounding. Flax's `capture_intermediates` may
+    see maps of another shape, or miss some.
     """
 
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
     matmul_1x1: bool = False  # Compute 1x1 convolutions as matrix products.
     winograd: bool = False  # Compute 3x3 and 5x5 convolutions by Winograd's algorithm.
-    # Compute the gradient of a kernel as a matrix product, for conv1 and for every other
-    # convolution that the options above do not cover.
+    # Compute the gradient of a kernel as a matrix product, for each convolution that the
+    # options above do not cover, such as conv1.
     matmul_weight_gradient: bool = False
-    onednn_gradients: bool = False  # Compute gradients in forms that oneDNN computes fast.
+    # Compute gradients in forms that oneDNN computes fast, for convolutions with stride 1
+    # that the options above do not cover.
+    onednn_gradients: bool = False
     gather_max_pool: bool = False  # Store where each window's maximum is, for the gradient.
-    # Apply a max pool before bias and ReLU, if there is no norm, and before the branches of
-    # a block are concatenated.
+    # Compute a max pool inside the layer before it: before the branches of a block are
+    # concatenated and, if there is no norm, before bias and ReLU.
     pool_first: bool = False
 
 
@@ -57,7 +59,7 @@ FASTEST: Mapping[str, Arithmetic] = {
 
 
 def fastest(platform: str, dtype: jnp.dtype) -> Arithmetic:
-    """Returns the arithmetic that `FASTEST` lists for a platform and a dtype.
+    """Returns the arithmetic of `FASTEST`, or `STOCK` for a platform that it lacks.
 
     Args:
       platform: Platform of the devices that run the network.
@@ -106,8 +108,9 @@ def convolve(
     size = kernel.shape[0]
     if stride == 1 and padding == "SAME":
         if size == 1 and arithmetic.matmul_1x1:
-            # XLA:CPU multiplies bfloat16 fast only if the result is float32, and it copies
-            # both operands of the gradient if there are three axes of pixels.
+            # XLA:CPU multiplies bfloat16 fast only if the result is float32. In the
+            # gradient it would copy both operands if batch, height and width were not one
+            # axis.
             wide = jnp.promote_types(x.dtype, jnp.float32)
             pixels = x.reshape(-1, x.shape[-1])
             y = jnp.matmul(pixels, kernel[0, 0], preferred_element_type=wide)
@@ -146,7 +149,8 @@ def _stock(x, kernel, stride, padding):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_with_onednn(x, kernel, padding):
     if kernel.shape[0] > min(x.shape[1:3]):
-        # XLA would exchange the kernel with a smaller map, which oneDNN does not take.
+        # XLA would exchange the kernel with a map that is smaller, and oneDNN does not
+        # take that form. So the map is padded first.
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
         x, padding = jax.lax.optimization_barrier(padded), ((0, 0), (0, 0))
     return _stock(x, kernel, 1, padding)
@@ -208,8 +212,8 @@ _convolve_with_taps.defvjp(_convolve_with_taps_forward, _convolve_with_taps_back
 def _taps(x, size, stride, padding, out):
     """Returns the input pixels under each cell of the kernel, `[B, size^2 * C, H' * W']`.
 
-    Channels come before pixels, so that each row is contiguous. Pixels of one phase
-    of the stride stand together.
+    Channels come before pixels, so that each row is contiguous. Pixels are grouped by row
+    and column modulo `stride`, so that each tap is a slice without steps.
     """
     batch, *_, channels = x.shape
     need = [(count - 1) * stride + size for count in out]

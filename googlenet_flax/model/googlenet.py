@@ -44,14 +44,13 @@ CONV2_FEATURES = 192
 AUX_PROJ_FEATURES = 128
 AUX_FC_FEATURES = 1024
 AUX_DROPOUT_RATE = 0.7
-AUX_POOL_BINS = 4
 AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
 HEADS = tuple(AUX_TAPS.values())
 BATCH_NORM_MOMENTUM = 0.9  # In torch, whose momentum is the complement, it is 0.1.
 BATCH_NORM_EPSILON = 1e-3
 
-_windows_5x5 = partial(ops.sliding_windows, window=5, stride=3)
-_windows_4x4 = partial(ops.adaptive_windows, bins=AUX_POOL_BINS)
+_windows_of_5x5 = partial(ops.sliding_windows, window=5, stride=3)
+_grid_of_4x4 = partial(ops.adaptive_windows, bins=4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ class Variant:
 
     @property
     def is_size_free(self) -> bool:
-        """True if no parameter depends on the image size: heads pool to a fixed size."""
+        """True if heads pool to a fixed size, so that the image size sets no parameter."""
         smaller, larger = map(self.aux_windows, (28, 56))  # Windows on maps of two sizes.
         return len(smaller) == len(larger)
 
@@ -101,7 +100,7 @@ VARIANTS: Mapping[str, Variant] = {
     "seed": Variant(
         conv1_padding="SAME",
         pool_padding="SAME",
-        aux_windows=partial(_windows_5x5, round_up=False),
+        aux_windows=partial(_windows_of_5x5, round_up=False),
         kernel_init=nn.initializers.glorot_uniform(),
         bias=0.2,
     ),
@@ -111,7 +110,7 @@ VARIANTS: Mapping[str, Variant] = {
         conv1_padding=((3, 3), (3, 3)),
         pool_padding="CEIL",
         local_response_norm=True,
-        aux_windows=partial(_windows_5x5, round_up=True),
+        aux_windows=partial(_windows_of_5x5, round_up=True),
         kernel_init=nn.initializers.lecun_uniform(),
         bias=0.2,
         conv2_bias=0.2,
@@ -122,7 +121,7 @@ VARIANTS: Mapping[str, Variant] = {
         conv1_padding="SAME",
         pool_padding="SAME",
         batch_norm=True,
-        aux_windows=_windows_4x4,
+        aux_windows=_grid_of_4x4,
         kernel_init=nn.initializers.he_normal(),
     ),
     # pytorch/vision torchvision/models/googlenet.py, with its 3x3 for 5x5.
@@ -132,7 +131,7 @@ VARIANTS: Mapping[str, Variant] = {
         pool_5a_window=2,
         kernel_5x5=3,
         batch_norm=True,
-        aux_windows=_windows_4x4,
+        aux_windows=_grid_of_4x4,
         # torchvision truncates at 2, which is 200 standard deviations and has no effect.
         kernel_init=nn.initializers.normal(stddev=0.01),
         dropout_rate=0.2,
@@ -159,7 +158,7 @@ class GoogLeNetOutput:
 
 
 class _Table(FrozenDict):
-    """A hashable mapping; unlike that of a dict, its equality depends on the order."""
+    """A hashable mapping; two are equal only if their items are in the same order."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Table) and [*self.items()] == [*other.items()]
@@ -183,7 +182,7 @@ class GoogLeNet(nn.Module):
     freeze_norm: bool = False  # Normalize with running statistics in training too.
     width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
     input_channels: int = 3
-    arithmetic: Arithmetic = STOCK
+    arithmetic: Arithmetic = STOCK  # `create_model` chooses the fastest.
     # The names of the blocks place the max pools (`Variant.pool_windows`) and the heads
     # (`AUX_TAPS`).
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
@@ -206,11 +205,13 @@ class GoogLeNet(nn.Module):
         """Classifies a batch.
 
         Args:
-          images: float `[B, H, W, input_channels]`, preprocessed as the variant's
-            original expects; `H` and `W` at least `variant.min_image_size`.
-          train: Whether to apply dropout and to normalize with the statistics of the
-            batch. This needs the `"dropout"` rng and, with batch norm,
-            `mutable=["batch_stats"]`.
+          images: float `[B, H, W, input_channels]`, preprocessed as in the training of
+            the weights; `H` and `W` at least `variant.min_image_size`. Unless
+            `variant.is_size_free`, the heads take only the size that `init` saw; a clone
+            with `aux_heads=False` takes other sizes with the same variables.
+          train: Whether to apply dropout, which needs the `"dropout"` rng, and to
+            normalize with the statistics of the batch, which needs
+            `mutable=["batch_stats"]`. A Python bool, and static under `jax.jit`.
           example_ids: int `[B]`; the dropout mask of an example is a function of the rng
             and its id. Default: the position in the batch.
 
@@ -219,7 +220,7 @@ class GoogLeNet(nn.Module):
           None for heads without `aux_heads`.
 
         Raises:
-          ValueError: The images are of another shape or too small.
+          ValueError: The images have a wrong shape or are too small.
         """
         _check_images(images, self.input_channels, self.variant.min_image_size)
         if example_ids is None:
@@ -374,15 +375,17 @@ def create_model(
       dtype: Type of activations, `"float32"` or `"bfloat16"`; parameters, statistics
         and logits are float32.
       axis_name: Mapped axis whose devices share batch norm statistics in training.
-      freeze_norm: Whether to normalize with the running statistics in training too, for
+      freeze_norm: Whether batch norm uses its running statistics in training too, for
         layers that are not trained.
       width_multiplier: Factor on every channel count but those of the input and the
-        classes; the paper has 1.
+        classes; the paper has 1. Counts are rounded, to at least 1.
       input_channels: Channels of the images: 1 is gray, 3 RGB and 4 RGBA.
-      platform: Platform of the devices that will run the network (`device.platform`).
-        Default: `jax.default_backend()`, regardless of `jax.default_device`.
-      arithmetic: Options for how the network is computed. Default: those that `FASTEST`
-        lists for the platform.
+      platform: Platform of the devices that will run the network (`device.platform`):
+        `"cpu"`, `"gpu"` or `"tpu"`; others use XLA's own operations. Default:
+        `jax.default_backend()`, regardless of `jax.default_device`.
+      arithmetic: Options for how the network is computed. Default: those of
+        `convolution.fastest` for the platform and `dtype`. Forward-mode derivatives
+        (`jax.jvp`, `jax.hessian`) need `STOCK`, and `"bn"` or `"torchvision"`.
 
     Returns:
       The Flax module; `init` creates its variables and `apply` computes a

@@ -33,7 +33,7 @@ class InceptionWidths(NamedTuple):
     pool_proj: int
 
 
-# Names of these convolutions in a block.
+# Names of the convolutions in a block, in the order of `InceptionWidths`.
 BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 
 
@@ -72,9 +72,9 @@ class Convolution(nn.Module):
 class ConvBlock(nn.Module):
     """A convolution, batch norm where the variant has it, ReLU, and a max pool if given.
 
-    Without batch norm, the pool comes before ReLU and, unless `on_one_input` merges the
-    convolution, before the bias, which then process fewer pixels. The result is the same,
-    because adding a bias and ReLU are monotonic.
+    Without batch norm, the pool comes before ReLU, and also before the bias unless
+    `on_one_input` merges the convolution. ReLU and bias then process fewer pixels. The
+    result is the same, because both are monotonic.
     """
 
     features: int
@@ -149,7 +149,7 @@ class Inception(nn.Module):
     """Figure 2(b) of the paper: four branches on one input, concatenated."""
 
     widths: InceptionWidths
-    conv: ModuleFactory = ConvBlock
+    conv: ModuleFactory
     kernel_5x5: int = 5  # torchvision has 3 here.
     max_pool: Callable[..., jax.Array] = ops.max_pool
     pool: Pool = identity  # A max pool that follows; it is applied to each branch.

@@ -1,6 +1,7 @@
-"""Pooling and normalization, with hand-written gradients where these are faster.
+"""ReLU, bias, pools and local response norm.
 
-Images are `[B, H, W, C]`. Nothing here depends on Flax.
+Gradients are written by hand where that is faster or more accurate. Images are
+`[B, H, W, C]`. Nothing here depends on Flax.
 """
 
 import functools
@@ -19,7 +20,7 @@ Windows = Sequence[tuple[int, int]]
 # Local response norm of Caffe's `bvlc_googlenet`, where alpha is divided by the size.
 LRN_SIZE = 5  # Number of channels in a window.
 LRN_ALPHA = 1e-4
-LRN_BETA = 0.75
+LRN_BETA = 0.75  # `_inverse_power` computes no other power.
 LRN_K = 1.0
 
 
@@ -63,7 +64,7 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(bias, grad):
-    # Each example first: XLA:CPU then divides the work over its threads.
+    # Each example is summed first, so that XLA:CPU divides the work over its threads.
     per_example = jnp.sum(_at_least_float32(grad), axis=(1, 2))
     return grad, parameter_gradient(jnp.sum(per_example, axis=0), bias)
 

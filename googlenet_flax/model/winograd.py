@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial.polynomial import polyfromroots
 
-# Points at which the polynomials of the algorithm are evaluated, besides infinity. With all
-# points of a kernel the output tiles are 4x4, with all but one 3x3, with all but two 2x2.
-# Those for 3x3 were found by a search; the usual points 0, 1, -1, 2, -2 have twice the
-# rounding error.
+# Points at which the polynomials of the algorithm are evaluated, besides infinity. Output
+# tiles of 4x4 pixels use all points of a kernel, 3x3 all but the last, and 2x2 all but the
+# last two. The points for 3x3 were found by a search; the usual points 0, 1, -1, 2, -2 have
+# twice the rounding error.
 POINTS = {
     3: tuple(Fraction(n, d) for n, d in ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2))),
     5: tuple(
@@ -70,8 +70,8 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _tile_size(height: int, width: int, r: int) -> int:
     """Returns the size of output tiles, 2 to 4 pixels, that needs the fewest products.
 
-    Those of 4x4 need the fewest for large maps. A map of 6x6 takes four tiles of 4x4 or of
-    3x3, and those of 3x3 need fewer.
+    On large maps, tiles of 4x4 need the fewest. A map of 6x6 takes four tiles of either 4x4
+    or 3x3, and those of 3x3 have fewer products.
     """
     return min(
         range(4, 1, -1), key=lambda m: -(-height // m) * -(-width // m) * (m + r - 1) ** 2
