@@ -88,6 +88,7 @@ def test_flags_that_are_refused(refusal, flag, parts):
         ("assert config is None", ["--config", "AssertionError (", "mine.py, line "]),
         ("raise SystemExit('no disk')", ["--config", "no disk"]),
         ("oops(", ["mine.py"]),
+        ("open('/no/names')", ["directory: '/no/names' (/", "/mine.py, line "]),
     ],
 )
 def test_config_files_that_are_refused(tmp_path, refusal, change, parts):

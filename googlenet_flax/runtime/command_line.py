@@ -100,6 +100,8 @@ def _parse_flags(config: flags.FlagHolder, argv: list[str]) -> list[str]:
             place = r'File "(.+)", line (\d+), in (?:get_config|<module>)$'
             places = re.findall(place, text, re.MULTILINE)
             where = "".join(f" ({file}, line {line})" for file, line in places[-1:])
+            if isinstance(error, OSError) and not places:  # The file itself is missing.
+                where = f": name a file with --{config.name}=FILE"
             raise UserError(f"{_in_one_line(error)}{where}; see --help") from error
         if config.value is None:
             raise UserError(
@@ -123,7 +125,7 @@ def _in_one_line(error: Exception) -> str:
         flag, cause = message.partition(": ")[0], message.strip().splitlines()[-1]
         message = f"{flag} cannot be loaded ({cause})"
     if isinstance(error, OSError):  # ml_collections puts the cause last.
-        message = f"{message.strip().splitlines()[-1]}: name a file with --config=FILE"
+        message = message.strip().splitlines()[-1]
     message = message.replace("\\n", " ").replace("\\'", "'")  # A KeyError holds a repr.
     silent = f"--config names a file whose get_config raises {type(error).__name__}"
     message = " ".join(message.split()) or silent
