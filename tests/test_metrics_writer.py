@@ -1,10 +1,13 @@
 import json
+import os
 import time
 
+import pytest
 from helpers.series import series_of, tensorboard_series
 from helpers.tiny_run import rows_without_timings
 
 from googlenet_flax.runs.metrics import MetricsWriter, read_rows
+from googlenet_flax.runtime.errors import UserError
 
 ROWS = [
     dict(step=10, epoch=0, split="train", loss=2.5, learning_rate=0.01),
@@ -60,3 +63,11 @@ def test_a_resumed_run_has_every_step_once_and_one_started_over_nothing_else(tmp
         assert len(jsonl_file.read_text().splitlines()) == len(rows)
         assert tensorboard_series(tmp_path / "tensorboard") == series_of(rows)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 6
+
+
+def test_a_writer_that_cannot_be_made_leaves_no_file_open(tmp_path):
+    (tmp_path / "tensorboard").write_bytes(b"")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UserError, match="tensorboard cannot be written"):
+        write_rows(tmp_path, [])
+    assert os.listdir("/proc/self/fd") == before

@@ -43,8 +43,6 @@ class MetricsWriter:
             or (row["step"] == resume_step and (was_evaluated or row["split"] == "train"))
         ]
         replace_file(jsonl_file, "".join(map(_to_line, kept)).encode())
-        with writing(jsonl_file):
-            self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
         with writing(tensorboard_dir), contextlib.ExitStack() as on_error:
             # tensorboardX imports torch where it is installed.
             from googlenet_flax.runs.event_file import EventFile  # noqa: PLC0415 - slow
@@ -56,6 +54,8 @@ class MetricsWriter:
             for row in kept:
                 if row["step"] == resume_step:
                     self._events.write(resume_step, tagged_metrics(row))
+            with writing(jsonl_file):
+                self._jsonl = os.open(jsonl_file, os.O_WRONLY | os.O_APPEND)
             on_error.pop_all()
 
     def __enter__(self) -> Self:
