@@ -80,7 +80,7 @@ class Variant:
 
     @property
     def is_size_free(self) -> bool:
-        """True if heads pool to a fixed size, so that the image size sets no parameter."""
+        """True if the heads pool to a fixed size, whatever the size of the images."""
         smaller, larger = map(self.aux_windows, (28, 56))  # Windows on maps of two sizes.
         return len(smaller) == len(larger)
 
