@@ -56,7 +56,8 @@ def activations(
     return _activations(model, variables, images, tuple(names))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "names"))
+# `inline` lets an outer `jit` compile this together with other uses of the network.
+@functools.partial(jax.jit, static_argnames=("model", "names"), inline=True)
 def _activations(
     model: GoogLeNet,
     variables: Mapping[str, Any],
@@ -130,7 +131,7 @@ def maps_and_gradients(
     return maps, output, gradients_of
 
 
-@functools.partial(jax.jit, static_argnames=("model", "names"))
+@functools.partial(jax.jit, static_argnames=("model", "names"), inline=True)
 def _maps_and_vjp(
     model: GoogLeNet,
     variables: Mapping[str, Any],
