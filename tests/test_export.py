@@ -1,5 +1,6 @@
 """Exported files, read by the programs for which they are meant."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -212,12 +213,17 @@ def export_to(workdir, run_command):
     return export_to
 
 
-def test_the_program_of_the_page(tmp_path, monkeypatch, workdir, export_to):
+def test_the_program_of_the_page(tmp_path, monkeypatch, network, run_command):
+    # The training pictures were smaller than the input of the network, as with CIFAR-10.
+    inputs = dataclasses.replace(DESCRIPTION.preprocess, storage_size=32)
+    described = dataclasses.replace(DESCRIPTION, preprocess=inputs)
+    workdir = write_run(tmp_path / "run", described, network.variables)
     page = (REPOSITORY / "docs" / "export.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    assert export_to("photos.onnx", "onnx")[0] == 0
-    PIL.Image.fromarray(color_blocks(1, 160, 200)).save("photo.jpg", quality=95)
+    flags = f"--workdir={workdir}", "--format=onnx", "--out=photos.onnx"
+    assert run_command(command, *flags)[0] == 0
+    PIL.Image.fromarray(color_blocks(1, 400, 500)).save("photo.jpg", quality=95)
     values = {}
     exec(program, values)
     predictor = Predictor.load(Workdir(workdir), "best", jax.local_devices()[:1])
