@@ -25,6 +25,7 @@ ENDPOINTS = (*STEM, *INCEPTIONS, "pool", *LOGITS)
 
 Maps = dict[str, jax.Array]  # By the name of the part.
 Score = Callable[[GoogLeNetOutput], jax.Array]  # Returns a value for each example.
+Vjp = Callable[[GoogLeNetOutput], tuple[Maps]]  # What `jax.vjp` returns; a pytree.
 
 
 def with_all_maps(model: GoogLeNet) -> GoogLeNet:
@@ -58,12 +59,7 @@ def activations(
 
 # `inline` lets an outer `jit` compile this together with other uses of the network.
 @functools.partial(jax.jit, static_argnames=("model", "names"), inline=True)
-def _activations(
-    model: GoogLeNet,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    names: tuple[str, ...],
-) -> Maps:
+def _activations(model, variables, images, names):
     paths = {(name,) for name in names}
     _, captured = with_all_maps(model).apply(
         variables,
@@ -104,40 +100,27 @@ def activation_and_gradient(
     names = (*STEM, *model.inceptions)
     if name not in names:
         raise ValueError(f"{name!r} has no map; choose one of {', '.join(names)}")
-    maps, _, gradients_of = maps_and_gradients(model, variables, images, [name])
-    return maps[name], gradients_of(score)[name]
-
-
-def maps_and_gradients(
-    model: GoogLeNet,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    names: Sequence[str],
-) -> tuple[Maps, GoogLeNetOutput, Callable[[Score], Maps]]:
-    """Computes maps of several parts, for the gradients of several scores.
-
-    The network is traced twice, however many parts and scores there are. The arguments are
-    those of `activation_and_gradient`.
-
-    Returns:
-      The maps by name, the network's output, and a function from a score to its gradients
-      with respect to the maps.
-    """
-    maps, output, vjp = _maps_and_vjp(model, variables, images, tuple(names))
-
-    def gradients_of(score: Score) -> Maps:
-        return _call(vjp, jax.grad(lambda output: score(output).sum())(output))[0]
-
-    return maps, output, gradients_of
+    maps, output, vjp = maps_and_vjp(model, variables, images, (name,))
+    return maps[name], score_gradients(score, output, vjp)[name]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "names"), inline=True)
-def _maps_and_vjp(
+def maps_and_vjp(
     model: GoogLeNet,
     variables: Mapping[str, Any],
     images: jax.Array,
     names: tuple[str, ...],
-) -> tuple[Maps, GoogLeNetOutput, Callable[[GoogLeNetOutput], tuple[Maps]]]:
+) -> tuple[Maps, GoogLeNetOutput, Vjp]:
+    """Computes maps of several parts, for the gradients of several scores.
+
+    The network is traced twice, however many parts and scores there are. The arguments are
+    those of `activation_and_gradient`, with the names of the parts.
+
+    Returns:
+      The maps by name, the network's output, and a function from a gradient with respect to
+      the output to those with respect to the maps. `score_gradients` takes the last two.
+    """
+
     def output_of(offsets: Maps) -> Any:
         def add_offset(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             y, name = call(*args, **kwargs), "/".join(context.module.path)
@@ -152,7 +135,9 @@ def _maps_and_vjp(
     return maps, *jax.vjp(output_of, jax.tree.map(jnp.zeros_like, maps))
 
 
-@jax.jit
-def _call(vjp: Callable[..., tuple[Maps]], gradient: GoogLeNetOutput) -> tuple[Maps]:
-    """Calls a function of `jax.vjp`, compiled once for all scores."""
-    return vjp(gradient)
+def score_gradients(score: Score, output: GoogLeNetOutput, vjp: Vjp) -> Maps:
+    """Computes the gradients of a score with respect to the maps of `maps_and_vjp`."""
+    return _call(vjp, jax.grad(lambda output: score(output).sum())(output))[0]
+
+
+_call = jax.jit(lambda vjp, gradient: vjp(gradient))  # Compiled once for all scores.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from googlenet_flax.analysis.endpoints import Score, maps_and_gradients
+from googlenet_flax.analysis.endpoints import Score, maps_and_vjp, score_gradients
 from googlenet_flax.data.image_set import Batch
 from googlenet_flax.model.googlenet import AUX_TAPS, GoogLeNet
 from googlenet_flax.preprocessing.preprocess import Preprocess
@@ -55,10 +55,10 @@ def look_inside(
     @jax.jit
     def run(variables: Any, pixels: jax.Array) -> Any:
         images = preprocess.normalize(pixels)
-        maps, output, gradients_of = maps_and_gradients(
-            model, variables, images, inceptions
-        )
-        gradients = [gradients_of(_top_score(name))[block] for name, block in targets]
+        maps, output, vjp = maps_and_vjp(model, variables, images, tuple(inceptions))
+        gradients = [
+            score_gradients(_top_score(name), output, vjp)[block] for name, block in targets
+        ]
         scores = jax.tree.map(jax.nn.log_softmax, output.by_classifier())
         return jax.tree.map(
             lambda values: values[0].astype(jnp.float32), (scores, maps, gradients)
