@@ -8,6 +8,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"
 
 import fcntl
+import functools
 import gc
 import json
 import pathlib
@@ -61,7 +62,16 @@ def small_inceptions(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small_networks():
+def shapes_are_computed_once():
+    """Caches the shapes of descriptions, each of which takes a fifth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        variables_like = functools.cache(ModelDescription.variables_like)
+        patch.setattr(ModelDescription, "variables_like", variables_like)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_networks(shapes_are_computed_once):
     """Makes every description create a network of three blocks, in a whole module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelDescription, "create_model", create_small)

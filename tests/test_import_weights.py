@@ -66,16 +66,7 @@ def expected_leaves(format_name):
     return to_flax(variant, SIZE, weights_of(variant))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shapes_are_computed_once():
-    """Caches the shapes of descriptions, each of which takes a fifth of a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ModelDescription,
-            "variables_like",
-            functools.cache(ModelDescription.variables_like),
-        )
-        yield
+pytestmark = pytest.mark.usefixtures("shapes_are_computed_once")
 
 
 @pytest.fixture(scope="module")

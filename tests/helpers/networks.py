@@ -1,7 +1,7 @@
 """Small networks and their steps, which compile in seconds."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,12 @@ def shapes_of(model: GoogLeNet, *images: int):
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros(images))
 
 
+@cache
+def variable_shapes(model: GoogLeNet, size: int):
+    """Returns the shapes of all variables, whose trace takes some tenths of a second."""
+    return shapes_of(model, 1, size, size, model.input_channels)[1]
+
+
 def assert_leaves(actual, expected) -> None:
     """Checks that two trees, nested or flat, have the same leaves, bit for bit."""
     actual, expected = flat(actual), flat(expected)
@@ -94,8 +100,7 @@ def assert_leaves(actual, expected) -> None:
 
 def numpy_variables(model: GoogLeNet, size: int = 80):
     """Draws variables in the ranges of fresh ones with NumPy, which compiles nothing."""
-    _, shapes = shapes_of(model, 1, size, size, model.input_channels)
-    rng = np.random.default_rng(0)
+    rng, shapes = np.random.default_rng(0), variable_shapes(model, size)
 
     def draw(path, leaf):
         name = path[-1].key
