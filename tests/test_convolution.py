@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.convolutions import (
     draw_convolution,
+    exact_convolution,
     largest_differences,
     output_and_gradients,
     stock_convolution,
@@ -52,10 +53,8 @@ def convolver(arithmetic, stride, padding):
 def assert_computes(x_shape, kernel_shape, stride, padding, arithmetic):
     """Compares output and gradients in float64 and float32 with XLA's in float64."""
     ours = convolver(arithmetic, stride, padding)
-    stock = partial(stock_convolution, stride=stride, padding=padding)
+    arrays, exact = exact_convolution(x_shape, kernel_shape, stride, padding)
     with jax.enable_x64(True):
-        arrays = draw_convolution(x_shape, kernel_shape, stride, padding)
-        exact = output_and_gradients(stock, *arrays)
         wide = output_and_gradients(ours, *arrays)
     narrow = output_and_gradients(ours, *(array.astype(np.float32) for array in arrays))
     for actual, dtype, bound in ((wide, "float64", 1e-11), (narrow, "float32", 1e-5)):
@@ -138,12 +137,10 @@ def test_weight_gradient_as_a_product_of_any_convolution(
     size, stride, padding, height, width
 ):
     ours = convolver("taps", stride, padding)
-    stock = partial(stock_convolution, stride=stride, padding=padding)
+    shapes = (2, height, width, 3), (size, size, 3, 2)
+    arrays, exact = exact_convolution(*shapes, stride, padding)
     with jax.enable_x64(True):
-        shapes = (2, height, width, 3), (size, size, 3, 2)
-        arrays = draw_convolution(*shapes, stride, padding)
         actual = output_and_gradients(ours, *arrays)
-        exact = output_and_gradients(stock, *arrays)
     assert max(largest_differences(actual, exact)) < 1e-11
 
 
@@ -225,5 +222,6 @@ def test_gradients_of_parameters_are_those_of_all_shards(name):
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
     specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
     sharded = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs[0])
-    for ours, expected in zip(sharded(params, x), gradients(params, x), strict=True):
+    each = (jax.jit(function)(params, x) for function in (sharded, gradients))
+    for ours, expected in zip(*each, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4)

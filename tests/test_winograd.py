@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.convolutions import (
-    draw_convolution,
+    exact_convolution,
     largest_differences,
     output_and_gradients,
-    stock_convolution,
 )
 from helpers.jaxprs import equations
 from hypothesis import example, given, settings
@@ -36,12 +35,10 @@ from googlenet_flax.model import winograd
 @example(r=3, batch=2, height=8, width=5, channels=5, features=3, seed=0)
 @example(r=5, batch=2, height=6, width=4, channels=3, features=7, seed=0)
 def test_is_the_convolution(r, batch, height, width, channels, features, seed):
+    shapes = (batch, height, width, channels), (r, r, channels, features)
+    arrays, theirs = exact_convolution(*shapes, seed=seed)
     with jax.enable_x64(True):
-        arrays = draw_convolution(
-            (batch, height, width, channels), (r, r, channels, features), seed=seed
-        )
         ours = output_and_gradients(winograd.convolve, *arrays)
-        theirs = output_and_gradients(stock_convolution, *arrays)
     assert [array.dtype for array in ours] == [np.float64] * 3
     assert [array.shape for array in ours] == [array.shape for array in theirs]
     assert max(largest_differences(ours, theirs)) < 1e-11
@@ -64,9 +61,8 @@ def test_is_the_convolution(r, batch, height, width, channels, features, seed):
     ],
 )
 def test_float32_is_as_good_as_it_need_be(r, size, channels, features):
-    with jax.enable_x64(True):
-        arrays = draw_convolution((4, size, size, channels), (r, r, channels, features))
-        exact = output_and_gradients(stock_convolution, *arrays)
+    shapes = (4, size, size, channels), (r, r, channels, features)
+    arrays, exact = exact_convolution(*shapes)
     narrow = [array.astype(np.float32) for array in arrays]
     ours = output_and_gradients(winograd.convolve, *narrow)
     assert [array.dtype for array in ours] == [np.float32] * 3

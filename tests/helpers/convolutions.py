@@ -1,5 +1,7 @@
 """Reference convolutions, and the differences of ours from them."""
 
+from functools import cache, partial
+
 import jax
 import numpy as np
 
@@ -29,6 +31,15 @@ def output_and_gradients(convolve, x, kernel, grad) -> list[np.ndarray]:
         return y, *vjp(grad)
 
     return jax.device_get(list(jax.jit(run)(x, kernel, grad)))
+
+
+@cache
+def exact_convolution(x_shape, kernel_shape, stride=1, padding="SAME", seed=0):
+    """Draws a convolution; returns its arrays, and XLA's output and gradients, float64."""
+    with jax.enable_x64(True):
+        arrays = draw_convolution(x_shape, kernel_shape, stride, padding, seed)
+        stock = partial(stock_convolution, stride=stride, padding=padding)
+        return arrays, output_and_gradients(stock, *arrays)
 
 
 def largest_differences(actual, expected) -> list[float]:
