@@ -2,9 +2,8 @@
 
 import ast
 
-import pytest
 from helpers.paths import REPOSITORY
-from helpers.processes import finish, start_python
+from helpers.processes import finish_well, start_python
 
 from googlenet_flax.__main__ import find_commands
 
@@ -71,12 +70,13 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", [name for name in TREES if room_of(name)])
-def test_imports_go_one_way(module):
-    own = room_of(module)
-    for name in imports(TREES[module]):
-        other = room_of(name) if name.startswith("googlenet_flax.") else own
-        assert other == own or LAYER_OF[other] < LAYER_OF[own], f"{module} imports {name}"
+def test_imports_go_one_way():
+    for module, tree in TREES.items():
+        own = room_of(module)
+        for name in imports(tree) if own else ():
+            other = room_of(name) if name.startswith("googlenet_flax.") else own
+            is_allowed = other == own or LAYER_OF[other] < LAYER_OF[own]
+            assert is_allowed, f"{module} imports {name}"
 
 
 def test_the_top_holds_commands_config_and_the_loop():
@@ -85,34 +85,34 @@ def test_the_top_holds_commands_config_and_the_loop():
     assert find_commands().keys() == COMMANDS
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_outsiders_are_imported_where_they_belong(module):
-    late = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.FunctionDef)]
-    in_functions = {name for node in late for name in imports(node)}
-    assert ast.get_docstring(TREES[module])
-    for name in imports(TREES[module]):
-        package = name.split(".")[0]
-        assert room_of(module) in OUTSIDERS.get(package, {room_of(module)}), name
-        assert package not in LATE or name in in_functions
-        assert not name.startswith("matplotlib.pyplot")  # pyplot draws with global state.
+def test_outsiders_are_imported_where_they_belong():
+    for module, tree in TREES.items():
+        assert ast.get_docstring(tree), module
+        late = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        in_functions = {name for node in late for name in imports(node)}
+        for name in imports(tree):
+            package, where = name.split(".")[0], f"{module} imports {name}"
+            assert room_of(module) in OUTSIDERS.get(package, {room_of(module)}), where
+            assert package not in LATE or name in in_functions, where
+            # pyplot draws with global state.
+            assert not name.startswith("matplotlib.pyplot"), where
 
 
 # Importing these takes three times as long as importing all the others.
 SLOW = set("grain matplotlib orbax pooch sklearn tensorflow tensorflow_datasets".split())
 
 
-@pytest.mark.parametrize(
-    ("modules", "absent"),
-    [
-        ("googlenet_flax", {"PIL", "ml_collections"}),
-        ("googlenet_flax.main, googlenet_flax.evaluate, googlenet_flax.predict", set()),
-    ],
-)
-def test_import_is_light(modules, absent):
-    program = f"import sys, {modules}; print(*sys.modules)"
-    code, out, err = finish(start_python("-c", program))
-    assert code == 0, err
-    loaded = {name.split(".")[0] for name in out.split()}
-    assert "googlenet_flax" in loaded
+def test_import_is_light():
+    program = """
+import sys, googlenet_flax
+print(*sys.modules)
+import googlenet_flax.main, googlenet_flax.evaluate, googlenet_flax.predict
+print(*sys.modules)
+"""
+    out, _ = finish_well(start_python("-c", program))
+    library, commands = (
+        {name.split(".")[0] for name in line.split()} for line in out.splitlines()
+    )
+    assert "googlenet_flax" in library and not library & {"PIL", "ml_collections"}
     # JAX itself imports flatbuffers where it is installed.
-    assert not loaded & (SLOW | absent | (LATE - {"flatbuffers"}))
+    assert not commands & (SLOW | (LATE - {"flatbuffers"}))
