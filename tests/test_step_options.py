@@ -30,6 +30,8 @@ from googlenet_flax.training.state import TrainState
 SIDE = 10
 PREPROCESS = preprocess(image_size=SIDE, input_scale=1 / 255)
 TX = create_optimizer(lambda step: 0.5, momentum=0.9, weight_decay=0.0)
+VIEWS = {"augment": augment(flip="alternating", cutout_fraction=0.3)}
+MIXED = {**VIEWS, "mixup_alpha": 1.0, "label_smoothing": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +131,10 @@ def shares_of(mixed, views):
     return shares
 
 
-@pytest.mark.parametrize(("flip", "smoothing"), [("none", 0.0), ("alternating", 0.1)])
-def test_mixup_is_of_each_example_and_the_one_before_it(flip, smoothing):
-    batch, fields = square_batch(8), {"augment": augment(flip=flip, cutout_fraction=0.3)}
-    views = view_of(batch, **fields)  # The partner is augmented as if it were alone.
-    fields |= {"mixup_alpha": 1.0, "label_smoothing": smoothing}
+@pytest.mark.parametrize("smoothing", [0.0, MIXED["label_smoothing"]])
+def test_mixup_is_of_each_example_and_the_one_before_it(smoothing):
+    batch, fields = square_batch(8), {**MIXED, "label_smoothing": smoothing}
+    views = view_of(batch, **VIEWS)  # The partner is augmented as if it were alone.
     metrics, mixed = run_with_view(with_partners(batch), **fields)
     shares = shares_of(mixed, views)
     _, later = run_with_view(with_partners(batch), step=1, **fields)
@@ -165,17 +166,21 @@ def test_lambdas_are_of_the_beta_distribution_folded():
         assert np.mean(draw(jax.random.key(4), indices, alpha) == lambdas) < 0.5
 
 
+def assert_is_the_update_of_the_whole(state, metrics):
+    """Compares with one device and one part: parameters, momentum and metrics."""
+    step = compiled_step(model=Linear(keeps_images=True), **MIXED)
+    results = (state, metrics), step(linear_state(), with_partners(square_batch(8)), 3)
+    updates = [(state.params, state.opt_state, metrics) for state, metrics in results]
+    assert_same_tree(*jax.device_get(updates), rtol=1e-5)
+
+
 def test_partners_are_the_same_on_any_number_of_devices():
-    batch, results = with_partners(square_batch(8)), []
-    fields = {"mixup_alpha": 1.0, "label_smoothing": 0.1, "augment": augment(flip="random")}
-    for count in (1, 4):
-        devices = jax.devices()[:count]
-        step = parallel_train_step(step_with(axis_name=AXIS_NAME, **fields), devices)
-        state = replicate(linear_state(), devices)
-        state, metrics = step(state, split_over_devices(batch, count), 3)
-        metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
-        results.append(jax.device_get((state.params, state.opt_state, metrics)))
-    assert_same_tree(*results, rtol=1e-5)
+    batch, devices = with_partners(square_batch(8)), jax.devices()
+    step = parallel_train_step(step_with(axis_name=AXIS_NAME, **MIXED), devices)
+    state = replicate(linear_state(), devices)
+    state, metrics = step(state, split_over_devices(batch, len(devices)), 3)
+    metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
+    assert_is_the_update_of_the_whole(state, metrics)
 
 
 def test_alternating_flips_last_an_epoch():
@@ -242,15 +247,8 @@ def test_averages_against_numpy(kind, start):
 
 
 def test_parts_of_a_batch_give_the_update_of_the_whole():
-    batch = with_partners(square_batch(8))
-    fields = {"augment": augment(flip="random", cutout_fraction=0.3)}
-    fields |= {"mixup_alpha": 1.0, "label_smoothing": 0.1}
-    results = []
-    for parts in (1, 2):
-        step = compiled_step(accumulation_steps=parts, **fields)
-        state, metrics = step(linear_state(), batch, 3)
-        results.append((state.params, state.opt_state, metrics))
-    assert_same_tree(*results, rtol=1e-5)
+    step, batch = compiled_step(accumulation_steps=2, **MIXED), square_batch(8)
+    assert_is_the_update_of_the_whole(*step(linear_state(), with_partners(batch), 3))
 
 
 @pytest.mark.parametrize("parts", [1, 4])
