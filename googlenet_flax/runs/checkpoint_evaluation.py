@@ -118,15 +118,15 @@ def evaluate_checkpoints(
         Predictor.load(workdir, checkpoint, devices, raw=raw) for workdir in workdirs
     ]
     first, run = predictors[0], workdirs[0].load_config()
-    for workdir, predictor in zip(workdirs, predictors, strict=True):
-        if predictor.description.class_names != first.description.class_names:
+    for other in predictors:
+        if other.description.class_names != first.description.class_names:
             raise UserError(
-                f"{workdirs[0].path} and {workdir.path} have different classes: an "
+                f"{first.workdir.path} and {other.workdir.path} have different classes: an "
                 "ensemble needs the same ones in the same order"
             )
     config = evaluation_config(run, **data)
     split = load_eval_split(config, first.description)
-    _check_same_pictures(split, workdirs, predictors)
+    _check_same_pictures(split, predictors)
     aux_weight = config.aux_weight if run else 0.0
     if len(predictors) == num_crops == 1:
         step = create_eval_step(first.description, aux_weight=aux_weight, devices=devices)
@@ -138,9 +138,9 @@ def evaluate_checkpoints(
     )
     for path, reason in split.unreadable.items():
         tell(f"skipped {path}: {reason}")
-    for workdir, predictor in zip(workdirs, predictors, strict=True):
+    for predictor in predictors:
         for note in predictor.description.notes:
-            tell(f"{workdir.path}: {note}")
+            tell(f"{predictor.workdir.path}: {note}")
     return {
         "step": first.checkpoint_step,
         "dataset": config.dataset,
@@ -150,21 +150,20 @@ def evaluate_checkpoints(
     }
 
 
-def _check_same_pictures(
-    split: Split, workdirs: Sequence[Workdir], predictors: Sequence[Predictor]
-) -> None:
+def _check_same_pictures(split: Split, predictors: Sequence[Predictor]) -> None:
     """Raises a `UserError` if networks take pictures that are decoded in different ways."""
     from googlenet_flax.data.picture_set import PictureSet  # noqa: PLC0415 - slow
 
     if not isinstance(split, PictureSet):
         return
-    inputs = [predictor.description.preprocess for predictor in predictors]
+    first = predictors[0]
     for name in ("storage_size", "input_channels"):
-        for workdir, preprocess in zip(workdirs, inputs, strict=True):
-            if getattr(preprocess, name) != getattr(inputs[0], name):
+        for other in predictors:
+            ours, theirs = (getattr(x.description.preprocess, name) for x in (first, other))
+            if ours != theirs:
                 raise UserError(
-                    f"{name} is {getattr(inputs[0], name)} in {workdirs[0].path} and "
-                    f"{getattr(preprocess, name)} in {workdir.path}: evaluate each alone"
+                    f"{name} is {ours} in {first.workdir.path} and {theirs} in "
+                    f"{other.workdir.path}: evaluate each alone"
                 )
 
 

@@ -18,10 +18,6 @@ from googlenet_flax.training.description import ModelDescription
 from googlenet_flax.training.sharding import split_over_devices, split_sharding
 from googlenet_flax.training.state import Variables
 
-# Log probabilities of `main`, `aux_4a` and `aux_4d`, float32 [B, num_classes]. Small
-# probabilities themselves would be rounded to 0.
-LogProbabilities = dict[str, np.ndarray]
-
 
 def devices_for(*workdirs: Workdir) -> list[jax.Device]:
     """Returns the devices of this process, with oneDNN turned on if a run needs it.
@@ -41,14 +37,17 @@ def devices_for(*workdirs: Workdir) -> list[jax.Device]:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A network, its weights and the devices it runs on."""
+    """A network of a workdir, its weights and the devices it runs on."""
 
+    workdir: Workdir
     checkpoint_step: int
     description: ModelDescription
     variables: Variables  # Replicated over the devices.
     devices: Sequence[jax.Device]
     metrics: Mapping[str, float] | None  # Those of the evaluation of the checkpoint.
-    step: Callable[..., dict[str, jax.Array]]  # Takes variables, shards and a `Crop`.
+    # Takes variables, shards and a `Crop`; returns log probabilities, because small
+    # probabilities would be rounded to 0.
+    step: Callable[..., dict[str, jax.Array]]
 
     @classmethod
     @retried
@@ -82,14 +81,14 @@ class Predictor:
             output: Any = model.apply(variables, images, train=False)
             return jax.tree.map(jax.nn.log_softmax, output.by_classifier())
 
-        parallel_step = jax.pmap(step, in_axes=(None, 0, None), devices=devices)
         return cls(
+            workdir,
             checkpoint_step,
             description,
             variables,
             devices,
             manifest.metrics,
-            parallel_step,
+            jax.pmap(step, in_axes=(None, 0, None), devices=devices),
         )
 
     def split(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -99,12 +98,12 @@ class Predictor:
 
     def log_probabilities(
         self, batch: Mapping[str, np.ndarray], num_crops: int
-    ) -> LogProbabilities:
+    ) -> dict[str, np.ndarray]:
         """Computes the logarithm of the mean softmax over the crops of `evaluation_crops`.
 
         The batch holds `image`, uint8 `[B, h, w, C]`, and optionally `extent`, int32
         `[B, 2]`. B must be a multiple of the number of devices. The result is float32
-        `[B, num_classes]` for each classifier.
+        `[B, num_classes]` for each classifier: `main`, `aux_4a` and `aux_4d`.
         """
         # Once, not for every crop.
         shards = jax.device_put(self.split(batch), split_sharding(self.devices))
