@@ -67,7 +67,7 @@ def warm_start(
     inputs = _convert_input(theirs.preprocess, description.preprocess)
     _check_networks(source, dataclasses.replace(theirs, preprocess=inputs), description)
     weights = checkpoints.restore_variables(step, theirs.variables_like(), devices)
-    variables, fresh = _fit(source, state.variables, weights, theirs, description)
+    variables, fresh = _fit(source, state.variables, weights, theirs)
     origin = f"weights from {source.path}, checkpoint {step}"
     if theirs.untrained_heads:
         heads = ", ".join(theirs.untrained_heads)
@@ -155,7 +155,6 @@ def _fit(
     own_variables: Variables,
     their_variables: Variables,
     theirs: ModelDescription,
-    ours: ModelDescription,
 ) -> tuple[Variables, list[str]]:
     """Merges variables, and returns them with the names of the last layers that stay new.
 
@@ -178,7 +177,7 @@ def _fit(
             raise UserError(
                 f"--config.init_from={source.path} does not fit: {name} is "
                 f"{list(other.shape)} there and {list(own.shape)} here, because the shapes "
-                f"of {ours.variant!r} depend on the image size: set "
+                f"of {theirs.variant!r} depend on the image size: set "
                 f"--config.image_size={theirs.preprocess.image_size}"
             )
         fresh[name.rpartition("/")[0]] = None
