@@ -42,7 +42,6 @@ from googlenet_flax.training.state import TrainState
 
 KEEP_LATEST = 3
 LOAD_ATTEMPTS = 3
-BEST_METRICS = ("averaged_accuracy", "accuracy")  # The first one present decides.
 ASIDE = ".damaged"  # Suffix of damaged checkpoints that were renamed.
 DROPPED = ".dropped"  # Suffix of superseded checkpoints, about to be deleted.
 REPLACED = ".replaced"  # Suffix of a checkpoint whose step is being saved again.
@@ -480,4 +479,4 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 def best_name(metrics: Mapping[str, float]) -> str:
     """Returns the metric that ranks checkpoints, that of averaged weights if present."""
-    return next(name for name in BEST_METRICS if name in metrics)
+    return "averaged_accuracy" if "averaged_accuracy" in metrics else "accuracy"
