@@ -61,7 +61,15 @@ def create_schedule(
             # After more than 2^24 steps, float32 can end a little below the line.
             return jnp.maximum(line(step), rate * fraction)
 
-    return _with_warmup(falling, warmup_steps)
+    if not warmup_steps:
+        return falling
+
+    def rising(step: Any) -> jax.Array:
+        # NOTE: optax.linear_schedule subtracts from its end value in float32, which leaves
+        # the first rates of a long warm-up with three correct digits.
+        return (step + 1) / warmup_steps * falling(0)
+
+    return optax.join_schedules([rising, falling], [warmup_steps])
 
 
 def _staircase_decay(config: Config, epoch_steps: int) -> optax.Schedule:
@@ -81,16 +89,3 @@ def _staircase_decay(config: Config, epoch_steps: int) -> optax.Schedule:
         return config.learning_rate * jnp.power(float(config.decay_rate), stairs)
 
     return schedule
-
-
-def _with_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
-    """Prepends a linear rise of `warmup_steps` steps to `schedule`."""
-    if not warmup_steps:
-        return schedule
-
-    def rise(step: Any) -> jax.Array:
-        # NOTE: optax.linear_schedule subtracts from its end value in float32, which leaves
-        # the first rates of a long warm-up with three correct digits.
-        return (step + 1) / warmup_steps * schedule(0)
-
-    return optax.join_schedules([rise, schedule], [warmup_steps])
