@@ -220,21 +220,16 @@ class Experiment:
             num_examples=len(self.train_set),
             batch_size=config.batch_size,
             # Mixup also needs the row before these.
-            rows=range(rows.start - self.uses_mixup, rows.stop),
+            rows=range(rows.start - bool(config.mixup_alpha), rows.stop),
         )
         for batch in self.train_set.batches(order):
             yield sharding.split_over_devices(self._to_step_batch(batch), len(self.devices))
-
-    @property
-    def uses_mixup(self) -> bool:
-        """True if each example is mixed with the one before it."""
-        return self.config.mixup_alpha > 0
 
     def _to_step_batch(self, batch: Batch) -> Batch:
         """Turns a batch of the split into one that the step takes."""
         # Training also uses the examples that replace unreadable pictures.
         batch = {name: batch[name] for name in batch if name != "readable"}
-        if not self.uses_mixup:
+        if not self.config.mixup_alpha:
             return batch
         # The first row is only the partner of the second one.
         return {name: values[1:] for name, values in with_partners(batch).items()}
@@ -284,8 +279,8 @@ class Experiment:
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of the update after `step` updates."""
-        rate = jax.jit(self.schedule)  # Otherwise each stair would be compiled again.
-        return float(np.asarray(rate(step)))
+        # Without `jit`, each stair would be compiled again.
+        return float(jax.jit(self.schedule)(step))
 
     def is_due(self, every_steps: int, step: int) -> bool:
         """Returns true at every multiple of `every_steps`, and at the end of the run.
