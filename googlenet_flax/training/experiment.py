@@ -232,17 +232,17 @@ class Experiment:
         if not self.config.mixup_alpha:
             return batch
         # The first row is only the partner of the second one.
-        return {name: values[1:] for name, values in with_partners(batch).items()}
+        return jax.tree.map(lambda values: values[1:], with_partners(batch))
 
     @cached_property
     def _batch_like(self) -> Batch:
         """The shapes and types of a step's batch; the first use reads one example."""
         examples = self.train_set.batches([np.zeros(1, np.int64)])
         shards = len(self.devices), self.config.batch_size // len(self.devices)
-        return {
-            name: jax.ShapeDtypeStruct((*shards, *values.shape[1:]), values.dtype)
-            for name, values in self._to_step_batch(next(iter(examples))).items()
-        }
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*shards, *x.shape[1:]), x.dtype),
+            self._to_step_batch(next(iter(examples))),
+        )
 
     def compile_train_step(self, step: int) -> jax.stages.Compiled:
         """Compiles the train step before its first call, which follows `step` updates."""

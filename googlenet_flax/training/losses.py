@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
-from googlenet_flax.training.mixup import mix, partners_of
+from googlenet_flax.training.mixup import mix
 from googlenet_flax.training.state import Batch, Metrics
 
 TOP_K = 5
@@ -39,7 +39,7 @@ class Objective:
             return None
         targets = jax.nn.one_hot(batch["label"], num_classes)
         if lambdas is not None:
-            partners = jax.nn.one_hot(partners_of(batch)["label"], num_classes)
+            partners = jax.nn.one_hot(batch["partner"]["label"], num_classes)
             targets = mix(targets, partners, lambdas)
         return optax.smooth_labels(targets, self.label_smoothing)
 

@@ -7,28 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_flax.training.state import Batch
-
-PREFIX = "partner_"
-
 
 def with_partners(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Adds the partner of each example, which is the example before it in the batch.
 
-    Every array `[B, ...]` of the batch, on the host, gets a second one under its name with
-    the prefix `partner_`. The partner of the first example is the last one.
+    The batch holds arrays `[B, ...]` on the host. The result also holds the batch of the
+    partners, as `partner`. The partner of the first example is the last one.
     """
-    partners = {PREFIX + name: np.roll(x, 1, axis=0) for name, x in batch.items()}
-    return {**batch, **partners}
-
-
-def partners_of(batch: Batch) -> Batch:
-    """Returns the batch of the partners that `with_partners` has added."""
-    return {
-        name.removeprefix(PREFIX): values
-        for name, values in batch.items()
-        if name.startswith(PREFIX)
-    }
+    return {**batch, "partner": {name: np.roll(x, 1, axis=0) for name, x in batch.items()}}
 
 
 def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array:

@@ -34,10 +34,7 @@ def parallel_train_step(
 
 def split_over_devices(batch: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
     """Reshapes every `[B, ...]` to `[D, B/D, ...]`."""
-    return {
-        name: values.reshape(num_devices, -1, *values.shape[1:])
-        for name, values in batch.items()
-    }
+    return jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), dict(batch))
 
 
 def fit_batch_size(batch_size: int, num_examples: int, num_devices: int) -> int:

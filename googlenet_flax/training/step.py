@@ -13,7 +13,7 @@ from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.preprocessing.augment import Augment, alternating_flips
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.training.losses import Objective, example_metrics
-from googlenet_flax.training.mixup import mix, mixup_lambdas, partners_of
+from googlenet_flax.training.mixup import mix, mixup_lambdas
 from googlenet_flax.training.optimizer import Averaging
 from googlenet_flax.training.state import (
     Batch,
@@ -139,7 +139,7 @@ def _loss(
     images, lambdas = inputs(batch, rngs, step), None
     if objective.mixup_alpha:
         lambdas = mixup_lambdas(rngs.mixup, batch["index"], objective.mixup_alpha)
-        images = mix(images, inputs(partners_of(batch), rngs, step), lambdas)
+        images = mix(images, inputs(batch["partner"], rngs, step), lambdas)
     output, updates = model.apply(
         variables_of(params, batch_stats),
         images,
