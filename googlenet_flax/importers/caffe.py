@@ -7,14 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import (
-    Source,
-    WeightFile,
-    hwc_rows_from_chw,
-    hwio_from_oihw,
-    io_from_oi,
-    reading,
-)
+from googlenet_flax.importers.leaves import WeightFile, from_channels_first, reading
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.model.layers import BRANCHES
 
@@ -58,7 +51,7 @@ def read(path: pathlib.Path) -> WeightFile:
                 shape = blob.shape[0].dim if blob.shape else legacy_shape
                 values = np.frombuffer(b"".join(blob.data), "<f4")
                 arrays[f"{''.join(layer.name)}[{number}]"] = values.reshape(shape)
-    return WeightFile(arrays, dict(_sources("[0]", "[1]")), ())
+    return WeightFile(arrays, dict(_names("[0]", "[1]")), layout=_layout)
 
 
 def _create_net() -> Any:
@@ -95,20 +88,24 @@ def read_onnx(path: pathlib.Path) -> WeightFile:
         }
     # Integer arrays are shapes for Reshape nodes.
     skipped = [name for name, values in arrays.items() if values.dtype.kind in "iu"]
-    return WeightFile(arrays, dict(_sources("_w_0", "_b_0")), skipped)
+    return WeightFile(arrays, dict(_names("_w_0", "_b_0")), skipped, _layout)
 
 
-def _sources(kernel: str, bias: str) -> Iterator[tuple[str, Source]]:
-    """Yields the source of each leaf; `kernel` and `bias` end the names in the file."""
+def _names(kernel: str, bias: str) -> Iterator[tuple[str, str]]:
+    """Yields our path and Caffe's name of each leaf; `kernel` and `bias` end the names."""
     in_blocks = [f"{block}/{branch}" for block in INCEPTIONS for branch in BRANCHES]
     convs = {**STEM, **{conv: conv for conv in in_blocks}}
-    kernels = {f"{ours}/conv": (theirs, hwio_from_oihw) for ours, theirs in convs.items()}
+    layers = {f"{ours}/conv": theirs for ours, theirs in convs.items()}
     for number, head in enumerate(HEADS, start=1):
-        kernels[f"{head}/proj/conv"] = f"loss{number}/conv", hwio_from_oihw
-        kernels[f"{head}/fc"] = f"loss{number}/fc", hwc_rows_from_chw
-        kernels[f"{head}/classifier"] = f"loss{number}/classifier", io_from_oi
-    kernels["classifier"] = "loss3/classifier", io_from_oi
-    for ours, (theirs, layout) in kernels.items():
-        yield f"params/{ours}/kernel", Source(f"{theirs}{kernel}", layout)
-        # Old Caffe models have three more dimensions of size 1 before those of a bias.
-        yield f"params/{ours}/bias", Source(f"{theirs}{bias}", np.ravel)
+        layers[f"{head}/proj/conv"] = f"loss{number}/conv"
+        layers[f"{head}/fc"] = f"loss{number}/fc"
+        layers[f"{head}/classifier"] = f"loss{number}/classifier"
+    layers["classifier"] = "loss3/classifier"
+    for ours, theirs in layers.items():
+        yield f"params/{ours}/kernel", f"{theirs}{kernel}"
+        yield f"params/{ours}/bias", f"{theirs}{bias}"
+
+
+def _layout(path: str, values: np.ndarray) -> np.ndarray:
+    # Old Caffe models have three more dimensions of size 1 before those of a bias.
+    return values.ravel() if path.endswith("/bias") else from_channels_first(path, values)

@@ -5,7 +5,7 @@ import pathlib
 
 from flax import traverse_util
 
-from googlenet_flax.importers.leaves import Source, WeightFile, reading
+from googlenet_flax.importers.leaves import WeightFile, reading
 from googlenet_flax.runtime.errors import UserError
 from googlenet_flax.training.description import ModelDescription
 
@@ -37,5 +37,5 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
         description = ModelDescription.from_json({**metadata, **fields})
         leaves = traverse_util.flatten_dict(description.variables_like(), sep="/")
     # The names in the file lack the collection, `params` or `batch_stats`.
-    sources = {leaf: Source(leaf.partition("/")[2]) for leaf in leaves}
-    return WeightFile(arrays, sources, skipped=()), description
+    names = {leaf: leaf.partition("/")[2] for leaf in leaves}
+    return WeightFile(arrays, names), description

@@ -195,8 +195,8 @@ def _check_class_names(
         )
     if kernel.ndim != 2 or not kernel.size:
         raise UserError(
-            f"{path} is another network: its {weights.sources[CLASSIFIER].name} has the "
-            f"shape {list(kernel.shape)}, which is not that of a classifier"
+            f"{path} is another network: its {weights.names[CLASSIFIER]} has the shape "
+            f"{list(kernel.shape)}, which is not that of a classifier"
         )
     num_classes = kernel.shape[1]
     if not class_names:
@@ -226,7 +226,7 @@ def _fit(
     like: Any = traverse_util.flatten_dict(description.variables_like(), sep="/")
     variables, report = {}, []
     for name, values in leaves.items():
-        source, shape = weights.sources[name].name, list(like[name].shape)
+        source, shape = weights.names[name], list(like[name].shape)
         if list(values.shape) != shape:
             size = "; set --image_size to that of its training" if "/fc/" in name else ""
             raise UserError(

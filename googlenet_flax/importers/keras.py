@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import Source, WeightFile, reading
+from googlenet_flax.importers.leaves import WeightFile, reading
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
@@ -63,16 +63,16 @@ def read(path: pathlib.Path) -> WeightFile:
     if len(own_names) == len(DENSES):
         _check_outputs(path, own_names)
     denses = DENSES if len(own_names) > 1 else ["classifier"]
-    return WeightFile(arrays, dict(_sources(denses)), skipped)
+    return WeightFile(arrays, dict(_names(denses)), skipped)
 
 
-def _sources(denses: Sequence[str]) -> Iterator[tuple[str, Source]]:
+def _names(denses: Sequence[str]) -> Iterator[tuple[str, str]]:
     convs = [f"{ours}/conv" for ours in CONVS]
     for kind, layers in (("conv2d", convs), ("dense", denses)):
         for number, ours in enumerate(layers):
             theirs = _numbered(kind, number)
-            yield f"params/{ours}/kernel", Source(f"{theirs}/0")
-            yield f"params/{ours}/bias", Source(f"{theirs}/1")
+            yield f"params/{ours}/kernel", f"{theirs}/0"
+            yield f"params/{ours}/bias", f"{theirs}/1"
 
 
 def _numbered(kind: str, number: int) -> str:

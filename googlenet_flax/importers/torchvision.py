@@ -6,14 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from googlenet_flax.importers.leaves import (
-    Source,
-    WeightFile,
-    hwc_rows_from_chw,
-    hwio_from_oihw,
-    io_from_oi,
-    reading,
-)
+from googlenet_flax.importers.leaves import WeightFile, from_channels_first, reading
 from googlenet_flax.model.googlenet import HEADS, INCEPTIONS
 from googlenet_flax.runtime.errors import UserError
 
@@ -39,27 +32,27 @@ def read(path: pathlib.Path) -> WeightFile:
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_pth
     arrays = reader(path)
     skipped = [name for name in arrays if name.endswith(BATCH_COUNTER)]
-    return WeightFile(arrays, dict(_sources()), skipped)
+    return WeightFile(arrays, dict(_names()), skipped, from_channels_first)
 
 
-def _sources() -> Iterator[tuple[str, Source]]:
-    convs, denses = dict(STEM), {"classifier": ("fc", io_from_oi)}
+def _names() -> Iterator[tuple[str, str]]:
+    convs, denses = dict(STEM), {"classifier": "fc"}
     for block in INCEPTIONS:
         for branch, theirs in BRANCHES.items():
             convs[f"{block}/{branch}"] = f"{block.replace('_', '')}.{theirs}"
     for number, head in enumerate(HEADS, start=1):
         convs[f"{head}/proj"] = f"aux{number}.conv"
-        denses[f"{head}/fc"] = f"aux{number}.fc1", hwc_rows_from_chw
-        denses[f"{head}/classifier"] = f"aux{number}.fc2", io_from_oi
+        denses[f"{head}/fc"] = f"aux{number}.fc1"
+        denses[f"{head}/classifier"] = f"aux{number}.fc2"
     for ours, theirs in convs.items():
-        yield f"params/{ours}/conv/kernel", Source(f"{theirs}.conv.weight", hwio_from_oihw)
-        yield f"params/{ours}/bn/scale", Source(f"{theirs}.bn.weight")
-        yield f"params/{ours}/bn/bias", Source(f"{theirs}.bn.bias")
-        yield f"batch_stats/{ours}/bn/mean", Source(f"{theirs}.bn.running_mean")
-        yield f"batch_stats/{ours}/bn/var", Source(f"{theirs}.bn.running_var")
-    for ours, (theirs, layout) in denses.items():
-        yield f"params/{ours}/kernel", Source(f"{theirs}.weight", layout)
-        yield f"params/{ours}/bias", Source(f"{theirs}.bias")
+        yield f"params/{ours}/conv/kernel", f"{theirs}.conv.weight"
+        yield f"params/{ours}/bn/scale", f"{theirs}.bn.weight"
+        yield f"params/{ours}/bn/bias", f"{theirs}.bn.bias"
+        yield f"batch_stats/{ours}/bn/mean", f"{theirs}.bn.running_mean"
+        yield f"batch_stats/{ours}/bn/var", f"{theirs}.bn.running_var"
+    for ours, theirs in denses.items():
+        yield f"params/{ours}/kernel", f"{theirs}.weight"
+        yield f"params/{ours}/bias", f"{theirs}.bias"
 
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
