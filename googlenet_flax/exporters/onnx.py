@@ -134,17 +134,12 @@ def _build(graph: Graph, network: Network) -> list[str]:
     """Adds all nodes; returns the names of the outputs."""
     variant = network.model.variant
     x = _stem(graph, _normalize(graph, network.preprocess), variant)
+    pool = partial(graph.max_pool, stride=2, padding=variant.pool_padding)
     pool_names = {"inception_4a": "pool3", "inception_5a": "pool4"}
     outputs = ["logits"]
     for name in network.model.inceptions:
         if name in variant.pool_windows:
-            x = graph.max_pool(
-                x,
-                pool_names[name],
-                window=variant.pool_windows[name],
-                stride=2,
-                padding=variant.pool_padding,
-            )
+            x = pool(x, pool_names[name], window=variant.pool_windows[name])
         x = _inception(graph, x, name)
         if network.model.aux_heads and name in AUX_TAPS:
             head = AUX_TAPS[name]
