@@ -21,7 +21,13 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 from helpers.images import color_blocks, random_images
-from helpers.networks import SMALL_INCEPTIONS, numpy_variables, preprocess, small_googlenet
+from helpers.networks import (
+    SMALL_INCEPTIONS,
+    assert_leaves,
+    numpy_variables,
+    preprocess,
+    small_googlenet,
+)
 from helpers.paths import REPOSITORY
 from helpers.untrained_runs import write_run
 from scipy.special import softmax
@@ -178,9 +184,7 @@ def test_names_in_the_onnx_graph_are_the_papers():
 
 def test_outputs_without_heads_and_their_weights():
     network = create_network("seed", 80, "small")
-    network = Network(
-        network.model.clone(aux_heads=False), network.variables, network.preprocess
-    )
+    network = dataclasses.replace(network, model=network.model.clone(aux_heads=False))
     graph = onnx.load_from_string(onnx_file.write(network, {})).graph
     assert [output.name for output in graph.output] == ["logits"]
     assert not any("aux" in tensor.name for tensor in graph.initializer)
@@ -290,34 +294,26 @@ def test_command_writes_a_function(tmp_path, network, export_to, format_name, he
     assert sorted(tmp_path.iterdir()) == [out, *side]  # No temporary file is left.
 
 
-def test_command_writes_safetensors(tmp_path, network, export_to):
-    code, printed, err = export_to(tmp_path / "file", "safetensors")
+def test_safetensors_is_read_and_imported_again(tmp_path, network, export_to, run_command):
+    """Compares the description, and the weights bit for bit, with those of the network."""
+    file, again = tmp_path / "caf\udce9.safetensors", tmp_path / "again"
+    code, printed, err = export_to(file, "safetensors")
     assert code == 0 and not err, err
     assert "read back bit for bit" in printed
-    fields = read_metadata(tmp_path / "file")
+    fields = read_metadata(file)
     assert ModelDescription.from_json(fields) == DESCRIPTION
     assert fields["format"] == "flax" and not fields["done_inside"]
     leaves = {}
-    for name, leaf in safetensors.numpy.load_file(tmp_path / "file").items():
-        assert leaf.dtype == np.float32
+    for name, leaf in safetensors.numpy.load_file(file).items():
         collection = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
-        leaves[collection, *name.split("/")] = leaf
-    variables = traverse_util.unflatten_dict(leaves)
-    assert jax.tree.structure(variables) == jax.tree.structure(network.variables)
-    jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
-
-
-def test_safetensors_is_imported_again(tmp_path, network, export_to, run_command):
-    """Imports a file with its description, and compares the weights bit for bit."""
-    file, again = tmp_path / "caf\udce9.safetensors", tmp_path / "again"
-    assert export_to(file, "safetensors")[0] == 0
+        leaves[f"{collection}/{name}"] = leaf
+    assert_leaves(leaves, network.variables)
     flags = ("--from=googlenet_flax", f"--weights={file}", f"--workdir={again}")
     code, printed, err = run_command(import_weights, *flags)
     assert code == 0 and "0 initialized randomly, 0 skipped" in printed, err
     predictor = Predictor.load(Workdir(again), "best", jax.local_devices()[:1])
     assert predictor.description == DESCRIPTION
-    variables = jax.device_get(predictor.variables)
-    jax.tree.map(np.testing.assert_array_equal, variables, network.variables)
+    assert_leaves(jax.device_get(predictor.variables), network.variables)
 
 
 def test_heads_that_an_exported_file_has_lost_are_named(tmp_path, network, export_to):
