@@ -14,18 +14,13 @@ import re
 from originals import caffe_googlenet, keras_googlenet, torchvision_googlenet
 from originals.weights import draw_images, draw_weights
 
-# At some sizes, rounding up, rounding down and SAME differ in the middle.
-IMAGE_SIZES = {
-    "seed": (96, 100, 224),
-    "paper": (96, 100, 224),
-    "torchvision": (32, 96, 120, 127, 224),
+# At some of the image sizes, rounding up, rounding down and SAME differ in the middle.
+ORIGINALS = {
+    "seed": (keras_googlenet, (96, 100, 224)),
+    "paper": (caffe_googlenet, (96, 100, 224)),
+    "torchvision": (torchvision_googlenet, (32, 96, 120, 127, 224)),
 }
 HEADS = ("logits", "aux_4a", "aux_4d")
-RUN = {
-    "seed": keras_googlenet.run,
-    "paper": caffe_googlenet.run,
-    "torchvision": torchvision_googlenet.run,
-}
 PACKAGES = ("keras", "numpy", "onnxruntime", "tensorflow-cpu", "torch")
 PATH = pathlib.Path(__file__).parent / "outputs.json"
 
@@ -33,7 +28,8 @@ PATH = pathlib.Path(__file__).parent / "outputs.json"
 def run_original(variant: str, image_size: int) -> dict[str, list[list[float]]]:
     """Computes the original's outputs for its weights and images, rounded to 9 digits."""
     weights = draw_weights(variant, image_size)
-    outputs = RUN[variant](weights, draw_images(variant, image_size))
+    original, _ = ORIGINALS[variant]
+    outputs = original.run(weights, draw_images(variant, image_size))
     return {
         head: [[float(f"{logit:.9g}") for logit in row] for row in output]
         for head, output in zip(HEADS, outputs, strict=True)
@@ -46,7 +42,7 @@ def main() -> None:
         "made_with": {name: importlib.metadata.version(name) for name in PACKAGES},
         "outputs": {
             variant: {str(size): run_original(variant, size) for size in sizes}
-            for variant, sizes in IMAGE_SIZES.items()
+            for variant, (_, sizes) in ORIGINALS.items()
         },
     }
     text = json.dumps(stored, indent=1)

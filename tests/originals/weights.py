@@ -120,7 +120,6 @@ class Torchvision(Keras):
         return 4
 
     def names(self, layer: Layer) -> dict[str, str]:
-        """The original's names by the paths of our tree."""
         block, _, part = layer.name.partition("/")
         name = self.BLOCKS.get(block, block.replace("_", "")) + self.PARTS[part]
         if layer.dense:
@@ -172,7 +171,6 @@ class Caffe(Torchvision):
         return side
 
     def names(self, layer: Layer) -> dict[str, str]:
-        """The original's names by the paths of our tree."""
         name = self.LAYERS.get(layer.name, layer.name)
         name = name.replace("aux_4a", "loss1").replace("aux_4d", "loss2")
         name = name.replace("proj", "conv") if name.startswith("loss") else name
