@@ -142,15 +142,14 @@ def format_table_1(model: GoogLeNet, image_size: int) -> str:
     params, ops = (sum(column) for column in zip(*PAPER.values(), strict=True))
     total = _sum_cells("sum", main, f"{params:,.0f}K ", f"{ops:,.0f}M ")
     with_heads = _sum_cells("with heads", rows, "", "")
-    blocks = [HEADER], [*map(_cells, main)], [total, *map(_cells, heads), with_heads]
-    columns = zip(ALIGNMENTS, *itertools.chain(*blocks), strict=True)
+    body = [*map(_cells, main), total, *map(_cells, heads), with_heads]
+    columns = zip(ALIGNMENTS, HEADER, *body, strict=True)
     forms = [f"{align}{max(map(len, cells))}" for align, *cells in columns]
-    lines = ([map(format, cells, forms) for cells in block] for block in blocks)
-    text = [["  ".join(cells).rstrip() for cells in block] for block in lines]
-    rule = "-" * max(map(len, itertools.chain(*text)))
-    table = f"\n{rule}\n".join("\n".join(lines) for lines in text)
-    notes = "\n".join(_notes(model, image_size))
-    return f"{table}\n\n{notes}"
+    lines = ["  ".join(map(format, cells, forms)).rstrip() for cells in [HEADER, *body]]
+    rule = "-" * max(map(len, lines))
+    lines.insert(1 + len(main), rule)
+    lines.insert(1, rule)
+    return "\n".join([*lines, "", *_notes(model, image_size)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
