@@ -102,9 +102,8 @@ def find_target(name: str) -> Target:
     jax.config.update("jax_platforms", "cpu")
     # A program for other devices cannot be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
-    find = {"tpu": _find_tpus, "cuda": _find_gpus}[platform]
     with _explained(name, "choose another slice, or install packages that match JAX"):
-        devices = find(kind, shape)
+        devices = _find_tpus(kind, shape) if platform == "tpu" else _find_gpus(shape)
     limits = find_chip(devices[0].device_kind)
     assert limits is not None
     return Target(name, devices, limits)
@@ -134,12 +133,11 @@ def _find_tpus(kind: str, shape: str) -> list[jax.Device]:
     return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **options).devices
 
 
-def _find_gpus(kind: str, shape: str) -> list[jax.Device]:
-    shape = f"1x1x{shape}"  # Partitions, hosts and GPUs of each host.
-    topology = topologies.get_topology_desc(
-        shape, "cuda", topology=shape, target_config={"h100": H100}[kind]
-    )
-    return topology.devices
+def _find_gpus(number: str) -> list[jax.Device]:
+    """Describes H100s, the only GPUs in `SLICES`."""
+    shape = f"1x1x{number}"  # Partitions, hosts and GPUs of each host.
+    options = {"topology": shape, "target_config": H100}
+    return topologies.get_topology_desc(shape, "cuda", **options).devices
 
 
 @contextlib.contextmanager
