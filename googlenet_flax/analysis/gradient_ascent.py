@@ -107,20 +107,19 @@ def create_ascent(
     that for the picture before the roll. It is smoothed and has the mean absolute value 1.
     """
 
-    def score(
-        pixels: jax.Array, objective: Objective, variables: Any, shift: jax.Array
-    ) -> jax.Array:
-        # The heads of `seed` and `paper` take only the size that they were trained at.
-        part = model.clone(aux_heads=objective.layer in HEADS)
-        images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
-        found = activations(part, variables, images, [objective.layer])
-        return objective(found[objective.layer])
-
     @jax.jit
     def ascent(
         objective: Objective, variables: Any, pixels: jax.Array, shift: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        value, gradient = jax.value_and_grad(score)(pixels, objective, variables, shift)
+        # The heads of `seed` and `paper` take only the size that they were trained at.
+        part = model.clone(aux_heads=objective.layer in HEADS)
+
+        def score(pixels: jax.Array) -> jax.Array:
+            images = preprocess.normalize(jnp.roll(pixels, shift, axis=(0, 1))[None])
+            found = activations(part, variables, images, [objective.layer])
+            return objective(found[objective.layer])
+
+        value, gradient = jax.value_and_grad(score)(pixels)
         smooth = _smooth(gradient, smoothness)
         tiny = jnp.finfo(smooth.dtype).tiny  # Avoids 0 / 0 where the gradient is 0.
         return value, smooth / jnp.maximum(jnp.mean(jnp.abs(smooth)), tiny)
