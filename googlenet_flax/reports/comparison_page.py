@@ -19,8 +19,9 @@ HEADER = (
 def create_comparison_page(records: Sequence[RunRecord]) -> Page:
     """Creates the page that compares several runs, finished or not."""
     names = [record.name for record in records]
+    paths = [str(record.path) for record in records]
     if len(set(names)) < len(names):
-        names = [str(record.path) for record in records]
+        names = paths
     page = Page(f"{len(records)} runs compared")
     page.table(
         HEADER,
@@ -41,13 +42,10 @@ def create_comparison_page(records: Sequence[RunRecord]) -> Page:
             )
     else:
         page.missing("No run has been evaluated yet, so there are no curves.")
-    differences = _config_differences(records)
-    if differences:
-        caption = "Where the configs differ"
-        page.table(["field", *names], differences, caption=caption)
+    if differences := _config_differences(records):
+        page.table(["field", *names], differences, caption="Where the configs differ")
     else:
         page.text("The runs have the same config. Their code may differ.")
-    paths = [str(record.path) for record in records]
     rows = list(zip(names, paths, strict=True))
     page.table(["run", "workdir"], rows, caption="Workdirs")
     return page

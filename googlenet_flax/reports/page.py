@@ -6,7 +6,7 @@ import importlib.resources
 import math
 import pathlib
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from googlenet_flax.reports.style import SHOWN_WIDTH_PIXELS, plain_text
 from googlenet_flax.runtime.files import OUT_HINT, replace_file
@@ -72,7 +72,7 @@ class Page:
     def table(
         self,
         header: Sequence[str],
-        rows: Sequence[Sequence[Cell]],
+        rows: Collection[Sequence[Cell]],
         *,
         caption: str,
         folded: bool = False,

@@ -222,8 +222,7 @@ def _add_confusions(
             alt=f"Confusion matrix of {len(names)} classes; on the diagonal are "
             f"{np.trace(confusions):,} of {confusions.sum():,} examples.",
         )
-    pairs = most_confused(confusions, MOST_CONFUSED)
-    if pairs:
+    if pairs := most_confused(confusions, MOST_CONFUSED):
         page.table(
             ["true class", "predicted class", "examples", "share of the true class"],
             [
@@ -368,14 +367,14 @@ def _add_settings(page: Page, material: Material) -> None:
         facts["time"] = "not recorded: starts.jsonl or the rows' unix_seconds are missing"
     if material.predictor:
         facts["checkpoint"] = material.checkpoint
-    page.table(["what", "value"], list(facts.items()), caption="Facts")
+    header = ["what", "value"]
+    page.table(header, facts.items(), caption="Facts")
     if record.config:
         fields = sorted(record.config.to_dict().items())
         rows = [(name, repr(value)) for name, value in fields]
         page.table(["field", "value"], rows, caption="Config of the run")
     else:
-        origin = list(record.imported_from.items())
-        page.table(["what", "value"], origin, caption="Imported from")
+        page.table(header, record.imported_from.items(), caption="Imported from")
     if record.starts:
         starts = [
             (
@@ -385,11 +384,10 @@ def _add_settings(page: Page, material: Material) -> None:
             )
             for start in record.starts
         ]
-        header = ["time", "after step", "made with"]
-        page.table(header, starts, caption="Starts of the run")
+        columns = ["time", "after step", "made with"]
+        page.table(columns, starts, caption="Starts of the run")
     environment = describe_environment(jax.local_devices() if material.predictor else None)
-    rows = list(environment.items())
-    page.table(["what", "value"], rows, caption="Report made with")
+    page.table(header, environment.items(), caption="Report made with")
 
 
 def _utc(unix_seconds: float) -> str:
