@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import types
 import xml.etree.ElementTree as ET
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,6 @@ from googlenet_flax.analysis.endpoints import activation_and_gradient
 from googlenet_flax.config import Config
 from googlenet_flax.data import load_split
 from googlenet_flax.reports import answer_figures, curves
-from googlenet_flax.reports import gather as gathering
 from googlenet_flax.reports.answers import most_confused, reliability_bins, score_classes
 from googlenet_flax.reports.comparison_page import create_comparison_page
 from googlenet_flax.reports.gather import gather
@@ -37,7 +37,6 @@ from googlenet_flax.reports.look_inside import (
 from googlenet_flax.reports.page import Page, number, percent
 from googlenet_flax.reports.record import RunRecord
 from googlenet_flax.reports.run_page import Material, create_run_page
-from googlenet_flax.runs import checkpoint
 from googlenet_flax.runs.checkpoint import Checkpoints, DamagedCheckpointError
 from googlenet_flax.runs.workdir import Workdir
 from googlenet_flax.runtime.errors import UserError
@@ -336,44 +335,35 @@ def test_pngs_show_something(made):
 # Tests of missing parts.
 
 
-def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command):
-    path = bare_run(tmp_path / "run")
+@pytest.mark.parametrize(("rows", "steps"), [(0, 0), (1, 1), (len(ROWS), 11)])
+def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command, rows, steps):
+    path = bare_run(tmp_path / "run", ROWS[:rows])
     with Workdir(path):  # A training process holds this lock.
         before = (path / ".lock").read_text()
         code, out, err = run_command(command, f"--workdir={path}")
         assert (path / ".lock").read_text() == before
     file = path / "report" / "index.html"
     assert (code, out) == (0, f"{file}\n")
-    assert err.count("\n") == 1 and "train first" in err
+    assert err.count("\n") == (1 if rows else 2) and "train first" in err
     reader = read(file.read_text())
     assert "Predictions and weights are not shown: no checkpoint in" in reader.text
-    assert len(reader.images) == 4 and "Inside the network" not in reader.text
-
-
-@pytest.mark.parametrize("keep", [0, 1])
-def test_a_run_of_few_rows(tmp_path, run_command, keep):
-    path = bare_run(tmp_path / "run", ROWS[:keep])
-    code, _, err = run_command(command, f"--workdir={path}")
-    assert code == 0 and err.count("\n") == 2 - keep
-    reader = read((path / "report" / "index.html").read_text())
-    assert len(reader.images) == 4 * keep and "Evaluations" not in reader.tables
+    assert len(reader.images) == (4 if rows else 0)
+    assert "Inside the network" not in reader.text
+    assert ("Evaluations" in reader.tables) == (rows > 1)
     said = "There are no curves: the run has no metrics yet." in reader.text
-    assert said == (keep == 0)
-    assert f"{keep} of 15 steps done" in reader.text
+    assert said == (rows == 0)
+    assert f"{steps} of 15 steps done" in reader.text
 
 
 def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkeypatch):
     config = {**CONFIG, "dataset": "cifar10", "data_dir": str(tmp_path)}
     path = write_run(tmp_path / "run", DESCRIPTION, variables, **config)
-    restore, failures = Checkpoints.restore_variables, []
-
-    def vanish(*args, **kwargs):
-        if len(failures) < 2:
-            failures.append(args)
-            raise DamagedCheckpointError(path / "checkpoints" / "5", "gone")
-        return restore(*args, **kwargs)
-
-    monkeypatch.setattr(Checkpoints, "restore_variables", vanish)
+    gone = DamagedCheckpointError(path / "checkpoints" / "5", "gone")
+    restore = mock.Mock(
+        wraps=Checkpoints(path / "checkpoints").restore_variables,
+        side_effect=[gone, gone, mock.DEFAULT],
+    )
+    monkeypatch.setattr(Checkpoints, "restore_variables", restore)
     material = gather(Workdir(path))
     assert material.tested is None and material.view is None
     text = read(create_run_page(material)).text
@@ -381,8 +371,7 @@ def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkey
     assert "name a picture with --image=FILE" in text
     assert "filters of conv1" in text
     assert not list(tmp_path.glob("cifar*"))
-    failures.clear()
-    monkeypatch.setattr(checkpoint, "LOAD_ATTEMPTS", 2)
+    restore.side_effect = [gone, gone, gone]
     material = gather(Workdir(path))
     assert material.predictor is None and "is damaged: gone" in material.missing[1]
 
@@ -391,7 +380,8 @@ def test_imported_weights_and_a_picture(tmp_path, variables, monkeypatch):
     origin = {"format": "keras", "file": "my.weights.h5"}
     path = write_run(tmp_path / "run", DESCRIPTION, variables, imported_from=origin)
     PIL.Image.fromarray(random_images(6, 8, 3)).save(tmp_path / "my.png")
-    monkeypatch.setattr(gathering, "look_inside", lambda *args: args[-1])
+    seen = "googlenet_flax.reports.gather.look_inside"
+    monkeypatch.setattr(seen, lambda *args: args[-1])
     batch = gather(Workdir(path), image=str(tmp_path / "my.png")).view
     np.testing.assert_array_equal(batch["extent"], [(6, 8)])
     np.testing.assert_array_equal(batch["image"][0, :6, :8], random_images(6, 8, 3))
