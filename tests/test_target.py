@@ -4,11 +4,13 @@ import importlib.metadata
 import importlib.util
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import pytest
 from helpers.paths import DIGITS
 from helpers.processes import run
+from jax.errors import JaxRuntimeError
 
 from googlenet_flax import main
 from googlenet_flax.analysis import target
@@ -45,27 +47,20 @@ GIB = 2**30
 TPUS, GPUS = "tpu:v5e:2x2", "cuda:h100:4"
 
 
-class Compiled:
-    """A stand-in for a compiled step that needs some memory."""
-
-    def __init__(self, gib: float):
-        self.gib = gib
-
-    def as_text(self):
-        return TPU_PROGRAM
-
-    def memory_analysis(self):
-        return SimpleNamespace(
-            argument_size_in_bytes=GIB,
-            output_size_in_bytes=GIB,
-            alias_size_in_bytes=GIB,
-            temp_size_in_bytes=(self.gib - 1) * GIB,
-        )
+def compiled(gib):
+    """Fabricates a compiled step that needs some memory."""
+    sizes = SimpleNamespace(
+        argument_size_in_bytes=GIB,
+        output_size_in_bytes=GIB,
+        alias_size_in_bytes=GIB,
+        temp_size_in_bytes=(gib - 1) * GIB,
+    )
+    return SimpleNamespace(as_text=lambda: TPU_PROGRAM, memory_analysis=lambda: sizes)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch, small_inceptions):
-    """Fabricates four devices of each chip; returns a setter of the compiled step."""
+    """Fabricates four devices of each chip; returns a mock that compiles the step."""
     table_1 = "googlenet_flax.analysis.plan.format_table_1"
     monkeypatch.setattr(table_1, lambda *_: "")  # The small network has no such layer.
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
@@ -74,12 +69,10 @@ def elsewhere(monkeypatch, small_inceptions):
         devices = [SimpleNamespace(platform=platform, device_kind=kind)] * 4
         monkeypatch.setattr(target, f"_find_{platform}s", lambda *_, found=devices: found)
 
-    def set_step(compile_step):
-        monkeypatch.setattr(Experiment, "compile_train_step", lambda *_: compile_step())
-
-    set_step(lambda: Compiled(2.5))
+    compile_step = mock.Mock(return_value=compiled(2.5))
+    monkeypatch.setattr(Experiment, "compile_train_step", compile_step)
     cache = jax.config.jax_enable_compilation_cache
-    yield set_step
+    yield compile_step
     jax.config.update("jax_enable_compilation_cache", cache)
 
 
@@ -148,46 +141,31 @@ def test_a_plan_for_tpus(elsewhere, run_command):
     assert re.fullmatch(bound, text["bound"])
 
 
-def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere, dtype):
     cost = ImageCost(forward_flops=0, training_flops=197 * 10**9, training_bytes=819e6)
-
-    def rates(name, dtype):
-        found = find_target(name)
-        return found.chip.limits(len(found.devices), dtype).training_rates(cost)
-
-    for dtype in ("float32", "bfloat16"):
-        bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
-        assert rates(TPUS, dtype) == pytest.approx(bounds)
-    half, whole = (rates(GPUS, dtype) for dtype in ("float32", "bfloat16"))
-    assert whole["operations"] == pytest.approx(4 * 989e12 / 197e9)
-    assert half["operations"] == pytest.approx(4 * 495e12 / 197e9)
-
-
-def refuse(message):
-    def compile_step():
-        raise jax.errors.JaxRuntimeError(message)
-
-    return compile_step
+    found = find_target(TPUS)
+    rates = found.chip.limits(len(found.devices), dtype).training_rates(cost)
+    bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
+    assert rates == pytest.approx(bounds)
 
 
 @pytest.mark.parametrize(
-    ("name", "compile_step", "hint"),
+    ("name", "result", "hint"),
     [
-        (TPUS, lambda: Compiled(17), "not fit into the devices (17 GiB of 16 GiB)"),
-        (GPUS, lambda: Compiled(61), "not fit into the devices (61 GiB of 60 GiB)"),
+        (TPUS, compiled(17), "not fit into the devices (17 GiB of 16 GiB)"),
+        (GPUS, compiled(61), "not fit into the devices (61 GiB of 60 GiB)"),
         (
             TPUS,
-            refuse("RESOURCE_EXHAUSTED: (15.9G) exceeds HBM (15.75G). HLO module: x."),
+            JaxRuntimeError("RESOURCE_EXHAUSTED: (15.9G) exceeds HBM (15.75G). HLO: x."),
             "(15.9G) exceeds HBM (15.75G)): set a smaller --config.batch_size",
         ),
-        (TPUS, refuse("INTERNAL: a\nb"), "does not compile (INTERNAL: a b)"),
-        (TPUS, refuse("ABORTED: libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
+        (TPUS, JaxRuntimeError("INTERNAL: a\nb"), "does not compile (INTERNAL: a b)"),
+        (TPUS, JaxRuntimeError("libtpu lockfile"), "ALLOW_MULTIPLE_LIBTPU_LOAD=1"),
     ],
 )
-def test_what_does_not_compile_or_fit_is_one_line(
-    elsewhere, refused, name, compile_step, hint
-):
-    elsewhere(compile_step)
+def test_what_does_not_compile_or_fit_is_one_line(elsewhere, refused, name, result, hint):
+    elsewhere.side_effect = [result]  # Returned, or raised if it is an error.
     line = refused(main, *plan_for(name))
     assert line.startswith(f"googlenet_flax: --target={name}: ") and hint in line
 
