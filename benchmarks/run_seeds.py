@@ -57,11 +57,10 @@ def train(arguments: Sequence[str], seed: int, workdir: pathlib.Path) -> float |
     code = subprocess.run(command, check=False).returncode
     if code:  # It refuses a finished run of another config, too.
         sys.exit(code)
-    if finished.exists():
-        return float(finished.read_text()) or None
-    seconds = time.monotonic() - started if is_fresh else 0.0
-    finished.write_text(f"{seconds}\n")
-    return seconds or None
+    if not finished.exists():
+        seconds = time.monotonic() - started if is_fresh else 0.0
+        finished.write_text(f"{seconds}\n")
+    return float(finished.read_text()) or None
 
 
 def train_all(
@@ -120,25 +119,19 @@ def main() -> None:
     flags, more = parser.parse_known_args()
     arguments = [f"--config={flags.config}", *more]
     runs, seconds = train_all(arguments, flags.seeds, flags.workdir)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        check=False,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, check=False, capture_output=True, text=True).stdout
     row = {
         "command": f"`{shlex.join(arguments)}`",
-        "commit": commit or "unknown",
+        "commit": commit.strip() or "unknown",
         "hardware": _hardware(),
         **summarize(runs, seconds),
     }
     print(markdown(row))
     workdirs = [flags.workdir / f"seed-{seed}" for seed in flags.seeds]
     curves = flags.workdir / "curves.html"
-    create_comparison_page([RunRecord.read(Workdir(path)) for path in workdirs]).write(
-        curves
-    )
+    page = create_comparison_page([RunRecord.read(Workdir(path)) for path in workdirs])
+    page.write(curves)
     print(f"\ncurves: {curves}")
 
 
