@@ -208,13 +208,11 @@ def table(keys: Sequence[Key], rows: Mapping[Key, Row]) -> str:
 def find_gpu() -> str:
     """Returns the driver's description of the GPU; without one the program ends."""
     # One GPU is measured, which CUDA and nvidia-smi must number alike.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    os.environ.update(CUDA_VISIBLE_DEVICES=gpu, CUDA_DEVICE_ORDER="PCI_BUS_ID")
     query = "--query-gpu=name,driver_version,power.limit,clocks.max.sm"
-    chosen = f"--id={os.environ['CUDA_VISIBLE_DEVICES']}"
+    command = ["nvidia-smi", query, f"--id={gpu}", "--format=csv,noheader"]
     try:
-        command = ["nvidia-smi", query, chosen, "--format=csv,noheader"]
         return compare.run(command, timeout_seconds=20).strip()
     except compare.ContenderError as error:
         refuse(f"there is no NVIDIA GPU: {error}")
