@@ -54,9 +54,8 @@ def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
     """Computes the exchange of a network from its shapes."""
     model = create_model(variant, num_classes=num_classes)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    variables = jax.eval_shape(
-        lambda rng, x: model.init(rng, x, train=False), jax.random.key(0), images
-    )
+    init = functools.partial(model.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), images)
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for name, tree in variables.items()
