@@ -93,15 +93,13 @@ def _default_workdir() -> str:
 
 def _joined_processes(config: Config) -> contextlib.AbstractContextManager:
     """Connects this process to the others of the run, if there are any."""
-    named = [
-        flag for flag in (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID) if flag.present
-    ]
     if config.distributed:
         return distributed.joined(
             COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value
         )
-    if named:
-        raise UserError(f"--{named[0].name} needs --config.distributed=True")
+    for flag in (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID):
+        if flag.present:
+            raise UserError(f"--{flag.name} needs --config.distributed=True")
     return contextlib.nullcontext()
 
 
