@@ -344,8 +344,7 @@ RESUMABLE_FIELDS = frozenset(n for n, f in FIELDS.items() if f.metadata["resumab
 
 def default_config() -> ml_collections.ConfigDict:
     """Creates the defaults of all fields as a `ConfigDict` that takes no other field."""
-    config = ml_collections.ConfigDict({n: f.default for n, f in FIELDS.items()})
-    return config.lock()
+    return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
 def field_type(field: dataclasses.Field) -> type:
