@@ -17,8 +17,8 @@ def make_streams_safe() -> None:
     """
     sys.unraisablehook, sys.excepthook = _report_unraisable, _report_uncaught
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.stdout = sys.stdout or _open_null_device()
-    sys.stderr = sys.stderr or _open_null_device()
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -64,7 +64,3 @@ def _report_unraisable(unraisable: Any) -> None:
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if not _is_closed_loop(error):
         sys.__excepthook__(kind, error, trace)
-
-
-def _open_null_device() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
