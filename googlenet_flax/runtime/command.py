@@ -11,11 +11,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
-from googlenet_flax.runtime.errors import (
-    UserError,
-    exit_on_run_error,
-    out_of_memory_hint,
-)
+from googlenet_flax.runtime.errors import UserError, exit_on_run_error, out_of_memory_hint
 from googlenet_flax.runtime.memory import keep_freed_memory
 
 # Fields of the config that are flags of the commands which read a split.

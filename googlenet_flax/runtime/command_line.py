@@ -54,8 +54,7 @@ def define_config(
         "config", None, "Name of a recipe, such as digits, or a config file.", flag_values
     )
     flag_values["config"].parser = _RecipeParser("config")
-    if default is not None:
-        flags.set_default(holder, default)
+    flags.set_default(holder, default)
     return holder
 
 
