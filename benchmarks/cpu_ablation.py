@@ -45,17 +45,11 @@ def measure(variant: str, left_out: list[str], work: peer.Work) -> None:
     if MEMORY not in left_out:
         keep_freed_memory()  # Must precede the creation of JAX's backend.
     use_onednn_for(work.dtype)
-    arithmetic = dataclasses.replace(
-        fastest("cpu", jnp.dtype(work.dtype)),
-        **{name: False for name in left_out if name != MEMORY},
-    )
+    off = {name: False for name in left_out if name != MEMORY}
+    arithmetic = dataclasses.replace(fastest("cpu", jnp.dtype(work.dtype)), **off)
     train, forward, _ = ours.make_steps(variant, arithmetic, work)
     peer.measure_and_print(
-        work,
-        device="cpu",
-        train_step=train,
-        eval_step=forward,
-        wait=jax.block_until_ready,
+        work, device="cpu", train_step=train, eval_step=forward, wait=jax.block_until_ready
     )
 
 
