@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from googlenet_flax.exporters.network import IMAGES, Network, as_text
+from googlenet_flax.model import ops
 from googlenet_flax.model.convolution import Padding2D
-from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, Variant, ops
+from googlenet_flax.model.googlenet import AUX_TAPS, BATCH_NORM_EPSILON, Variant
 from googlenet_flax.preprocessing.preprocess import Preprocess
 from googlenet_flax.runtime.errors import UserError, optional_package
 
