@@ -19,12 +19,11 @@ from typing import Any, TypeAlias
 
 import ml_collections
 
-from googlenet_flax.model.googlenet import SIZE_FREE_VARIANTS, VARIANTS
+from googlenet_flax.model.googlenet import MIN_IMAGE_SIZE, SIZE_FREE_VARIANTS, VARIANTS
 from googlenet_flax.preprocessing.augment import FLIPS
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
 
-MIN_IMAGE_SIZE = min(variant.min_image_size for variant in VARIANTS.values())
 MAX_IMAGE_SIZE = 2**15  # Beyond it, indices into a map overflow.
 MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 

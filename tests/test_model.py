@@ -199,6 +199,15 @@ def test_refuses_images_it_cannot_take(variant, shape, message):
         shapes_of(model, *shape)
 
 
+@pytest.mark.parametrize("variant", ["seed", "paper"])
+def test_without_heads_it_takes_images_from_32_pixels_on(variant):
+    model = create_model(variant, num_classes=10, aux_heads=False)
+    output, _ = shapes_of(model, 2, 32, 32, 3)
+    assert output.logits.shape == (2, 10)
+    with pytest.raises(ValueError, match="at least 32x32"):
+        shapes_of(model, 2, 32, 31, 3)
+
+
 def test_takes_an_empty_batch():
     model = create_model("bn", num_classes=10, platform="cpu")
     images = jax.ShapeDtypeStruct((0, 32, 32, 3), jnp.float32)

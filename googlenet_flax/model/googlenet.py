@@ -48,6 +48,8 @@ AUX_TAPS = {"inception_4a": "aux_4a", "inception_4d": "aux_4d"}
 HEADS = tuple(AUX_TAPS.values())
 BATCH_NORM_MOMENTUM = 0.9  # In torch, whose momentum is the complement, it is 0.1.
 BATCH_NORM_EPSILON = 1e-3
+# Side of the smallest images in pixels; the map of the last block is then a single pixel.
+MIN_IMAGE_SIZE = 32
 
 _windows_of_5x5 = partial(ops.sliding_windows, window=5, stride=3)
 _grid_of_4x4 = partial(ops.adaptive_windows, bins=4)
@@ -86,13 +88,12 @@ class Variant:
 
     @property
     def min_image_size(self) -> int:
-        """The smallest side of an image in pixels.
+        """The smallest side of an image in pixels, for a network with heads.
 
         Heads with 5x5 windows need maps of at least 5x5 pixels, which images of 80 pixels
-        give. Other heads take maps of any size; with images of 32 pixels, the map of the
-        last block is a single pixel.
+        give. Other heads take maps of any size.
         """
-        return 32 if self.is_size_free else 80
+        return MIN_IMAGE_SIZE if self.is_size_free else 80
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -208,7 +209,8 @@ class GoogLeNet(nn.Module):
           images: float `[B, H, W, input_channels]`, preprocessed as in the training of
             the weights; `H` and `W` at least `variant.min_image_size`. Unless
             `variant.is_size_free`, the heads take only the size that `init` saw; a clone
-            with `aux_heads=False` takes other sizes with the same variables.
+            with `aux_heads=False` takes other sizes from 32 pixels on with the same
+            variables.
           train: Whether to apply dropout, which needs the `"dropout"` rng, and to
             normalize with the statistics of the batch, which needs
             `mutable=["batch_stats"]`. A Python bool, and static under `jax.jit`.
@@ -222,10 +224,11 @@ class GoogLeNet(nn.Module):
         Raises:
           ValueError: The images have a wrong shape or are too small.
         """
-        _check_images(images, self.input_channels, self.variant.min_image_size)
+        variant = self.variant
+        min_size = variant.min_image_size if self.aux_heads else MIN_IMAGE_SIZE
+        _check_images(images, self.input_channels, min_size)
         if example_ids is None:
             example_ids = jnp.arange(images.shape[0])
-        variant = self.variant
         conv, dense = self._bind_layers(train=train)
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
