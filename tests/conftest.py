@@ -55,6 +55,19 @@ def compilation_cache(shared_folder):
     jax.config.update("jax_compilation_cache_dir", "")
 
 
+@pytest.fixture(autouse=True)
+def forget_large_programs(request):
+    """Frees the programs of slow tests, before Linux refuses further memory mappings.
+
+    The program of a whole network takes some 3,000 of the 65,530 mappings that a process
+    may have. Beyond them, XLA's compiler ends the process.
+    """
+    yield
+    if "slow" in request.keywords:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def small_inceptions(monkeypatch):
     """Replaces the nine blocks of every network by three narrow ones, to compile fast."""
