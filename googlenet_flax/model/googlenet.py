@@ -224,11 +224,10 @@ class GoogLeNet(nn.Module):
         Raises:
           ValueError: The images have a wrong shape or are too small.
         """
-        variant = self.variant
-        min_size = variant.min_image_size if self.aux_heads else MIN_IMAGE_SIZE
-        _check_images(images, self.input_channels, min_size)
+        self._check_images(images)
         if example_ids is None:
             example_ids = jnp.arange(images.shape[0])
+        variant = self.variant
         conv, dense = self._bind_layers(train=train)
         max_pool = partial(ops.max_pool, gather=self.arithmetic.gather_max_pool)
         pool = partial(max_pool, stride=2, padding=variant.pool_padding)
@@ -237,11 +236,9 @@ class GoogLeNet(nn.Module):
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
-        x = pools.get("conv2", identity)(x)  # For a table that begins with 4a or 5a.
+        x = pools["conv2"](x)  # For a table that begins with 4a or 5a.
         for name, widths in self.inceptions.items():
-            inside, after = self._place_pool(
-                pools.get(name, identity), map_is_read=name in AUX_TAPS
-            )
+            inside, after = self._place_pool(pools[name], map_is_read=name in AUX_TAPS)
             x = Inception(
                 InceptionWidths(*map(self._width, widths)),
                 conv=block_conv,
@@ -259,6 +256,17 @@ class GoogLeNet(nn.Module):
         x = Dropout(variant.dropout_rate)(x, example_ids, train=train)
         logits = dense(self.num_classes, name="classifier")(x)
         return GoogLeNetOutput(logits, **aux)
+
+    def _check_images(self, images: jax.Array) -> None:
+        channels, shape = self.input_channels, list(images.shape)
+        if len(shape) != 4 or shape[-1] != channels:
+            raise ValueError(f"images must be [B, H, W, {channels}], got {shape}")
+        size = self.variant.min_image_size if self.aux_heads else MIN_IMAGE_SIZE
+        if min(shape[1:3]) < size:
+            raise ValueError(
+                f"images are {shape[1]}x{shape[2]} pixels; the network needs at least "
+                f"{size}x{size}: resize them first"
+            )
 
     def _stem(self, x: jax.Array, conv: partial, pool: partial) -> jax.Array:
         """Computes the rows of Table 1 before the first block."""
@@ -284,13 +292,12 @@ class GoogLeNet(nn.Module):
         return after(lrn(x))
 
     def _pools_after(self, pool: partial) -> dict[str, Pool]:
-        """Returns the max pools between blocks, keyed by the layer before each."""
+        """Returns the max pool after conv2 and after each block, or the identity."""
         windows = self.variant.pool_windows
-        pairs = itertools.pairwise(("conv2", *self.inceptions))
+        pairs = itertools.pairwise(("conv2", *self.inceptions, "classifier"))
         return {
-            before: partial(pool, window=windows[block])
-            for before, block in pairs
-            if block in windows
+            before: partial(pool, window=windows[after]) if after in windows else identity
+            for before, after in pairs
         }
 
     def _place_pool(self, pool: Pool, *, map_is_read: bool = False) -> tuple[Pool, Pool]:
@@ -342,16 +349,6 @@ class GoogLeNet(nn.Module):
             dense=dense,
             fc_bias_init=nn.initializers.constant(fc_bias),
             name=name,
-        )
-
-
-def _check_images(images: jax.Array, channels: int, min_size: int) -> None:
-    if images.ndim != 4 or images.shape[-1] != channels:
-        raise ValueError(f"images must be [B, H, W, {channels}], got {list(images.shape)}")
-    if min(images.shape[1:3]) < min_size:
-        raise ValueError(
-            f"images are {images.shape[1]}x{images.shape[2]} pixels; the network needs at "
-            f"least {min_size}x{min_size}: resize them first"
         )
 
 
