@@ -60,7 +60,7 @@ def forget_large_programs(request):
     """Frees the programs of slow tests, before Linux refuses further memory mappings.
 
     The program of a whole network takes some 3,000 of the 65,530 mappings that a process
-    may have. Beyond them, XLA's compiler ends the process.
+    may have. When none are left, XLA's compiler crashes.
     """
     yield
     if "slow" in request.keywords:
