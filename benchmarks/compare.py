@@ -150,14 +150,14 @@ def last_line(text: str) -> str:
 
 
 def read_answer(stdout: str, work: Work) -> Record:
-    """Reads the figures and the device from a contender's last line.
+    """Reads the figures, the device and other facts from a contender's last line.
 
     Raises:
       ContenderError: The line is not valid, or the settings of the measurement differ.
     """
     try:
         answer = json.loads(last_line(stdout))
-        figures = {key: answer[key] for key in (*SPEEDS, "device")}
+        _ = [answer[key] for key in (*SPEEDS, "device")]
         for key in ("dtype", "batch_size", "image_size"):
             if answer[key] != (asked := getattr(work, key)):
                 raise ContenderError(f"it measured {key} {answer[key]}, not {asked}")
@@ -165,7 +165,7 @@ def read_answer(stdout: str, work: Work) -> Record:
         raise ContenderError(f"the last line is not a JSON object: {error}") from None
     except KeyError as error:
         raise ContenderError(f"the last line has no {error}") from None
-    return figures
+    return answer
 
 
 def run_rounds(

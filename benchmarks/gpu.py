@@ -11,24 +11,13 @@ import argparse
 import json
 import os
 import pathlib
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import compare
-import jax
-import ours
-import peer
 
-from googlenet_flax.analysis.cost import image_cost
-from googlenet_flax.model.googlenet import create_model
-from googlenet_flax.performance.limits import find_limits
-from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.files import replace_file
 
 Key = tuple[str, str]  # The name of a row and its dtype.
@@ -38,118 +27,49 @@ DTYPES = ("bfloat16", "float32")
 # Fields of `googlenet_flax.model.convolution.Arithmetic` that are on.
 FASTEST = "merge_1x1+gather_max_pool+pool_first"
 CHOICES = (
-    *(FASTEST, "stock", "gather_max_pool", "merge_1x1"),
+    *("stock", "gather_max_pool", "merge_1x1"),
     *(f"{FASTEST}+matmul_1x1", f"{FASTEST}+winograd"),
 )
-NETWORKS: Sequence[Key] = (
-    *((f"{variant} {FASTEST}", "bfloat16") for variant in ("seed", "bn", "paper")),
-    *((f"seed {choice}", "bfloat16") for choice in CHOICES[1:]),
-    *((f"seed {choice}", "float32") for choice in CHOICES),
+NETWORKS = (
+    *((variant, FASTEST) for variant in ("seed", "bn", "paper")),
+    *(("seed", choice) for choice in CHOICES),
 )
-REFERENCE = ("pytorch_compile", "bfloat16")
-# Rows that one process measures, most important first.
-JOBS: Sequence[Sequence[Key]] = (
-    *([REFERENCE], NETWORKS),
-    *([(name, "bfloat16")] for name in ("pytorch", compare.OURS, "stock_flax")),
-    *([(name, "float32")] for name in ("pytorch_compile", "stock_flax", "pytorch")),
-)
-LIMIT_SECONDS = 0.5  # Duration of the measurement of a chip that is not in `CHIPS`.
-
-
-def measure_network(name: str, work: peer.Work) -> None:
-    """Measures one of `NETWORKS` and prints a JSON line, also if that fails."""
-    variant, choice = name.split(" ")
-    device = jax.devices()[0]
-    facts = {"name": name, "version": f"jax {jax.__version__}"}
-    try:
-        names = [] if choice == "stock" else choice.split("+")
-        arithmetic = ours.choose_arithmetic(*names)
-        train, forward, figures = ours.make_steps(variant, arithmetic, work)
-        model = create_model(variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype)
-        cost = image_cost(model, work.image_size)
-        limits = find_limits([device], work.dtype, LIMIT_SECONDS)
-        limit = min(limits.training_rates(cost).values())
-        peer.measure_and_print(
-            work,
-            device=device.device_kind,
-            train_step=train,
-            eval_step=forward,
-            wait=jax.block_until_ready,
-            facts=lambda: {**facts, **figures, "limit": limit},
+REFERENCE = "pytorch_compile"
+# The rows, most important first. With --gpu, torch refuses a CPU, where it would take
+# minutes.
+CONTENDERS: Mapping[str, compare.Contender] = {
+    REFERENCE: compare.peer("pytorch", "--gpu", "--compile"),
+    **{
+        f"{variant} {choice}": compare.peer(
+            "ours", f"--variant={variant}", f"--arithmetic={choice}"
         )
-    except Exception as error:  # The other networks are still measured.
-        reason = str(error).partition("\n")[0]
-        text = f"{type(error).__name__}: {reason}"
-        print(json.dumps({**facts, "dtype": work.dtype, "error": text}), flush=True)
+        for variant, choice in NETWORKS
+    },
+    "pytorch": compare.peer("pytorch", "--gpu"),
+    **{name: compare.CONTENDERS[name] for name in (compare.OURS, "stock_flax")},
+}
 
 
-def job_command(keys: Sequence[Key], flags: argparse.Namespace) -> list[str]:
-    """Returns the command that measures the rows of a job."""
-    (name, dtype), *_ = keys
-    contender = compare.CONTENDERS.get(name)
-    if contender is None:
-        return [sys.executable, __file__, *sys.argv[1:], f"--networks={json.dumps(keys)}"]
-    python = flags.python.get(contender.environment, sys.executable)
-    arguments = contender.arguments(compare.Work(dtype, **flags.settings))
-    # torch would take minutes on a CPU.
-    refuse_cpu = ["--gpu"] if contender.environment == "pytorch" else []
-    return [str(compare.absolute_path(python)), *arguments, *refuse_cpu]
-
-
-def run_job(
-    keys: Sequence[Key], flags: argparse.Namespace, seconds: float
-) -> Iterator[tuple[Key, Row]]:
-    """Runs a job for at most `seconds` and yields each row as soon as it is measured.
-
-    If the job fails, the error becomes the row of each key that it has not measured.
-    """
-    left = list(keys)
-    with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(
-            job_command(keys, flags),
-            cwd=compare.REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
-        try:
-            for line in process.stdout or ():
-                if line.startswith("{"):
-                    row = json.loads(line)
-                    key = row.get("name", keys[0][0]), row["dtype"]
-                    left.remove(key)
-                    if row.get("device") == "cpu":
-                        row = {"error": "it ran on the CPU"}
-                    yield key, row
-            code = process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-        stderr.seek(0)
-        text = stderr.read()
-    if code and code != -signal.SIGKILL:
-        print(text, file=sys.stderr)
-        error = compare.last_line(text) or f"exit code {code}"
-        yield from ((key, {"error": error}) for key in left)
-
-
-def measure(
-    keys: Sequence[Key], rows: dict[Key, Row], flags: argparse.Namespace, deadline: float
-) -> None:
-    """Runs the jobs that have something left to measure, and saves each row."""
-    left = [key for key in keys if "error" in rows.get(key, {"error": ""})]
-    for job in ([key for key in job if key in left] for job in JOBS):
+def measure(keys: Sequence[Key], rows: dict[Key, Row], flags: argparse.Namespace) -> None:
+    """Measures the rows that have no figures yet, and saves each at once."""
+    deadline = time.monotonic() + flags.budget_seconds
+    for key in (key for key in keys if "error" in rows.get(key, {"error": ""})):
         seconds = deadline - time.monotonic()
-        if not job or seconds <= 0:
-            continue
-        for key, row in run_job(job, flags, seconds):
-            rows[key] = {**row, "name": key[0], "dtype": key[1]}
-            content = {"settings": flags.settings, "rows": list(rows.values())}
-            data = json.dumps(content, indent=1).encode()
-            replace_file(flags.output, data, "fix that and run the same command")
-            print(f"{' '.join(key)}: {row.get('error', 'measured')}", file=sys.stderr)
+        if seconds <= 0:
+            return
+        name, dtype = key
+        contender, work = CONTENDERS[name], compare.Work(dtype, **flags.settings)
+        python = flags.python.get(contender.environment, sys.executable)
+        command = str(compare.absolute_path(python)), *contender.arguments(work)
+        (row,) = compare.run_rounds(
+            [compare.Entry(name, work, command)], rounds=1, timeout_seconds=seconds
+        )
+        if row.get("device") == "cpu":
+            row = {"name": name, "dtype": dtype, "error": "it ran on the CPU"}
+        rows[key] = row
+        content = {"settings": flags.settings, "rows": list(rows.values())}
+        data = json.dumps(content, indent=1).encode()
+        replace_file(flags.output, data, "fix that and run the same command")
 
 
 def read_rows(flags: argparse.Namespace) -> dict[Key, Row]:
@@ -174,9 +94,9 @@ def refuse(message: str) -> NoReturn:
 def table(keys: Sequence[Key], rows: Mapping[Key, Row]) -> str:
     """Formats a Markdown table with a line for every row, measured or not."""
     head = ["contender", "dtype", "train img/s", "x compile", "of the limit"]
-    head += ["forward img/s", "x compile", "GiB", "compile s"]
-    lines = [compare.row(head), compare.row(["---"] * 2 + ["---:"] * 7)]
-    reference = rows.get(REFERENCE, {})
+    head += ["forward img/s", "x compile", "GiB"]
+    lines = [compare.row(head), compare.row(["---"] * 2 + ["---:"] * 6)]
+    reference = rows.get((REFERENCE, "bfloat16"), {})
 
     def multiple(row: Row, speed: str) -> str:
         return f"{row[speed] / reference[speed]:.2f}" if speed in reference else "-"
@@ -185,20 +105,19 @@ def table(keys: Sequence[Key], rows: Mapping[Key, Row]) -> str:
         row = rows.get(key)
         if row is None or "error" in row:
             text = f"failed: {row['error']}" if row else "not measured: out of time"
-            lines.append(compare.row([*key, compare.escape(text), *[""] * 6]))
+            lines.append(compare.row([*key, compare.escape(text), *[""] * 5]))
             continue
-        train, forward = (row[speed] for speed in compare.SPEEDS)
+        train, forward = compare.SPEEDS
         lines.append(
             compare.row(
                 [
                     *key,
-                    compare.spread(row.get("train_windows", [train])),
-                    multiple(row, "train_images_per_second"),
-                    f"{train / row['limit']:.0%}" if "limit" in row else "-",
-                    compare.spread(row.get("eval_windows", [forward])),
-                    multiple(row, "eval_images_per_second"),
+                    compare.spread(row.get("train_windows", [row[train]])),
+                    multiple(row, train),
+                    f"{row[train] / row['limit']:.0%}" if "limit" in row else "-",
+                    compare.spread(row.get("eval_windows", [row[forward]])),
+                    multiple(row, forward),
                     f"{(row.get('peak_memory_bytes') or 0) / 2**30:.2f}",
-                    f"{row['compile_seconds']:.0f}" if "compile_seconds" in row else "-",
                 ]
             )
         )
@@ -220,21 +139,19 @@ def find_gpu() -> str:
 
 def parse_flags() -> argparse.Namespace:
     """Parses the command line; an error in it ends the program with exit code 2."""
-    names = list(dict.fromkeys(name for job in JOBS for name, _ in job))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--output", type=pathlib.Path, required=True, help="file to continue or make")
     add("--budget_seconds", type=float, default=3600, help="time limit of the command")
     add("--python", metavar="NAME=PATH", action="append", default=[], help="interpreter")
-    add("--only", default=",".join(names), help="rows; default: all")
+    add("--only", default=",".join(CONTENDERS), help="rows; default: all")
     add("--dtypes", default=",".join(DTYPES))
     add("--batch_size", type=int, default=256)
     add("--image_size", type=int, default=224)
     add("--seconds", type=float, default=5.0, help="duration of each measurement")
-    add("--networks", type=json.loads, help=argparse.SUPPRESS)  # For `job_command`.
     flags = parser.parse_args()
-    environments = ("pytorch", "stock_flax", "ours")
-    known = {"only": names, "dtypes": DTYPES, "python": environments}
+    environments = {contender.environment for contender in CONTENDERS.values()}
+    known = {"only": CONTENDERS, "dtypes": DTYPES, "python": sorted(environments)}
     compare.split_lists(parser, flags, known)
     flags.output = compare.absolute_path(flags.output)
     settings = ("batch_size", "image_size", "seconds")
@@ -245,21 +162,14 @@ def parse_flags() -> argparse.Namespace:
 def main() -> None:
     """Prints the table; the exit code is 1 if a row failed, and 2 without a GPU."""
     flags = parse_flags()
-    deadline = time.monotonic() + flags.budget_seconds
-    if flags.networks:
-        use_compilation_cache()
-        for name, dtype in flags.networks:
-            measure_network(name, peer.Work(dtype, **flags.settings))
-        return
     machine, rows = find_gpu(), read_rows(flags)
     os.environ["JAX_PLATFORMS"] = "cuda,cpu"  # JAX prefers the first.
     os.environ["JAX_TRACEBACK_FILTERING"] = "off"  # So that the last line is the error.
     paths = [str(compare.REPOSITORY), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    keys = [key for job in JOBS for key in job if key[0] in flags.only]
-    keys = [key for dtype in flags.dtypes for key in keys if key[1] == dtype]
+    keys = [(name, dtype) for dtype in flags.dtypes for name in flags.only]
     try:
-        measure(keys, rows, flags, deadline)
+        measure(keys, rows, flags)
     except KeyboardInterrupt:
         print("stopped: the table shows the figures so far", file=sys.stderr)
     work = f"batch {flags.batch_size}, {flags.image_size} px"

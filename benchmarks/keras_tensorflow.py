@@ -1,5 +1,6 @@
 """The network in Keras 3 on TensorFlow; a step is one `tf.function`."""
 
+import argparse
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it at its import.
@@ -98,7 +99,9 @@ def device_name() -> str:
 
 def main() -> None:
     """Measures the network and prints its figures."""
-    work, flags = peer.parse_flags(__doc__, {"jit": "compile the steps with XLA"})
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jit", action="store_true", help="compile the steps with XLA")
+    work, flags = peer.parse_flags(parser)
     if work.dtype == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     images, labels = map(tf.constant, peer.draw_batch(work))

@@ -1,8 +1,13 @@
-"""Steps of our network on a batch that stays on the device, as the peers measure theirs."""
+"""Measures our network on a batch that stays on the device, as the peers measure theirs.
 
+    python benchmarks/ours.py --variant=bn --arithmetic=merge_1x1+gather_max_pool
+
+Other scripts import the functions that make the steps.
+"""
+
+import argparse
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,18 +18,27 @@ import numpy as np
 import optax
 import peer
 
+from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.analysis.target import step_bytes
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import create_model
+from googlenet_flax.performance.limits import find_limits
+from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.environment import on_the_cpu
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.optimizer import create_optimizer
 from googlenet_flax.training.state import TrainState
 from googlenet_flax.training.step import train_step
 
+LIMIT_SECONDS = 0.5  # Duration of the measurement of a chip that is not in `CHIPS`.
 
-def choose_arithmetic(*names: str) -> Arithmetic:
-    """Creates the arithmetic in which only the fields of these names are on."""
+
+def choose_arithmetic(choice: str) -> Arithmetic:
+    """Creates the arithmetic in which only some fields are on, such as `"a+b"`.
+
+    `"stock"` leaves all fields off.
+    """
+    names = [] if choice == "stock" else choice.split("+")
     return dataclasses.replace(STOCK, **dict.fromkeys(names, True))
 
 
@@ -55,7 +69,7 @@ def make_steps(
 
     Returns:
       A function that starts a training step and returns its loss, one that starts a forward
-      pass, and the seconds of the compilation and the memory planned for the training step.
+      pass, and the memory planned for the training step, if XLA tells it.
     """
     model = create_model(
         variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic
@@ -73,12 +87,10 @@ def make_steps(
         seed=0,
     )
     logits = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
-    started = time.monotonic()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     forward = logits.lower(state.variables, batch["image"]).compile()
-    figures = {"compile_seconds": time.monotonic() - started}
-    if plan := compiled.memory_analysis():
-        figures["peak_memory_bytes"] = step_bytes(plan)
+    plan = compiled.memory_analysis()
+    figures = {"peak_memory_bytes": step_bytes(plan)} if plan else {}
 
     def train() -> jax.Array:
         nonlocal state
@@ -86,3 +98,32 @@ def make_steps(
         return metrics["loss"]
 
     return train, lambda: forward(state.variables, batch["image"]), figures
+
+
+def main() -> None:
+    """Measures a network and prints its figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--variant", default="seed")
+    parser.add_argument("--arithmetic", default="stock", help="its options, as in a+b")
+    work, flags = peer.parse_flags(parser)
+    use_compilation_cache()
+    device = jax.devices()[0]
+    arithmetic = choose_arithmetic(flags.arithmetic)
+    train, forward, figures = make_steps(flags.variant, arithmetic, work)
+    model = create_model(flags.variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype)
+    rates = find_limits([device], work.dtype, LIMIT_SECONDS).training_rates(
+        image_cost(model, work.image_size)
+    )
+    facts = {"version": f"jax {jax.__version__}", "limit": min(rates.values()), **figures}
+    peer.measure_and_print(
+        work,
+        device=device.device_kind,
+        train_step=train,
+        eval_step=forward,
+        wait=jax.block_until_ready,
+        facts=lambda: facts,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -38,19 +38,13 @@ MIN_STEPS = 3
 WINDOWS = 10
 
 
-def parse_flags(
-    description: str, extra: Mapping[str, str] | None = None
-) -> tuple[Work, argparse.Namespace]:
-    """Parses the flags of all peers; `extra` maps further switches to their help texts."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, help="duration of each measurement"
-    )
-    for name, text in (extra or {}).items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+def parse_flags(parser: argparse.ArgumentParser) -> tuple[Work, argparse.Namespace]:
+    """Adds the flags of all peers to a parser, and parses the command line."""
+    add = parser.add_argument
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--batch_size", type=int, default=32)
+    add("--image_size", type=int, default=224)
+    add("--seconds", type=float, default=5.0, help="duration of each measurement")
     flags = parser.parse_args()
     names = [field.name for field in dataclasses.fields(Work)]
     return Work(**{name: getattr(flags, name) for name in names}), flags

@@ -1,5 +1,6 @@
 """The network in torch: channels_last, autocast and, with --compile, torch.compile."""
 
+import argparse
 import contextlib
 import os
 import sys
@@ -163,8 +164,10 @@ def make_eval_step(model: nn.Module, *, dtype: str, compiled: bool) -> Callable:
 
 def main() -> None:
     """Measures the network and prints its figures."""
-    switches = {"compile": "use torch.compile", "gpu": "fail if there is no GPU"}
-    work, flags = peer.parse_flags(__doc__, switches)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument("--gpu", action="store_true", help="fail if there is no GPU")
+    work, flags = peer.parse_flags(parser)
     on_gpu = torch.cuda.is_available()
     if flags.gpu and not on_gpu:
         sys.exit("torch finds no GPU")

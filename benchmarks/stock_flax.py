@@ -1,5 +1,6 @@
 """The network in stock Flax, with Flax's own layers and pools, optax and `jax.jit`."""
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -107,7 +108,7 @@ def make_train_step(model: GoogLeNet, tx: optax.GradientTransformation) -> Calla
 
 def main() -> None:
     """Measures the network and prints its figures."""
-    work, _ = peer.parse_flags(__doc__)
+    work, _ = peer.parse_flags(argparse.ArgumentParser(description=__doc__))
     images, labels = jax.device_put(peer.draw_batch(work))
     model = GoogLeNet(work.dtype)
     tx = optax.sgd(peer.LEARNING_RATE, momentum=peer.MOMENTUM)
