@@ -25,23 +25,6 @@ LAYERS = [
 COMMANDS = LAYERS[-1] | {"benchmark", "dream"}
 LAYERS[-1:] = [COMMANDS, {"__main__"}]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-# Packages that only some folders may import, and these only inside functions where "late".
-OUTSIDERS = {
-    "ml_collections": {"runtime", "config", "main"},
-    "tensorflow_datasets": {"data"},
-    "matplotlib": {"reports"},
-    "pooch": {"runtime"},
-    "requests": {"runtime"},
-    "flatbuffers": {"exporters"},
-    "torch": {"importers"},
-    "google": {"importers"},
-    "h5py": {"importers"},
-    "onnx": {"importers", "exporters"},
-    "onnxruntime": {"exporters"},
-    "safetensors": {"importers", "exporters"},
-    **{name: set() for name in ("configs", "tests", "tensorflow", "keras", "torchvision")},
-}
-LATE = {"flatbuffers", "torch", "h5py", "onnx", "onnxruntime", "safetensors"}
 
 
 def room_of(module: str) -> str:
@@ -85,21 +68,10 @@ def test_the_top_holds_commands_config_and_the_loop():
     assert find_commands().keys() == COMMANDS
 
 
-def test_outsiders_are_imported_where_they_belong():
-    for module, tree in TREES.items():
-        assert ast.get_docstring(tree), module
-        late = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-        in_functions = {name for node in late for name in imports(node)}
-        for name in imports(tree):
-            package, where = name.split(".")[0], f"{module} imports {name}"
-            assert room_of(module) in OUTSIDERS.get(package, {room_of(module)}), where
-            assert package not in LATE or name in in_functions, where
-            # pyplot draws with global state.
-            assert not name.startswith("matplotlib.pyplot"), where
-
-
 # Importing these takes three times as long as importing all the others.
 SLOW = set("grain matplotlib orbax pooch sklearn tensorflow tensorflow_datasets".split())
+# These are installed by extras alone.
+OPTIONAL = set("h5py onnx onnxruntime safetensors torch".split())
 
 
 def test_import_is_light():
@@ -114,5 +86,4 @@ print(*sys.modules)
         {name.split(".")[0] for name in line.split()} for line in out.splitlines()
     )
     assert "googlenet_flax" in library and not library & {"PIL", "ml_collections"}
-    # JAX itself imports flatbuffers where it is installed.
-    assert not commands & (SLOW | (LATE - {"flatbuffers"}))
+    assert not commands & (SLOW | OPTIONAL)

@@ -219,7 +219,7 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
       UserError: The package onnx is missing, or the network is too large for a file.
     """
     with optional_package("onnx", "--format=onnx", "export"):
-        import onnx  # noqa: PLC0415
+        import onnx
     leaves = network.leaves()
     num_bytes = sum(leaf.nbytes for leaf in leaves.values())
     if num_bytes >= MAX_BYTES:
@@ -256,7 +256,7 @@ def run(data: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
     Raises:
       ImportError: The package onnxruntime is missing.
     """
-    import onnxruntime  # noqa: PLC0415 - optional package
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # Logs errors only.

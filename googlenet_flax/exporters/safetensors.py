@@ -53,14 +53,14 @@ def write(network: Network, metadata: Mapping[str, Any]) -> bytes:
       UserError: The package safetensors is missing.
     """
     with optional_package("safetensors", "--format=safetensors", "export"):
-        import safetensors.numpy  # noqa: PLC0415
+        import safetensors.numpy
     text = {"format": "flax", **as_text(metadata)}  # Other libraries require `format`.
     return safetensors.numpy.save(network.leaves(), metadata=text)
 
 
 def read(data: bytes) -> dict[str, np.ndarray]:
     """Reads the arrays, by name, from the contents of a safetensors file."""
-    import safetensors.numpy  # noqa: PLC0415 - optional package
+    import safetensors.numpy
 
     return safetensors.numpy.load(data)
 

@@ -29,7 +29,7 @@ def write(network: Network) -> bytes:
       UserError: The package flatbuffers is missing, with which JAX serializes.
     """
     with optional_package("flatbuffers", "--format=stablehlo", "export"):
-        import flatbuffers  # noqa: F401, PLC0415
+        import flatbuffers  # noqa: F401
     (batch,) = export.symbolic_shape("batch")
     size, channels = network.preprocess.image_size, network.preprocess.input_channels
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)

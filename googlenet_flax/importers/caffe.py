@@ -80,7 +80,7 @@ def read_onnx(path: pathlib.Path) -> WeightFile:
       UserError: The file is not an ONNX file, or the package onnx is missing.
     """
     with reading(path, "an ONNX file", "onnx"):
-        import onnx  # noqa: PLC0415 - optional package
+        import onnx
 
         arrays = {
             os.fsdecode(tensor.name): np.asarray(onnx.numpy_helper.to_array(tensor))

@@ -21,7 +21,7 @@ def read(path: pathlib.Path) -> tuple[WeightFile, ModelDescription]:
         missing.
     """
     with reading(path, "a safetensors file", "safetensors"):
-        import safetensors  # noqa: PLC0415 - optional package
+        import safetensors
 
         with safetensors.safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}

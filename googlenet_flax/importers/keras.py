@@ -38,7 +38,7 @@ def read(path: pathlib.Path) -> WeightFile:
     arrays: dict[str, np.ndarray] = {}
     own_names: dict[str, str] = {}  # Names of the dense layers by their paths in the file.
     with reading(path, "an HDF5 file", "h5py"):
-        import h5py  # noqa: PLC0415 - optional package
+        import h5py
 
         def visit(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
             name = os.fsdecode(name)  # h5py gives bytes for a name that is not UTF-8.

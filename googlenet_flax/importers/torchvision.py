@@ -58,7 +58,7 @@ def _names() -> Iterator[tuple[str, str]]:
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
     hint = "write it with torch.save(model.state_dict(), ...)"
     with reading(path, "a PyTorch file", "torch"):
-        import torch  # noqa: PLC0415 - optional package
+        import torch
 
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,7 +82,7 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     with reading(path, "a safetensors file", "safetensors"):
-        import safetensors.flax  # noqa: PLC0415 - optional package
+        import safetensors.flax
 
         # Unlike that of safetensors.numpy, this reader knows bfloat16.
         tensors = safetensors.flax.load_file(path)
