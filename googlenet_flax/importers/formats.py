@@ -250,15 +250,23 @@ def _fit(
             f"{weights.unknown[0]}"
         )
     if absent:
-        fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
-        draw = jax.jit(description.initialize, compiler_options=fast)
-        with on_the_cpu():
-            tree = draw(jax.random.key(0, impl="threefry2x32"))
-        drawn = traverse_util.flatten_dict(tree, sep="/")
-        variables |= {name: np.asarray(drawn[name]) for name in absent}
+        variables |= _draw(description, absent)
     report += [ReportLine("random", name, "not in the file") for name in absent]
     report += [ReportLine("skipped", "", name) for name in weights.skipped]
     return traverse_util.unflatten_dict(variables, sep="/"), tuple(report)
+
+
+def _draw(description: ModelDescription, names: list[str]) -> dict[str, np.ndarray]:
+    """Draws the initial values of some leaves, which are named by their paths."""
+
+    def draw(rng: jax.Array) -> dict[str, Any]:
+        variables = traverse_util.flatten_dict(description.initialize(rng), sep="/")
+        return {name: variables[name] for name in names}
+
+    fast = {"xla_backend_optimization_level": 0}  # Compiles faster.
+    with on_the_cpu():
+        key = jax.random.key(0, impl="threefry2x32")
+        return jax.device_get(jax.jit(draw, compiler_options=fast)(key))
 
 
 def check_unused(path: str) -> None:
