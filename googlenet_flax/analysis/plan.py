@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from googlenet_flax.analysis.cost import ImageCost, image_cost
@@ -100,7 +100,8 @@ def _plan(experiment: Experiment, target: Target | None) -> dict[str, str]:
     )
     evaluations = math.ceil(epochs / config.eval_every_epochs)
     model = experiment.description.create_model()
-    cost_at = partial(image_cost, model, last_layers_only=config.trainable == "head")
+    last_layers_only = config.trainable == "head"
+    cost_at = cache(partial(image_cost, model, last_layers_only=last_layers_only))
     largest, steps = max(experiment.stages, key=lambda stage: stage[0])
     cost = cost_at(largest)
     flops = config.batch_size * sum(
