@@ -33,6 +33,7 @@ from googlenet_flax.data.decode import decode_image
 from googlenet_flax.data.folder import FilePictures
 from googlenet_flax.data.image_set import PictureOptions
 from googlenet_flax.data.picture_set import PictureSet
+from googlenet_flax.data.sampler import TrainingOrder
 
 SIZES = ((375, 500), (750, 1000), (1500, 2000))  # Height and width; the typical one first.
 STORAGE_SIZES = (256, 320)
@@ -96,14 +97,14 @@ def measure_core(pictures: Sequence[bytes], storage_size: int, **length) -> list
 
 def measure_pipeline(paths: Sequence[pathlib.Path], workers: int, **length) -> list[float]:
     """Measures pictures per second in batches, decoded by processes, or by threads if 0."""
-    names = tuple(map(str, paths))
+    names = tuple(map(str, paths)) * (BATCH_SIZE // len(paths))
     split = PictureSet(
         FilePictures(str(paths[0].parent), names, np.zeros(len(names), np.int32)),
         class_names=("noise",),
         options=PictureOptions(STORAGE_SIZES[0], decode_workers=workers),
     )
-    order = np.arange(BATCH_SIZE) % len(names)
-    with contextlib.closing(split.batches([order] * 10**5)) as batches:
+    order = TrainingOrder(0, 0, 10**5, len(names), BATCH_SIZE)
+    with contextlib.closing(split.batches(order)) as batches:
         for _ in range(4):  # Warms up: the workers start and read ahead.
             next(batches)
         return rates(lambda: len(next(batches)["index"]), time.perf_counter, **length)

@@ -24,10 +24,10 @@ def test_typical_pictures_are_decoded_and_full_size_is_what_it_says(tmp_path, mo
     np.testing.assert_array_equal(full[:15], expected)
 
     short, path = {"seconds": 0.0, "rounds": 2}, tmp_path / "picture.jpg"
-    assert all(rate > 0 for rate in decode.measure_core([content], 256, **short))
+    assert [r > 0 for r in decode.measure_core([content], 256, **short)] == [True] * 2
     path.write_bytes(content)
     monkeypatch.setattr(decode, "BATCH_SIZE", 4)
-    assert all(rate > 0 for rate in decode.measure_pipeline([path], 0, **short))
+    assert [r > 0 for r in decode.measure_pipeline([path], 0, **short)] == [True] * 2
 
 
 def test_rates_count_pictures():
