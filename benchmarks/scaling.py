@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import jax
 
 from googlenet_flax import create_model
+from googlenet_flax.model.convolution import STOCK
 from googlenet_flax.model.googlenet import INCEPTIONS, VARIANTS
 from googlenet_flax.runs.metrics import read_rows
 from googlenet_flax.runtime.files import file_path
@@ -52,7 +53,7 @@ class Exchange:
 @functools.cache
 def exchange_of(variant: str, num_classes: int, image_size: int) -> Exchange:
     """Computes the exchange of a network from its shapes."""
-    model = create_model(variant, num_classes=num_classes)
+    model = create_model(variant, num_classes=num_classes, arithmetic=STOCK)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
     init = functools.partial(model.init, train=False)
     variables = jax.eval_shape(init, jax.random.key(0), images)
