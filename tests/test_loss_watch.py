@@ -34,6 +34,7 @@ def test_the_last_metrics_are_returned_and_all_are_checked_once():
     assert losses.check() == {"loss": 1.5, "accuracy": 0.75}
     losses.add(3, sharded(loss=1.0))
     assert losses.check() == {"loss": 1.0}
+    assert losses.check() == {}
 
 
 def test_the_first_step_that_is_not_finite_is_named():

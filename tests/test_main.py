@@ -26,6 +26,9 @@ def test_a_run_says_what_it_does(finished_run):
     assert start["environment"]["jax"] == jax.__version__
     training, evaluations = rows_of(workdir, "train"), rows_of(workdir, "eval")
     assert [row["step"] for row in training] == list(range(1, 11))
+    # One stair is an epoch of five updates, and each halves the rate.
+    rates = [row["learning_rate"] for row in training]
+    assert rates == pytest.approx([0.05] * 5 + [0.025] * 5)
     assert [(row["step"], row["epoch"]) for row in evaluations] == [(5, 1), (10, 2)]
     expected = {"step", "epoch", "split", "loss", "main_loss", "aux_4a_loss", "aux_4d_loss"}
     expected |= {"accuracy", "top5", "aux_4a_accuracy", "aux_4d_accuracy"}

@@ -1,13 +1,13 @@
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.configs import named_config
 
 from googlenet_flax.config import MAX_NUMBER, Config
-from googlenet_flax.training.experiment import Experiment
+from googlenet_flax.data.synthetic import black_images
+from googlenet_flax.training.experiment import build_experiment
 from googlenet_flax.training.schedule import create_schedule
 
 
@@ -36,8 +36,8 @@ LONG = MAX_NUMBER // 3, MAX_NUMBER
 
 # The offsets 0 and 1 are the paper's and that of the seed, whose Keras scheduler counts
 # epochs from 1. Steps an epoch: 3,000 images by 256, and ImageNet's 1,281,167 by 256.
-@pytest.mark.parametrize("every", [1, 7, 8, 10, *LONG])
-@pytest.mark.parametrize("offset", [0, 1, 6, *LONG])
+@pytest.mark.parametrize("every", [1, 7, 8, *LONG])
+@pytest.mark.parametrize("offset", [0, 1, *LONG])
 @pytest.mark.parametrize("epoch_steps", [1, 11, 5004])
 def test_stairs_are_those_of_unbounded_integers(every, offset, epoch_steps):
     ends = [(stair * every - offset) * epoch_steps for stair in range(1, 5)]
@@ -116,27 +116,12 @@ def test_a_run_may_end_in_its_warmup(shape, steps):
     np.testing.assert_allclose(rates, 0.04 * np.arange(1, 11), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ends", "stages"),
-    [
-        ((), {0: 0, 10**9: 0}),
-        ((5,), {0: 0, 4: 0, 5: 1, 6: 1, 10**9: 1}),
-        ((5, 6, 20), {0: 0, 4: 0, 5: 1, 6: 2, 7: 2, 19: 2, 20: 3, 21: 3}),
-    ],
-)
-def test_a_stage_ends_with_the_update_that_fills_its_epochs(ends, stages):
-    experiment = SimpleNamespace(stage_ends=ends, train_steps=range(len(ends) + 1))
-    assert {step: Experiment.train_step_at(experiment, step) for step in stages} == stages
-
-
-@pytest.mark.parametrize("shape", ["staircase", *FALLS])
-def test_the_logged_rate_is_that_of_the_update(shape):
-    schedule = create_schedule(
-        Config(schedule=shape, warmup_epochs=1.5), epoch_steps=40, total_steps=600
-    )
-    steps = [0, 59, 60, 61, 320, 599]
-    logged = [
-        Experiment.learning_rate(SimpleNamespace(schedule=schedule), s) for s in steps
-    ]
-    # At the end of a cosine, float32 is exact to 1e-7 of the initial rate.
-    np.testing.assert_allclose(logged, rates_of(schedule, steps), rtol=1e-6, atol=1e-9)
+def test_a_stage_ends_with_the_update_that_fills_its_epochs():
+    sizes = {"progressive_image_sizes": (80, 84, 88), "image_size": 92}
+    ends = {"progressive_image_size_epochs": (5, 6, 20), "num_epochs": 30}
+    config = Config.of({**named_config("digits"), **sizes, **ends})
+    split = black_images("digits", num_examples=config.batch_size, storage_size=8)
+    built = build_experiment(config, jax.local_devices(), split, split)
+    stages = {0: 0, 4: 0, 5: 1, 6: 2, 19: 2, 20: 3, 29: 3}
+    found = {step: built.train_steps.index(built.train_step_at(step)) for step in stages}
+    assert found == stages

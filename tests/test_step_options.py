@@ -16,6 +16,7 @@ from helpers.steps import assert_same_tree, random_batch, run_steps
 
 from googlenet_flax.model.googlenet import GoogLeNetOutput
 from googlenet_flax.runtime.errors import UserError
+from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.mixup import mixup_lambdas, with_partners
 from googlenet_flax.training.optimizer import Averaging, create_optimizer
 from googlenet_flax.training.sharding import (
@@ -111,12 +112,12 @@ def assert_losses(metrics, expected):
         assert float(metrics[name]) == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_label_smoothing_is_that_of_its_paper(smoothing):
+@pytest.mark.parametrize("fields", [{}, {"label_smoothing": 0.5}], ids=str)
+def test_label_smoothing_is_that_of_its_paper(fields):
     # arXiv 1512.00567, section 7: q'(k) = (1 - eps) * delta(k, y) + eps / K.
-    batch = square_batch(8)
+    batch, smoothing = square_batch(8), fields.get("label_smoothing", 0.0)
     targets = (1 - smoothing) * np.eye(10)[batch["label"]] + smoothing / 10
-    _, metrics = compiled_step(label_smoothing=smoothing)(linear_state(), batch, 3)
+    _, metrics = compiled_step(**fields)(linear_state(), batch, 3)
     assert_losses(metrics, losses_against(batch["image"] / 255, targets))
 
 
@@ -131,13 +132,29 @@ def shares_of(mixed, views):
     return shares
 
 
-@pytest.mark.parametrize("smoothing", [0.0, MIXED["label_smoothing"]])
-def test_mixup_is_of_each_example_and_the_one_before_it(smoothing):
-    batch, fields = square_batch(8), {**MIXED, "label_smoothing": smoothing}
+def test_views_are_a_function_of_seed_and_step():
+    batch = square_batch(8)
+    view = view_of(batch, **VIEWS)
+    np.testing.assert_array_equal(view_of(batch, **VIEWS), view)
+    # In the next epoch, alternating flips would tell the views apart.
+    for other in ({"step": 2}, {"seed": 4}):
+        assert np.any(view_of(batch, **other, **VIEWS) != view)
+
+
+def test_mixed_targets_need_no_smoothing():
+    batch, shares = with_partners(square_batch(8)), np.linspace(0.5, 1, 8)
+    targets = Objective(mixup_alpha=1.0).soft_targets(batch, 10, shares)
+    own = np.eye(10)[batch["label"]]
+    expected = shares[:, None] * own + (1 - shares[:, None]) * np.roll(own, 1, axis=0)
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
+
+
+def test_mixup_is_of_each_example_and_the_one_before_it():
+    batch, smoothing = square_batch(8), MIXED["label_smoothing"]
     views = view_of(batch, **VIEWS)  # The partner is augmented as if it were alone.
-    metrics, mixed = run_with_view(with_partners(batch), **fields)
+    metrics, mixed = run_with_view(with_partners(batch), **MIXED)
     shares = shares_of(mixed, views)
-    _, later = run_with_view(with_partners(batch), step=1, **fields)
+    _, later = run_with_view(with_partners(batch), step=1, **MIXED)
     assert np.abs(later - mixed).max(axis=(1, 2, 3)).min() > 1e-5
     assert 0.5 <= shares.min() < 0.9 < shares.max() <= 1
     # arXiv 1710.09412 mixes images and labels alike.
@@ -166,21 +183,19 @@ def test_lambdas_are_of_the_beta_distribution_folded():
         assert np.mean(draw(jax.random.key(4), indices, alpha) == lambdas) < 0.5
 
 
-def assert_is_the_update_of_the_whole(state, metrics):
-    """Compares with one device and one part: parameters, momentum and metrics."""
-    step = compiled_step(model=Linear(keeps_images=True), **MIXED)
-    results = (state, metrics), step(linear_state(), with_partners(square_batch(8)), 3)
-    updates = [(state.params, state.opt_state, metrics) for state, metrics in results]
-    assert_same_tree(*jax.device_get(updates), rtol=1e-5)
-
-
-def test_partners_are_the_same_on_any_number_of_devices():
+def test_devices_and_parts_give_the_update_of_the_whole():
+    """The partner of mixup may be on another device and in another part."""
     batch, devices = with_partners(square_batch(8)), jax.devices()
-    step = parallel_train_step(step_with(axis_name=AXIS_NAME, **MIXED), devices)
+    fields = {"axis_name": AXIS_NAME, "accumulation_steps": 2, **MIXED}
+    step = parallel_train_step(step_with(**fields), devices)
     state = replicate(linear_state(), devices)
     state, metrics = step(state, split_over_devices(batch, len(devices)), 3)
     metrics = {name: values.addressable_data(0)[0] for name, values in metrics.items()}
-    assert_is_the_update_of_the_whole(state, metrics)
+    whole_step = compiled_step(model=Linear(keeps_images=True), **MIXED)
+    whole, expected = whole_step(linear_state(), batch, 3)
+    ours = state.params, state.opt_state, metrics
+    theirs = whole.params, whole.opt_state, expected
+    assert_same_tree(*jax.device_get((ours, theirs)), rtol=1e-5)
 
 
 def test_alternating_flips_last_an_epoch():
@@ -200,21 +215,20 @@ def test_alternating_flips_last_an_epoch():
 
 
 def test_weight_of_the_heads_may_fall():
-    falling = optax.linear_schedule(0.3, 0.0, 10)
-    batch, falling_step = square_batch(8), compiled_step(aux_weight=falling)
+    batch, falling = square_batch(8), optax.linear_schedule(0.3, 0.0, 10)
+    falling_step, constant_step = (compiled_step(aux_weight=w) for w in (falling, 0.15))
     for step, weight in ((0, 0.3), (5, 0.15), (10, 0.0)):
         state = linear_state(step=jnp.asarray(step, jnp.int32))
         after, metrics = falling_step(state, batch, 3)
         heads = metrics["aux_4a_loss"] + metrics["aux_4d_loss"]
         expected = metrics["main_loss"] + weight * heads
         assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
-        same, _ = compiled_step(aux_weight=weight)(state, batch, 3)
-        assert_same_tree(after.params, same.params, rtol=1e-6)
+        if weight == 0.15:  # This differs from both ends.
+            same, _ = constant_step(state, batch, 3)
+            assert_same_tree(after.params, same.params, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("kind", "start"), [("ema", 0), ("ema", 2), ("polyak", 2), ("polyak", 9)]
-)
+@pytest.mark.parametrize(("kind", "start"), [("ema", 0), ("ema", 2), ("polyak", 2)])
 def test_averages_against_numpy(kind, start):
     averaging = Averaging(kind=kind, decay=0.6, start_step=start)
     state = linear_state()
@@ -241,20 +255,14 @@ def test_averages_against_numpy(kind, start):
         assert_same_tree(state.averages, expected, rtol=1e-5)
     # Averaging does not change training.
     assert_same_tree(state.variables, raw.variables, rtol=1e-6)
-    if start < 5:
-        difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])
-        assert difference.max() > 1e-3
+    difference = np.abs(state.averages["params"]["kernel"] - raw.params["kernel"])
+    assert difference.max() > 1e-3
 
 
-def test_parts_of_a_batch_give_the_update_of_the_whole():
-    step, batch = compiled_step(accumulation_steps=2, **MIXED), square_batch(8)
-    assert_is_the_update_of_the_whole(*step(linear_state(), with_partners(batch), 3))
-
-
-@pytest.mark.parametrize("parts", [1, 4])
-def test_statistics_are_updated_part_after_part(parts):
-    batch = square_batch(8)
-    state, _ = compiled_step(accumulation_steps=parts)(linear_state(), batch, 3)
+@pytest.mark.parametrize("fields", [{}, {"accumulation_steps": 4}], ids=str)
+def test_statistics_are_updated_part_after_part(fields):
+    batch, parts = square_batch(8), fields.get("accumulation_steps", 1)
+    state, _ = compiled_step(**fields)(linear_state(), batch, 3)
     mean = np.full(SIDE, 0.2)
     for part in range(parts):
         values = batch["image"][part::parts, 0, :, 0] / 255

@@ -103,8 +103,8 @@ def test_the_commands_take_the_averages(run, run_command):
             assert metrics[name] == expected, name
 
 
-def test_resumed_in_any_stage_it_ends_the_same(run, tmp_path):
-    """Stops after step 7, in the second epoch of averages and at the last size."""
+def test_resumed_at_the_last_size_it_ends_the_same(run, tmp_path):
+    """Stops after step 7, in the second epoch of averages."""
     workdir, _ = run
     assert 7 in saved_steps(workdir)
     resumed = copy_run(workdir, tmp_path / "resumed", newest=7)
