@@ -43,13 +43,15 @@ def test_refuses_another_padding_of_pools():
         ops.pool_padding(8, 3, 2, "VALID")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+POOLS = [  # Those of the network come first.
+    *((3, 2, "SAME"), (3, 2, "CEIL"), (2, 2, "CEIL"), (3, 1, "SAME")),
+    *((2, 3, "SAME"), (3, 3, "CEIL")),
+]
+
+
 @pytest.mark.parametrize(
-    ("window", "stride", "padding"),
-    [  # The pools of the network come first.
-        *((3, 2, "SAME"), (3, 2, "CEIL"), (2, 2, "CEIL"), (3, 1, "SAME")),
-        *((2, 3, "SAME"), (3, 3, "CEIL")),
-    ],
+    ("window", "stride", "padding", "dtype"),
+    [*((*pool, "float32") for pool in POOLS), *((*pool, "bfloat16") for pool in POOLS[:2])],
 )
 @settings(max_examples=2, deadline=None)
 @given(height=st.integers(3, 13), width=st.integers(3, 13), seed=st.integers(0, 1000))
