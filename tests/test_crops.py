@@ -25,7 +25,7 @@ resize = jax.jit(jax.image.resize, static_argnums=(1, 2))
 
 
 # By an even factor, as from 16 to 4, each new center lies between two equally near pixels.
-@pytest.mark.parametrize("method", ["bilinear", "cubic", "nearest"])
+@pytest.mark.parametrize("method", ["cubic", "nearest"])
 @pytest.mark.parametrize("size", [4, 30])
 def test_in_a_corner_of_its_image_it_is_the_resize_of_the_slice(size, method):
     extents = np.array([[7, 12], [16, 5], [16, 16], [1, 9]])
@@ -68,7 +68,7 @@ each_size = pytest.mark.parametrize("size", [1, 5, 16])
 @given(drawn=pictures_and_boxes())
 def test_any_box_is_what_pillow_makes_of_it(size, drawn):
     (height, width), box = drawn
-    out = cut(NOISE, [box], size, [(height, width)])[0, ..., 0]
+    out = cut(NOISE, [box], size, [(height, width)], "bilinear")[0, ..., 0]
     picture = NOISE[0, :height, :width, 0]
     exact = pillow(picture.astype(np.float32), box, size)
     np.testing.assert_allclose(out, exact, atol=ATOL)

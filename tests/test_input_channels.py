@@ -155,7 +155,7 @@ def test_every_command(tmp_path, small_inceptions, run_command, pictures, fields
             assert image.mode == {1: "L", 4: "RGBA"}[count]
 
 
-def test_data_of_another_count_are_refused_before_they_are_trained_on():
+def test_data_of_another_count_are_refused_before_they_are_trained_on(small_inceptions):
     """Refuses images of three channels for a network of four."""
     images = ImageSet(random_images(8, 8, 8, 3), np.arange(8, dtype=np.int32), "abcdefgh")
     config = Config.of({**named_config("digits"), **RGBA, "batch_size": 4})

@@ -195,7 +195,10 @@ def record_of(path):
 
 
 def page_of(path):
-    return read(create_run_page(Material(record_of(path))))
+    """Reads the page of a run without a checkpoint; its figures are empty."""
+    names = "classifier_figure", "rate_figure"
+    with mock.patch.multiple(curves, **{name: lambda *_, **__: b"" for name in names}):
+        return read(create_run_page(Material(record_of(path))))
 
 
 # Tests of the page of a run.
@@ -335,8 +338,8 @@ def test_pngs_show_something(made):
 # Tests of missing parts.
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(0, 0), (1, 1), (len(ROWS), 11)])
-def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command, rows, steps):
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command, rows):
     path = bare_run(tmp_path / "run", ROWS[:rows])
     with Workdir(path):  # A training process holds this lock.
         before = (path / ".lock").read_text()
@@ -349,10 +352,10 @@ def test_a_run_without_a_checkpoint_that_goes_on(tmp_path, run_command, rows, st
     assert "Predictions and weights are not shown: no checkpoint in" in reader.text
     assert len(reader.images) == (4 if rows else 0)
     assert "Inside the network" not in reader.text
-    assert ("Evaluations" in reader.tables) == (rows > 1)
+    assert "Evaluations" not in reader.tables
     said = "There are no curves: the run has no metrics yet." in reader.text
     assert said == (rows == 0)
-    assert f"{steps} of 15 steps done" in reader.text
+    assert f"{rows} of 15 steps done" in reader.text
 
 
 def test_the_data_are_gone_and_a_checkpoint_vanishes(tmp_path, variables, monkeypatch):
@@ -604,7 +607,7 @@ def test_comparison(tmp_path, run_command):
 
 
 def test_a_workdir_with_a_comma_in_its_name(tmp_path, run_command):
-    run = bare_run(tmp_path / "rate=0.1,decay=0")
+    run = bare_run(tmp_path / "rate=0.1,decay=0", rows=[])
     assert run_command(command, f"--workdir={run}")[0] == 0
 
 
