@@ -25,7 +25,7 @@ def network(request):
     return model, numpy_variables(model), images
 
 
-def test_shapes_are_those_that_table_1_prints():
+def test_shapes_are_those_that_the_cost_counts():
     model = create_model("paper", num_classes=1000)
     variables, shapes = layer_shapes(model, 224)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -73,7 +73,7 @@ def start(run, description):
     before = {name: np.asarray(leaf) for name, leaf in flat(fresh.variables).items()}
     state, said = warm_start(fresh, run, description, jax.devices())
     assert "\n" not in said
-    assert int(state.step) == 0
+    assert int(state.step) == 0 and state.averages == {}
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
     for old, new in zip(jax.tree.leaves(fresh), jax.tree.leaves(state), strict=True):
         assert new.sharding == old.sharding  # Or the step would compile twice.
@@ -98,7 +98,6 @@ def test_averages_begin_with_the_sources_weights(source):
     run, _ = source
     description = changed(class_names=THREE)
     plain = fresh_state(description)
-    assert warm_start(plain, run, description, jax.devices())[0].averages == {}
     fresh = dataclasses.replace(
         plain, averages=jax.tree.map(np.zeros_like, plain.variables)
     )
@@ -109,16 +108,6 @@ def test_averages_begin_with_the_sources_weights(source):
         # A step donates its state, and no buffer can be donated twice.
         assert averages[path] is not leaf
         assert averages[path].sharding == leaf.sharding
-
-
-def test_weights_are_the_sources_averages(tmp_path):
-    run, raw = source_run(tmp_path)
-    averages = trained_variables(DESCRIPTION, seed=2)
-    with Workdir(tmp_path) as workdir, Checkpoints(workdir.checkpoints) as checkpoints:
-        save_weights(checkpoints, 7, raw, DESCRIPTION, 0.5, averages=averages)
-    after, said, _ = start(run, DESCRIPTION)
-    assert "checkpoint 7" in said
-    assert_leaves(after, averages)
 
 
 @pytest.mark.parametrize("class_names", [THREE, tuple(map(str, range(1000)))], ids=len)
@@ -166,39 +155,37 @@ def test_untrained_heads_are_not_frozen(tmp_path):
     assert "random weights in aux_4a, aux_4d, which are not trained there" in said
 
 
-@pytest.mark.parametrize(("accuracies", "taken"), [((0.9, 0.2), 3), ((None, None), 5)])
-def test_the_best_checkpoint_is_taken(tmp_path, accuracies, taken):
-    """Checks that the best checkpoint is used, or the latest if none was evaluated."""
-    weights = {step: trained_variables(DESCRIPTION, seed=step) for step in (3, 5)}
-    with Workdir(tmp_path) as run, Checkpoints(run.checkpoints) as checkpoints:
-        run.write_config({})
-        for step, accuracy in zip((3, 5), accuracies, strict=True):
-            save_weights(checkpoints, step, weights[step], DESCRIPTION, accuracy)
-    after, said, _ = start(run, DESCRIPTION)
-    assert said == f"weights from {tmp_path}, checkpoint {taken}"
-    assert_leaves(after, weights[taken])
+def test_the_best_checkpoint_is_taken(tmp_path):
+    """Takes the latest while none is evaluated, and averages where there are some."""
+    weights = {step: trained_variables(DESCRIPTION, seed=step) for step in range(3, 8)}
+
+    def check(saves, taken, expected):
+        with Workdir(tmp_path) as run, Checkpoints(run.checkpoints) as checkpoints:
+            run.write_config({})
+            for step, accuracy, items in saves:
+                variables = weights[step]
+                save_weights(checkpoints, step, variables, DESCRIPTION, accuracy, **items)
+        after, said, _ = start(run, DESCRIPTION)
+        assert said == f"weights from {tmp_path}, checkpoint {taken}"
+        assert_leaves(after, expected)
+
+    check([(3, None, {}), (4, None, {})], taken=4, expected=weights[4])
+    averages = {"averages": weights[7]}
+    check([(5, 0.9, averages), (6, 0.2, {})], taken=5, expected=weights[7])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"image_size": 97},
-        {"crop_fraction": 0.5, "storage_size": 100},
-        {"dtype": "bfloat16"},
-        {"class_names": tuple("abcdefghij")},
-    ],
-    ids=str,
-)
-def test_what_may_differ(source, change):
-    """Changes the image size of `bn`, or the dtype; parameters are always float32."""
+def test_what_may_differ(source):
+    """Changes the input size of `bn`, and the dtype; parameters are always float32."""
     run, theirs = source
-    after, said, _ = start(run, changed(**change))
-    assert_leaves(after, theirs)
-    origin, _, news = said.partition("; ")
-    assert origin == f"weights from {run.path}, checkpoint 0"
-    words = "the classifiers were trained on other classes of the same number"
-    assert news == (words if "class_names" in change else "")
+    sizes = {"image_size": 97, "crop_fraction": 0.5, "storage_size": 100}
+    news = "; the classifiers were trained on other classes of the same number"
+    for change, words in (
+        ({**sizes, "dtype": "bfloat16"}, ""),
+        ({"class_names": tuple("abcdefghij")}, news),
+    ):
+        after, said, _ = start(run, changed(**change))
+        assert_leaves(after, theirs)
+        assert said == f"weights from {run.path}, checkpoint 0{words}"
 
 
 def test_the_size_that_seed_is_tied_to(tmp_path):
@@ -219,22 +206,14 @@ def described_by(config):
     return describe(class_names=THREE, **{name: config[name] for name in names})
 
 
-@pytest.mark.parametrize(
-    "source_fields",
-    [
-        {"width_multiplier": 0.125},
-        {
-            "variant": "torchvision",
-            "input_scale": 2.0,
-            "input_mean": (104.0, 117.0, 123.0),
-            "input_std": (-1e-3 + 1, 1e-7, 1e5),
-            "channel_order": "BGR",
-        },
-    ],
-    ids=str,
-)
-def test_what_must_not_differ(tmp_path, source_fields):
+def test_what_must_not_differ(tmp_path):
     """Checks that the options named by the error make the network fit."""
+    source_fields = {
+        **{"variant": "torchvision", "width_multiplier": 0.125, "input_scale": 2.0},
+        "input_mean": (104.0, 117.0, 123.0),
+        "input_std": (-1e-3 + 1, 1e-7, 1e5),
+        "channel_order": "BGR",
+    }
     run, theirs = source_run(tmp_path, changed(**source_fields))
     digits = REPOSITORY / "configs" / "digits.py"
     flags = ["--config.width_multiplier=0.1", f"--config.init_from={tmp_path}"]
