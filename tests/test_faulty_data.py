@@ -31,6 +31,7 @@ from helpers.tiny_sets import TinyColour, TinyGrey, prepare
 from googlenet_flax import import_weights, main
 from googlenet_flax.data.builders import cifar
 from googlenet_flax.importers.formats import FORMATS
+from googlenet_flax.runtime import downloads
 
 NOT_FOUND_SECONDS = 5
 
@@ -51,16 +52,12 @@ def refusal(tmp_path, refused):
 @pytest.mark.parametrize(
     ("flag", "parts"),
     [
-        ("--config.input_std=(1.0,0.0,1.0)", ["(1.0, 0.0, 1.0)", "above 0"]),
         ("--config.num_epochs=1.5", ["num_epochs", "1.5"]),
         ("--config.restart=maybe", ["restart", "maybe"]),
         ("--config.dataset=foo", ["unknown dataset 'foo'"]),
-        ("--config.train_split=tran", ["unknown split 'tran'"]),
-        ("--config.train_split=train[:0]", ["no examples"]),
         ("--config.train_split=train[:20]", ["is 32 but", "batch_size=20 or less"]),
         # Four devices share a batch.
         ("--config.batch_size=30", ["set --config.batch_size=28 or 32"]),
-        ("--config.image_size=31", ["image_size is 31 but must be 32"]),
         ("--config.batch_sise=8", ["config has no field 'batch_sise'", '"batch_size"']),
         ("--config.lr=0.1", ["config has no field 'lr'"]),
         ("--config=configs/nothing.py", ["configs/nothing.py"]),
@@ -127,6 +124,8 @@ def test_a_resumed_run_may_go_on_longer(finished_run, tmp_path):
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_data_that_are_missing_without_a_network(tmp_path, monkeypatch, refusal, seconds):
     """Tries hosts that are unknown, and a lookup that takes a minute."""
+    assert downloads.CONNECT_SECONDS < NOT_FOUND_SECONDS
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.3)
     cut_network(monkeypatch, seconds)
     started = time.monotonic()
     line = refusal("--config.dataset=cifar10", f"--config.data_dir={tmp_path}")
@@ -207,7 +206,8 @@ def test_images_of_another_shape(tmp_path, tiny_grey, refusal_of_set):
     color = prepare(TinyColour, tmp_path / "data")
     for theirs in pathlib.Path(color.data_dir).glob("*array_record*"):
         shutil.copy(theirs, tiny_grey / theirs.name.replace("colour", "grey"))
-    assert "tiny_grey" in refusal_of_set()
+    line = refusal_of_set()
+    assert "tiny_grey" in line and "cannot be read" in line
 
 
 def test_a_set_as_tfrecord(tiny_grey, refusal_of_set):

@@ -130,7 +130,11 @@ def workdir(tmp_path_factory, pictures):
 def test_other_commands_end(pictures, workdir, tmp_path, start_hanging, command):
     path, out = pictures / "test" / "bee" / "03.png", tmp_path / "out"
     out.mkdir()
-    more = {"predict": [pictures / "test"], "features": [f"--out={out / 'new.npz'}"]}
+    more = {
+        "predict": [pictures / "test"],
+        "report": [f"--out={out / 'page.html'}"],
+        "features": [f"--out={out / 'new.npz'}"],
+    }
     args = (f"--workdir={workdir}", *more.get(command, []))
     process = start_hanging(command, *args, path=path)
     assert last_line(interrupt(process, after=[])) == "googlenet_flax: interrupted"

@@ -302,7 +302,7 @@ def test_a_missing_shard_is_found_at_the_door(writable_dir):
     assert len(load(writable_dir, "validation")) == NUM_VALIDATION
 
 
-def test_every_shard_may_be_open(data_dir):
+def test_the_limit_of_open_files_is_raised_by_the_shards(data_dir):
     shards = Imagenet2012(data_dir=data_dir).info.splits["train"].num_shards
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

