@@ -312,7 +312,7 @@ def test_random_crops_in_bfloat16_are_near_those_in_float32():
     assert 0 < np.sqrt(np.mean(np.square(error))) < 1  # Pixels are 0 to 255.
 
 
-@pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4), (8, 8)])
+@pytest.mark.parametrize(("size", "side"), [(11, 5), (10, 4)])
 def test_cutout_is_a_square_of_zeros_around_any_pixel(size, side):
     number = 1500
     images = np.repeat(random_images(1, size, size, 3), number, axis=0)

@@ -30,6 +30,7 @@ def test_a_run_from_python(small_inceptions, tmp_path, monkeypatch):
     page, values = (REPOSITORY / "docs" / "runs.md").read_text(), {}
     program = next(p for p in BLOCKS.findall(page) if "train_and_evaluate" in p)
     monkeypatch.chdir(tmp_path)
+    assert program.count("80}") == 1
     exec(program.replace("80}", '80, "max_steps": 1, "batch_size": 4}'), values)
     assert 0 <= values["last"]["accuracy"] <= 1
 
@@ -42,6 +43,7 @@ def test_the_page(tmp_path, monkeypatch, small_networks, run_command):
     write_pictures(tmp_path, {"photos": 6})
     monkeypatch.chdir(tmp_path)
     # The small network has no block 4e, and a few digits are enough.
+    assert "inception_4e" in PAGE and "=train " in PAGE
     page = PAGE.replace("inception_4e", "inception_4d").replace("=train ", "=train[:40] ")
     values, outs = {}, []
     for language, code in re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL):

@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import io
 import os
 import pathlib
 import pty
 import resource
 import signal
+import sys
 import termios
 import threading
 
@@ -20,6 +22,8 @@ from helpers.tiny_run import (
     train_badly,
     train_well,
 )
+
+from googlenet_flax.runtime.errors import exit_on_run_error
 
 # No lock is needed between fork and exec.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
@@ -68,31 +72,46 @@ def test_streams_that_take_nothing(half_run, finished_run, streams, sink):
     os.close(descriptor)
 
 
-PRINTING = """
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize(
+    ("sink", "unbuffered", "code", "words"),
+    [
+        (full_disk, False, 2, "the output cannot be written (No space left on"),
+        (full_disk, True, 2, "the output cannot be written (No space left on"),
+        (unread_pipe, False, 128 + signal.SIGPIPE, ""),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    capsys, monkeypatch, sink, unbuffered, code, words
+):
+    """Fills the disk or closes the pipe, also while the line is in Python's buffer."""
+    raw = io.FileIO(sink(), "w")
+    buffer = raw if unbuffered else io.BufferedWriter(raw)
+    stream = io.TextIOWrapper(buffer, write_through=unbuffered)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as end, exit_on_run_error():
+        print(1)
+    stream.close()  # As at the end of Python, where an error would replace the code.
+    err = capsys.readouterr().err
+    assert end.value.code == code and words in err and len(err.splitlines()) == bool(words)
+
+
+FAILING = """
 from googlenet_flax.runtime.errors import UnexpectedResultError, exit_on_run_error
 with exit_on_run_error():
     print(1)
+    raise UnexpectedResultError("accuracy 0.5")
 """
-FAILING = '    raise UnexpectedResultError("accuracy 0.5")'
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-@pytest.mark.parametrize(
-    ("program", "sink", "unbuffered", "code", "words"),
-    [
-        (PRINTING, full_disk, "", 2, "the output cannot be written (No space left on"),
-        (PRINTING, full_disk, "1", 2, "the output cannot be written (No space left on"),
-        (PRINTING + FAILING, full_disk, "", 5, "accuracy 0.5"),
-        (PRINTING, unread_pipe, "", 128 + signal.SIGPIPE, ""),
-    ],
-)
-def test_an_output_that_cannot_be_written(program, sink, unbuffered, code, words):
-    """Fills the disk or closes the pipe, also while the line is in Python's buffer."""
-    descriptor, env = sink(), {"PYTHONUNBUFFERED": unbuffered}
-    process = start_python("-c", program, stdout=descriptor, env=env)
+def test_an_error_keeps_its_code_if_the_output_cannot_be_written():
+    descriptor = full_disk()
+    env = {"PYTHONUNBUFFERED": ""}  # The line stays in the buffer until the end.
+    process = start_python("-c", FAILING, stdout=descriptor, env=env)
     os.close(descriptor)
-    exit_code, _, err = finish(process)
-    assert exit_code == code and words in err and len(err.splitlines()) == bool(words)
+    code, _, err = finish(process)
+    assert (code, err) == (5, "googlenet_flax: accuracy 0.5\n")
 
 
 @pytest.mark.faults
