@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -139,7 +140,7 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
     if process.returncode:
         print(process.stderr, file=sys.stderr)
         code = f"exit code {process.returncode}"
-        raise ContenderError(last_line(process.stderr) or code)
+        raise ContenderError(cause(process.stderr) or code)
     return process.stdout
 
 
@@ -147,6 +148,12 @@ def last_line(text: str) -> str:
     """Returns the last line that is not blank, or "" if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def cause(stderr: str) -> str:
+    """Returns the first line of the last exception in an output, or else the last line."""
+    named = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", stderr, re.MULTILINE)
+    return named[-1] if named else last_line(stderr)
 
 
 def read_answer(stdout: str, work: Work) -> Record:
@@ -157,10 +164,10 @@ def read_answer(stdout: str, work: Work) -> Record:
     """
     try:
         answer = json.loads(last_line(stdout))
-        _ = [answer[key] for key in (*SPEEDS, "device")]
-        for key in ("dtype", "batch_size", "image_size"):
-            if answer[key] != (asked := getattr(work, key)):
-                raise ContenderError(f"it measured {key} {answer[key]}, not {asked}")
+        for key in (*SPEEDS, "device", "dtype", "batch_size", "image_size"):
+            found = answer[key]
+            if found != (asked := getattr(work, key, found)):
+                raise ContenderError(f"it measured {key} {found}, not {asked}")
     except (ValueError, TypeError) as error:
         raise ContenderError(f"the last line is not a JSON object: {error}") from None
     except KeyError as error:

@@ -64,6 +64,8 @@ def measure(keys: Sequence[Key], rows: dict[Key, Row], flags: argparse.Namespace
         (row,) = compare.run_rounds(
             [compare.Entry(name, work, command)], rounds=1, timeout_seconds=seconds
         )
+        if "error" in row and time.monotonic() >= deadline:
+            return  # The row had too little time.
         if row.get("device") == "cpu":
             row = {"name": name, "dtype": dtype, "error": "it ran on the CPU"}
         rows[key] = row

@@ -69,7 +69,7 @@ def make_steps(
 
     Returns:
       A function that starts a training step and returns its loss, one that starts a forward
-      pass, and the memory planned for the training step, if XLA tells it.
+      pass, and the memory planned for the training step by name, if XLA reports it.
     """
     model = create_model(
         variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic
@@ -104,7 +104,11 @@ def main() -> None:
     """Measures a network and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variant", default="seed")
-    parser.add_argument("--arithmetic", default="stock", help="its options, as in a+b")
+    parser.add_argument(
+        "--arithmetic",
+        default="stock",
+        help="fields of Arithmetic that are on, joined by +; default: stock, none",
+    )
     work, flags = peer.parse_flags(parser)
     use_compilation_cache()
     device = jax.devices()[0]

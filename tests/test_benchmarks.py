@@ -83,7 +83,7 @@ def test_contenders_run_in_turn_and_failures_do_not_stop_the_rest(tmp_path, capf
     well = "open({!r}, 'a').write({!r}); print('a line'); print(json.dumps(answer))"
     entries = [
         program(tmp_path, "a", well.format(str(log), "a")),
-        program(tmp_path, "b", "print('x', file=sys.stderr); raise ValueError('broken')"),
+        program(tmp_path, "b", "raise ValueError('broken\\nat line 3')"),
         program(tmp_path, "c", well.format(str(log), "c")),
     ]
     records = compare.run_rounds(entries, **LIMITS)
@@ -407,9 +407,7 @@ def test_figures_of_a_cpu_are_refused(run_gpu):
 
 def test_a_gpu_contender_that_hangs_is_stopped(run_gpu):
     code, rows, _, _ = run_gpu("time.sleep(60)", "--budget_seconds=0.5")
-    assert code == 1
-    assert rows[0].startswith("failed: not finished after 0.")
-    assert rows[1:] == ["not measured: out of time"] * 2
+    assert (code, rows) == (0, ["not measured: out of time"] * 3)
 
 
 def test_gpu_ratios_are_those_of_medians_to_the_compiled_torch():
