@@ -315,9 +315,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_leave_signals_to_the_loop_and_are_missed_when_they_die(
-    splits_dir, tmp_path
-):
+def test_workers_ignore_signals_and_their_death_is_reported(splits_dir, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     env = {"PYTHONPATH": str(REPOSITORY)}

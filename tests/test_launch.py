@@ -23,7 +23,7 @@ from googlenet_flax.config import Config
 
 LAUNCH = REPOSITORY / "docs" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-# Slurm's own choice of a port, from the number of the job, lies above this.
+# Under Slurm, JAX adds the number of the job modulo 4096 to this port.
 FIRST_SLURM_PORT = 61440
 
 # A stand-in for srun. It takes options up to the command, which it starts once for each
@@ -96,6 +96,7 @@ def run(script, *args, **env) -> tuple[int, str, str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_bash_and_shellcheck_accept_it(path):
     assert os.access(path, os.X_OK)
+    assert "\nset -euo pipefail\n" in path.read_text()
     shellcheck = pathlib.Path(sysconfig.get_path("scripts"), "shellcheck")
     done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

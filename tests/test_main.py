@@ -21,6 +21,7 @@ def test_a_run_says_what_it_does(finished_run):
     assert str(workdir) in out
     assert f"step 1/{FINAL_STEP}  loss" in err and "images/s" in err and "ETA" in err
     assert "Traceback" not in err
+    assert not set("\r\x1b") & set(out + err)  # They are for terminals.
     (start,) = Workdir(workdir).read_starts()
     assert (start["step"], start["epoch_steps"], start["total_steps"]) == (0, 5, FINAL_STEP)
     assert start["environment"]["jax"] == jax.__version__

@@ -144,11 +144,20 @@ def test_a_plan_for_tpus(elsewhere, run_command):
     assert (code, out) == (2, "") and "17 GiB of 16 GiB" in err
 
 
-@pytest.mark.parametrize(("dtype", "gflops"), [("float32", 495), ("bfloat16", 989)])
-def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(elsewhere, dtype, gflops):
-    work = {"training_flops": gflops * 10**9, "training_bytes": 3.35e9}
+@pytest.mark.parametrize(
+    ("name", "dtype", "gflops", "gigabytes"),
+    [
+        (TPUS, "bfloat16", 197, 0.819),
+        (GPUS, "bfloat16", 989, 3.35),
+        (GPUS, "float32", 495, 3.35),
+    ],
+)
+def test_bounds_are_the_published_peaks_by_the_cost_of_an_image(
+    elsewhere, name, dtype, gflops, gigabytes
+):
+    work = {"training_flops": gflops * 10**9, "training_bytes": gigabytes * 1e9}
     cost = ImageCost(forward_flops=0, **work)
-    found = find_target(GPUS)
+    found = find_target(name)
     rates = found.chip.limits(len(found.devices), dtype).training_rates(cost)
     bounds = {"operations": 4 * 1000, "memory traffic": 4 * 1000}
     assert rates == pytest.approx(bounds)
@@ -191,8 +200,10 @@ def test_the_arithmetic_is_that_of_the_target(elsewhere, monkeypatch, run_comman
         return model
 
     monkeypatch.setattr(ModelDescription, "create_model", create)
-    assert run_command(main, *plan_for(TPUS))[0] == 0
-    assert used == {FASTEST["tpu"]}
+    for name, platform in {TPUS: "tpu", GPUS: "gpu"}.items():
+        used.clear()
+        assert run_command(main, *plan_for(name))[0] == 0
+        assert used == {FASTEST[platform]}
 
 
 @pytest.mark.slow
