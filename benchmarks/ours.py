@@ -19,12 +19,12 @@ import optax
 import peer
 
 from googlenet_flax.analysis.cost import image_cost
-from googlenet_flax.analysis.target import step_bytes
 from googlenet_flax.model.convolution import STOCK, Arithmetic
 from googlenet_flax.model.googlenet import create_model
 from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.environment import on_the_cpu
+from googlenet_flax.runtime.memory import step_bytes
 from googlenet_flax.training.losses import Objective
 from googlenet_flax.training.optimizer import create_optimizer
 from googlenet_flax.training.state import TrainState

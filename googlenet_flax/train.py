@@ -30,7 +30,7 @@ from googlenet_flax.runtime.errors import (
     UserError,
     out_of_memory_hint,
 )
-from googlenet_flax.runtime.memory import give_large_steps_back
+from googlenet_flax.runtime.memory import describe_shortage, give_large_steps_back
 from googlenet_flax.runtime.progress import Progress, clock
 from googlenet_flax.runtime.signals import StopRequest, StopRequested, stop_on_signal
 from googlenet_flax.training.description import class_changes
@@ -66,9 +66,8 @@ def train_and_evaluate(
         stack.push(_wait_for_all)  # Runs last, when the first process has closed its files.
         stack.enter_context(
             out_of_memory_hint(
-                f"lower --config.batch_size (now {config.batch_size}) or "
-                f"--config.image_size (now {config.image_size}), or end other programs "
-                "that use the device"
+                f"{_smaller_step(config)}, on a GPU or TPU raise "
+                "--config.accumulation_steps, or end other programs that use the device"
             )
         )
         run_dir = _open_workdir(stack, workdir, config)
@@ -87,6 +86,13 @@ def train_and_evaluate(
         run.progress.say(f"Done. Results: {run_dir.path}; best step {best_step}")
     rows = read_rows(run_dir.metrics_file)
     return next((row for row in reversed(rows) if row["split"] == "eval"), {})
+
+
+def _smaller_step(config: Config) -> str:
+    return (
+        f"lower --config.batch_size (now {config.batch_size}) or --config.image_size (now "
+        f"{config.image_size})"
+    )
 
 
 def _wait_for_all(kind: type[BaseException] | None, *_: object) -> None:
@@ -313,12 +319,18 @@ class _Run:
         return state
 
     def compile(self, step: int) -> None:
-        """Compiles the update after `step` updates.
+        """Compiles the update after `step` updates, and warns if the memory is too small.
 
         If the update needs much memory, freed memory returns to the system from now on.
         """
         with clock("compiling the training step"):
-            give_large_steps_back(self.experiment.compile_train_step(step))
+            compiled = self.experiment.compile_train_step(step)
+        give_large_steps_back(compiled)
+        config, devices = self.experiment.config, self.experiment.devices
+        shortage = describe_shortage(compiled, len(devices))
+        if shortage and devices[0].platform == "cpu":
+            advice = _smaller_step(config)
+            tell_once(f"{shortage}, so the system may end this run: {advice}")
 
     def train(self, state: TrainState) -> None:
         """Makes all updates after `start_step`; logs, evaluates and saves when due."""

@@ -1,6 +1,7 @@
 import ctypes
 import os
 import platform
+import re
 import statistics
 import types
 
@@ -9,7 +10,11 @@ import pytest
 from helpers.processes import finish_well, start_python
 
 from googlenet_flax.runtime import memory
-from googlenet_flax.runtime.memory import give_large_steps_back, keep_freed_memory
+from googlenet_flax.runtime.memory import (
+    describe_shortage,
+    give_large_steps_back,
+    keep_freed_memory,
+)
 
 needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so eagerly"
@@ -71,6 +76,18 @@ def test_how_large_a_step_must_be_for_that(monkeypatch, share):
     plan = types.SimpleNamespace(temp_size_in_bytes=share * limit)
     compiled = types.SimpleNamespace(memory_analysis=lambda: plan)
     assert bool(give_large_steps_back(compiled)) == bool(options) == (share > 1)
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, ""), (2, "2.2 GiB of memory and .* 2.0")])
+def test_a_step_larger_than_the_memory_is_described(monkeypatch, count, words):
+    # Donated arguments are the outputs: 0.25 GiB of them and 0.875 of temporaries.
+    sizes = {"argument": 0.25, "output": 0.25, "alias": 0.25, "temp": 0.875}
+    fields = {f"{name}_size_in_bytes": size * 2**30 for name, size in sizes.items()}
+    plan = types.SimpleNamespace(**fields)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: plan)
+    monkeypatch.setattr(memory, "machine_memory_bytes", lambda: 2**31)
+    said = describe_shortage(compiled, count)
+    assert re.search(words, said) and bool(said) == bool(words)
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -7,13 +7,14 @@ from typing import Any
 
 from googlenet_flax.analysis.cost import ImageCost, image_cost
 from googlenet_flax.analysis.table1 import format_table_1
-from googlenet_flax.analysis.target import Target, collectives, compile_for, step_bytes
+from googlenet_flax.analysis.target import Target, collectives, compile_for
 from googlenet_flax.config import Config
 from googlenet_flax.data import Split
 from googlenet_flax.data.splits import split_positions
 from googlenet_flax.data.synthetic import SPLIT_SIZES, black_images
 from googlenet_flax.runtime.environment import local_devices
 from googlenet_flax.runtime.errors import MissingDataError
+from googlenet_flax.runtime.memory import step_bytes
 from googlenet_flax.runtime.progress import call_with_clock
 from googlenet_flax.training.experiment import (
     Experiment,

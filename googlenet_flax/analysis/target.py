@@ -19,6 +19,7 @@ from jax.experimental import topologies
 
 from googlenet_flax.analysis.chips import Chip, find_chip
 from googlenet_flax.runtime.errors import UserError, optional_package
+from googlenet_flax.runtime.memory import step_bytes
 from googlenet_flax.runtime.progress import call_with_clock
 
 # Number of dimensions in the name of a slice, and number of devices in the largest slice: a
@@ -178,12 +179,6 @@ def compile_for(target: Target, compile_step: Callable[[], Any]) -> Any:
         reason = _does_not_fit(f"{needed:.3g} GiB of {target.memory_gib:.3g} GiB")
         raise UserError(f"--target={target.name}: {reason}")
     return compiled
-
-
-def step_bytes(plan: Any) -> int:
-    """Returns the bytes that a step needs on each device, from its `memory_analysis()`."""
-    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return plan.argument_size_in_bytes + outputs + plan.temp_size_in_bytes
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:

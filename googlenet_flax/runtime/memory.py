@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+from typing import Any
 
 import jax
 
@@ -47,6 +48,27 @@ def machine_memory_bytes() -> int:
         return min(physical, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
     except (OSError, ValueError):  # ValueError: "max", which means none.
         return physical
+
+
+def step_bytes(plan: Any) -> int:
+    """Returns the bytes that a step needs on each device, from its `memory_analysis()`."""
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + outputs + plan.temp_size_in_bytes
+
+
+def describe_shortage(compiled: jax.stages.Compiled, num_devices: int) -> str:
+    """Says that a step on CPU devices needs more memory than there is; "" if it does not.
+
+    The system would end the process without a message.
+    """
+    plan, memory_bytes = compiled.memory_analysis(), machine_memory_bytes()
+    needed_bytes = 0 if plan is None else num_devices * step_bytes(plan)
+    if needed_bytes <= memory_bytes:
+        return ""
+    return (
+        f"a step needs {needed_bytes / 2**30:.1f} GiB of memory and this machine or "
+        f"container has {memory_bytes / 2**30:.1f} GiB"
+    )
 
 
 def give_large_steps_back(compiled: jax.stages.Compiled) -> bool:
