@@ -1,7 +1,8 @@
 """A recipe that aims at the highest accuracy of this network on CIFAR-10; not yet run.
 
-    python -m googlenet_flax.main --config=configs/cifar10_best.py --workdir=runs/best
-    python -m googlenet_flax.evaluate --workdir=runs/best --crops=6
+    python -m googlenet_flax.main --config=configs/cifar10_best.py \
+        --workdir=runs/cifar10_best
+    python -m googlenet_flax.evaluate --workdir=runs/cifar10_best --crops=6
 
 It uses batch norm, augmentation, a cosine schedule and averaged weights; docs/results.md
 explains each part. The second command averages six views of each image.

@@ -1,6 +1,7 @@
 """The run that the Keras tutorial prints: 3,000 training and 3,000 test images, 15 epochs.
 
-    python -m googlenet_flax.main --config=configs/cifar10_blog.py --workdir=runs/blog
+    python -m googlenet_flax.main --config=configs/cifar10_blog.py \
+        --workdir=runs/cifar10_blog
 
 Hardware: 2 CPU cores (AVX-512 Xeon). Time: 56 min with an evaluation every 5 epochs.
 Accuracy: 20.13 ± 1.44 % of the 3,000 test images (n = 3, on a copy of CIFAR-10 re-encoded

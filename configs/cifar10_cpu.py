@@ -1,7 +1,7 @@
 """A recipe for a high accuracy on CIFAR-10 within 4 hours on 2 CPU cores.
 
-    python -m googlenet_flax.main --config=configs/cifar10_cpu.py --workdir=runs/cpu
-    python -m googlenet_flax.evaluate --workdir=runs/cpu --crops=6
+    python -m googlenet_flax.main --config=configs/cifar10_cpu.py --workdir=runs/cifar10_cpu
+    python -m googlenet_flax.evaluate --workdir=runs/cifar10_cpu --crops=6
 
 Images grow from 48 to 64 and 96 pixels, so that the early epochs are cheap. The second
 command averages six views of each image.

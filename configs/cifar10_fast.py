@@ -1,7 +1,8 @@
 """A fast recipe for CIFAR-10 on a GPU, by progressive resizing.
 
-    python -m googlenet_flax.main --config=configs/cifar10_fast.py --workdir=runs/fast
-    python -m googlenet_flax.evaluate --workdir=runs/fast --crops=6
+    python -m googlenet_flax.main --config=configs/cifar10_fast.py \
+        --workdir=runs/cifar10_fast
+    python -m googlenet_flax.evaluate --workdir=runs/cifar10_fast --crops=6
 
 Hardware: one GPU. Time: 94 s on an H100 with 16 CPU cores, with compiled programs in the
 cache, after some 15 s for imports and data.

@@ -1,6 +1,7 @@
 """A recipe for a useful accuracy on CIFAR-10 within 15 minutes on 2 CPU cores.
 
-    python -m googlenet_flax.main --config=configs/cifar10_quick.py --workdir=runs/quick
+    python -m googlenet_flax.main --config=configs/cifar10_quick.py \
+        --workdir=runs/cifar10_quick
 
 The first two epochs use images of 48 pixels, which take two thirds of the time of the later
 ones with 64.

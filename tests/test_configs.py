@@ -4,7 +4,9 @@ import re
 import ml_collections
 import pytest
 from helpers.configs import CONFIG_FILES, load_config, named_config
-from helpers.paths import REPOSITORY
+from helpers.paths import DIGITS, REPOSITORY
+from helpers.processes import run
+from helpers.tiny_run import rows_of
 
 from googlenet_flax.config import FIELDS, Config, field_type
 
@@ -30,17 +32,18 @@ def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
 @each_config
 def test_docstring_says_how_to_run_it_and_what_to_expect(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring is not None
-    # Between the two are values that only the user knows, perhaps on a second line.
-    commands = re.findall(
-        rf"python -m googlenet_flax.main --config=configs/{re.escape(path.name)}"
-        r"((?: +(?:\\\n +)?--config\.\w+=\S+)*) +--workdir=\w",
-        docstring,
-    )
-    assert len(commands) == docstring.count("python -m googlenet_flax.main") == 1
-    assert set(re.findall(r"--config\.(\w+)", commands[0])) <= set(FIELDS)
-    for word in ("Hardware:", "Time:", "Accuracy:"):
-        assert word in docstring
+    command = f"python -m googlenet_flax.main --config=configs/{path.name}"
+    for words in (command, "--workdir=", "Hardware:", "Time:", "Accuracy:"):
+        assert words in docstring
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_quick_start_learns(tmp_path):
+    flags = f"--config={DIGITS}", f"--workdir={tmp_path}"
+    code, _, err = run("main", *flags, env={"XLA_FLAGS": ""})  # As users compile it.
+    assert code == 0, err
+    # Three seeds of an earlier version had 98.15 % on average, with a deviation of 1.12.
+    assert rows_of(tmp_path, "eval")[-1]["accuracy"] > 0.95
 
 
 def test_cifar10_is_the_recipe_of_the_seed():
