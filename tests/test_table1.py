@@ -3,6 +3,7 @@ import re
 import jax
 import pytest
 from helpers.networks import shapes_of
+from helpers.paths import REPOSITORY
 
 from googlenet_flax import create_model
 from googlenet_flax.analysis import table1
@@ -31,7 +32,7 @@ def test_outputs_are_those_that_the_paper_prints(rows):
     ]
 
 
-def test_sums(rows, monkeypatch):
+def test_sums_and_the_table_of_the_page(rows, monkeypatch):
     monkeypatch.setattr(table1, "table_1", lambda *_: rows)
     # Our operations are counted as usual; the paper's are the sum of its column.
     text = format_table_1(create_model("paper", num_classes=1000), 224)
@@ -42,6 +43,7 @@ def test_sums(rows, monkeypatch):
     )
     assert total == "sum 6,998,552 6,798K 1,582.7M 1,502M"
     assert with_heads == "with heads 13,378,280 1,591.0M"
+    assert text.rstrip() in (REPOSITORY / "docs" / "runs.md").read_text()
 
 
 def test_marks_are_the_papers_misprints(rows):
