@@ -72,12 +72,18 @@ def test_slices_are_fair_samples(tmp_path):
     assert (np.bincount(part.pictures.labels) >= 10).all()
 
 
-def test_what_is_no_picture_is_ignored_and_links_are_followed(tmp_path, splits_dir):
+def test_what_is_no_picture_is_left_out_and_links_are_followed(tmp_path, splits_dir, capfd):
     write_pictures(tmp_path, {"train/ant": 2, "train/bee/young": 2, "train/.cache": 1})
     for name in ("train/ant/.00.png", "train/ant/notes.txt", "train/00.png", "README"):
         (tmp_path / name).touch()
+    for number in range(2):
+        (tmp_path / "train" / "bee" / f"{number}.HEIC").touch()
     (tmp_path / "train" / "cat").symlink_to(splits_dir / "train" / "ant")
     train = load("train", tmp_path)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        "/train: files without the suffix of a picture are left out: 2 .HEIC, 1 .txt"
+    )
     assert train.class_names == ("ant", "bee", "cat")
     assert sorted(train.pictures.labels) == [0, 0, 1, 1, *[2] * 12]
 

@@ -39,7 +39,17 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Finds the picture files below `folder` by their suffix, sorted by path.
+    """Returns the files of `find_files` whose suffix is that of a picture."""
+    return [path for path in find_files(folder) if is_picture(path)]
+
+
+def is_picture(path: pathlib.Path) -> bool:
+    """Returns True if the suffix of a path is that of a picture."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def find_files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Finds the files below `folder`, sorted by path.
 
     Names that begin with a dot are skipped. Links are followed, and no folder is listed
     twice.
@@ -59,8 +69,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+        found += [pathlib.Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(found, key=pathlib.Path.as_posix)
 
 

@@ -1,5 +1,6 @@
 """Folders of pictures: one folder per class, with or without folders for splits."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -9,9 +10,10 @@ import pathlib
 
 import numpy as np
 
-from googlenet_flax.data.decode import SUFFIXES, find_images, printable
+from googlenet_flax.data.decode import SUFFIXES, find_files, is_picture, printable
 from googlenet_flax.data.image_set import PictureOptions, Split
 from googlenet_flax.data.splits import split_positions
+from googlenet_flax.runtime.distributed import tell_once
 from googlenet_flax.runtime.errors import MissingDataError, UserError
 
 MAX_READ_BYTES = 2**28  # Reading and hashing take about half a second.
@@ -178,7 +180,7 @@ def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[
 
     A folder may be named by the WordNet ID of a class of ImageNet.
     """
-    prefix, examples = os.path.join(root, ""), []
+    prefix, examples, others = os.path.join(root, ""), [], collections.Counter()
     names = words = _subfolders(folder)
     if not set(names) <= set(class_names):
         from googlenet_flax.data.class_names import readable_names  # noqa: PLC0415 - slow
@@ -192,13 +194,18 @@ def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[
                 f"trained (such as {', '.join(class_names[:3])}): add it to the train "
                 f"split, or rename or remove {class_folder}"
             )
-        label, paths = class_names.index(word), find_images(class_folder)
+        label, files = class_names.index(word), find_files(class_folder)
+        paths = list(filter(is_picture, files))
         examples += [(str(path).removeprefix(prefix), label) for path in paths]
+        others.update(printable(p.suffix or p.name) for p in files if not is_picture(p))
         if not paths:
             raise UserError(
                 f"{class_folder} holds no pictures ({' '.join(sorted(SUFFIXES))}): add "
                 "some or delete the folder"
             )
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        tell_once(f"{folder}: files without the suffix of a picture are left out: {counts}")
     return examples
 
 
