@@ -20,7 +20,7 @@ import peer
 
 from googlenet_flax.analysis.cost import image_cost
 from googlenet_flax.model.convolution import STOCK, Arithmetic
-from googlenet_flax.model.googlenet import create_model
+from googlenet_flax.model.googlenet import VARIANTS, create_model
 from googlenet_flax.performance.limits import find_limits
 from googlenet_flax.runtime.compilation_cache import use_compilation_cache
 from googlenet_flax.runtime.environment import on_the_cpu
@@ -103,17 +103,17 @@ def make_steps(
 def main() -> None:
     """Measures a network and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", default="seed")
+    parser.add_argument("--variant", choices=VARIANTS, default="seed")
     parser.add_argument(
         "--arithmetic",
+        type=choose_arithmetic,  # An unknown field is an error of the flag.
         default="stock",
         help="fields of Arithmetic that are on, joined by +; default: stock, none",
     )
     work, flags = peer.parse_flags(parser)
     use_compilation_cache()
     device = jax.devices()[0]
-    arithmetic = choose_arithmetic(flags.arithmetic)
-    train, forward, figures = make_steps(flags.variant, arithmetic, work)
+    train, forward, figures = make_steps(flags.variant, flags.arithmetic, work)
     model = create_model(flags.variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype)
     rates = find_limits([device], work.dtype, LIMIT_SECONDS).training_rates(
         image_cost(model, work.image_size)

@@ -161,6 +161,7 @@ IN_FOLDER = "--environments=e"
         (compare, [IN_FOLDER, "--rounds=0"], "--rounds must be at least 1"),
         (compare, ["--only=pytorch"], "give --environments=DIR or --python pytorch=PATH"),
         (gpu, ["--output=gpu.json", "--only=caffe"], "--only has 'caffe'"),
+        (ours, ["--arithmetic=pool_last"], "argument --arithmetic: invalid"),
     ],
 )
 def test_a_mistake_in_the_flags_exits_2_and_says_so(script, arguments, error, run_command):
