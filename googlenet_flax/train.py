@@ -89,6 +89,7 @@ def train_and_evaluate(
 
 
 def _smaller_step(config: Config) -> str:
+    """Says how to make a step that needs less memory."""
     return (
         f"lower --config.batch_size (now {config.batch_size}) or --config.image_size (now "
         f"{config.image_size})"

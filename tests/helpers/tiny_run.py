@@ -49,6 +49,7 @@ from googlenet_flax.model import googlenet
 googlenet.INCEPTIONS = SMALL_INCEPTIONS
 """
 
+# Python statements after which each report of a step is followed by `action`.
 AFTER_A_REPORT = """
 import os, time
 from googlenet_flax.runtime.progress import Progress
