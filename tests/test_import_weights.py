@@ -722,6 +722,7 @@ def test_published_weights_are_downloaded_once(server, files, tmp_path, run_comm
         "torchvision", image_size=SIZE
     )
     assert len(server.requests) == 1
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
     assert_leaves(variables, expected_leaves("torchvision"))
     assert model == description.create_model()
     assert description == read_once("torchvision", files["torchvision"]).description

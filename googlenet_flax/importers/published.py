@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from googlenet_flax.importers.formats import read_original
 from googlenet_flax.model.googlenet import GoogLeNet
 from googlenet_flax.runtime.downloads import RemoteFile, fetch
@@ -74,7 +76,7 @@ class Pretrained(NamedTuple):
     """A network with trained weights."""
 
     model: GoogLeNet
-    variables: dict[str, Any]  # Parameters and statistics, float32 NumPy arrays.
+    variables: dict[str, Any]  # Parameters and statistics, float32 JAX arrays.
     description: ModelDescription  # Class names, and the preprocessing of images.
 
 
@@ -83,7 +85,8 @@ def load_pretrained(name: str, *, image_size: int = 224) -> Pretrained:
 
     The description prepares images: `description.preprocess` maps uint8 RGB
     `[B, h, w, 3]` to the input of the network, float32 `[B, H, W, 3]`. `PUBLISHED` says
-    which weights have trained heads, and under which license they may be used.
+    which weights have trained heads, and under which license they may be used. The
+    variables are placed on JAX's default device.
 
     Args:
       name: `"torchvision"`, `"caffe"` or `"onnx"`. The file of the last one has no download
@@ -96,7 +99,8 @@ def load_pretrained(name: str, *, image_size: int = 224) -> Pretrained:
     """
     imported = read_original(name, fetch_published(name), image_size=image_size)
     description = imported.description
-    return Pretrained(description.create_model(), imported.variables, description)
+    variables = jax.device_put(imported.variables)  # Otherwise each call would copy them.
+    return Pretrained(description.create_model(), variables, description)
 
 
 def fetch_published(name: str) -> pathlib.Path:
