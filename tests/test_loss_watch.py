@@ -97,6 +97,7 @@ def test_the_time_at_chance_begins_when_another_one_learns():
         {"main": lambda step: CHANCE if step % 100 else 5, "aux_4a": 3.0},
         {"main": math.nan, "aux_4a": 3.0},
         {"main": CHANCE},
+        {"main": 3.0, "center": CHANCE},  # The loss of no classifier.
     ],
 )
 def test_other_losses_are_no_reason_to_warn(losses):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from googlenet_flax.config import Config
-from googlenet_flax.model.googlenet import VARIANTS
+from googlenet_flax.model.googlenet import HEADS, VARIANTS
 from googlenet_flax.runtime.errors import NotFiniteError
 from googlenet_flax.training.state import Metrics
 
@@ -68,8 +68,8 @@ class ChanceWatch:
 
         Returns a line about classifiers at chance in the window that ends here, or "".
         """
-        names = [name for name in metrics if name.endswith("_loss")]
-        self._window.append({name.removesuffix("_loss"): metrics[name] for name in names})
+        losses = {name: metrics.get(f"{name}_loss") for name in ("main", *HEADS)}
+        self._window.append({n: loss for n, loss in losses.items() if loss is not None})
         start, window = self._window_start, self._window
         if step - start < self._window_steps or len(window) < CHANCE_ROWS:
             return ""
