@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import math
 import os
+import runpy
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -483,3 +484,7 @@ def _summary(experiment: Experiment, origin: str) -> str:
         f"{experiment.epoch_steps:,} an epoch, on {len(devices)} x "
         f"{devices[0].device_kind}{shared}: {origin}"
     )
+
+
+if __name__ == "__main__":  # Every other command has the name of its module.
+    runpy.run_module("googlenet_flax.main", run_name="__main__", alter_sys=True)

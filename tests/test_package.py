@@ -44,8 +44,11 @@ def test_a_command_is_named_as_it_was_called(run_command, name):
     assert out.startswith("usage: googlenet import-weights [-h]")
 
 
-def test_the_default_recipe_is_found_from_any_folder(tmp_path):
-    command = ("-m", "googlenet_flax", "benchmark", "--config.batch_size=0")
+@pytest.mark.parametrize(
+    "command", ["googlenet_flax benchmark", "googlenet_flax.train --config=digits"]
+)
+def test_a_recipe_is_found_from_any_folder(tmp_path, command):
+    command = ("-m", *command.split(), "--config.batch_size=0")
     environment = {"PYTHONPATH": str(REPOSITORY)}
     code, out, err = finish(start_python(*command, cwd=tmp_path, env=environment))
     assert (code, out) == (2, "")
