@@ -20,10 +20,11 @@ def get_config():
     config.variant = "torchvision"
     config.input_mean = (0.5, 0.5, 0.5)
     config.input_std = (0.5, 0.5, 0.5)
+    config.aux_weight = 0.0  # torchvision's heads are not trained.
 
     config.dataset = "folder"
     config.data_dir = "photos"
-    config.storage_size = 320
+    config.storage_size = 512
     config.crop_fraction = 0.875
     config.crop_min_area = 0.25
     config.flip = "random"

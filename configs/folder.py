@@ -16,7 +16,7 @@ def get_config():
 
     config.dataset = "folder"
     config.data_dir = "photos"
-    config.storage_size = 320
+    config.storage_size = 384
     config.crop_fraction = 0.875
     config.variant = "bn"
 

@@ -27,7 +27,7 @@ def get_config():
 
     config.dataset = "imagenet2012"
     config.eval_split = "validation"
-    config.storage_size = 320
+    config.storage_size = 384
     config.on_bad_image = "skip"
     config.decode_workers = 16
 
