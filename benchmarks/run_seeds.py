@@ -119,7 +119,7 @@ def main() -> None:
     flags, more = parser.parse_known_args()
     arguments = [f"--config={flags.config}", *more]
     runs, seconds = train_all(arguments, flags.seeds, flags.workdir)
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, check=False, capture_output=True, text=True).stdout
     row = {
         "command": f"`{shlex.join(arguments)}`",
