@@ -241,7 +241,7 @@ class Config:
     decay_rate: float = _above(0, 1, default=0.96)
     # Length of a stair in epochs, counted from the end of the warm-up.
     decay_every_epochs: int = _from(1, default=8)
-    # Epochs already counted at the end of the warm-up (at step 0 without one): 1 in the
+    # Number that the staircase gives to the first epoch after the warm-up: 1 in the
     # tutorial, 0 in the paper.
     decay_offset_epochs: int = _from(0, default=0)
     # L2 penalty on kernels, not on biases or batch norm.
@@ -252,8 +252,9 @@ class Config:
     final_aux_fraction: float = _from(0, 1, default=1.0)
     # Part of the target probability that is spread evenly over all classes.
     label_smoothing: float = _below_one(default=0.0)
-    # Average of the weights over steps: exponential (ema) or plain (polyak). Evaluations
-    # then report both kinds of weights, and commands load the average by default.
+    # Average over steps of the weights and of batch norm's statistics: exponential (ema) or
+    # plain (polyak). Evaluations then report both kinds of weights, and commands load the
+    # average by default.
     averaging: str = _one_of("none", "ema", "polyak")
     # Decay of the exponential average, per step.
     ema_decay: float = _below_one(default=0.999)

@@ -72,9 +72,9 @@ class Convolution(nn.Module):
 class ConvBlock(nn.Module):
     """A convolution, batch norm where the variant has it, ReLU, and a max pool if given.
 
-    Without batch norm, the pool comes before ReLU, and also before the bias unless
-    `on_one_input` merges the convolution. ReLU and bias then process fewer pixels. The
-    result is the same, because both are monotonic.
+    Without batch norm, the pool is computed before bias and ReLU, which then process fewer
+    pixels. The result is the same, because both are monotonic. Only a convolution that
+    `on_one_input` merges adds its bias before the pool.
     """
 
     features: int
