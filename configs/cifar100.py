@@ -1,4 +1,4 @@
-"""The recipe of `cifar10_best.py` for the highest accuracy on CIFAR-100.
+"""The recipe of `cifar10_best.py` for CIFAR-100.
 
     python -m googlenet_flax.main --config=configs/cifar100.py --workdir=runs/cifar100
 

@@ -3,9 +3,9 @@
     python -m googlenet_flax.main --config=configs/finetune.py \
         --config.init_from=runs/torchvision --config.data_dir=photos --workdir=runs/flowers
 
-`googlenet import-weights --from=torchvision --workdir=runs/torchvision` creates the first
-folder; `photos` is a folder as in `configs/folder.py`. The scale of the input is that of
-torchvision's own weights; for other weights, an error names the fields to set.
+`googlenet import-weights --from=torchvision --workdir=runs/torchvision` creates
+`runs/torchvision`; `photos` is a folder as in `configs/folder.py`. The scale of the input
+fits torchvision's own weights; for other weights, an error names the fields to set.
 Hardware: any. Time: not measured. Accuracy: not measured.
 """
 

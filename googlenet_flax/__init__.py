@@ -13,7 +13,7 @@ from googlenet_flax.version import __version__
 
 if TYPE_CHECKING:
     from googlenet_flax.importers.published import load_pretrained
-else:  # A type checker would take any name for one that `__getattr__` knows.
+else:  # With `__getattr__`, a type checker would accept any attribute.
 
     def __getattr__(name: str) -> Any:
         """Imports `load_pretrained` at its first use; the packages it needs are slow."""

@@ -9,7 +9,7 @@ from googlenet_flax.version import __version__
 
 
 def find_commands() -> dict[str, str]:
-    """Returns the first line of the docstring of each command, by its module.
+    """Returns the first line of each command's docstring, keyed by the command's module.
 
     Commands are the modules at the top of the package that define `main`. They are read
     and not imported, because importing them all takes seconds.
@@ -42,7 +42,7 @@ def main() -> None:
     first = [argument.replace("_", "-") for argument in sys.argv[1:2]]
     module = modules[parser.parse_args(first).command]
     del sys.argv[1]
-    # Flags of absl and worker processes need the command as `__main__`.
+    # absl flags and worker processes expect the command to run as `__main__`.
     runpy.run_module(f"googlenet_flax.{module}", run_name="__main__", alter_sys=True)
 
 

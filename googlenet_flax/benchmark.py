@@ -1,10 +1,10 @@
-"""Measures the training speed of a config, also as a fraction of the devices' limits.
+"""Measures a config's training speed, and compares it with the devices' limits.
 
 googlenet benchmark [--config=RECIPE] [--config.FIELD=...] [--json]
 
-It trains on synthetic images with the shape of the config's data set, which need not be
-present. Only the input pipeline is measured on the real data, if they are present. Nothing
-is downloaded.
+The command trains on synthetic images with the shape of the config's data set. It measures
+the input pipeline on the real data, if they are present, and downloads nothing.
+
 The last line on stdout is one JSON object with the fields of `performance.report.Report`;
 `--json` prints this line only.
 """
@@ -20,7 +20,7 @@ from googlenet_flax.runtime.onednn import use_onednn_for
 
 CONFIG = command_line.define_config("cifar10")
 SECONDS = flags.DEFINE_float(
-    "seconds", 10.0, "Seconds for which each figure is measured.", lower_bound=0.0
+    "seconds", 10.0, "Seconds for which each rate is measured.", lower_bound=0.0
 )
 JSON = flags.DEFINE_boolean("json", False, "Print only the JSON line.")
 

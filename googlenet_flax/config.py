@@ -24,7 +24,7 @@ from googlenet_flax.preprocessing.augment import FLIPS
 from googlenet_flax.preprocessing.crops import INTERPOLATIONS
 from googlenet_flax.runtime.errors import UserError
 
-MAX_IMAGE_SIZE = 2**15  # Beyond it, indices into a map overflow.
+MAX_IMAGE_SIZE = 2**15  # On larger images, indices into a feature map overflow.
 MAX_NUMBER = 2**31 - 1  # Steps are int32 on the device.
 
 # Former names of fields, in the config.json of older runs.
@@ -42,10 +42,9 @@ def _field(
     *,
     resumable: bool = False,
 ) -> Any:
-    """Declares a field of `Config`; a resumed run may change one that is `resumable`.
+    """Declares a field of `Config`; a resumed run may change it if it is `resumable`.
 
-    `check` is called with a value of the right type; `allowed` says in words what it
-    accepts.
+    `check` gets a value of the right type; `allowed` describes the values that it accepts.
     """
     metadata = {"allowed": allowed, "check": check, "resumable": resumable}
     return dataclasses.field(default=default, metadata=metadata)
@@ -77,7 +76,7 @@ def _below_one(*, default: float) -> Any:
 
 
 def _is_a(value: Any, expected: type) -> bool:
-    """Returns true for a value of the type; an int counts as a float, a bool as neither."""
+    """Returns true for a value of the type; ints count as floats, bools only as bools."""
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)
@@ -129,7 +128,7 @@ class Config:
     data_dir: str = _field("", "a folder", resumable=True)
     # Split to train on.
     train_split: str = _field("train", "a TFDS split such as train[:3000]", bool)
-    # Split to evaluate on, as a whole.
+    # Split to evaluate on; every evaluation covers all of it.
     eval_split: str = _field("test", "a TFDS split such as test", bool)
     # Fraction of each class that becomes the test split of a folder without splits.
     eval_fraction: float = _below_one(default=0.0)
@@ -169,7 +168,8 @@ class Config:
     )
     # Order of the three channels of the input.
     channel_order: str = _one_of("RGB", "BGR")
-    # Padding around the stored image from which a random crop of its size is cut; 0 is off.
+    # Width of the zero padding around the stored image, from which a random crop of the
+    # image's original size is then cut; 0 is off.
     crop_padding_pixels: int = _from(0, default=0)
     # Smallest area of a random crop, as a fraction of the picture's area; 1 is off, the
     # paper has 0.08.
@@ -179,10 +179,10 @@ class Config:
     # Which images are mirrored: no image (none), each one with probability 1/2 (random), or
     # one half of them in even epochs and the other in odd ones (alternating).
     flip: str = _one_of(*FLIPS)
-    # Brightness, contrast and color change by random factors from 1 - this to 1 + this;
-    # RGB only; 0 is off.
+    # Largest relative change of brightness, contrast and color: their random factors lie
+    # between 1 - color_jitter and 1 + color_jitter. Needs 3 channels; 0 is off.
     color_jitter: float = _from(0, 1, default=0.0)
-    # Each training image is resized by one of these at random.
+    # Resizing methods; each training image uses one of them, chosen at random.
     interpolations: tuple[str, ...] = _field(
         ("bilinear",),
         f"one or more of {', '.join(INTERPOLATIONS)}, as ('bilinear',)",
@@ -190,17 +190,16 @@ class Config:
     )
     # Side of an erased square, as a fraction of the side of the network's input; 0 is off.
     cutout_fraction: float = _from(0, 1, default=0.0)
-    # Parameter of the Beta distribution that mixes examples; 0 is off.
+    # Both parameters of the Beta distribution of mixup's weights; 0 is off.
     mixup_alpha: float = _from(0, 100, default=0.0)
-    # Values of image_size in the first epochs (progressive resizing); only bn and
-    # torchvision can change it.
+    # Image sizes of the first epochs (progressive resizing), before training continues at
+    # image_size; for bn and torchvision only.
     progressive_image_sizes: tuple[int, ...] = _field(
         (),
         f"sizes of {MIN_IMAGE_SIZE} pixels or more, as (128, 160), or ()",
         lambda sizes: all(map(_is_size, sizes)),
     )
-    # Number of epochs, from the start of the run, after which each of these sizes gives way
-    # to the next one and the last of them to image_size.
+    # Number of epochs from the start of the run to the end of each of these sizes.
     progressive_image_size_epochs: tuple[int, ...] = _field(
         (),
         "as many rising numbers of epochs as progressive_image_sizes has sizes",
@@ -224,8 +223,8 @@ class Config:
     num_epochs: int = _from(1, default=15)  # Passes over train_split.
     # Updates of the whole run; 0 lets num_epochs decide.
     max_steps: int = _from(0, default=0)
-    # Parts of a batch that pass through the network in turn, each with batch statistics of
-    # its own. Saves memory on GPUs and TPUs, but not on CPUs.
+    # Number of parts of a batch that pass through the network in turn, each with its own
+    # batch statistics. More parts save memory on GPUs and TPUs, but not on CPUs.
     accumulation_steps: int = _from(1, default=1)
     # Highest learning rate, at the start or after warm-up.
     learning_rate: float = _from(0, default=0.01)
@@ -247,14 +246,14 @@ class Config:
     # L2 penalty on kernels, not on biases or batch norm.
     weight_decay: float = _from(0, default=0.0)
     aux_weight: float = _from(0, default=0.3)  # Weight of each auxiliary loss.
-    # Auxiliary weight at the end of the run, as a fraction of aux_weight; it changes
-    # linearly from step to step.
+    # Auxiliary weight at the end of the run, as a fraction of aux_weight. During the run,
+    # the weight changes linearly.
     final_aux_fraction: float = _from(0, 1, default=1.0)
     # Part of the target probability that is spread evenly over all classes.
     label_smoothing: float = _below_one(default=0.0)
     # Average over steps of the weights and of batch norm's statistics: exponential (ema) or
-    # plain (polyak). Evaluations then report both kinds of weights, and commands load the
-    # average by default.
+    # plain (polyak). Evaluations then report metrics of the latest and of the averaged
+    # weights, and commands load the averaged weights by default.
     averaging: str = _one_of("none", "ema", "polyak")
     # Decay of the exponential average, per step.
     ema_decay: float = _below_one(default=0.999)
@@ -267,7 +266,7 @@ class Config:
     distributed: bool = _flag()  # Several processes train together; see docs/scaling.md.
     # Steps between training rows in metrics.jsonl.
     log_every_steps: int = _from(1, default=10, resumable=True)
-    # Epochs between evaluations, each of which saves.
+    # Epochs between evaluations; each evaluation saves a checkpoint.
     eval_every_epochs: int = _from(1, default=1, resumable=True)
     # Steps between further checkpoints; 0 saves at evaluations only.
     checkpoint_every_steps: int = _from(0, default=100, resumable=True)
@@ -319,7 +318,7 @@ class Config:
 
     @classmethod
     def of_run(cls, saved: Mapping[str, Any]) -> "Config":
-        """Makes the config of an older run from the result of `Workdir.read_config`.
+        """Makes the config of a saved run from the result of `Workdir.read_config`.
 
         Fields that were added after the run get their defaults, which reproduce how the run
         was trained. Fields that no longer exist are dropped.

@@ -29,7 +29,8 @@ def main() -> None:
     heads_help = "also export the heads' logits; safetensors always has their weights"
     add("--aux_heads", action="store_true", help=heads_help)
     args = parser.parse_args()
-    # The comparison needs full float32 precision, which accelerators lack by default.
+    # Exported files are verified in full float32 precision, which accelerators do not use
+    # by default.
     jax.config.update("jax_platforms", "cpu")
     with running():
         check_writable(args.out)

@@ -70,8 +70,8 @@ def _write(args: argparse.Namespace) -> None:
         failed = len(pictures) - shape[0]
         missing = describe_missing(failed, len(pictures), empty_folders)
     else:
-        # The data set may have other classes than the network. Without class names in the
-        # description, it is read with its own.
+        # The data set may have other classes than the network. Because `class_names` is
+        # empty, it is read with its own classes.
         network = dataclasses.replace(predictor.description, class_names=())
         split = load_config_split(config, config.eval_split, network=network)
         batches = features.split_batches(predictor, split, config.batch_size)

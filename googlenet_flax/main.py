@@ -77,7 +77,7 @@ def _train() -> None:
         return
     with _joined_processes(config):
         use_onednn_for(config.dtype)
-        local_devices()  # If JAX finds none, this error is one line.
+        local_devices()  # Raises a one-line error if JAX finds no device.
         train_and_evaluate(config, WORKDIR.value or _default_workdir())
 
 

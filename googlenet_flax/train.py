@@ -58,8 +58,9 @@ def train_and_evaluate(
       UserError: The config, the data or the workdir have an error that the user can fix.
       WorkdirInUseError: Another process trains in `workdir`.
       NotFiniteError: A loss became NaN or infinite.
-      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state. A
-        signal before the first step ends the process at once.
+      StoppedBySignal: The run received a signal such as SIGTERM, and saved its state.
+        Before the first step there is nothing to save: the signal ends the process at
+        once, or raises this error if it arrives while a single process loads the data.
       KeyboardInterrupt: A notebook's cell was interrupted before the first step, or twice.
     """
     config = Config.of(config)
@@ -135,8 +136,8 @@ def _open_workdir(
 def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) -> None:
     """Checks that a run may continue under `config`, and reports changed fields.
 
-    A run that has lost its checkpoints is refused, because a new one in its place would
-    delete its metrics.
+    A run that has lost its checkpoints is refused, because starting over would delete its
+    metrics.
     """
     distributed.check_same(
         {"checkpoints": list(checkpoints.manifests), "damaged": list(checkpoints.damaged)},
@@ -147,18 +148,18 @@ def _check_config(run_dir: Workdir, checkpoints: Checkpoints, config: Config) ->
             tell_once(f"the config of this run has changed: {'; '.join(changes)}")
     elif not checkpoints.damaged and not config.restart:
         rows = read_rows(run_dir.metrics_file)
-        # A kill can leave two evaluations without a checkpoint; before a third one, the
-        # checkpoint of the first was complete.
+        # A killed run can have two evaluations and no checkpoint. A third evaluation begins
+        # only after the checkpoint of the first is complete.
         if sum(row["split"] == "eval" for row in rows) > 2:
             raise UserError(
-                f"{run_dir.metrics_file} is that of a run whose checkpoints are gone: "
+                f"{run_dir.metrics_file} belongs to a run whose checkpoints are gone: "
                 f"restore {checkpoints.directory}, choose another --workdir, or set "
                 "--config.restart=True to start over and delete the metrics"
             )
 
 
 def _check_data(run_dir: Workdir, experiment: Experiment, checkpoints: Checkpoints) -> None:
-    """Checks that the data are those that the run was trained on before."""
+    """Checks that the data are the same in all processes, and as in earlier starts."""
     with distributed.together():
         data, class_names = experiment.data_description, experiment.description.class_names
     distributed.check_same(
@@ -287,9 +288,9 @@ class _Run:
         """Returns the first state, after printing a summary and compiling the step.
 
         The state is `restored`, or else random or taken from `config.init_from`. A thread
-        compiles the step, so that the state is created meanwhile and signals are handled.
-        With several processes, the first call compiles the step instead, because one
-        process alone cannot compile a `pmap` over the devices of all.
+        compiles the step while the main thread creates the state and handles signals. With
+        several processes, the first call of the step compiles it instead, because a single
+        process cannot compile a `pmap` over the devices of all processes.
         """
         experiment, step = self.experiment, self.start_step
         config, state, origin = experiment.config, restored, "from scratch"
@@ -486,5 +487,5 @@ def _summary(experiment: Experiment, origin: str) -> str:
     )
 
 
-if __name__ == "__main__":  # Every other command has the name of its module.
+if __name__ == "__main__":  # The module of the command `train` is `main`.
     runpy.run_module("googlenet_flax.main", run_name="__main__", alter_sys=True)

@@ -29,9 +29,9 @@ class Limits:
 class Chip:
     """Limits of one device as its vendor states them, for dense matrices."""
 
-    # Operations a second on float32, in the type in which XLA multiplies it by default.
+    # FLOP/s of float32 matrix products, in the type that XLA uses for them by default.
     float32_flops: float
-    bfloat16_flops: float  # Operations a second on bfloat16.
+    bfloat16_flops: float  # FLOP/s of bfloat16 matrix products.
     memory_bytes_per_second: float  # Bytes that the memory reads or writes.
     memory_gib: float  # Capacity of the memory.
 

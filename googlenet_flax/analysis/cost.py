@@ -1,8 +1,8 @@
 """Cost of one image in floating-point operations and bytes.
 
-Operations are counted from the shapes of the layers. Bytes are those of the maps of Table
-1, scaled by the area of the image and the width. Neither depends on how a program fuses its
-operations.
+Operations are counted from the shapes of the layers. Bytes are computed from the maps of
+Table 1, scaled by the area of the image and the width of the network. Neither depends on
+how a program fuses its operations.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ POOL_INDEX_BYTES = 2  # One byte per output for the argmax, written once and rea
 
 
 def layer_shapes(model: GoogLeNet, image_size: int) -> tuple[Any, dict[str, Any]]:
-    """Returns the parameters' shapes and those of the outputs for one image.
+    """Returns the shapes of the parameters, and the output shapes for one image.
 
-    The latter are `[H, W, C]` or `[C]` by the names of `endpoints.ENDPOINTS`.
+    The output shapes are `[H, W, C]` or `[C]`, by the names of `endpoints.ENDPOINTS`.
     """
     initialize = functools.partial(
         with_all_maps(model).init,

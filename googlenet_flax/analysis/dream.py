@@ -1,4 +1,4 @@
-"""Drawing of a picture that a part of a trained network responds to, for the command."""
+"""The command `dream`: draws a picture that a part of a trained network responds to."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ from googlenet_flax.training.sharding import replicate
 # Few rough steps are enough to change a picture; gray noise needs many smooth ones.
 FROM_PICTURE = Settings(octaves=4, steps=10, rate=1.5, jitter=16, smoothness=0.0)
 FROM_NOISE = Settings(octaves=4, steps=50, rate=2.0, jitter=8, smoothness=1.0)
-PICTURE_SIZE = 512  # Largest longer side in pixels, unless --size is given.
+PICTURE_SIZE = 512  # Limit of the longer side in pixels, unless --size is given.
 MAX_SIZE = 4096
 LIMITS = {  # Lowest and highest value of each flag.
     "octaves": (1, 16),
@@ -93,7 +93,7 @@ def draw(
         side = size or max(preprocess.image_size, MIN_SIDE)
         start = gray_noise(noise_rng, (side, side, channels))
     chosen = dataclasses.replace(FROM_PICTURE if image else FROM_NOISE, **given)
-    start = replicate(start, devices)  # As the variables are, or all compiles twice.
+    start = replicate(start, devices)  # Placed like the variables, to compile only once.
     height, width, _ = start.shape
     check_head_size(objective, description, octave_sizes(height, width, chosen.octaves))
     with out_of_memory_hint("lower --size"):
@@ -155,10 +155,10 @@ def choose_objective(layer: str, channel: str, description: ModelDescription) ->
 
 
 def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
-    """Loads a picture, `[H, W, channels]`, 0 to 255, in the proportions of the file.
+    """Loads a picture in the proportions of the file, `[H, W, channels]`, 0 to 255.
 
-    Its longer side has `size` pixels. With None it is that of the file, but at most
-    `PICTURE_SIZE`.
+    Its longer side gets `size` pixels. If `size` is None, the longer side keeps its length
+    in the file, but has at most `PICTURE_SIZE` pixels.
 
     Raises:
       UserError: The file cannot be read, or the picture is too small or too narrow for the
@@ -191,7 +191,7 @@ def load_picture(path: str, size: int | None, channels: int = 3) -> jax.Array:
 def check_head_size(
     objective: Objective, description: ModelDescription, sizes: list[tuple[int, int]]
 ) -> None:
-    """Raises a `UserError` if a head with parameters for one size gets another."""
+    """Raises a `UserError` if a head that fits only one image size would get another."""
     size = description.preprocess.image_size
     has_fixed_size = description.variant not in SIZE_FREE_VARIANTS
     is_head = objective.layer in HEADS

@@ -1,9 +1,10 @@
-"""Activations of parts of the network by the paper's names, and their gradients.
+"""Activations of parts of the network, and gradients of scores with respect to them.
 
     endpoints = activations(model, variables, images, ["conv2", "inception_4e"])
 
-`activations` and `activation_and_gradient` work on every variant. They compile the network
-once for each set of names and shapes, and also work under `jit`.
+`activations` and `activation_and_gradient` take the paper's names of the parts and work on
+every variant. They compile the network once for each set of names and shapes, and also work
+under `jit`.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from googlenet_flax.model.googlenet import HEADS, INCEPTIONS, GoogLeNet, GoogLeN
 
 STEM = ("conv1", "conv2_reduce", "conv2")
 LOGITS = (*HEADS, "classifier")
-# Those of `STEM` and `INCEPTIONS` are maps `[B, H, W, C]`, after ReLU and before a pool.
+# The outputs of `STEM` and `INCEPTIONS` are maps `[B, H, W, C]`, after ReLU, before a pool.
 # `pool` is the mean of each channel of the last map.
 ENDPOINTS = (*STEM, *INCEPTIONS, "pool", *LOGITS)
 
@@ -88,7 +89,8 @@ def activation_and_gradient(
     """Computes the maps of one part and the gradient of a score, as Grad-CAM needs them.
 
     The part is a layer of the `STEM` or a block of the network. The score is a function of
-    the network's output that returns a value for each example; their sum is differentiated.
+    the network's output that returns a value for each example. The sum of these values is
+    differentiated.
     The other arguments are those of `activations`.
 
     Returns:
@@ -114,11 +116,12 @@ def maps_and_vjp(
     """Computes maps of several parts, for the gradients of several scores.
 
     The network is traced twice, however many parts and scores there are. The arguments are
-    those of `activation_and_gradient`, with the names of the parts.
+    those of `activations`; each part must be one that `activation_and_gradient` accepts.
 
     Returns:
-      The maps by name, the network's output, and a function from a gradient with respect to
-      the output to those with respect to the maps. `score_gradients` takes the last two.
+      The maps by name, the network's output, and a function that maps a gradient with
+      respect to the output to the gradients with respect to the maps. `score_gradients`
+      takes the last two.
     """
 
     def output_of(offsets: Maps) -> Any:

@@ -50,10 +50,10 @@ def create_extractor(
 ) -> Callable[[Batch], np.ndarray]:
     """Creates a function that computes the features of a batch on all devices.
 
-    It takes a batch as `Predictor.log_probabilities` does, and returns float32 `[B, C]` or,
-    for a layer of maps, `[B, H, W, C]`. The layer is one of `endpoints.ENDPOINTS`. The norm
-    `"l2"` divides the features of each picture by their Euclidean norm, so that the product
-    of two vectors is the cosine of their angle.
+    The function takes a batch as `Predictor.log_probabilities` does, and returns float32
+    `[B, C]` or, for a layer of maps, `[B, H, W, C]`. The layer is one of
+    `endpoints.ENDPOINTS`. The norm `"l2"` divides the features of each picture by their
+    Euclidean norm, so that the dot product of two vectors is the cosine of their angle.
     """
     preprocess = predictor.description.preprocess
     model = predictor.description.create_model(predictor.devices)

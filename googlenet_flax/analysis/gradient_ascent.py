@@ -45,9 +45,9 @@ class Objective:
 class Settings:
     """Settings of the gradient ascent."""
 
-    octaves: int  # Largest number; octaves below `MIN_SIDE` are left out.
+    octaves: int  # Largest number of octaves; those below `MIN_SIDE` are left out.
     steps: int  # Number of steps in each octave.
-    rate: float  # Mean change of a step, in pixel values.
+    rate: float  # Mean absolute change per step, in pixel values.
     jitter: int  # Largest shift of the picture in a step, in pixels.
     smoothness: float  # The spectrum of the gradient is divided by frequency**smoothness.
 
@@ -102,16 +102,17 @@ def create_ascent(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Creates a jitted function that computes the objective and the direction of ascent.
 
-    Its arguments are the objective, the variables, pixels `[H, W, C]` and a shift, int
-    `[2]`. It evaluates the picture rolled by the shift. The direction `[H, W, C]` is
-    that for the picture before the roll. It is smoothed and has the mean absolute value 1.
+    The function takes the objective, the variables, pixels `[H, W, C]` and a shift, int
+    `[2]`. The objective is computed for the picture rolled by the shift. The direction
+    `[H, W, C]` fits the picture before the roll. It is smoothed and has the mean absolute
+    value 1.
     """
 
     @jax.jit
     def ascent(
         objective: Objective, variables: Any, pixels: jax.Array, shift: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        # The heads of `seed` and `paper` take only the size that they were trained at.
+        # Other layers need no heads, and those of `seed` and `paper` take only one size.
         part = model.clone(aux_heads=objective.layer in HEADS)
 
         def score(pixels: jax.Array) -> jax.Array:

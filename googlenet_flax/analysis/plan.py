@@ -31,7 +31,7 @@ def describe_run(config: Config, target: Target | None = None) -> str:
 
     The data are read if they are there, so errors in them are found, but nothing is
     prepared or trained. Missing data are replaced by stand-ins of the same sizes, if the
-    sizes are known. The run is one on `target`, or on the devices of this process.
+    sizes are known. The plan is for `target`, or for the devices of this process if None.
 
     Raises:
       UserError: The config or the data are wrong, the target's devices cannot share a

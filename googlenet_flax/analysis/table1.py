@@ -68,12 +68,12 @@ class Row(NamedTuple):
         return PAPER.get(self.name)
 
     def params_differ(self) -> bool:
-        """Tells if neither count, with or without biases, rounds to the printed one."""
+        """Tells if the printed number is not between our counts without and with biases."""
         low, high = math.floor(self.weights / 1024), math.ceil(self.params / 1024)
         return self.printed is not None and not low <= self.printed.params <= high
 
     def ops_differ(self) -> bool:
-        """Tells if the count does not round to the printed one."""
+        """Tells if the count differs from the printed one by a million or more."""
         return self.printed is not None and abs(self.ops / 1e6 - self.printed.ops) >= 1
 
 
@@ -166,7 +166,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _sum_cells(label: str, rows: list[Row], params: str, ops: str) -> tuple[str, ...]:
-    """Returns the cells of a line of sums, with those of the paper as given."""
+    """Returns the cells of a line of sums; `params` and `ops` are those of the paper."""
     total = Row("", label, params=sum(r.params for r in rows), ops=sum(r.ops for r in rows))
     *cells, own_params, _, own_ops, _ = _cells(total)
     return (*cells, own_params, params, own_ops, ops)

@@ -1,7 +1,8 @@
 """Compilation of a run's step for chips that this machine does not have ("targets").
 
-JAX describes the devices of a target, and the compiler of its platform needs nothing else.
-The compiled program tells how much memory the step takes and what the devices exchange.
+JAX can describe the devices of a target, and the platform's compiler needs nothing but this
+description. The compiled program tells how much memory the step takes and what the devices
+exchange.
 """
 
 import collections
@@ -44,9 +45,9 @@ LIBTPU_ENVIRONMENT: Mapping[str, str] = {
 }
 # Share of a GPU's memory that JAX takes (https://docs.jax.dev, "GPU memory allocation").
 GPU_MEMORY_SHARE = 0.75
-# Public facts about an H100 in an SXM5 socket, as XLA's own description gives them
-# (xla/backends/gpu/target_config/specs/h100_sxm.txtpb), with CUDA 13.0 and cuDNN 9.28: the
-# text of a GpuTargetConfigProto. JAX ships none.
+# An H100 in an SXM5 socket, with CUDA 13.0 and cuDNN 9.28, as the text of a
+# GpuTargetConfigProto. The facts are public and come from XLA's own description
+# (xla/backends/gpu/target_config/specs/h100_sxm.txtpb), which JAX does not ship.
 H100 = """
 gpu_device_info {
   core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
@@ -64,8 +65,8 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-# A collective in the text of a program: `%name = SHAPE all-reduce(%operand, ...)`. One that
-# runs beside others has a start and a done; only the done has the shape of the result.
+# A collective in the text of a program: `%name = SHAPE all-reduce(%operand, ...)`. An
+# asynchronous one has a start and a done; only the done has the shape of the result.
 COLLECTIVE = re.compile(rf" = ([^%\"]*) ({COLLECTIVES})(?:-done)?\(")
 ARRAY = re.compile(r"(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
@@ -83,7 +84,7 @@ class Target:
 
     @property
     def memory_gib(self) -> float:
-        """Memory of each device that a step can have, in GiB."""
+        """Memory that a step can use on each device, in GiB."""
         share = GPU_MEMORY_SHARE if self.name.startswith("cuda") else 1
         return share * self.chip.memory_gib
 

@@ -19,7 +19,7 @@ from googlenet_flax.runtime.errors import UserError
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-# Listed because pillow would also try readers that start other programs (EPS).
+# Without this list, pillow would also try readers that start other programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # Pillow warns of decompression bombs above the same number.
 # Pillow reduces cheaply to twice the target size, and only then resizes with antialiasing.

@@ -40,8 +40,8 @@ class FilePictures:
     def fingerprint(self) -> str:
         """A digest of the relative paths, the labels and the size of each file.
 
-        If all files together have at most `MAX_READ_BYTES` it also covers the content of
-        those that can be read; reading more would delay every start.
+        If all files together have at most `MAX_READ_BYTES`, the digest also covers the
+        content of the readable ones; reading more would delay every start.
         """
         names = [path.removeprefix(self.root) for path in self.paths]
         sizes = [_size_bytes(path) for path in self.paths]
@@ -178,7 +178,7 @@ def _training_classes(folder: str) -> tuple[str, ...]:
 def _list_classes(root: str, folder: str, class_names: tuple[str, ...]) -> list[_Example]:
     """Lists the pictures of each class folder in `folder`, class by class.
 
-    A folder may be named by the WordNet ID of a class of ImageNet.
+    The name of a folder may also be the WordNet ID of an ImageNet class.
     """
     prefix, examples, others = os.path.join(root, ""), [], collections.Counter()
     names = words = _subfolders(folder)

@@ -128,7 +128,7 @@ class PictureSet:
 def _take_chunk(
     index_batches: Sequence[np.ndarray], per_batch: int, number: int
 ) -> np.ndarray:
-    """Returns a chunk of example numbers; every batch has `per_batch` of them."""
+    """Returns a chunk of example numbers; every batch has `per_batch` chunks."""
     batch, chunk = divmod(number, per_batch)
     return np.array_split(index_batches[batch], per_batch)[chunk]
 
@@ -138,8 +138,8 @@ def _decode_chunk(
 ) -> Batch:
     """Decodes a chunk of a batch; returns errors as data, not as exceptions.
 
-    `requested` holds the example numbers that were asked for, and `reason` why each of them
-    could not be read, or "". Where no picture could be read, `index` is -1.
+    In the result, `reason` says for each of the `requested` examples why it could not be
+    read, or is "". `index` is -1 where neither the example nor a substitute could be read.
     """
     count, size, total = len(requested), options.storage_size, len(pictures)
     tries = total if options.on_bad_image == "skip" else 1

@@ -99,7 +99,7 @@ def _find_builder(
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Returns True if the data set is prepared as array_record."""
+    """Returns True if the data set is prepared; refuses any format but array_record."""
     if not builder.is_prepared():
         return False
     file_format = builder.info.file_format

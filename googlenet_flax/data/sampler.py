@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOrder(Sequence):
-    """Indices of the batches of `start_step` to `stop_step - 1`, computed on access.
+    """The indices of each batch from `start_step` to `stop_step - 1`, computed on access.
 
     Every epoch has its own permutation; an incomplete last batch is dropped. No state is
     kept, so a resumed run continues as if it had never stopped.

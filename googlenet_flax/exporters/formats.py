@@ -38,9 +38,9 @@ def export(
 ) -> Exported:
     """Exports a network in float32 in one of `FORMATS`, and compares the file with it.
 
-    With `aux_heads`, the logits of the heads are outputs too. `accuracy` is that of the
-    network in words, for the metadata; "" if unknown. Without the package onnxruntime, an
-    ONNX file is not compared.
+    With `aux_heads`, the logits of the heads are outputs too. `accuracy` is a text about
+    the network's accuracy, for the metadata; it is "" if unknown. Without the package
+    onnxruntime, an ONNX file is not compared.
 
     Raises:
       UserError: A package is missing, or the file gives other logits than the network.

@@ -54,8 +54,8 @@ def describe(
 ) -> dict[str, Any]:
     """Creates the metadata of an exported file, as JSON types.
 
-    `ModelDescription.from_json` can read its fields from them. `done_inside` tells if the
-    graph in the file applies the fields `DONE_INSIDE` of `preprocess`.
+    `ModelDescription.from_json` can read a description from these metadata. `done_inside`
+    tells if the graph in the file applies the fields `DONE_INSIDE` of `preprocess`.
     """
     fields = {
         "generator": f"googlenet_flax {__version__}",

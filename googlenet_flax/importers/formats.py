@@ -213,7 +213,7 @@ def _check_class_names(
 def _is_trained(head: str, weights: WeightFile) -> bool:
     """Returns True if the file has the head and the head has seen a batch."""
     leaves = weights.leaves
-    # Means of exactly 0 are those of batch norm that has never seen a batch.
+    # If all means are exactly 0, the batch norm has never seen a batch.
     means = leaves.get(f"batch_stats/{head}/proj/bn/mean", 1)
     return f"params/{head}/fc/kernel" in leaves and bool(np.any(means))
 

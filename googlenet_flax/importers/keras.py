@@ -82,11 +82,12 @@ def _numbered(kind: str, number: int) -> str:
 def _check_outputs(path: pathlib.Path, own_names: Mapping[str, str]) -> None:
     """Checks the order of the three classifiers by the names of their layers.
 
-    The classifiers have the same shape, so only their names can show a wrong order. Keras
-    numbers its own names by creation: `dense`, `dense_1` and so on. Then the classifier of
-    each head must come right after the `fc` of that head. If the names of classifiers
-    contain "aux", exactly the two of the heads must. Other names are not checked. Files
-    from before Keras 3.6 have no names.
+    The classifiers have the same shape, so only their names can show a wrong order. The
+    names that Keras chooses are numbered by creation: `dense`, `dense_1` and so on. If all
+    names are of this kind, the classifier of each head must come right after the `fc` of
+    that head. Otherwise, if the name of any classifier contains "aux", exactly the names of
+    the heads' two classifiers must contain it. Other names are not checked. Files from
+    before Keras 3.6 have no names.
     """
     names = [own_names.get(_numbered("dense", number), "") for number in range(len(DENSES))]
     matches = [re.fullmatch(r"dense(?:_(\d+))?", name) for name in names]

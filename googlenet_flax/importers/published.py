@@ -89,8 +89,8 @@ def load_pretrained(name: str, *, image_size: int = 224) -> Pretrained:
     variables are placed on JAX's default device.
 
     Args:
-      name: `"torchvision"`, `"caffe"` or `"onnx"`. The file of the last one has no download
-        address: put it into the cache, by default `~/.cache/googlenet_flax/weights`.
+      name: `"torchvision"`, `"caffe"` or `"onnx"`. The ONNX file has no download address:
+        put it into the cache, by default `~/.cache/googlenet_flax/weights`.
       image_size: Height and width of the input in pixels; Caffe's network needs 224.
 
     Raises:

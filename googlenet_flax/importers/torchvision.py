@@ -19,7 +19,7 @@ BRANCHES = {
     "5x5": "branch3.1",
     "pool_proj": "branch4.1",
 }
-BATCH_COUNTER = "num_batches_tracked"  # torch's batch norm counts; ours does not.
+BATCH_COUNTER = "num_batches_tracked"  # torch's batch norm counts batches; ours does not.
 
 
 def read(path: pathlib.Path) -> WeightFile:
@@ -84,6 +84,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     with reading(path, "a safetensors file", "safetensors"):
         import safetensors.flax
 
-        # Unlike that of safetensors.numpy, this reader knows bfloat16.
+        # Unlike safetensors.numpy, safetensors.flax can read bfloat16.
         tensors = safetensors.flax.load_file(path)
         return {name: np.asarray(tensor) for name, tensor in tensors.items()}

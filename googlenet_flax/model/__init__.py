@@ -1,4 +1,4 @@
-"""The network: Table 1 and its variants, the layers, and the arithmetic below them.
+"""The network: Table 1 and its variants, the layers, and the operations they consist of.
 
-The modules work on arrays alone. They know no data set, no config and no training.
+The modules work on arrays alone and do not depend on data sets, configs or training.
 """

@@ -16,8 +16,8 @@ Padding2D = tuple[tuple[int, int], tuple[int, int]]
 class Arithmetic:
     """Choices of how to compute the network.
 
-    They change outputs and gradients only by rounding. Flax's `capture_intermediates` may
-    see maps of another shape, or miss some.
+    These choices change outputs and gradients only by rounding. With some of them, Flax's
+    `capture_intermediates` sees maps of another shape, or misses some.
     """
 
     merge_1x1: bool = False  # Compute the 1x1 convolutions on one input as a single one.
@@ -168,7 +168,7 @@ def _convolve_with_onednn_backward(padding, residuals, grad):
     flipped = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
     pads = tuple((size - 1 - low, size - 1 - high) for low, high in padding)
     x_grad = _convolve_with_onednn(grad, flipped, pads)
-    if size > 3:  # A product is slower here.
+    if size > 3:  # The matrix product below would be slower for such kernels.
         _, kernel_vjp = jax.vjp(lambda kernel: _stock(x, kernel, 1, padding), kernel)
         return x_grad, *kernel_vjp(grad)
     _, height, width, features = grad.shape

@@ -72,12 +72,13 @@ class Variant:
     kernel_init: nn.initializers.Initializer
     bias: float = 0.0  # Initial biases of conv1 and of the inception blocks.
     conv2_bias: float = 0.0
-    aux_bias: tuple[float, float] = (0.0, 0.0)  # Those of `proj` and `fc` in the heads.
+    # Initial biases of `proj` and `fc` in the heads.
+    aux_bias: tuple[float, float] = (0.0, 0.0)
     dropout_rate: float = 0.4  # Dropout before the main classifier.
 
     @property
     def pool_windows(self) -> dict[str, int]:
-        """The window sizes of the max pools, in pixels, keyed by the block that follows."""
+        """The windows, in pixels, of the max pools between blocks, by the next block."""
         return {"inception_4a": 3, "inception_5a": self.pool_5a_window}
 
     @property
@@ -172,20 +173,20 @@ class GoogLeNet(nn.Module):
 
     The source is Szegedy et al. 2015, Table 1 and section 5. `create_model` builds a
     network by the name of its variant; the field `variant` is a `Variant` of `VARIANTS`, or
-    one of your own.
+    one that you define.
     """
 
     num_classes: int
     variant: Variant
     aux_heads: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")  # Type of activations; parameters are float32.
-    axis_name: str | None = None  # Mapped axis that batch norm averages over too.
+    axis_name: str | None = None  # Mapped axis whose devices share batch statistics.
     freeze_norm: bool = False  # Normalize with running statistics in training too.
     width_multiplier: float = 1.0  # Factor on every channel count; the paper has 1.
     input_channels: int = 3
     arithmetic: Arithmetic = STOCK  # `create_model` chooses the fastest.
-    # The names of the blocks place the max pools (`Variant.pool_windows`) and the heads
-    # (`AUX_TAPS`).
+    # The blocks by name. Their names determine where the max pools (`Variant.pool_windows`)
+    # and the heads (`AUX_TAPS`) are.
     inceptions: Mapping[str, InceptionWidths] = dataclasses.field(
         default_factory=lambda: INCEPTIONS
     )
@@ -236,7 +237,7 @@ class GoogLeNet(nn.Module):
 
         x = self._stem(images.astype(self.dtype), conv, pool)  # [B, H/8, W/8, 192]
         aux = {}
-        x = pools["conv2"](x)  # For a table that begins with 4a or 5a.
+        x = pools["conv2"](x)  # The identity, unless the table begins with 4a or 5a.
         for name, widths in self.inceptions.items():
             inside, after = self._place_pool(pools[name], map_is_read=name in AUX_TAPS)
             x = Inception(

@@ -38,7 +38,7 @@ BRANCHES = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")
 
 
 class Convolution(nn.Module):
-    """A convolution with our arithmetic and the parameters of `nn.Conv`."""
+    """A convolution with the parameters of `nn.Conv`, computed as `arithmetic` says."""
 
     features: int
     kernel_size: int

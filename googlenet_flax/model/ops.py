@@ -126,7 +126,7 @@ def _max_pool(x: jax.Array, window: int, stride: int, pads: Padding2D) -> jax.Ar
 def _window_cells(
     x: jax.Array, window: int, stride: int, pads: Padding2D
 ) -> list[jax.Array]:
-    """Returns each cell of all windows in row-major order, `[B, H', W', C]`."""
+    """Returns an array `[B, H', W', C]` for each cell of the window, in row-major order."""
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=lowest)
     height, width = ((size - window) // stride + 1 for size in padded.shape[1:3])
@@ -174,9 +174,9 @@ def _max_pool_forward(x, window, stride, pads):
 def _to_ordered(x):
     """Maps bfloat16 to integers in the same order, which CPUs compare much faster.
 
-    The bits of a number that is not negative are ordered like the number. Those of a
-    negative one are ordered the other way, so all but the sign are flipped. NaN becomes the
-    largest integer, so that it propagates.
+    As integers, the bits of non-negative numbers have the same order as the numbers. The
+    bits of negative numbers have the opposite order, so all of them but the sign are
+    flipped. NaN becomes the largest integer, so that it propagates.
     """
     if x.dtype != jnp.bfloat16:
         return x

@@ -114,7 +114,8 @@ def _transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     output, weight, data = (
         np.array(matrix, np.float64) for matrix in (output, weight, data)
     )
-    # A row of `G` may be multiplied by what the same row of `B^T` is divided by. Powers of
-    # two round nothing, and keep the transformed input in the range of the input.
+    # A row of `G` may be multiplied by any number if the same row of `B^T` is divided by
+    # it. Powers of two cause no rounding, and these keep the transformed input in the range
+    # of the input.
     balance = np.exp2(np.round(np.log2(np.linalg.norm(data, axis=1, keepdims=True))))
     return output.T, weight * balance, data / balance

@@ -1,6 +1,6 @@
 """Measurements of the command `googlenet_flax.benchmark`.
 
-Each rate is the median over ten windows of calls after a warm-up.
+Each rate is the median of up to ten windows of calls after a warm-up.
 
 - "Training" is the step of `googlenet_flax.main`, with batches from the host.
 - "Forward only" is the computation of the logits of the main classifier from images that
@@ -155,7 +155,7 @@ def _measure_forward(experiment: Experiment, state: TrainState, seconds: float) 
 
 
 def measure_input(experiment: Experiment, seconds: float) -> float | None:
-    """Measures images per second that the host reads of the real data.
+    """Measures how many images per second of the real data the host reads.
 
     Returns:
       The rate, or None if the data cannot be read; the reason is printed to stderr.

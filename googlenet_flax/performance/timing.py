@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 MIN_CALLS = 3
-WINDOWS = 10  # Number of windows that the median is taken over.
+WINDOWS = 10  # Largest number of windows over which the median is taken.
 
 
 def call_seconds(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -34,9 +34,9 @@ def call_seconds(call: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def median_seconds(durations: list[float]) -> float:
-    """Computes the median over ten windows of the mean duration in each.
+    """Computes the mean duration in each of up to ten windows, and returns the median.
 
-    The mean is for work that comes in bursts, such as reading ahead.
+    The means even out work that comes in bursts, such as reading ahead.
     """
     windows = np.array_split(durations, min(WINDOWS, len(durations)))
     return statistics.median(float(np.mean(window)) for window in windows)

@@ -55,7 +55,7 @@ class Augment:
           The network's input, float32 `[B, H, W, C]`.
 
         Raises:
-          ValueError: `flips` is required.
+          ValueError: `flip` is `"alternating"` and `flips` is missing.
         """
         split = jax.vmap(partial(jax.random.split, num=6), out_axes=1)
         shift_rngs, crop_rngs, flip_rngs, color_rngs, method_rngs, cutout_rngs = split(rngs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 CROP_NUMBERS = (1, 2, 6, 10, 144)  # Table 3 of the paper has 1, 10 and 144.
 TRAINING_PIXELS = 224  # Side of the crops in the literature, cut from a resized picture.
 TEN_CROP_SCALE = 256  # Shorter side of the resized picture in pixels.
-PAPER_SCALES = (256, 288, 320, 352)  # Sizes for the 144 crops of section 7.
+PAPER_SCALES = (256, 288, 320, 352)  # Shorter sides for the 144 crops of section 7.
 # Positions of the four corners and the center.
 PLACES = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5))
 SHIFT = 1 / 32  # One pixel of a CIFAR picture.
@@ -28,8 +28,8 @@ class Crop(NamedTuple):
     row: float  # Vertical position of the crop in the largest square.
     column: float  # Horizontal position of the crop in the largest square.
     mirror: bool = False  # True exchanges left and right.
-    # Shift down and right, as a fraction of the crop's side. Beyond the picture its border
-    # is repeated.
+    # Shift down and right, as a fraction of the crop's side. Pixels of the crop that lie
+    # outside the picture repeat its border.
     shift: float = 0.0
 
 
@@ -43,8 +43,8 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
 
     Args:
       number: One of `CROP_NUMBERS`.
-      side: Side of the network's own crop, as a fraction of the picture's shorter side. 10
-        and 144 crops do not depend on it.
+      side: Side of the network's own crop, as a fraction of the picture's shorter side.
+        The sets of 10 and of 144 crops do not depend on it.
 
     Returns:
       The crops; None is the network's own crop. If there are several, half are mirrored.
@@ -58,7 +58,7 @@ def evaluation_crops(number: int, side: float) -> tuple[Crop | None, ...]:
     if number <= 2:
         return (None, center._replace(mirror=True))[:number]
     crops = []
-    if number == 6:  # The center, and shifted up left and down right.
+    if number == 6:  # The center, also shifted to the top left and the bottom right.
         crops = [center._replace(shift=shift) for shift in (0.0, -SHIFT, SHIFT)]
     elif number == 10:  # Corners and center, Krizhevsky et al. 2012, section 4.1.
         side = TRAINING_PIXELS / TEN_CROP_SCALE

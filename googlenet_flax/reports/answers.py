@@ -23,13 +23,15 @@ class Answers(NamedTuple):
     correct: np.ndarray  # Whether it is the label, bool.
     confidence: np.ndarray  # Probability of the likeliest class, float64.
     label_log_probability: np.ndarray  # Logarithm of the label's probability, float64.
-    label_rank: np.ndarray  # Number of other classes at least as likely, int64.
+    label_rank: np.ndarray  # Number of other classes as likely as the label or more, int64.
 
 
 def collect_answers(
     predictor: Predictor, split: Split, *, batch_size: int, max_examples: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Answers]]:
-    """Runs the network over a split, or `max_examples` spread evenly over it if not 0.
+    """Runs the network over a split.
+
+    If `max_examples` is not 0, only that many are used, spread evenly over the split.
 
     Returns:
       Numbers in the split and labels of the examples that could be read, each int64 `[N]`,

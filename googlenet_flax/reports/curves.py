@@ -28,9 +28,9 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def time_axis(records: Sequence[RunRecord]) -> tuple[list[int], str]:
-    """Returns how many steps one unit of the x axis has in each run, and its label.
+    """Returns the steps in one unit of the x axis for each run, and the axis label.
 
-    The unit is an epoch if its length is known in all runs, and a step otherwise.
+    The unit is an epoch if the epoch length is known in all runs, and a step otherwise.
     """
     units = [record.epoch_steps for record in records if record.epoch_steps]
     if len(units) < len(records):

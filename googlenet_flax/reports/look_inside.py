@@ -85,7 +85,7 @@ def _top_score(classifier: str) -> Score:
 
 def shown_pixels(preprocess: Preprocess, batch: Batch) -> np.ndarray:
     """Cuts and resizes pictures as for the network, uint8 `[B, H, W, 3]`, RGB."""
-    with on_the_cpu():  # Some forty small programs.
+    with on_the_cpu():  # Otherwise some forty small programs are compiled for a GPU.
         pixels = np.asarray(preprocess.cut(batch["image"], batch.get("extent")))
     return shown_channels(pixels).round().clip(0, 255).astype(np.uint8)
 

@@ -279,7 +279,7 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
     main, rows = tested.answers["main"], tested.mistakes
     page.heading("Most confident mistakes")
     if not len(rows):
-        page.text("There is no mistake.")
+        page.text("There are no mistakes.")
         return
     predicted = [names[i] for i in main.predicted[rows]]
     true = [names[i] for i in tested.labels[rows]]
@@ -295,8 +295,9 @@ def _add_mistakes(page: Page, tested: Tested, names: Sequence[str]) -> None:
         "mistakes",
         pictures_figure(mistakes, MISTAKE_COLUMNS, title_height_inches=0.45),
         caption=f"{some} mistakes of the main classifier, the most confident ones first, "
-        "at the size of the network's input, each below its predicted class, the "
-        "confidence and the true class. The table below names them in the same order.",
+        "at the size of the network's input. Above each picture are the predicted class, "
+        "the confidence and the true class. The table below names the pictures in the same "
+        "order.",
         alt="; ".join(f"{a} taken for {b}" for a, b in zip(true, predicted, strict=True)),
     )
     sure = map(percent, main.confidence[rows])

@@ -2,8 +2,9 @@
 
 Orbax writes a checkpoint completely or not at all, but does not detect a flipped bit. So
 every checkpoint has a manifest (`runs/manifest.py`), and a checkpoint that differs from its
-manifest is damaged. It is renamed before training continues, which saves its step again. A
-superseded checkpoint is renamed before it is deleted, so that a kill leaves no part of it.
+manifest is damaged. Before training continues, a damaged checkpoint is renamed, so that its
+step can be saved again. A superseded checkpoint is renamed before it is deleted, so that a
+kill leaves no damaged one.
 """
 
 import contextlib
@@ -478,5 +479,5 @@ def _to_items(state: TrainState) -> dict[str, Any]:
 
 
 def best_name(metrics: Mapping[str, float]) -> str:
-    """Returns the metric that ranks checkpoints, that of averaged weights if present."""
+    """Returns the name of the metric that ranks checkpoints."""
     return "averaged_accuracy" if "averaged_accuracy" in metrics else "accuracy"

@@ -34,11 +34,11 @@ def evaluation_config(
     """Returns the config with which a run is evaluated, on its own or on other data.
 
     Args:
-      run: Config of the run; None for imported weights. The default batch size is that of
-        one of its accumulation steps.
-      dataset: Name of another data set, whose folder is the default of TFDS and whose
-        split is `test`, unless `fields` name others.
-      **fields: Fields of the config to replace; None or "" keeps that of the run.
+      run: Config of the run; None for imported weights. By default, a batch holds as many
+        examples as one accumulation step of the run.
+      dataset: Name of another data set. It is read from the default folder of TFDS, and its
+        split `test` is evaluated, unless `fields` say otherwise.
+      **fields: Fields of the config to replace; None or "" keeps the value of the run.
 
     Raises:
       UserError: No data set is named, or a field is out of its range.

@@ -24,7 +24,7 @@ class EventFile:
         self._writer = RecordWriter(str(directory / name))
 
     def begin(self, step: int) -> None:
-        """Writes the head of the file, which hides the values of later steps."""
+        """Writes the head of the file; it hides older values from `step` on."""
         self._write(0, file_version="brain.Event:2")
         purge = messages.SessionLog(status=messages.SessionLog.START)
         self._write(step, session_log=purge)
@@ -36,7 +36,7 @@ class EventFile:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file; values were flushed before, or their error is known."""
+        """Closes the file; an error is ignored, because `write` has flushed all values."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

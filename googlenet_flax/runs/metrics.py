@@ -19,8 +19,8 @@ class MetricsWriter:
     """Writer of metrics, which appends one row at a time.
 
     A run that starts after `resume_step` updates first removes the rows that it will write
-    again: those of later steps and, unless the state `was_evaluated`, that of the
-    evaluation after this step. `mirror`, if it is set, is called with each new row.
+    again: the rows of later steps and, unless the state `was_evaluated`, the evaluation row
+    of this step. `mirror`, if it is set, is called with each new row.
 
     Raises:
       UserError: A file cannot be written, or `metrics.jsonl` cannot be read.
@@ -75,9 +75,9 @@ class MetricsWriter:
     ) -> None:
         """Appends a row to `metrics.jsonl` and TensorBoard, then calls `mirror`.
 
-        `step` is the number of updates done, and `epoch` that of complete epochs. The row
-        is in `metrics.jsonl` completely or not at all. If only TensorBoard cannot be
-        written, it stays there.
+        `step` is the number of updates done, and `epoch` the number of complete epochs. The
+        row is written to `metrics.jsonl` completely or not at all. If only TensorBoard
+        cannot be written, the row stays in `metrics.jsonl`.
 
         Raises:
           UserError: The row cannot be written.

@@ -35,9 +35,9 @@ def warm_start(
 ) -> tuple[TrainState, str]:
     """Replaces the weights of a new state by those of another run or of an import.
 
-    They are those of its best checkpoint, or of its latest one if none was evaluated. The
-    random weights of `state` are kept for heads that the other run did not train, and for
-    the last layer of each classifier if the number of classes differs. If the number of
+    The new weights are from the best checkpoint, or from the latest if none was evaluated.
+    The random weights of `state` are kept for heads that the other run did not train, and
+    for the last layer of each classifier if the number of classes differs. If the number of
     input channels differs, `convert_kernel` converts the kernel of `conv1`.
 
     Args:
@@ -156,11 +156,11 @@ def _fit(
     their_variables: Variables,
     theirs: ModelDescription,
 ) -> tuple[Variables, list[str]]:
-    """Merges variables, and returns them with the names of the last layers that stay new.
+    """Replaces `own_variables` by `their_variables` where these fit.
 
-    They are `their_variables`, except for heads that are not trained there and last layers
-    of other shapes, which are `own_variables`, and for the kernel of a `conv1` with other
-    channels, which is converted.
+    Heads that are not trained there, and last layers of other shapes, keep their own
+    values. The kernel of a `conv1` with other channels is converted. The result also holds
+    the names of the last layers that keep their own values because of their shape.
     """
     fresh: dict[str, None] = {}  # In order, each once.
 

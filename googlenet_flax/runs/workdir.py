@@ -166,7 +166,8 @@ class Workdir:
         Returns a phrase for each field that has changed and may change.
 
         Raises:
-          UserError: Fields that define the run have changed; it names both values of each.
+          UserError: Fields that define the run have changed, and the message names both
+            values of each; or the workdir holds imported weights.
         """
         saved = self.load_config()
         if saved is None:

@@ -22,10 +22,11 @@ DATA_FIELDS = (
 
 
 def argument_parser(name: str, module_docstring: str | None) -> argparse.ArgumentParser:
-    """Creates the parser of a command, which is named as the user has called it.
+    """Creates the parser of a command.
 
-    That is `googlenet NAME` or `python -m googlenet_flax.NAME`. The parser's description is
-    the first line of the module's docstring.
+    Its help names the command as the user has called it: `googlenet NAME` or
+    `python -m googlenet_flax.NAME`. Its description is the first line of the module's
+    docstring.
     """
     module = f"googlenet_flax.{name}"
     is_module = module in sys.orig_argv
@@ -43,14 +44,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose a split, with the names of the fields of the config."""
+    """Adds the flags that choose a split; all but `--split` are named as config fields."""
     add = parser.add_argument
     add("--dataset", help="data set (an import needs it); default: the run's")
     add("--data_dir", help="folder of the data; default: the run's, or TFDS's")
     add("--split", dest="eval_split", help="TFDS split; default: the run's eval_split")
     fraction_help = "fraction of each class of a folder to test on; default: the run's"
     add("--eval_fraction", type=float, help=fraction_help)
-    add("--batch_size", type=int, help="pictures per batch; default: the run's, or 32")
+    batch_help = "pictures per batch; default: one accumulation step of the run, or 32"
+    add("--batch_size", type=int, help=batch_help)
     bad_help = "what to do with an unreadable picture; default: the run's, or skip"
     add("--on_bad_image", choices=("stop", "skip"), help=bad_help)
     workers_help = "processes that decode, or 0 to use threads; default: the run's"

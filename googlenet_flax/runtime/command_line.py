@@ -61,7 +61,7 @@ def define_config(
 def run(command: Callable[[], None], config: flags.FlagHolder) -> None:
     """Parses the command line, runs the command and ends the process.
 
-    The command may raise a `RunError`. A config without a default must be given.
+    The command may raise a `RunError`. `--config` is required unless it has a default.
     """
 
     def main(_: list[str]) -> None:

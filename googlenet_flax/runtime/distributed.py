@@ -53,8 +53,8 @@ def joined(
     """Connects this process with the others; call it before JAX uses a device.
 
     JAX finds omitted arguments itself under Slurm, Open MPI, Kubernetes and on Cloud TPU.
-    An error that the other processes do not raise, such as the loss of one of them, ends
-    this process on leaving the context.
+    On leaving the context, an error that the other processes do not raise, such as the loss
+    of another process, ends this process at once.
 
     Args:
       coordinator_address: HOST:PORT at which all processes can reach the first one.

@@ -37,9 +37,9 @@ class RemoteFile:
 def fetch(file: RemoteFile, folder: pathlib.Path) -> pathlib.Path:
     """Returns the path of a file in a folder, and downloads it if it is not there.
 
-    A file of this name with another digest is replaced. The download is a temporary file
-    until it is complete and its digest is right, and is renamed then. The folder should
-    hold nothing but downloads: temporary files of killed ones are deleted.
+    A file of this name with another digest is replaced. The download goes to a temporary
+    file, which is renamed once it is complete and its digest is right. The folder should
+    hold nothing but downloads, because old temporary files in it are deleted.
 
     Raises:
       UserError: The file cannot be downloaded or written. Without a network, this takes

@@ -13,10 +13,10 @@ _FLAG = "--xla_cpu_experimental_onednn_custom_call"
 def use_onednn_for(dtype: str) -> None:
     """Turns oneDNN on for activations in bfloat16, for which it is the fastest on CPUs.
 
-    Call this function before JAX creates its devices, when XLA reads its flags.
-    A value that the user has set in `XLA_FLAGS` is kept, and a jaxlib without oneDNN is
-    left alone. Where oneDNN is on, compiled programs are not stored: jaxlib 0.12 fails to
-    write those that use it.
+    Call this function before JAX creates its devices, because XLA reads its flags then. A
+    value that the user has set in `XLA_FLAGS` is kept. For a jaxlib without oneDNN, nothing
+    is changed. Where oneDNN is on, compiled programs are not cached, because jaxlib 0.12
+    fails to write those that use oneDNN.
     """
     if jaxlib.version.__version_info__ < (0, 12):
         return

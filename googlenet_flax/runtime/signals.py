@@ -1,4 +1,4 @@
-"""Handling of signals that stop a run after its state has been saved."""
+"""Handling of signals that ask a run to save its state and stop."""
 
 import os
 import signal
@@ -47,8 +47,8 @@ class StopRequest:
     def cleaning_up(self) -> Iterator[None]:
         """Lets a signal interrupt the block, which then removes what it has half done.
 
-        One of several processes still ends at once, as others may wait for it. The block
-        must not wait for a thread, or treat an interrupt as an error.
+        In a distributed run the process still ends at once, because others may wait for it.
+        The block must not wait for a thread, or treat an interrupt as an error.
 
         Raises:
           StoppedBySignal: A signal arrived.
@@ -101,8 +101,8 @@ class StopRequest:
         """Calls a function in a thread; after a signal, waits only briefly for its end.
 
         Raises:
-          StopRequested: It did not end within `MAX_WAIT_SECONDS` after a signal. The
-            process still waits for it at its own end.
+          StopRequested: The function did not end within `MAX_WAIT_SECONDS` after a signal.
+            The process still waits for the function when it exits.
         """
         pool = ThreadPoolExecutor(max_workers=1)
         future = pool.submit(function)
@@ -125,10 +125,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first of `STOP_SIGNALS` into a request; a second one ends the process.
+    """Turns the first stop signal that arrives into a request; a second ends the process.
 
     Before the first step, the first signal ends the process too. In a notebook or at
-    Python's prompt, SIGINT raises a `KeyboardInterrupt` where it would end the process.
+    Python's prompt, SIGINT raises a `KeyboardInterrupt` instead of ending the process.
 
     Signals that are ignored, as under `nohup`, stay ignored. With `jax.distributed`, JAX
     handles SIGTERM as a notice of preemption and passes it on to all processes; the other

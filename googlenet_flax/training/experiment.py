@@ -176,8 +176,8 @@ class Experiment:
             variables = self.description.initialize(key)
             return TrainState.of(variables, self.tx, averages=self.averaging is not None)
 
-        # Compiling the random generators of some sixty kernels, which run once, takes most
-        # of the time of a start with optimization, and minutes for a GPU.
+        # The random generators of some sixty kernels run only once. To compile them with
+        # optimization would take most of the start-up time, and minutes for a GPU.
         options = {"xla_backend_optimization_level": 0}
         return jax.jit(create_state, compiler_options=options)
 

@@ -12,8 +12,10 @@ from googlenet_flax.model.googlenet import HEADS, VARIANTS
 from googlenet_flax.runtime.errors import NotFiniteError
 from googlenet_flax.training.state import Metrics
 
-AT_CHANCE = 0.99  # A classifier is at chance if its mean loss is this part of ln K or more.
-LEARNING = 0.9  # A classifier learns if its mean loss is below this part of ln K.
+# For K classes, a classifier is at chance if its mean loss is at least `AT_CHANCE * ln K`,
+# and it learns if its mean loss is below `LEARNING * ln K`.
+AT_CHANCE = 0.99
+LEARNING = 0.9
 CHANCE_STEPS = 500  # Shortest window, in updates.
 CHANCE_ROWS = 10  # Smallest number of logged steps in a window.
 

@@ -57,11 +57,11 @@ def example_metrics(
       output: Logits `[B, num_classes]`.
       labels: int `[B]`.
       aux_weight: Weight of each auxiliary loss.
-      targets: Target probabilities `[B, num_classes]`; None is one-hot targets.
+      targets: Target probabilities `[B, num_classes]`; None means one-hot targets.
 
     Returns:
-      float32 `[B]` by name. `loss` is `main_loss` plus `aux_weight` times each auxiliary
-      loss (section 5), `aux_4a_loss` and `aux_4d_loss`. `accuracy`, `aux_4a_accuracy` and
+      float32 `[B]` by name. `loss` is `main_loss` plus `aux_weight` times the auxiliary
+      losses `aux_4a_loss` and `aux_4d_loss` (section 5). `accuracy`, `aux_4a_accuracy` and
       `aux_4d_accuracy` are 1 where the label has the largest logit and 0 elsewhere; `top5`
       is 1 where the label is among the five largest logits of the main classifier. Ties
       count against the label. Without heads, their entries are absent.

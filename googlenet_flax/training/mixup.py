@@ -22,7 +22,7 @@ def mixup_lambdas(rng: jax.Array, indices: jax.Array, alpha: float) -> jax.Array
 
     Args:
       rng: Key of the step.
-      indices: int `[B]`, numbers of the examples; each weight depends on one of them.
+      indices: int `[B]`, numbers of the examples; each weight depends only on its own.
       alpha: Both parameters of the Beta distribution.
 
     Returns:

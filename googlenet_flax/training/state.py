@@ -37,8 +37,8 @@ class TrainState:
     ) -> "TrainState":
         """Creates the state of step 0 from parameters and statistics.
 
-        With `averages` the state also holds averages of the weights, in arrays of their
-        own, because the train step takes over the memory of all arrays of a state.
+        With `averages` the state also holds averages of the weights, in separate arrays,
+        because the train step donates every array of the state.
         """
         return cls(
             step=jnp.zeros((), jnp.int32),

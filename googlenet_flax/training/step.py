@@ -88,15 +88,15 @@ def train_step(
         `with_partners`.
       seed: Seed of augmentation, mixup and dropout, int32 `[]`. The random values of an
         example are a function of seed, step and index of the example.
-      model: The network; its own `axis_name` equals this function's.
+      model: The network; its `axis_name` must equal the argument `axis_name`.
       tx: The optimizer, from `create_optimizer`.
       inputs: Function from a batch to the network's input, such as `Inputs`.
       objective: The loss.
       averaging: The average of weights and statistics to update; None for none.
       accumulation_steps: Number of parts of the batch that pass through the network in
         turn, each with batch statistics of its own.
-      unroll_accumulation: Whether to unroll the loop over the parts. XLA:CPU has no fast
-        convolutions inside a loop (they are 30 times slower).
+      unroll_accumulation: Whether to unroll the loop over the parts. In a loop, XLA:CPU's
+        convolutions are 30 times slower.
       axis_name: Mapped axis to average over; None on one device.
 
     Returns:

@@ -152,7 +152,7 @@ def list_members(archive: Archive, path: pathlib.Path) -> list[Member]:
       UserError: The file cannot be read, or is not the official archive.
     """
     try:
-        # NOTE: A digest is not checked; it would need to read 155 GB once more.
+        # NOTE: No digest is checked, because that would read 155 GB once more.
         size_bytes = path.stat().st_size
         if size_bytes != archive.size_bytes:
             raise ValueError(f"{size_bytes} bytes, expected {archive.size_bytes}")
