@@ -180,8 +180,8 @@ def run_rounds(
 ) -> list[Record]:
     """Runs the contenders in the order A B C, A B C, ...
 
-    So a drift of the machine's speed affects all of them. A contender that fails is left
-    out of later rounds.
+    In this order, a drift of the machine's speed affects all contenders. A contender that
+    fails is left out of later rounds.
     """
     records, failed = [], set()
     for number in range(1, rounds + 1):

@@ -3,8 +3,8 @@
 python benchmarks/cpu_ablation.py [--dtype=float32] [--batch_size=32] [--image_size=224]
     [--variant=seed] [--rounds=3]
 
-Each row of the table is measured in a process of its own. The row `ours` uses all
-optimizations, the last one XLA's own operations, and each row between them leaves one out.
+Each row of the table is measured in a process of its own. The first row, `ours`, uses all
+optimizations. The last row uses XLA's own operations. Each row between leaves one out.
 "ours / it" shows how much faster the first row is; README.md in this folder explains the
 table. A row whose optimization is off for the dtype repeats the first row. Rounds go over
 all rows in turn.

@@ -2,14 +2,13 @@
 
     python benchmarks/decode.py [--images_per_second=1000] [--seconds=2] [--rounds=3]
 
-The first table is measured in one process, by its CPU time, and its last column gives the
-number of cores that decode `--images_per_second`. Its pictures have the typical size of
-ImageNet or a larger one. `googlenet_flax.data.decode` reads them, and
-for comparison every JPEG is decoded at its full size before it is reduced. The second table
-is measured with pictures of the typical size in the input pipeline on all cores, with
-threads and with processes. No data set is needed: pictures are random fields whose
-amplitude falls with the frequency as 1 / f^1.3. At quality 95, those of the typical size
-have about 110 kB.
+The first table is measured in one process, by its CPU time. Its pictures have the typical
+size of ImageNet or a larger size. `googlenet_flax.data.decode` reads them; for comparison,
+every JPEG is also decoded at its full size before it is reduced. The last column gives the
+number of cores that decode `--images_per_second`. The second table is measured in the input
+pipeline on all cores, with threads and with processes, for pictures of the typical size. No
+data set is needed: pictures are random fields whose amplitude falls with the frequency as
+1 / f^1.3. At quality 95, pictures of the typical size have about 110 kB.
 """
 
 import argparse

@@ -68,8 +68,9 @@ def make_steps(
     """Compiles a network.
 
     Returns:
-      A function that starts a training step and returns its loss, one that starts a forward
-      pass, and the memory planned for the training step by name, if XLA reports it.
+      A function that starts a training step and returns its loss, a function that starts a
+      forward pass, and a dict with the `peak_memory_bytes` that XLA plans for the training
+      step, or an empty dict if XLA reports no plan.
     """
     model = create_model(
         variant, num_classes=peer.NUM_CLASSES, dtype=work.dtype, arithmetic=arithmetic

@@ -22,7 +22,8 @@ SCALE = (
     "--config.progressive_image_size_epochs=()",
     "--config.width_multiplier=0.5",
     "--config.num_epochs=8",
-    # The recipe's share, 0.353 epochs, is unstable here: docs/results.md compares both.
+    # The same share of the run as in the recipe, 0.353 epochs, is unstable here:
+    # docs/results.md compares both.
     "--config.warmup_epochs=1",
     "--config.eval_every_epochs=8",
     "--config.checkpoint_every_steps=400",
@@ -45,7 +46,7 @@ def rows() -> dict[str, tuple[str, ...]]:
     changes = {"the whole recipe": ()}
     changes |= {f"without {name}": fields for name, fields in WITHOUT.items()}
     everything = [field for fields in WITHOUT.values() for field in fields]
-    # Two rows change these fields; the value that leaves more out stays.
+    # `flip=none` leaves out more, and `aux_weight=0` leaves no weight that could fall.
     everything.remove("flip=random")
     everything.remove("final_aux_fraction=1")
     changes["without all of these"] = tuple(everything)

@@ -34,8 +34,9 @@ DEVICES = (1, 2, 8, 32, 128, 512, 1024)
 NUM_BYTES = 4  # Bytes of a float32, the type of gradients and statistics.
 NORM_STATISTICS = 2  # Mean and mean of squares of each channel.
 NORM_PASSES = 2  # The statistics, and their gradients.
-# Norms that wait for each other: those of the stem, and in each block the norms of the
-# reductions and of the convolutions behind them. XLA exchanges each group together.
+# Groups of norms that wait for each other: one for each convolution of the stem, and in
+# each block one for the reductions and one for the convolutions behind them. XLA exchanges
+# the statistics of a group together.
 NORM_GROUPS = 3 + 2 * len(INCEPTIONS)
 IMAGES_PER_PROCESS = 32
 MEASURED_STEPS = 30

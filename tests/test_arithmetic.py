@@ -107,13 +107,14 @@ def test_network_computes_the_same(variant, size, monkeypatch):
         assert max(errors(other, exact).values()) <= TOLERANCE
     # In float32, rounding puts some of half a million values on the other side of zero,
     # where the gradient of ReLU jumps, and makes other cells the maxima of some windows.
-    # Smooth functions show the rounding alone. Batch norm of three images multiplies it,
-    # that of XLA's own operations too.
+    # Smooth functions show the rounding alone. Batch norm of three images amplifies it in
+    # every arithmetic, that of XLA's own operations included.
     monkeypatch.setattr(ops, "relu", jax.nn.softplus)
     monkeypatch.setattr(nn, "relu", jax.nn.softplus)
     monkeypatch.setattr(ops, "max_pool", smooth_pool)
     exact, *_ = steps(variant, size, "float64")
-    float32 = steps(variant, size, "float32", pool_first=False)  # Means do not commute.
+    # `pool_first` moves pools before the activation, which only a maximum allows.
+    float32 = steps(variant, size, "float32", pool_first=False)
     stock, *others = (errors(each, exact) for each in float32)
     for other in others:
         for name, error in other.items():
@@ -190,9 +191,9 @@ def test_pools_inside_the_blocks_in_front_of_them():
 @pytest.mark.parametrize(
     ("arithmetic", "expected"),
     [
-        # The stem's three, six in each of three blocks, one in each head.
+        # Three in the stem, six in each of three blocks, and one in each head.
         (STOCK, 3 + 3 * 6 + 2),
-        (FASTEST["gpu"], 3 + 3 * 4 + 2),  # A block's three on its input are one.
+        (FASTEST["gpu"], 3 + 3 * 4 + 2),  # The three 1x1s on a block's input are merged.
         (FASTEST["cpu"], 1),  # Only conv1 is left.
     ],
     ids=["stock", "gpu", "cpu"],

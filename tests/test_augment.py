@@ -170,15 +170,15 @@ def square_boxes(max_aspect):
 
 def test_area_crops_of_section_6():
     # "whose size is distributed evenly between 8% and 100% of the image area with aspect
-    # ratio constrained to the interval [3/4, 4/3]". Where it must be 1, nothing but the
-    # area is drawn: none is refused for being too long.
+    # ratio constrained to the interval [3/4, 4/3]". If the ratio must be 1, only the area
+    # is drawn, and no draw is refused because its box is too long.
     areas, aspects = areas_and_aspects(square_boxes(1.0), (40, 40))
     np.testing.assert_allclose(aspects, 1, atol=1e-4)
     assert_evenly_spread(areas, 0.08, 1)
 
     areas, aspects = areas_and_aspects(square_boxes(4 / 3), (40, 40))
-    # Up to 3/4 of the area a box of any aspect fits, so there both are even and the aspect
-    # is as often lying as standing.
+    # A box of up to 3/4 of the area fits at any aspect. For such boxes, areas are evenly
+    # distributed, and so are the logarithms of the aspects.
     free = areas < 3 / 4
     assert_evenly_spread(areas[free], 0.08, 3 / 4)
     log_aspects = np.log(aspects) / math.log(4 / 3)

@@ -13,7 +13,7 @@ from googlenet_flax.data.decode import decode_image
 def test_typical_pictures_are_decoded_and_full_size_is_what_it_says(tmp_path, monkeypatch):
     content = decode.draw_picture(np.random.default_rng(0), 375, 500)
     image = PIL.Image.open(io.BytesIO(content))
-    # A training picture of ImageNet has 138 GB / 1.28 million, and mostly 500x375 pixels.
+    # ImageNet's training pictures have 138 GB / 1.28 million each, and most are 500x375.
     assert image.size == (500, 375) and 100e3 < len(content) < 120e3
     reduced, _ = decode_image(content, 20)
     with decode.decoded_at_full_size():

@@ -39,8 +39,8 @@ def cells(line):
 
 
 def test_the_table_has_ratios_of_the_same_round_and_dtype():
-    # The machine is twice as fast in round 2, so every ratio within a round is 2, but the
-    # ratios of medians are not.
+    # Every ratio within a round is 2. Ratios of the medians are not, because the machine is
+    # twice as fast in round 2, and round 3 has no float32 figures of `a`.
     failure = {"round": 2, "name": "b", "dtype": "float32", "error": "no b | c"}
     records = [
         *(record(1, "ours", 10, 40), record(1, "a", 5, 20)),

@@ -33,7 +33,7 @@ NO_NUMBERS = [
     *((), (0.5,), (0.5, 0.5), (0.5,) * 4, ((0.5, 0.5, 0.5),) * 3),
     *((0.5, 0.5, wrong) for wrong in (*NOT_FINITE, -math.inf, "0.5", None, True)),
 ]
-# 80 pixels: variant bn gives its auxiliary heads maps of 5x5 there.
+# Values that each field refuses, besides those of a wrong type.
 OUT_OF_RANGE = {
     "variant": ["sead", "", "BN", "b\nn"],
     "width_multiplier": [*NOT_POSITIVE, 8.01],

@@ -129,7 +129,7 @@ pads = st.tuples(st.integers(0, 4), st.integers(0, 4))
     height=st.integers(7, 12),
     width=st.integers(7, 12),
 )
-# conv1, at the other even and odd sizes than above.
+# conv1 at an odd height and an even width; the tests above use an even and an odd one.
 @example(size=7, stride=2, padding="SAME", height=11, width=12)
 @example(size=7, stride=2, padding=SYMMETRIC, height=11, width=12)
 def test_weight_gradient_as_a_product_of_any_convolution(

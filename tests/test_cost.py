@@ -34,11 +34,11 @@ def test_flops_of_forward_and_of_training(monkeypatch):
     whole = image_cost(googlenet(), 224)
     assert whole.forward_flops / 1e9 == pytest.approx(3.165, abs=0.0005)
     assert whole.training_flops / 1e9 == pytest.approx(9.31, abs=0.005)
-    # Training only the heads needs one pass and the gradients of the last layers.
+    # Training only the last layers needs one forward pass and their gradients.
     head = image_cost(googlenet(), 224, last_layers_only=True)
     classifiers = 3 * 1024 * 1000
     assert head.training_flops == 2 * (sum(layers_of("seed").values()) + classifiers)
-    # The floor of inference, 20.6 MB in bfloat16, here in float32.
+    # The lower bound of inference is 20.6 MB in bfloat16; this network is in float32.
     assert head.training_bytes / 1e6 == pytest.approx(2 * 20.6, abs=0.2)
 
 

@@ -24,7 +24,8 @@ STORED = 12  # Side of the stored images that hypothesis fills, in pixels.
 resize = jax.jit(jax.image.resize, static_argnums=(1, 2))
 
 
-# By an even factor, as from 16 to 4, each new center lies between two equally near pixels.
+# If a picture shrinks by an even factor, as from 16 to 4, each new center lies halfway
+# between two pixels.
 @pytest.mark.parametrize("method", ["cubic", "nearest"])
 @pytest.mark.parametrize("size", [4, 30])
 def test_in_a_corner_of_its_image_it_is_the_resize_of_the_slice(size, method):

@@ -69,8 +69,8 @@ LOST = re.compile(r"process \d has lost another process|another task died")
 def start_together(workdir, *more, count=2, own=(), own_env=None, before="", env=None):
     """Starts a tiny run in several processes.
 
-    `own` and `own_env` are flags and environment of the last process, `before` statements
-    of the first one.
+    `own` and `own_env` are additional flags and the environment of the last process.
+    `before` holds Python statements that only the first process runs.
     """
     address, processes = free_address(), []
     for number in range(count):
@@ -124,7 +124,7 @@ def assert_close_runs(ours, theirs, step, rtol):
 
 @pytest.mark.parametrize(
     ("count", "devices", "flags", "rtol"),
-    [  # A sum over two devices has no order.
+    [  # A sum over two devices is the same in any order, so the first case is exact.
         pytest.param(2, 1, ["--config.mixup_alpha=0.4"], 0, marks=pytest.mark.ci),
         pytest.param(4, 1, GENTLE, 1e-5, marks=pytest.mark.faults),
         pytest.param(2, 2, GENTLE, 1e-5, marks=pytest.mark.faults),

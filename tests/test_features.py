@@ -136,7 +136,7 @@ def test_untrained_heads_are_named(
     ids=str,
 )
 def test_a_split_has_indices_and_labels(tmp_path, features_to, mean_colors, flags, split):
-    """Reads the run's split unless another is named: ten classes, a network of seven."""
+    """Reads the run's split or a named one; data have ten classes, the network seven."""
     out = tmp_path / "new.npz"
     code, printed, err = features_to(out, *flags)
     assert (code, err) == (0, "")

@@ -203,7 +203,8 @@ def test_two_kinds_of_pictures_are_repaired(data_dir, official):
     for name, pixels in expected.items():
         image = PIL.Image.open(io.BytesIO(pictures[name]))
         assert (image.format, image.mode) == ("JPEG", "RGB")
-        assert all(set(table) == {1} for table in image.quantization.values())  # 100
+        # Tables of ones are those of quality 100.
+        assert all(set(table) == {1} for table in image.quantization.values())
         assert np.abs(np.asarray(image, np.float64) - pixels).mean() < 4
 
 

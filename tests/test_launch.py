@@ -169,7 +169,7 @@ def test_slurm_sh_signals_all_tasks_and_gives_each_all_gpus_of_its_node():
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
     assert options["gpus-per-node"] == options["ntasks-per-node"]
     assert "gpus-per-task" not in options and "--gpu-bind=none" in text
-    assert options["signal"].startswith("TERM@")  # With B: the script would get it.
+    assert options["signal"].startswith("TERM@")  # With "B:", only the script gets it.
 
 
 def test_tpu_pod_sh_runs_the_same_on_all_workers(stand_in, tmp_path):

@@ -86,7 +86,7 @@ def test_max_pool_equals_xla_ties_included(
 def test_max_pool_orders_all_of_bfloat16():
     bits = jnp.arange(2**16, dtype=jnp.uint16)
     values = jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
-    values = jnp.where(values == 0, 0, values)  # Either zero is a maximum of both.
+    values = jnp.where(values == 0, 0, values)  # The maximum of 0 and -0 can be either.
     for seed in range(3):
         pairs = np.random.default_rng(seed).permutation(2**17).reshape(-1, 2) % 2**16
         windows = values[pairs].reshape(-1, 1, 2, 1).repeat(2, axis=1)

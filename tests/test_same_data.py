@@ -38,7 +38,7 @@ def finished(tmp_path_factory, small_networks):
     root = tmp_path_factory.mktemp("same data")
     folders = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
     write_pictures(root / "pictures", dict.fromkeys(folders, 4), ".bmp", side=12)
-    # Rounded in any way, these would be other numbers.
+    # Any rounding would change these numbers.
     metrics = {"loss": 2.302585092994046, "accuracy": 1 / 12, "top5": 5 / 12}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "train_step", count_step)
@@ -152,7 +152,7 @@ def test_a_run_that_has_lost_its_checkpoints_keeps_its_metrics(copy):
 @pytest.mark.slow
 @pytest.mark.parametrize(("evaluations", "restart"), [(2, False), (3, True)])
 def test_a_run_begins_again_without_its_checkpoints(copy, evaluations, restart):
-    """Two evaluations are the most that can precede the first complete checkpoint."""
+    """Needs `restart` after three evaluations; two can precede the first checkpoint."""
     metrics = copy / "run" / "metrics.jsonl"
     row = metrics.read_text().splitlines()[-1]
     metrics.write_text(metrics.read_text() + f"{row}\n" * (evaluations - 1))

@@ -16,8 +16,9 @@ FIRST_EVALUATION = EPOCHS_BETWEEN_EVALUATIONS * EPOCH_STEPS
 CHECKPOINT_EVERY_STEPS = 50
 SETTLED_STEP = 500  # The window begins after five evaluations and ten checkpoints.
 WINDOW = 500
-# Pools start their threads when there is work for them, on a busy machine late. One left
-# behind by each of the evaluations or checkpoints between the windows would be fifteen.
+# Pools start their threads when there is work for them, which is late on a busy machine. If
+# each evaluation and each checkpoint between the windows left a thread behind, there would
+# be fifteen more.
 LAZY_THREADS = 8
 MAX_GROWTH = 0.02  # A state kept at each step would be twenty times that.
 

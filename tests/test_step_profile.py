@@ -56,7 +56,7 @@ def test_a_full_disk_is_not_taken_for_device_memory(tmp_path, monkeypatch, capsy
     profile.before(1, None)
     with pytest.raises(UserError, match=r"profile cannot be written .*No space left"):
         profile.after(1, None)
-    with pytest.raises(KeyboardInterrupt), profile:  # It stays the reason of the end.
+    with pytest.raises(KeyboardInterrupt), profile:  # The interrupt is not replaced.
         profile.before(1, None)
         raise KeyboardInterrupt
     assert "No space left" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def assert_stopped(workdir, err, number, step):
 @pytest.mark.parametrize("newest", [0, 6])
 def test_stopped_while_it_compiles(tmp_path, finished_run, newest, number):
     workdir = copy_run(finished_run[0], tmp_path / "run", newest=newest)
-    env = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # The pause makes the write slow.
+    env = {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # Compiling then takes a while.
     process = start_tiny(workdir, env=env)
     origin = "resuming after step 6" if newest else "from scratch"
     wait_for_line(process, origin, "stdout")

@@ -62,7 +62,7 @@ def compiled(gib):
 def elsewhere(monkeypatch, small_inceptions):
     """Fabricates four devices of each chip; returns a mock that compiles the step."""
     table_1 = "googlenet_flax.analysis.plan.format_table_1"
-    monkeypatch.setattr(table_1, lambda *_: "")  # The small network has no such layer.
+    monkeypatch.setattr(table_1, lambda *_: "")  # Leaves Table 1 out of the plan.
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
     kinds = {"tpu": "TPU v5 lite", "gpu": "NVIDIA H100 80GB HBM3"}
     for platform, kind in kinds.items():

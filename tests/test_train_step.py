@@ -40,7 +40,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("variant", "counts", "options"),
-    [  # The slow ones have no further operations.
+    [
         pytest.param("seed", (2, 4), {}, marks=pytest.mark.slow),
         pytest.param("paper", (2, 4), {}, marks=pytest.mark.slow),
         pytest.param("bn", (4,), {}, marks=pytest.mark.ci),

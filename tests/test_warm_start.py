@@ -129,7 +129,7 @@ def test_another_number_of_classes(source, class_names):
     [("bn", ("aux_4d",), 80), ("seed", ("aux_4a", "aux_4d"), 224)],
 )
 def test_untrained_heads_are_new(tmp_path, variant, heads, image_size):
-    """Checks that heads and statistics are new, at any size; `seed` ties trained heads."""
+    """Checks that untrained heads are new, also at a size that trained ones do not fit."""
     run, theirs = source_run(tmp_path, changed(variant=variant, untrained_heads=heads))
     after, said, fresh = start(run, changed(variant=variant, image_size=image_size))
     expected = {

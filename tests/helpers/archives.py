@@ -60,7 +60,7 @@ def cifar_archive_bytes(name: str, examples_per_file: int) -> bytes:
 @contextlib.contextmanager
 def tensorflow_forbidden():
     """Fails if the code inside tries to import TensorFlow, whether installed or not."""
-    epath.Path().exists()  # Importing TFDS looks once whether TensorFlow is installed.
+    epath.Path().exists()  # The first use looks once whether TensorFlow is installed.
     finder = mock.Mock(**{"find_spec.return_value": None})
     with mock.patch.object(sys, "meta_path", [finder, *sys.meta_path]):
         yield

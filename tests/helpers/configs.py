@@ -12,7 +12,8 @@ from googlenet_flax.config import MAX_NUMBER
 from googlenet_flax.runtime import command_line
 
 CONFIG_FILES = sorted((REPOSITORY / "configs").glob("*.py"))
-# Fields with which all that is due later is due after the end of any run.
+# Fields that put every later event (decay of the rate, averaging, change of the image size,
+# evaluation) after the end of any run.
 NEVER = {
     **{"schedule": "staircase", "decay_every_epochs": 10**8, "decay_rate": 0.5},
     **{"averaging": "polyak", "average_from_epoch": MAX_NUMBER},

@@ -46,7 +46,7 @@ def create_small(description: ModelDescription, devices=(), **fields) -> GoogLeN
 
 
 def defaults_of(kind) -> dict:
-    """Returns the fields of a class as the config has them by default, where all is off."""
+    """Returns the config's defaults for the fields of a class, with all options off."""
     names = [field.name for field in dataclasses.fields(kind)]
     return {name: FIELDS[name].default for name in names}
 

@@ -49,7 +49,7 @@ from googlenet_flax.model import googlenet
 googlenet.INCEPTIONS = SMALL_INCEPTIONS
 """
 
-# Python statements after which each report of a step is followed by `action`.
+# Python statements that make a run execute `action` after each report of a step.
 AFTER_A_REPORT = """
 import os, time
 from googlenet_flax.runtime.progress import Progress

@@ -80,9 +80,9 @@ def create_model(
     """Creates the network with the given weights, with the outputs main and both heads.
 
     Args:
-      weights: By the paper's names of the layers.
+      weights: Arrays by the paper's names of the layers.
       image_size: Side of the images in pixels.
-      activation: Of the three classifiers; None makes them return logits.
+      activation: Activation of the three classifiers; None makes them return logits.
     """
     network = _Network(activation)
     images = keras.Input((image_size, image_size, 3))

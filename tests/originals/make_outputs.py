@@ -14,7 +14,8 @@ import re
 from originals import caffe_googlenet, keras_googlenet, torchvision_googlenet
 from originals.weights import draw_images, draw_weights
 
-# At some of the image sizes, rounding up, rounding down and SAME differ in the middle.
+# At some of the image sizes, rounding up, rounding down and SAME give different maps inside
+# the network.
 ORIGINALS = {
     "seed": (keras_googlenet, (96, 100, 224)),
     "paper": (caffe_googlenet, (96, 100, 224)),

@@ -192,7 +192,7 @@ ORIGINALS = {"seed": Keras(), "paper": Caffe(), "torchvision": Torchvision()}
 def draw_weights(variant: str, image_size: int) -> Weights:
     """Draws weights by the original's names, each from its name alone.
 
-    Their ranges keep every layer alive: nothing is zero, nothing is a default.
+    Their ranges let every layer affect the outputs: no value is zero or a default.
     """
     original = ORIGINALS[variant]
     return {
