@@ -76,5 +76,7 @@ def test_a_wheel_needs_no_clone(tmp_path):
     flags = "train --config=digits --dry_run --config.width_multiplier=0.1".split()
     command = (bin / "googlenet", *flags, "--config.num_epochs=1")
     code, out, err = finish(start_program(*command, cwd=tmp_path, env={"PYTHONPATH": ""}))
-    assert (code, err) == (0, "")
+    # A busy machine says how long it compiles.
+    said = [line for line in err.splitlines() if ": compiling " not in line]
+    assert (code, said) == (0, [])
     assert "digits, 1,437 images to train on" in out and "44 of 32 images" in out
