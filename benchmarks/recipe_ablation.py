@@ -22,8 +22,8 @@ SCALE = (
     "--config.progressive_image_size_epochs=()",
     "--config.width_multiplier=0.5",
     "--config.num_epochs=8",
-    # The same share of the run as in the recipe, 0.353 epochs, is unstable here:
-    # docs/results.md compares both.
+    # Training is unstable here with 0.353 epochs of warm-up, the share of the run that the
+    # recipe spends on it: docs/results.md compares both.
     "--config.warmup_epochs=1",
     "--config.eval_every_epochs=8",
     "--config.checkpoint_every_steps=400",
